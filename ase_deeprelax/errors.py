@@ -1,0 +1,45 @@
+"""Every exception a user can meet.
+
+Each message says what is wrong, where (atom index, element, value, path) and what
+to do about it. Where ASE users expect a built-in type, the class is one of those too.
+"""
+
+
+class DeepRelaxError(Exception):
+    """Base of all errors of this package."""
+
+
+class StructureError(DeepRelaxError, ValueError):
+    """The input structure cannot be relaxed: empty, not finite, overlapping, no cell."""
+
+
+class UnsupportedElementError(StructureError):
+    """The structure holds elements that the model has never seen."""
+
+
+class UnsupportedConstraintError(DeepRelaxError, ValueError):
+    """A constraint or filter that a one-shot prediction cannot honour exactly."""
+
+
+class PredictionError(DeepRelaxError, RuntimeError):
+    """The predicted structure did not pass the checks; the atoms were left as they were."""
+
+
+class DeviceError(DeepRelaxError, RuntimeError):
+    """The device asked for is not there."""
+
+
+class ModelError(DeepRelaxError, ValueError):
+    """Weights or configuration of a model are unknown, damaged or do not fit together."""
+
+
+class PairFileError(DeepRelaxError, ValueError):
+    """A file of (unrelaxed, relaxed) pairs cannot be read."""
+
+
+class ConfigError(DeepRelaxError, ValueError):
+    """A training configuration cannot be used."""
+
+
+class MissingDependencyError(DeepRelaxError, ImportError):
+    """An optional package is needed; the message holds the pip line that installs it."""

@@ -1,0 +1,39 @@
+"""The flat names this package writes into ``atoms.info`` and ``atoms.arrays``.
+
+Flat scalars with one prefix survive .traj and .extxyz; nested dicts and ``None`` do not,
+so none are written. Per-atom sigma goes into ``arrays`` (kept by extxyz) and into
+``info`` (kept by .traj).
+"""
+
+PREFIX = 'deeprelax_'
+
+SIGMA = 'deeprelax_sigma'  # info, float, A: mean bond-level uncertainty of the structure
+SIGMA_MAX = 'deeprelax_sigma_max'  # info, float, A: largest per-atom uncertainty
+SIGMA_ATOMS = 'deeprelax_sigma_atoms'  # info, (n_atoms,), A: copy of arrays[SIGMA]
+DMAX = 'deeprelax_dmax'  # info, float, A: largest displacement of an atom at fixed cell
+VOLUME_RATIO = 'deeprelax_volume_ratio'  # info, float: predicted / input volume
+RESIDUAL = 'deeprelax_residual'  # info, float, A: mean violation of the distance bounds
+MODEL = 'deeprelax_model'  # info, str: name of the model
+SHA256 = 'deeprelax_sha256'  # info, str: hash of its weights
+VERSION = 'deeprelax_version'  # info, str: version of this package
+STAGE = 'deeprelax_stage'  # info, str: 'predicted', or the refinement that came last
+OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range ('' if inside)
+
+
+def strip(atoms):
+    """Remove all names of this package from ``atoms.info`` and ``atoms.arrays``, in place."""
+    for store in (atoms.info, atoms.arrays):
+        for key in [key for key in store if key.startswith(PREFIX)]:
+            del store[key]
+
+
+def to_key_value_pairs(atoms):
+    """The scalars of this package in ``atoms.info``, for ``ase.db``'s ``key_value_pairs``.
+
+    >>> db.write(atoms, key_value_pairs=to_key_value_pairs(atoms))  # doctest: +SKIP
+    """
+    return {
+        key: value
+        for key, value in atoms.info.items()
+        if key.startswith(PREFIX) and isinstance(value, (int, float, str)) and value != ''
+    }

@@ -1,0 +1,74 @@
+"""The one contract of all models: a batch of graphs in, a Prediction out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ase_deeprelax.data.graph import GraphSpec
+
+
+@dataclass
+class Prediction:
+    """What a network says about a batch, in the frame of its graphs.
+
+    With rows as vectors the predicted structure is ``cell @ deformation`` and
+    ``(pos + displacement) @ deformation``; zeros and identity mean "already relaxed".
+
+    Attributes
+    ----------
+    deformation : (n_graphs, 3, 3)
+        Symmetric, positive definite.
+    displacement : (n_atoms, 3), A
+        At the unrelaxed cell, without rigid drift.
+    bond_index : (n_bonds,) int64
+        The edges of the graph that distances are predicted for (one of each i-j, j-i).
+    distance : (n_bonds,), A
+        Predicted relaxed distances (paper eq. 9).
+    log_b : (n_bonds,)
+        Log of their Laplace scales in A (paper eq. 10), within ``LOG_B_RANGE``.
+    anchor_index : (n_anchors,) int64 or None
+        Intra-cell edges with a predicted cross distance (paper's displacement head).
+    anchor_distance, anchor_log_b : (n_anchors,) or None
+        Distance of the relaxed neighbour from the centre in the *strained unrelaxed*
+        structure, and its scale.
+    """
+
+    deformation: torch.Tensor
+    displacement: torch.Tensor
+    bond_index: torch.Tensor
+    distance: torch.Tensor
+    log_b: torch.Tensor
+    anchor_index: torch.Tensor | None = None
+    anchor_distance: torch.Tensor | None = None
+    anchor_log_b: torch.Tensor | None = None
+
+
+# One range for log b in loss and solver (the reference has two): 0.1 mA to 7 A.
+LOG_B_RANGE = (-9.0, 2.0)
+
+
+class RelaxationModel(nn.Module):
+    """Base of all models.
+
+    A subclass takes its hyperparameters as keyword-only arguments of ``__init__``,
+    sets ``self.spec`` (the graph it wants) and implements ``forward``. ``hyperparameters``
+    is filled by ``create_model`` and goes into the weights' config.
+    """
+
+    spec: GraphSpec
+
+    def forward(self, graph) -> Prediction:
+        raise NotImplementedError
+
+
+def relaxed_structure(graph, prediction):
+    """Cells (n_graphs, 3, 3) and positions (n_atoms, 3) that a prediction stands for, A."""
+    cell = graph.cell @ prediction.deformation
+    pos = graph.pos + prediction.displacement
+    return cell, apply_deformation(pos, prediction.deformation, graph.graph_of_atom)
+
+
+def apply_deformation(vectors, deformation, graph_of_atom):
+    """Rows ``vectors`` (n, 3) times the deformation of their graph."""
+    return (vectors.unsqueeze(1) @ deformation.index_select(0, graph_of_atom)).squeeze(1)
