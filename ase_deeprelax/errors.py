@@ -25,6 +25,10 @@ class PredictionError(DeepRelaxError, RuntimeError):
     """The predicted structure did not pass the checks; the atoms were left as they were."""
 
 
+class RefinementError(DeepRelaxError, RuntimeError):
+    """A refinement met forces or positions that are not finite."""
+
+
 class DeviceError(DeepRelaxError, RuntimeError):
     """The device asked for is not there."""
 

@@ -111,7 +111,7 @@ def build_graph(numbers, positions, cell, spec, dtype=torch.float32):
         pi, pj = intra_cell_pairs(positions, spec.intra_neighbors)
         i, j = np.append(i[inter], pi), np.append(j[inter], pj)
         offset = np.concatenate([offset[inter], np.zeros((len(pi), 3), int)])
-        order = np.lexsort((*offset.T, j, i))
+        order = np.lexsort((*offset.T[::-1], j, i))
         intra = np.append(intra[inter], np.ones(len(pi), dtype=bool))[order]
         i, j, offset = i[order], j[order], offset[order]
     return CrystalGraph(

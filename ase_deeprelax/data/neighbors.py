@@ -31,7 +31,7 @@ def neighbor_list(positions, cell, cutoff, max_neighbors=None):
         points=positions, box=cell, periodic=True, quantities='ijSd', copy=True
     )
     i, j, offset = i.astype(np.int64), j.astype(np.int64), offset.astype(np.int64)
-    order = np.lexsort((*offset.T, j, i))
+    order = np.lexsort((*offset.T[::-1], j, i))
     i, j, offset, distance = i[order], j[order], offset[order], distance[order]
     if max_neighbors is not None:
         keep = whole_shells(i, distance, max_neighbors, len(positions))

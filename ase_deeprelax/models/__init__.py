@@ -1,0 +1,43 @@
+"""Networks by name."""
+
+from ase_deeprelax.errors import ModelError
+from ase_deeprelax.models.paegnn import PaEGNN
+
+ARCHITECTURES = {'paegnn': PaEGNN}
+
+
+def create_model(architecture, **hyperparameters):
+    """A new model with random weights.
+
+    Parameters
+    ----------
+    architecture : str
+        One of ``ARCHITECTURES``.
+    **hyperparameters
+        Keyword arguments of its class.
+
+    Returns
+    -------
+    RelaxationModel
+        With ``architecture`` and ``hyperparameters`` set.
+
+    Raises
+    ------
+    ModelError
+        Unknown architecture, or a hyperparameter that it does not have.
+
+    Examples
+    --------
+    >>> create_model('paegnn', hidden=16, layers=2).spec.cutoff
+    5.0
+    """
+    if architecture not in ARCHITECTURES:
+        known = ', '.join(sorted(ARCHITECTURES))
+        raise ModelError(f'unknown architecture {architecture!r}; known are: {known}')
+    try:
+        model = ARCHITECTURES[architecture](**hyperparameters)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f'architecture {architecture!r}: {error}') from error
+    model.architecture = architecture
+    model.hyperparameters = dict(hyperparameters)
+    return model

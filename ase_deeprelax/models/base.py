@@ -24,7 +24,7 @@ class Prediction:
     bond_index : (n_bonds,) int64
         The edges of the graph that distances are predicted for (one of each i-j, j-i).
     distance : (n_bonds,), A
-        Predicted relaxed distances (paper eq. 9).
+        Predicted relaxed distances (paper eq. 8).
     log_b : (n_bonds,)
         Log of their Laplace scales in A (paper eq. 10), within ``LOG_B_RANGE``.
     anchor_index : (n_anchors,) int64 or None

@@ -1,0 +1,1 @@
+"""Training of models. Needs the extra ``train``; nothing else imports it."""

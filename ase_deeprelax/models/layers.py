@@ -1,0 +1,143 @@
+"""Pieces that the networks share: radial basis, harmonics, sums over neighbourhoods."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class ScaledSiLU(nn.Module):
+    """SiLU / 0.6, the activation of the reference networks."""
+
+    def forward(self, x):
+        return nn.functional.silu(x) / 0.6
+
+
+def mlp(*widths):
+    """Linear layers with ScaledSiLU between them."""
+    layers = []
+    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(n_in, n_out), ScaledSiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def zero_last(network):
+    """Set the last linear layer to zero, so that an untrained head answers "relaxed"."""
+    for parameter in network[-1].parameters():
+        nn.init.zeros_(parameter)
+    return network
+
+
+class RadialBasis(nn.Module):
+    """Gaussians on [0, cutoff] times a polynomial envelope that vanishes smoothly there.
+
+    Parameters
+    ----------
+    num_rbf : int
+        Number of Gaussians; their width is their spacing.
+    cutoff : float, A
+    """
+
+    def __init__(self, num_rbf, cutoff):
+        super().__init__()
+        self.cutoff = cutoff
+        self.gamma = 0.5 * ((num_rbf - 1) / cutoff) ** 2
+        self.register_buffer('centres', torch.linspace(0, cutoff, num_rbf), persistent=False)
+
+    def forward(self, distance):
+        """(n,) A -> (n, num_rbf)."""
+        x = distance.unsqueeze(-1)
+        # The far tails are subnormal numbers, on which CPUs are many times slower; e^-60 is 0.
+        gaussians = torch.exp(-(self.gamma * (x - self.centres) ** 2).clamp(max=60.0))
+        return gaussians * envelope(x / self.cutoff)
+
+
+def envelope(x, p=5):
+    """Polynomial cutoff of DimeNet: 1 at 0, smoothly 0 at x >= 1."""
+    a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
+    return torch.where(x < 1, 1 + a * x**p + b * x ** (p + 1) + c * x ** (p + 2), 0.0)
+
+
+def symmetric_basis():
+    """(5, 3, 3): an orthonormal basis of the symmetric traceless matrices (degree l = 2)."""
+    r2, r6 = math.sqrt(0.5), math.sqrt(1 / 6)
+    basis = torch.zeros(5, 3, 3, dtype=torch.float64)
+    for m, (a, b) in enumerate([(0, 1), (1, 2), (0, 2)]):
+        basis[m, a, b] = basis[m, b, a] = r2
+    basis[3].copy_(torch.diag(torch.tensor([r2, -r2, 0.0])))
+    basis[4].copy_(torch.diag(torch.tensor([-r6, -r6, 2 * r6])))
+    return basis
+
+
+class Neighborhood:
+    """Sums over neighbours as small dense products, one column per distinct neighbour.
+
+    A message  sum_e phi_e * x_j  with phi_e = W x_e is linear in the edge features x_e, so
+    the features of all periodic images of one neighbour atom j may be added up first:
+    a centre in a cell of ten atoms then has ten columns, however many images lie within
+    the cutoff. The sums are taken once and serve every layer.
+
+    Parameters
+    ----------
+    graph : CrystalGraph
+    radial : (n_edges, n_radial)
+        Edge features.
+    harmonics : list of (n_edges, 2l + 1)
+        Angular functions; ``moments[k]`` belongs to ``harmonics[k]``.
+    dtype : torch.dtype
+        Of the moments (bfloat16 under autocast).
+    """
+
+    def __init__(self, graph, radial, harmonics, dtype):
+        j, i = graph.edge_index
+        n = len(graph.z)
+        pairs, column = torch.unique_consecutive(i * n + j, return_inverse=True)
+        pair_i = torch.div(pairs, n, rounding_mode='floor')
+        counts = torch.bincount(pair_i, minlength=n)
+        width = int(counts.max()) if len(pairs) else 1
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(pairs), device=i.device) - first.index_select(0, pair_i)
+        position = pair_i * width + slot
+        self.neighbor = torch.zeros(n * width, dtype=torch.long, device=i.device)
+        self.neighbor[position] = pairs % n
+        self.width = width
+        row = position.index_select(0, column)
+        self.moments = []
+        for harmonic in harmonics:
+            features = (harmonic.unsqueeze(2) * radial.unsqueeze(1)).flatten(1)
+            moment = features.new_zeros(n * width, features.shape[1])
+            moment.index_add_(0, row, features)
+            moment = moment.view(n, width, -1).transpose(1, 2)
+            self.moments.append(moment.to(dtype).contiguous())
+
+    def gather(self, x):
+        """(n_atoms, c) -> (n_atoms, width, c): the features of each centre's neighbours."""
+        x = x.to(self.moments[0].dtype).index_select(0, self.neighbor)
+        return x.view(-1, self.width, x.shape[-1])
+
+    def sum(self, k, gathered, filters):
+        """Messages through ``harmonics[k]``.
+
+        Parameters
+        ----------
+        gathered : (n_atoms, width, c * f)
+            ``c`` vector components of ``f`` features.
+        filters : (n_radial, f)
+            The linear map W of  phi_e = W x_e.
+
+        Returns
+        -------
+        (n_atoms, (2l + 1) * c, f)
+        """
+        n_radial, f = filters.shape
+        moment = torch.bmm(self.moments[k], gathered)
+        moment = moment.view(len(moment), -1, n_radial, moment.shape[2] // f, f)
+        return (moment * filters.to(moment.dtype).unsqueeze(1)).sum(2).flatten(1, 2)
+
+
+def mean_over_atoms(x, graph):
+    """(n_atoms, ...) -> (n_graphs, ...): mean over the atoms of each graph."""
+    index = graph.graph_of_atom
+    total = x.new_zeros(graph.n_graphs, *x.shape[1:]).index_add(0, index, x)
+    counts = torch.bincount(index, minlength=graph.n_graphs).clamp(min=1)
+    return total / counts.view(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,79 @@
+"""The ordinary ASE optimizer that goes on from a prediction."""
+
+import numpy as np
+
+from ase_deeprelax.errors import RefinementError
+from ase_deeprelax.freedom import unwrap
+
+
+class Refinement:
+    """Steps of an ordinary optimizer, whose state can be kept and whose numbers are finite.
+
+    Parameters
+    ----------
+    target : ase.Atoms or ase.filters.Filter
+    optimizer : callable
+        ``optimizer(target, logfile=None)`` makes an ``ase.optimize.optimize.Optimizer``.
+    keep : callable
+        Called with the optimizer's state (what it would write into its own restart file)
+        after each step.
+    memory : optional
+        Such a state to go on from.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> from ase.optimize import FIRE
+    >>> atoms = bulk('Cu', a=3.7)
+    >>> atoms.calc = EMT()
+    >>> Refinement(atoms, FIRE, keep=lambda memory: None).name
+    'FIRE'
+    """
+
+    def __init__(self, target, optimizer, keep, memory=None):
+        self.atoms = unwrap(target)
+        self.name = optimizer_name(optimizer)
+        self.optimizer = optimizer(target, logfile=None)
+        if memory is not None:
+            self.optimizer.load = lambda: memory
+            self.optimizer.read()
+        self.optimizer.dump = keep
+
+    def step(self, fmax):
+        """Take one step.
+
+        Raises
+        ------
+        RefinementError
+            Forces or new positions are not finite; the atoms are as before the step.
+        """
+        atoms = self.atoms
+        gradient = self.optimizer.optimizable.get_gradient()
+        if not np.isfinite(gradient).all():
+            raise RefinementError(
+                f'{type(atoms.calc).__name__}: {_where(atoms, gradient)} is not finite; '
+                'look for atoms on one site or elements that the calculator does not know. '
+                'The atoms are as they were before this step'
+            )
+        cell, positions = atoms.cell.array.copy(), atoms.positions.copy()
+        self.optimizer.fmax = fmax
+        self.optimizer.step()
+        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell).all()):
+            atoms.set_cell(cell, apply_constraint=False)
+            atoms.set_positions(positions, apply_constraint=False)
+            raise RefinementError(
+                f'{self.name} proposed positions that are not finite; the atoms are as '
+                'they were before this step. Use another optimizer or calculator'
+            )
+
+
+def optimizer_name(optimizer):
+    """Name of a class, or of the class in a ``functools.partial``."""
+    optimizer = getattr(optimizer, 'func', optimizer)
+    return getattr(optimizer, '__name__', type(optimizer).__name__)
+
+
+def _where(atoms, gradient):
+    row = int(np.flatnonzero(~np.isfinite(gradient))[0]) // 3
+    return f'force on atom {row} ({atoms.symbols[row]})' if row < len(atoms) else 'stress'

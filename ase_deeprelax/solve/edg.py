@@ -1,0 +1,360 @@
+"""Distance geometry: from bounds on distances to positions (paper eqs. 16-20).
+
+The paper minimises the mean violation of the bounds with 100 steps of Adam, one structure
+at a time. Here all structures of a batch take damped Gauss-Newton steps together: the
+linear systems are solved by conjugate gradients on sums over edges, so that nothing is
+ever padded, and each structure has its own damping, step cap and end.
+
+The violation s of a bound counts as |s| - HUBER / 2 beyond HUBER and as s^2 / (2 HUBER)
+within. Far from the bounds that is the paper's loss; close to them it averages noise
+as least squares do and has the derivatives that Gauss-Newton needs. Where all bounds can
+hold, both have the same minima.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+HUBER = 0.03  # A; violations below it are averaged, above it outvoted
+MAX_MOVE = 0.4  # A; no atom moves further in one step
+INNER_STEPS = 30  # of conjugate gradients, at most, per step
+INNER_TOL = 0.3  # relative residual at which they stop
+HELD = 0.03  # stiffness of bounds that hold, so that a step breaks fewer of them
+BROKEN = 0.3  # of those that stay broken by more than HUBER, whose loss is straight
+DAMPING_MIN, DAMPING_START, DAMPING_MAX = 1e-7, 1e-3, 1e7  # times an atom's stiffness
+
+
+@dataclass(frozen=True)
+class EDGSolution:
+    """Positions that fit the bounds, and how well.
+
+    Attributes
+    ----------
+    pos : (n_atoms, 3), A
+    residual : (n_graphs,), A
+        Mean violation over the bounds of a structure; 0 where it has none, nan where its
+        input is not finite.
+    converged : (n_graphs,) bool
+        Whether the bounds hold, or no step improves on them any more. False where the
+        steps ran out or the input is not finite.
+    steps : int
+        Steps taken until the last structure was done.
+    """
+
+    pos: torch.Tensor
+    residual: torch.Tensor
+    converged: torch.Tensor
+    steps: int
+
+
+@torch.no_grad()
+def solve_edg(  # noqa: PLR0917
+    pos,
+    cell,
+    graph_of_atom,
+    edge_index,
+    offset,
+    lower,
+    upper,
+    *,
+    anchor_index=None,
+    anchor_pos=None,
+    anchor_lower=None,
+    anchor_upper=None,
+    max_steps=100,
+    tol=1e-4,
+):
+    """Move atoms, at fixed cells, until their distances lie within bounds (eqs. 16-20).
+
+    The loss of one structure is the mean over its edges of the violation of
+    ``lower <= |X_j + offset @ cell - X_i| <= upper`` plus the mean over its anchors of that
+    of ``anchor_lower <= |X_j - anchor_pos_i| <= anchor_upper``. A lower bound above its
+    upper bound is replaced, like it, by the mean of the two.
+
+    Without anchors a structure keeps the centroid it starts with. A structure whose
+    bounds hold at the start is returned bit-for-bit, as is one with input that is not
+    finite. Structures do not influence each other.
+
+    Parameters
+    ----------
+    pos : (n_atoms, 3), A
+        Start, float32 or float64; all floating-point input has the same type.
+    cell : (n_graphs, 3, 3), A
+        Relaxed cells, rows.
+    graph_of_atom : (n_atoms,) int64
+    edge_index : (2, n_edges) int64
+        Neighbour ``j`` in row 0, centre ``i`` in row 1; one of i-j and j-i is enough.
+    offset : (n_edges, 3)
+        Lattice translations of the neighbours.
+    lower, upper : (n_edges,), A
+        Bounds (eqs. 18, 19); ``upper`` may be infinite.
+    anchor_index : (2, n_anchors) int64, optional
+        ``j`` in row 0, ``i`` in row 1.
+    anchor_pos : (n_atoms, 3), A, optional
+        Fixed points that the anchors start from: the strained unrelaxed positions.
+    anchor_lower, anchor_upper : (n_anchors,), A, optional
+    max_steps : int
+        Default 100.
+    tol : float, A
+        Bounds violated by less hold, and a structure that moves by less is done;
+        default 1e-4.
+
+    Returns
+    -------
+    EDGSolution
+
+    Examples
+    --------
+    Two atoms in a large box, pushed apart to 2 A:
+
+    >>> pos = torch.tensor([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0]])
+    >>> solution = solve_edg(
+    ...     pos,
+    ...     9 * torch.eye(3)[None],
+    ...     torch.zeros(2, dtype=torch.long),
+    ...     torch.tensor([[1], [0]]),
+    ...     torch.zeros(1, 3),
+    ...     torch.tensor([2.0]),
+    ...     torch.tensor([2.1]),
+    ... )
+    >>> float((solution.pos[1] - solution.pos[0]).norm()) > 1.999
+    True
+    """
+    n_graphs = cell.shape[0]
+    bounds = _edge_bounds(
+        pos, cell, graph_of_atom, edge_index, offset, lower=lower, upper=upper
+    )
+    anchored = torch.zeros(n_graphs, dtype=torch.bool, device=pos.device)
+    if anchor_index is not None:
+        anchors = _anchor_bounds(
+            pos,
+            anchor_pos,
+            graph_of_atom,
+            anchor_index,
+            lower=anchor_lower,
+            upper=anchor_upper,
+        )
+        bounds = bounds.joined(anchors)
+        anchored[anchors.graph] = True
+    sums = _Sums(graph_of_atom, anchored)
+    finite = sums.of_atoms((~torch.isfinite(pos)).sum(1)) == 0
+    move, converged, steps = _minimise(sums, bounds, finite, max_steps, tol)
+    excess, _ = bounds.measure(move)
+    count = torch.bincount(bounds.graph, minlength=n_graphs).clamp(min=1)
+    residual = sums.of_bounds(excess.abs(), bounds) / count
+    return EDGSolution(pos + move[:, :-1].T, residual, converged, steps)
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Bounds on ``|base + move[head] - move[tail]|``.
+
+    Components come first, here and in ``move``: sums over rows of three are slow.
+    """
+
+    base: torch.Tensor  # (3, n), A: the vectors at the start
+    head: torch.Tensor  # (n,): atom that the vector points to
+    tail: torch.Tensor  # (n,): atom that it starts from; n_atoms for a fixed point
+    lower: torch.Tensor  # (n,), A
+    upper: torch.Tensor  # (n,), A
+    weight: torch.Tensor  # (n,): one over the number of terms in its mean of eq. 16
+    graph: torch.Tensor  # (n,)
+
+    def fields(self):
+        return tuple(vars(self).values())
+
+    def joined(self, other):
+        pairs = zip(self.fields(), other.fields(), strict=True)
+        return _Bounds(*(torch.cat(pair, dim=-1) for pair in pairs))
+
+    def kept(self, mask):
+        index = mask.nonzero().squeeze(1)
+        return _Bounds(*(field.index_select(-1, index) for field in self.fields()))
+
+    def difference(self, move):
+        return move.index_select(1, self.head) - move.index_select(1, self.tail)
+
+    def measure(self, move):
+        """Violations (n,), positive where too long, and unit vectors (3, n)."""
+        vector = self.base + self.difference(move)
+        length = vector.square().sum(0).sqrt()
+        excess = length - torch.clamp(length, min=self.lower, max=self.upper)
+        # Coincident atoms have no direction to part in; their other bounds decide.
+        return excess, vector / torch.where(length > 0, length, 1)
+
+    def loss(self, excess, sums):
+        """(n_graphs,), A; float64, because steps are judged by its differences."""
+        over = excess.abs()
+        near = over.clamp(max=HUBER)
+        terms = self.weight * near * (over - near / 2) / HUBER
+        return sums.of_bounds(terms.double(), self)
+
+
+def _edge_bounds(pos, cell, graph_of_atom, edge_index, offset, *, lower, upper):
+    head, tail = edge_index
+    graph = graph_of_atom.index_select(0, tail)
+    shift = (offset.unsqueeze(1) @ cell.index_select(0, graph)).squeeze(1)
+    base = pos.index_select(0, head) - pos.index_select(0, tail) + shift
+    return _bounds(base, head, tail, graph, lower=lower, upper=upper)
+
+
+def _anchor_bounds(pos, points, graph_of_atom, anchor_index, *, lower, upper):
+    head, centre = anchor_index
+    graph = graph_of_atom.index_select(0, centre)
+    base = pos.index_select(0, head) - points.index_select(0, centre)
+    fixed = torch.full_like(head, len(pos))
+    return _bounds(base, head, fixed, graph, lower=lower, upper=upper)
+
+
+def _bounds(base, head, tail, graph, *, lower, upper):
+    crossed = lower > upper
+    middle = (lower + upper) / 2
+    lower = torch.where(crossed, middle, lower).clamp(min=0)
+    upper = torch.where(crossed, middle, upper).clamp(min=0)
+    weight = 1 / torch.bincount(graph).to(base.dtype).index_select(0, graph)
+    return _Bounds(base.T.contiguous(), head, tail, lower, upper, weight, graph)
+
+
+class _Sums:
+    """Sums per structure and per atom.
+
+    Quantities per atom have one more column, of zeros: the fixed points of the anchors.
+    """
+
+    def __init__(self, graph_of_atom, anchored):
+        self.n_graphs = len(anchored)
+        self.graph = torch.cat([graph_of_atom, graph_of_atom.new_zeros(1)])
+        count = torch.bincount(graph_of_atom, minlength=self.n_graphs).clamp(min=1)
+        self.drift = torch.where(anchored, 0.0, 1.0 / count)
+
+    def of_bounds(self, values, bounds):
+        return values.new_zeros(self.n_graphs).index_add_(0, bounds.graph, values)
+
+    def of_atoms(self, values):
+        graph = self.graph[: len(values)]
+        return values.new_zeros(self.n_graphs).index_add_(0, graph, values)
+
+    def dot(self, a, b):
+        return self.of_atoms((a * b).sum(0))
+
+    def largest(self, values, graph):
+        return values.new_zeros(self.n_graphs).scatter_reduce_(0, graph, values, 'amax')
+
+    def spread(self, values):
+        """From structures to atoms."""
+        return values.index_select(-1, self.graph)
+
+    def onto_atoms(self, values, bounds, start):
+        """``start`` plus ``values`` on the heads, minus ``values`` on the tails."""
+        out = start.index_add(1, bounds.head, values).index_add_(1, bounds.tail, -values)
+        out[:, -1] = 0
+        return out
+
+    def stiffness(self, values, bounds):
+        out = values.new_zeros(len(self.graph))
+        return out.index_add_(0, bounds.head, values).index_add_(0, bounds.tail, values)
+
+    def without_drift(self, move):
+        """Rounding aside, only uneven damping moves the centroid."""
+        mean = move.new_zeros(3, self.n_graphs).index_add_(1, self.graph, move)
+        out = move - self.spread(mean * self.drift.to(move.dtype))
+        out[:, -1] = 0
+        return out
+
+
+def _minimise(sums, bounds, measurable, max_steps, tol):
+    """Moves (3, n_atoms + 1), convergence (n_graphs,), number of steps."""
+    move = bounds.base.new_zeros(3, len(sums.graph))
+    excess, unit = bounds.measure(move)
+    worst = sums.largest(excess.abs(), bounds.graph)
+    converged = measurable & (worst <= tol)
+    active = measurable & torch.isfinite(worst) & ~converged
+    length = bounds.base.square().sum(0).sqrt()
+    # What rounding of the distances does to the loss.
+    slack = sums.of_bounds(bounds.weight * length, bounds) * torch.finfo(length.dtype).eps
+    stiffness = sums.stiffness(bounds.weight / HUBER, bounds)
+    stiffness = torch.where(stiffness > 0, stiffness, 1)
+    damping = torch.full_like(worst, DAMPING_START)
+    settling = torch.zeros_like(active)
+    n_active = -1
+    for step in range(max_steps):
+        if (n_left := int(active.sum())) == 0:
+            return move, converged, step
+        if n_left != n_active:
+            n_active = n_left
+            bounds = bounds.kept(active.index_select(0, bounds.graph))
+            excess, unit = bounds.measure(move)
+        resistance = stiffness * sums.spread(damping)
+        push, size, hoped = _step(sums, bounds, excess, unit, resistance, settling)
+        settling = size < HUBER
+        trial = move + push
+        new_excess, new_unit = bounds.measure(trial)
+        gain = bounds.loss(excess, sums) - bounds.loss(new_excess, sums)
+        accepted = active & (gain >= -slack)
+        move = torch.where(sums.spread(accepted), trial, move)
+        if bool((accepted == active).all()):
+            excess, unit = new_excess, new_unit
+        else:
+            excess, unit = bounds.measure(move)
+        too_fine = hoped <= slack
+        held = sums.largest(excess.abs(), bounds.graph) <= tol
+        still = accepted & (size < tol) & (damping <= 1)
+        done = active & (held | still | (~accepted & too_fine))
+        converged |= done
+        easier = accepted & (too_fine | (gain > 0.75 * hoped))
+        harder = ~accepted | (~too_fine & (gain < 0.25 * hoped))
+        damping = torch.where(
+            easier, damping / 10, torch.where(harder, damping * 10, damping)
+        )
+        damping = damping.clamp(min=DAMPING_MIN)
+        active = active & ~done & (damping < DAMPING_MAX)
+    return move, converged, max_steps
+
+
+def _step(sums, bounds, excess, unit, damping, settling):
+    """One damped Gauss-Newton step, capped.
+
+    Returns the moves, the largest of each structure before the cap (n_graphs,), and the
+    decrease of the loss that the quadratic model expects of them (n_graphs,).
+    """
+    over = excess.abs()
+    pull = bounds.weight * excess / over.clamp(min=HUBER)  # slope of the loss
+    force = sums.onto_atoms(-pull * unit, bounds, unit.new_zeros(3, len(damping)))
+    # Tangent parabolas land on a bound. Where steps have become small, a bound still broken
+    # will stay so: its stiffness is only in the way.
+    outvoted = (over > HUBER) & settling.index_select(0, bounds.graph)
+    share = torch.where(outvoted, BROKEN, torch.where(over > 0, 1.0, HELD))
+    rows = unit * (share * bounds.weight / over.clamp(min=HUBER)).sqrt()  # of the Jacobian
+    push = sums.without_drift(_solve(sums, bounds, rows, damping, force))
+    size = sums.largest(push.square().sum(0).sqrt(), sums.graph)
+    push = push * sums.spread(MAX_MOVE / size.clamp(min=MAX_MOVE))
+    bend = sums.of_bounds((rows * bounds.difference(push)).sum(0).square(), bounds)
+    return push, size, sums.dot(force, push).double() - bend.double() / 2
+
+
+def _solve(sums, bounds, rows, damping, force):
+    """Conjugate gradients on (J^T J + damping) x = force, each structure to its own end."""
+    # J^T J averaged over directions: one number per atom is the same in all orientations.
+    diagonal = sums.stiffness(rows.square().sum(0) / 3, bounds) + damping
+    x = torch.zeros_like(force)
+    rest = force
+    direction = rest / diagonal
+    norm = sums.dot(rest, direction)
+    goal = norm * INNER_TOL**2
+    for _ in range(INNER_STEPS):
+        pull = rows * (rows * bounds.difference(direction)).sum(0)
+        product = sums.onto_atoms(pull, bounds, damping * direction)
+        curvature = sums.dot(direction, product)
+        # Structures at their goal stand still while the others go on.
+        live = (norm > goal) & (curvature > 0)
+        length = torch.where(live, norm / torch.where(live, curvature, 1), 0)
+        x = x + sums.spread(length) * direction
+        rest = rest - sums.spread(length) * product
+        conditioned = rest / diagonal
+        new_norm = torch.where(live, sums.dot(rest, conditioned), norm)
+        ratio = torch.where(live, new_norm / torch.where(live, norm, 1), 0)
+        direction = conditioned + sums.spread(ratio) * direction
+        norm = new_norm
+        if not bool((live & (norm > goal)).any()):
+            break
+    return x

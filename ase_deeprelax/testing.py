@@ -1,0 +1,416 @@
+"""What any `RelaxationModel` must hold to, ours or a user's, as functions that raise.
+
+Each check takes a model and a float type and goes through the `Predictor`, as users do.
+
+Examples
+--------
+In a test file, with pytest::
+
+    @pytest.mark.parametrize('dtype', ['float32', 'float64'])
+    @pytest.mark.parametrize('check', testing.CHECKS, ids=lambda check: check.__name__)
+    def test_my_model(check, dtype):
+        check(testing.awaken(MyModel()), dtype)
+"""
+
+import copy
+from dataclasses import fields
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
+from ase.spacegroup import crystal
+from torch_geometric.data import Batch
+
+from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.infer import DTYPES
+from ase_deeprelax.models.base import LOG_B_RANGE
+from ase_deeprelax.predict import Predictor
+from ase_deeprelax.symmetry import find_symmetry
+
+# How far predictions for two ways of writing one crystal may differ, A.
+TOLERANCE = {'float32': 1e-4, 'float64': 1e-8}
+BATCH_TOLERANCE = {'float32': 1e-5, 'float64': 1e-9}
+SUPERCELL_TOLERANCE = 1e-3
+SYMPREC = 1e-3
+
+
+def awaken(model, *, scale=0.05, seed=0):
+    """A copy whose zero-initialised weights are random, so that it predicts something.
+
+    Models start with read-outs of zero ("already relaxed"), on which every invariance
+    holds trivially.
+
+    Parameters
+    ----------
+    model : RelaxationModel
+    scale : float
+        Size of the outputs of such a layer for inputs of order one, default 0.05.
+    seed : int
+
+    Returns
+    -------
+    RelaxationModel
+        In eval mode.
+    """
+    model = copy.deepcopy(model).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                size = scale / parameter.shape[1] ** 0.5
+                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def generic_crystals(elements=(8, 12, 22, 38), seed=0):
+    """A few small crystals without symmetry, in skewed cells.
+
+    Returns
+    -------
+    list of ase.Atoms
+        One, two, five and eight atoms.
+    """
+    rng = np.random.default_rng(seed)
+    a, b, c, d = (elements * 4)[:4]
+    crystals = [
+        bulk('Cu', 'fcc', a=4.0),
+        bulk('CuO', 'zincblende', a=4.6),
+        _perovskite(d, c, a, 3.95),
+        bulk('CuO', 'rocksalt', a=4.3, cubic=True),
+    ]
+    crystals[0].numbers[:] = c
+    crystals[1].numbers[:] = [b, a]
+    crystals[3].numbers[:] = [b, a] * 3 + [d, a]
+    for atoms in crystals:
+        strain = np.eye(3) + 0.08 * rng.standard_normal((3, 3))
+        atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+        atoms.positions += 0.12 * rng.standard_normal(atoms.positions.shape)
+    return crystals
+
+
+def symmetric_crystals(n, elements=(3, 8, 12, 13, 22, 26, 38, 50), seed=0):
+    """Crystals of random prototypes, elements and lattice constants.
+
+    Returns
+    -------
+    list of ase.Atoms
+        Of up to 14 atoms, 10 to 20 A^3 each, none much closer than covalent radii.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    while len(found) < n:
+        prototype = _PROTOTYPES[rng.integers(len(_PROTOTYPES))]
+        atoms = prototype(*rng.uniform(size=3))
+        chosen = rng.choice(elements, size=len(set(atoms.numbers)), replace=False)
+        known = np.unique(atoms.numbers, return_inverse=True)[1]
+        atoms.numbers[:] = chosen[known]
+        factor = (rng.uniform(10, 20) * len(atoms) / atoms.cell.volume) ** (1 / 3)
+        atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
+        i, j, distance = neighbor_list('ijd', atoms, 4.0)
+        radii = covalent_radii[atoms.numbers]
+        if (distance / (radii[i] + radii[j])).min() > 0.7:
+            found.append(atoms)
+    return found
+
+
+def _perovskite(a_site, b_site, anion, a):
+    positions = [[0.5, 0.5, 0.5], [0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]
+    numbers = [a_site, b_site, anion, anion, anion]
+    return Atoms(numbers, cell=a * np.eye(3), scaled_positions=positions, pbc=True)
+
+
+def _wyckoff(symbols, basis, group, cell, setting=1):
+    return crystal(
+        symbols, basis, spacegroup=group, setting=setting, cellpar=cell, primitive_cell=True
+    )
+
+
+# Each takes three free parameters between 0 and 1.
+_PROTOTYPES = (
+    lambda *_: bulk('Cu', 'fcc', a=3.6),
+    lambda *_: bulk('Fe', 'bcc', a=2.9),
+    lambda x, *_: bulk('Mg', 'hcp', a=3.2, c=3.2 * (1.5 + 0.3 * x)),
+    lambda *_: bulk('Si', 'diamond', a=5.4),
+    lambda *_: bulk('NaCl', 'rocksalt', a=5.6),
+    lambda *_: bulk('NaCl', 'rocksalt', a=5.6, cubic=True),
+    lambda *_: bulk('ZnS', 'zincblende', a=5.4),
+    lambda *_: bulk('CsCl', 'cesiumchloride', a=4.1),
+    lambda *_: bulk('CaF2', 'fluorite', a=5.5),
+    lambda x, y, _: bulk('ZnS', 'wurtzite', a=3.8, c=6 + 0.4 * x, u=0.36 + 0.03 * y),
+    lambda *_: _perovskite(38, 22, 8, 3.9),
+    lambda x, y, _: _wyckoff(  # rutile
+        ['Ti', 'O'],
+        [(0, 0, 0), (0.28 + 0.05 * x,) * 2 + (0,)],
+        136,
+        [4.6, 4.6, 2.8 + 0.4 * y, 90, 90, 90],
+    ),
+    lambda x, y, _: _wyckoff(  # anatase
+        ['Ti', 'O'],
+        [(0, 0, 0), (0, 0, 0.19 + 0.03 * x)],
+        141,
+        [3.8, 3.8, 9 + y, 90, 90, 90],
+    ),
+    lambda x, y, _: _wyckoff(  # layered CdI2
+        ['Cd', 'I'],
+        [(0, 0, 0), (1 / 3, 2 / 3, 0.2 + 0.06 * x)],
+        164,
+        [4.2, 4.2, 6 + 1.5 * y, 90, 90, 120],
+    ),
+    lambda x, y, _: _wyckoff(  # ThCr2Si2
+        ['Th', 'Cr', 'Si'],
+        [(0, 0, 0), (0, 0.5, 0.25), (0, 0, 0.35 + 0.05 * x)],
+        139,
+        [4.0, 4.0, 9.5 + 2 * y, 90, 90, 90],
+    ),
+    lambda x, *_: _wyckoff(  # NiAs
+        ['Ni', 'As'],
+        [(0, 0, 0), (1 / 3, 2 / 3, 0.25)],
+        194,
+        [3.6, 3.6, 5 + x, 90, 90, 120],
+    ),
+    lambda x, y, z: _wyckoff(  # corundum
+        ['Al', 'O'],
+        [(0, 0, 0.34 + 0.02 * x), (0.29 + 0.04 * y, 0, 0.25)],
+        167,
+        [4.8, 4.8, 12.5 + z, 90, 90, 120],
+    ),
+    lambda x, y, z: _wyckoff(  # alpha quartz
+        ['Si', 'O'],
+        [(0.45 + 0.04 * x, 0, 1 / 3), (0.4 + 0.02 * y, 0.27, 0.77 + 0.02 * z)],
+        152,
+        [4.9, 4.9, 5.4, 90, 90, 120],
+    ),
+    lambda x, *_: _wyckoff(  # spinel
+        ['Al', 'Mg', 'O'],
+        [(0.5, 0.5, 0.5), (0.125, 0.125, 0.125), (0.255 + 0.015 * x,) * 3],
+        227,
+        [8.1, 8.1, 8.1, 90, 90, 90],
+        setting=2,
+    ),
+)
+
+
+def says_something(model, dtype):
+    """The checks below mean nothing for a model that moves nothing."""
+    for result in _results(model, dtype, generic_crystals(_elements(model))[1:]):
+        change = np.abs(result.deformation - np.eye(3)).max()
+        assert result.dmax > 5e-3, f'largest displacement is {result.dmax:.1e} A'
+        assert change > 1e-4, f'largest strain is {change:.1e}'
+
+
+def output_is_sound(model, dtype):
+    """Shapes, types, ranges; nothing of the input is changed."""
+    predictor = Predictor(model, device='cpu', dtype=dtype)
+    spec, torch_dtype = predictor.model.spec, DTYPES[dtype]
+    crystals = generic_crystals(_elements(model))
+    batch = Batch.from_data_list([to_graph(a, spec, torch_dtype)[0] for a in crystals])
+    before = batch.clone()
+    with torch.inference_mode():
+        said = predictor.model(batch)
+    for key in before.keys():
+        assert torch.equal(batch[key], before[key]), f'the model changed graph.{key}'
+    n_bonds = len(said.bond_index)
+    shapes = {
+        'deformation': (batch.n_graphs, 3, 3),
+        'displacement': (len(batch.z), 3),
+        'distance': (n_bonds,),
+        'log_b': (n_bonds,),
+    }
+    for name, shape in shapes.items():
+        value = getattr(said, name)
+        assert value.shape == shape, f'{name} has shape {tuple(value.shape)}, not {shape}'
+        assert value.dtype == torch_dtype, f'{name} is {value.dtype}, not {torch_dtype}'
+    for field in fields(said):
+        value = getattr(said, field.name)
+        if value is not None:
+            assert not value.requires_grad, f'{field.name} is not detached'
+            assert torch.isfinite(value).all(), f'{field.name} is not finite'
+    _check_ranges(batch, said)
+
+
+def _check_ranges(batch, said):
+    stretch = said.deformation
+    assert torch.allclose(stretch, stretch.mT, atol=1e-6), 'deformation is not symmetric'
+    assert (torch.linalg.eigvalsh(stretch) > 0).all(), 'deformation is not positive definite'
+    drift = stretch.new_zeros(batch.n_graphs, 3)
+    drift.index_add_(0, batch.graph_of_atom, said.displacement)
+    assert drift.abs().max() < 1e-4, 'displacements have a rigid drift'
+    low, high = LOG_B_RANGE
+    for log_b in (said.log_b, said.anchor_log_b):
+        assert log_b is None or ((log_b >= low) & (log_b <= high)).all(), 'log_b out of range'
+    assert (said.distance >= 0).all(), 'negative distances'
+    bonds = torch.bincount(batch.edge_index[:, said.bond_index].flatten())
+    assert (bonds > 0).all(), 'an atom has no bond with a predicted distance'
+
+
+def ignores_orientation(model, dtype):
+    """Rotated and mirrored crystals relax to the rotated and mirrored structures."""
+    for rotation in _orthogonal(4):
+        _same(model, dtype, lambda atoms, r=rotation: (_rotated(atoms, r), r, None))
+
+
+def ignores_origin(model, dtype):
+    """A rigid translation changes nothing."""
+
+    def move(atoms):
+        moved = atoms.copy()
+        moved.positions += [0.31, 1.77, -2.13]
+        return moved, np.eye(3), None
+
+    _same(model, dtype, move)
+
+
+def ignores_order(model, dtype):
+    """Atoms may come in any order."""
+    rng = np.random.default_rng(1)
+
+    def permute(atoms):
+        order = rng.permutation(len(atoms))
+        return atoms[order], np.eye(3), order
+
+    _same(model, dtype, permute)
+
+
+def ignores_images(model, dtype):
+    """Atoms may be written in any periodic image, and stay in it."""
+    rng = np.random.default_rng(2)
+
+    def scatter(atoms):
+        moved = atoms.copy()
+        moved.positions += rng.integers(-3, 4, (len(atoms), 3)) @ atoms.cell.array
+        return moved, np.eye(3), None
+
+    _same(model, dtype, scatter)
+
+
+def ignores_lattice_vectors(model, dtype):
+    """Any three vectors that span the lattice will do, left-handed ones too."""
+    for matrix in ([[1, 0, 0], [1, 1, 0], [-1, 2, 1]], [[0, 1, 0], [1, 0, 1], [0, 0, 1]]):
+
+        def choose(atoms, matrix=matrix):
+            moved = atoms.copy()
+            moved.set_cell(np.array(matrix) @ atoms.cell.array)
+            return moved, np.eye(3), None
+
+        _same(model, dtype, choose)
+
+
+def ignores_supercell(model, dtype):
+    """A 2x1x1 supercell relaxes as its cell does; for models that do not see the cell."""
+    if model.spec.canonical:
+        return
+    crystals = generic_crystals(_elements(model)) + symmetric_crystals(4, _elements(model))
+    large = [atoms.repeat((2, 1, 1)) for atoms in crystals]
+    pairs = zip(_results(model, dtype, crystals), _results(model, dtype, large), strict=True)
+    for one, two in pairs:
+        displacement = np.concatenate([one.displacement] * 2)
+        _close(two, one.deformation, displacement, SUPERCELL_TOLERANCE, 'the supercell')
+
+
+def ignores_company(model, dtype):
+    """What shares the batch does not matter."""
+    crystals = generic_crystals(_elements(model)) + symmetric_crystals(6, _elements(model))
+    together = _results(model, dtype, crystals)
+    for atoms, result in zip(crystals, together, strict=True):
+        (alone,) = _results(model, dtype, [atoms])
+        where = f'{atoms.symbols} alone'
+        _close(alone, result.deformation, result.displacement, BATCH_TOLERANCE[dtype], where)
+
+
+def leaves_input_alone(model, dtype):
+    """The atoms handed in are bit for bit what they were."""
+    crystals = generic_crystals(_elements(model))
+    before = [atoms.copy() for atoms in crystals]
+    _results(model, dtype, crystals)
+    for atoms, copied in zip(crystals, before, strict=True):
+        assert atoms == copied, f'{copied.symbols} was changed'
+
+
+def keeps_single_atoms(model, dtype):
+    """In a cell of one atom only the cell can relax."""
+    for name, structure in (('Cu', 'fcc'), ('Fe', 'bcc'), ('Po', 'sc')):
+        atoms = bulk(name, structure, a=3.4)
+        atoms.numbers[:] = _elements(model)[0]
+        (result,) = _results(model, dtype, [atoms])
+        assert result.dmax < 1e-6, f'one atom moved by {result.dmax:.1e} A'
+        assert np.isfinite(result.sigma), 'sigma is not finite'
+
+
+def keeps_space_group(model, dtype, n=100):
+    """The space group is not lowered, by equivariance or, without it, by projection."""
+    symmetry = 'keep' if model.spec.canonical else 'free'
+    crystals = symmetric_crystals(n, _elements(model))
+    for atoms, result in zip(crystals, _results(model, dtype, crystals, symmetry), strict=True):
+        before, after = (
+            len(find_symmetry(structure, SYMPREC).rotations)
+            for structure in (atoms, result.atoms)
+        )
+        assert after >= before, f'{atoms.symbols}: {before} operations became {after}'
+
+
+CHECKS = (
+    says_something,
+    output_is_sound,
+    ignores_orientation,
+    ignores_origin,
+    ignores_order,
+    ignores_images,
+    ignores_lattice_vectors,
+    ignores_supercell,
+    ignores_company,
+    leaves_input_alone,
+    keeps_single_atoms,
+    keeps_space_group,
+)
+
+
+def _elements(model):
+    """Eight elements that the model knows."""
+    known = getattr(model, 'card', {}).get('elements') or (3, 8, 12, 13, 22, 26, 38, 50)
+    return tuple(known[:: max(1, len(known) // 8)][:8])
+
+
+def _results(model, dtype, crystals, symmetry=None):
+    """Relaxations; without projection where there is no symmetry that it could hide."""
+    predictor = Predictor(model, device='cpu', dtype=dtype, symmetry=symmetry or 'free')
+    return predictor.relax(crystals, on_bad='raise')
+
+
+def _same(model, dtype, change):
+    """Predictions before and after ``change(atoms) -> atoms, rotation, order`` agree."""
+    elements = _elements(model)
+    for symmetry, crystals in (
+        ('free', generic_crystals(elements)),
+        ('keep', symmetric_crystals(6, elements)),
+    ):
+        changed = [change(atoms) for atoms in crystals]
+        before = _results(model, dtype, crystals, symmetry)
+        after = _results(model, dtype, [new for new, *_ in changed], symmetry)
+        for one, two, (_, r, order) in zip(before, after, changed, strict=True):
+            displacement = one.displacement if order is None else one.displacement[order]
+            where = f'{one.atoms.symbols} (symmetry={symmetry!r})'
+            _close(two, r.T @ one.deformation @ r, displacement @ r, TOLERANCE[dtype], where)
+
+
+def _close(result, deformation, displacement, tolerance, where):
+    cell = result.initial.cell.array @ (result.deformation - deformation)
+    error = max(np.abs(cell).max(), np.abs(result.displacement - displacement).max())
+    assert error <= tolerance, f'{where} differs by {error:.1e} A, allowed is {tolerance:g}'
+
+
+def _orthogonal(n):
+    """Random orthogonal matrices, proper and improper in turn."""
+    rng = np.random.default_rng(3)
+    matrices = np.linalg.qr(rng.standard_normal((n, 3, 3)))[0]
+    sign = np.sign(np.linalg.det(matrices)) * (-1.0) ** np.arange(n)
+    return matrices * sign[:, None, None]
+
+
+def _rotated(atoms, rotation):
+    rotated = atoms.copy()
+    rotated.set_cell(atoms.cell.array @ rotation)
+    rotated.positions = atoms.positions @ rotation
+    return rotated

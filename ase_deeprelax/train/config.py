@@ -1,0 +1,153 @@
+"""The settings of a training run: one YAML file, checked before anything is loaded."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ase_deeprelax.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+class Augment(Section):
+    """Random changes of the *inputs*; targets stay what DFT says."""
+
+    noise: float = Field(0.03, ge=0, description='A; largest rms of Gaussian displacements')
+    noise_probability: float = Field(0.5, ge=0, le=1)
+    strain: float = Field(0.03, ge=0, description='rms of the isotropic log strain')
+    shear: float = Field(0.01, ge=0, description='rms of the other components')
+    strain_probability: float = Field(0.3, ge=0, le=1)
+
+
+class Source(Section):
+    """One set of pairs."""
+
+    path: Path
+    licence: str = ''
+    ok_only: bool = True
+    val_limit: int | None = Field(None, description='validate on this many of its pairs')
+
+
+class Denoise(Section):
+    """Pairs made on the fly from relaxed structures: strained and displaced inputs."""
+
+    paths: list[Path]
+    licence: str = ''
+    share: float = Field(0.15, gt=0, lt=1, description='share of all training samples')
+    max_atoms: int = 40
+    volume: tuple[float, float] = (-0.15, 0.20)
+    shear: float = 0.02
+    displacement: tuple[float, float] = Field((0.02, 0.2), description='A, rms')
+
+
+class Data(Section):
+    pairs: list[Source] = Field(min_length=1)
+    denoise: Denoise | None = None
+    exclude_formulas: Path | None = None
+    augment: Augment = Augment()
+    batch_atoms: int = Field(400, ge=1, description='atoms per batch')
+    workers: int = 1
+
+
+class Loss(Section):
+    """Weights of the terms of eqs. 11-15."""
+
+    distance: float = 0.05
+    cross_distance: float = 0.05
+    lattice: float = 1.0
+    volume: float = 1.0
+    displacement: float = 1.0
+
+
+class Optimize(Section):
+    """How the weights are found. Defaults other than the paper's say so in the README."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = 0.01
+    schedule: Literal['plateau', 'cosine'] = 'cosine'
+    warmup_steps: int = 500
+    max_minutes: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+    clip: float = 10.0
+    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Literal['32', '64', 'bf16'] = '32'
+    compile: bool = False
+    threads: int | None = None
+    val_every_steps: int = 1000
+    early_stop: int | None = Field(None, description='validations without a gain')
+
+
+class TrainConfig(Section):
+    """Everything `deeprelax train` needs; relative paths start at the YAML file."""
+
+    name: str
+    model: dict
+    data: Data
+    loss: Loss = Loss()
+    optimize: Optimize = Optimize()
+    seed: int = 0
+    output: Path = Path('runs')
+
+
+def load_config(path, overrides=()):
+    """Read and check a YAML file.
+
+    Parameters
+    ----------
+    path : path of the YAML file
+    overrides : iterable of str
+        ``'optimize.max_steps=100'`` and the like, applied on top; values are YAML.
+
+    Returns
+    -------
+    TrainConfig
+
+    Raises
+    ------
+    ConfigError
+        With the key that is wrong and why.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f'{path}: cannot be read as YAML: {error}') from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f'{path}: holds no settings; see the README for an example')
+    for override in overrides:
+        key, equals, value = override.partition('=')
+        if not equals:
+            raise ConfigError(f'override {override!r} must read key=value')
+        *parents, last = key.split('.')
+        section = raw
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = yaml.safe_load(value)
+    try:
+        config = TrainConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f'  {".".join(map(str, e["loc"]))}: {e["msg"]} (got {e["input"]!r})'
+            for e in error.errors()
+        ]
+        raise ConfigError(f'{path}:\n' + '\n'.join(lines)) from error
+    if config.optimize.max_minutes is None and config.optimize.max_steps is None:
+        raise ConfigError(f'{path}: set optimize.max_minutes or optimize.max_steps')
+    return _resolve(config, path.parent)
+
+
+def _resolve(config, base):
+    """The same settings with input paths taken relative to the YAML file."""
+    data = config.data
+    pairs = [s.model_copy(update={'path': base / s.path}) for s in data.pairs]
+    update = {'pairs': pairs}
+    if data.denoise:
+        paths = [base / p for p in data.denoise.paths]
+        update['denoise'] = data.denoise.model_copy(update={'paths': paths})
+    if data.exclude_formulas:
+        update['exclude_formulas'] = base / data.exclude_formulas
+    return config.model_copy(update={'data': data.model_copy(update=update)})

@@ -1,0 +1,80 @@
+"""The loss, eqs. 11-15, with the corrections that the read-outs need."""
+
+import math
+
+import torch
+
+from ase_deeprelax.models.base import apply_deformation
+from ase_deeprelax.models.layers import mean_over_atoms
+
+
+def laplace_nll(distance, log_b, target):
+    """Negative log-likelihood of a Laplace distribution, eqs. 11-12; mean over edges."""
+    if not len(target):
+        return distance.sum()  # one-atom cells have no intra-cell pairs: a zero, not NaN
+    return ((distance - target).abs() / log_b.exp() + log_b).mean() + math.log(2)
+
+
+def relaxation_loss(graph, prediction, weights):
+    """The terms of the loss and their weighted sum.
+
+    The lattice term (eq. 14) is the Frobenius norm of the cell's error rather than the
+    sum of its nine absolute values, the displacement term the Euclidean norm: neither
+    depends on the orientation of the crystal.
+
+    Parameters
+    ----------
+    graph : CrystalGraph
+        With ``deformation_target`` (n_graphs, 3, 3) and ``displacement_target``
+        (n_atoms, 3), A.
+    prediction : Prediction
+    weights : train.config.Loss
+
+    Returns
+    -------
+    dict of str to scalar tensor
+        The terms by name, and ``'loss'``.
+    """
+    target = graph.deformation_target
+    error = graph.cell @ (prediction.deformation - target)
+    volume = torch.logdet(prediction.deformation) - torch.logdet(target)
+    drop = prediction.displacement - graph.displacement_target
+    # A mean over atoms, then over crystals: large cells do not outweigh small ones.
+    displacement = mean_over_atoms(drop.square().sum(1).add(1e-10).sqrt(), graph).mean()
+    distances = target_distances(graph, prediction.bond_index)
+    terms = {
+        'distance': laplace_nll(prediction.distance, prediction.log_b, distances),
+        'lattice': error.flatten(1).norm(dim=1).mean() / 3,
+        'volume': volume.abs().mean(),
+        'displacement': displacement,
+    }
+    if prediction.anchor_index is not None:
+        cross = target_cross_distances(graph, prediction)
+        terms['cross_distance'] = laplace_nll(
+            prediction.anchor_distance, prediction.anchor_log_b, cross
+        )
+    terms['loss'] = sum(getattr(weights, name) * value for name, value in terms.items())
+    return terms
+
+
+def target_distances(graph, edges):
+    """Relaxed distances of the given edges, A."""
+    j, i = graph.edge_index.index_select(1, edges)
+    u = graph.displacement_target
+    vectors = graph.edge_vectors().index_select(0, edges)
+    vectors = vectors + u.index_select(0, j) - u.index_select(0, i)
+    graph_of_edge = graph.graph_of_atom.index_select(0, i)
+    return apply_deformation(vectors, graph.deformation_target, graph_of_edge).norm(dim=1)
+
+
+def target_cross_distances(graph, prediction):
+    """Distances of relaxed neighbours from the centres of the *strained* input, A.
+
+    The paper takes the unrelaxed centre; that distance changes when the origin is moved.
+    """
+    edges = prediction.anchor_index
+    j, i = graph.edge_index.index_select(1, edges)
+    vectors = graph.edge_vectors().index_select(0, edges)
+    vectors = vectors + graph.displacement_target.index_select(0, j)
+    graph_of_edge = graph.graph_of_atom.index_select(0, i)
+    return apply_deformation(vectors, graph.deformation_target, graph_of_edge).norm(dim=1)

@@ -1,0 +1,176 @@
+"""Structures to graphs and back: nothing of the user's writing may matter."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.filters import FrechetCellFilter
+from hypothesis import given
+from hypothesis import strategies as st
+from pymatgen.core import Lattice, Molecule, Structure
+
+from ase_deeprelax.data.convert import as_atoms, to_graph
+from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.errors import StructureError
+from tests.strategies import crystals, disguise, prototypes, quick
+
+PLAIN = GraphSpec(cutoff=4.0)
+CANONICAL = GraphSpec(cutoff=4.0, intra_neighbors=6, canonical=True)
+SPECS = st.sampled_from([PLAIN, CANONICAL])
+
+
+class MyAtoms(Atoms):
+    pass
+
+
+def graph_of(atoms, spec=PLAIN):
+    return to_graph(atoms, spec, torch.float64)
+
+
+def test_atoms_are_passed_through():
+    for atoms in (bulk('Cu'), MyAtoms('Cu', cell=np.eye(3) * 3, pbc=True)):
+        assert as_atoms(atoms) is atoms
+
+
+def test_pymatgen_structures():
+    structure = Structure(Lattice.cubic(4.12), ['Cs', 'Cl'], [[0, 0, 0], [0.5, 0.5, 1.5]])
+    atoms = as_atoms(structure)
+    assert atoms.get_chemical_formula() == 'ClCs'
+    assert atoms.pbc.all()
+    np.testing.assert_allclose(atoms.cell.array, 4.12 * np.eye(3))
+    np.testing.assert_allclose(atoms.positions[1], [2.06, 2.06, 6.18])
+
+
+def test_disordered_structures_are_refused_by_site():
+    structure = Structure(
+        Lattice.cubic(4.0), ['Cs', {'Cl': 0.5, 'Br': 0.5}], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    with pytest.raises(StructureError, match=r'site 1 .*Br.*disordered'):
+        as_atoms(structure)
+
+
+@pytest.mark.parametrize(
+    'thing',
+    [None, 'cu.cif', [bulk('Cu')], {}, FrechetCellFilter(bulk('Cu'))],
+    ids=lambda thing: type(thing).__name__,
+)
+def test_anything_else_is_refused_and_says_what_is_accepted(thing):
+    with pytest.raises(
+        StructureError, match=rf'{type(thing).__name__}.*ase\.Atoms.*pymatgen'
+    ):
+        as_atoms(thing)
+
+
+def test_molecules_of_pymatgen_are_refused():
+    with pytest.raises(StructureError, match=r'Molecule.*ase\.Atoms'):
+        as_atoms(Molecule(['O', 'H'], [[0, 0, 0], [0, 0, 1]]))
+
+
+@quick
+@given(crystals(max_atoms=10), SPECS)
+def test_the_input_is_not_touched(atoms, spec):
+    before = atoms.copy()
+    graph, _ = graph_of(atoms, spec)
+    graph.pos += 1.0
+    graph.cell *= 2.0
+    assert atoms.positions.tobytes() == before.positions.tobytes()
+    assert atoms.cell.array.tobytes() == before.cell.array.tobytes()
+    assert atoms.numbers.tobytes() == before.numbers.tobytes()
+
+
+@quick
+@given(crystals(max_atoms=10), SPECS, st.integers(0, 2**32 - 1))
+def test_the_way_back_is_exact(atoms, spec, seed):
+    """What a model does to the graph is what the user's atoms get, bond by bond."""
+    rng = np.random.default_rng(seed)
+    graph, frame = graph_of(atoms, spec)
+    strain = 0.1 * rng.normal(size=(3, 3))
+    s, u = np.eye(3) + strain + strain.T, 0.3 * rng.normal(size=(len(atoms), 3))
+
+    relaxed = graph.clone()
+    relaxed.cell = graph.cell @ torch.tensor(s)
+    relaxed.pos = (graph.pos + torch.tensor(u)) @ torch.tensor(s)
+    expected = relaxed.edge_vectors().norm(dim=1).numpy()
+
+    s_user, u_user = frame.to_user(s, u)
+    assert s_user.dtype == u_user.dtype == np.float64
+    j, i = graph.edge_index.numpy()
+    bonds, offsets = frame.bonds(i, j, graph.offset)
+    cell = atoms.cell.array
+    frac = atoms.positions @ np.linalg.inv(cell)
+    wrapped = (frac - np.floor(frac)) @ cell
+    positions = (wrapped + u_user) @ s_user
+    vectors = positions[bonds[:, 1]] + offsets @ (cell @ s_user) - positions[bonds[:, 0]]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), expected, atol=1e-8)
+    np.testing.assert_array_equal(
+        frame.per_atom(graph.z.numpy()), atoms.numbers, err_msg='order of the atoms'
+    )
+
+
+@quick
+@given(crystals(max_atoms=10), SPECS)
+def test_to_user_takes_tensors(atoms, spec):
+    _, frame = graph_of(atoms, spec)
+    s, u = frame.to_user(torch.eye(3), torch.zeros(len(atoms), 3))
+    np.testing.assert_allclose(s, np.eye(3), atol=1e-12)
+    np.testing.assert_array_equal(u, 0)
+
+
+@quick
+@given(crystals(max_atoms=10), st.integers(-1_000_000, 1_000_000), SPECS)
+def test_far_images_give_the_same_graph(atoms, cells, spec):
+    near, _ = graph_of(atoms, spec)
+    far = atoms.copy()
+    far.positions[0] += np.array([cells, -cells, cells // 2]) @ atoms.cell.array
+    graph, _ = graph_of(far, spec)
+    assert torch.isfinite(graph.pos).all()
+    assert graph.pos.abs().max() < 1e3
+    assert graph.num_edges == near.num_edges
+    for value in (near, graph):
+        value.lengths = value.edge_vectors().norm(dim=1).sort()[0]
+    torch.testing.assert_close(near.lengths, graph.lengths, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('skew', [1, 7, 300, 5000])
+def test_skewed_cells_give_the_unskewed_neighbours(skew):
+    atoms = prototypes()['CaTiO3']
+    atoms.rattle(0.05, seed=1)
+    skewed = atoms.copy()
+    skewed.set_cell(np.array([[1, 0, 0], [0, 1, 0], [skew, -skew, 1]]) @ atoms.cell.array)
+    a, _ = graph_of(atoms)
+    b, frame = graph_of(skewed)
+    assert a.num_edges == b.num_edges
+    assert np.linalg.norm(b.cell[0], axis=1).max() < 20 or skew == 1
+    for graph in (a, b):
+        rows = torch.column_stack(
+            [graph.edge_index.flip(0).T.double(), graph.edge_vectors()]
+        ).numpy()
+        graph.rows = rows[np.lexsort(rows.round(5).T[::-1])]
+    np.testing.assert_allclose(a.rows, b.rows, atol=1e-8)
+    assert (frame.basis is None) == (skew == 1)
+
+
+@quick
+@given(st.data())
+def test_the_canonical_graph_does_not_depend_on_the_writing(data):
+    atoms = data.draw(crystals(max_atoms=8, disguised=False))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    basis = np.array([[1, 0, 0], [2, -1, 0], [-3, 1, 1]])
+    other = disguise(atoms, rng, basis=basis)
+    a, _ = graph_of(atoms, CANONICAL)
+    b, _ = graph_of(other, CANONICAL)
+    for key in ('z', 'edge_index', 'offset', 'intra'):
+        assert torch.equal(a[key], b[key]), key
+    torch.testing.assert_close(a.pos, b.pos, atol=1e-9, rtol=0)
+    torch.testing.assert_close(a.cell, b.cell, atol=1e-9, rtol=0)
+
+
+@quick
+@given(crystals(max_atoms=5))
+def test_dtype(atoms):
+    single, _ = to_graph(atoms, PLAIN)
+    double, _ = to_graph(atoms, PLAIN, torch.float64)
+    assert single.pos.dtype == torch.float32
+    assert double.pos.dtype == torch.float64
+    torch.testing.assert_close(single.pos.double(), double.pos, atol=1e-4, rtol=1e-6)

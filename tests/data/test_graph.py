@@ -1,0 +1,169 @@
+"""Graphs and neighbour lists against slow, plain references."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from ase.neighborlist import neighbor_list as ase_neighbor_list
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_geometric.data import Batch
+
+from ase_deeprelax.data.graph import GraphSpec, build_graph
+from ase_deeprelax.data.neighbors import SHELL_TOLERANCE, intra_cell_pairs, neighbor_list
+from tests.strategies import crystals, prototypes, quick
+
+
+def edges_of(i, j, offset):
+    return set(zip(i.tolist(), j.tolist(), *offset.T.tolist(), strict=True))
+
+
+def graph_of(atoms, spec, dtype=torch.float64):
+    return build_graph(atoms.numbers, atoms.positions, atoms.cell.array, spec, dtype)
+
+
+@quick
+@given(crystals(max_atoms=12), st.sampled_from([3.0, 4.5]))
+def test_edges_are_those_of_ase(atoms, cutoff):
+    i, j, offset = neighbor_list(atoms.positions, atoms.cell.array, cutoff)
+    expected = ase_neighbor_list('ijS', atoms, cutoff)
+    assert len(i) == len(expected[0])
+    assert edges_of(i, j, offset) == edges_of(*expected)
+
+
+@quick
+@given(crystals(max_atoms=12))
+def test_edges_are_sorted_and_mutual(atoms):
+    i, j, offset = neighbor_list(atoms.positions, atoms.cell.array, 4.0)
+    rows = list(zip(i.tolist(), j.tolist(), *offset.T.tolist(), strict=True))
+    assert rows == sorted(rows)
+    assert {(b, a, -x, -y, -z) for a, b, x, y, z in rows} == set(rows)
+
+
+@quick
+@given(crystals(max_atoms=8), st.integers(1, 20))
+def test_shells_are_whole(atoms, limit):
+    positions, cell = atoms.positions, atoms.cell.array
+    i, j, offset = neighbor_list(positions, cell, 5.0)
+    kept = edges_of(*neighbor_list(positions, cell, 5.0, limit))
+    distance = np.linalg.norm(positions[j] + offset @ cell - positions[i], axis=1)
+    for atom in range(len(atoms)):
+        mine = np.flatnonzero(i == atom)
+        ranked = np.sort(distance[mine])
+        last = np.inf if len(ranked) <= limit else ranked[limit - 1]
+        for e in mine:
+            if abs(distance[e] - last - SHELL_TOLERANCE) < 1e-9:
+                continue  # on the border, either is right
+            edge = (atom, j[e], *offset[e])
+            assert (edge in kept) == (distance[e] <= last + SHELL_TOLERANCE)
+
+
+@pytest.mark.parametrize('limit', [5, 7, 13, 30])
+def test_no_cut_inside_the_shells_of_real_crystals(limit):
+    # fcc has 12, 6, 24, 12 neighbours; a cut at any number must end on one of their sums
+    graph = graph_of(bulk('Cu', cubic=True), GraphSpec(cutoff=5.3, max_neighbors=limit))
+    counts = torch.bincount(graph.edge_index[1]).tolist()
+    assert set(counts) == {next(c for c in (12, 18, 42, 54) if c >= limit)}
+
+
+def naive_pairs(positions, limit):
+    """The paper's intra-cell pairs by a double loop, shells kept whole."""
+    pairs = set()
+    for i in range(len(positions)):
+        others = [j for j in range(len(positions)) if j != i]
+        distances = {j: np.linalg.norm(positions[j] - positions[i]) for j in others}
+        ranked = sorted(distances.values())
+        last = np.inf if len(ranked) <= limit else ranked[limit - 1] + SHELL_TOLERANCE
+        pairs |= {(i, j) for j in others if distances[j] <= last}
+    return pairs
+
+
+@quick
+@given(crystals(max_atoms=15), st.integers(1, 20))
+def test_intra_cell_pairs_are_those_of_a_loop(atoms, limit):
+    i, j = intra_cell_pairs(atoms.positions, limit)
+    assert len(i) == len(set(zip(i.tolist(), j.tolist(), strict=True)))
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_pairs(
+        atoms.positions, limit
+    )
+
+
+@quick
+@given(crystals(max_atoms=10))
+def test_graph_with_intra_cell_pairs(atoms):
+    plain = graph_of(atoms, GraphSpec(cutoff=4.0))
+    graph = graph_of(atoms, GraphSpec(cutoff=4.0, intra_neighbors=3))
+    inter = ~graph.intra
+    assert (graph.offset[graph.intra] == 0).all()
+    assert (graph.offset[inter] != 0).any(dim=1).all()
+    crossing = (plain.offset != 0).any(dim=1)
+    assert torch.equal(graph.edge_index[:, inter], plain.edge_index[:, crossing])
+    assert torch.equal(graph.offset[inter], plain.offset[crossing])
+    assert not plain.intra.any()
+    j, i = graph.edge_index[:, graph.intra].tolist()
+    assert set(zip(i, j, strict=True)) == naive_pairs(atoms.positions, 3)
+    rows = list(
+        zip(*graph.edge_index.flip(0).tolist(), *graph.offset.T.tolist(), strict=True)
+    )
+    assert rows == sorted(rows)
+
+
+@quick
+@given(crystals(max_atoms=10))
+def test_dtypes_and_edge_vectors(atoms):
+    spec = GraphSpec(cutoff=4.0)
+    double, single = graph_of(atoms, spec), graph_of(atoms, spec, torch.float32)
+    for graph, dtype in ((double, torch.float64), (single, torch.float32)):
+        assert graph.pos.dtype == graph.cell.dtype == graph.offset.dtype == dtype
+        assert graph.z.dtype == graph.edge_index.dtype == torch.int64
+    assert torch.equal(double.edge_index, single.edge_index)
+    assert double.cell.shape == (1, 3, 3)
+    i, j, vector = ase_neighbor_list('ijD', atoms, 4.0)
+    mine = np.column_stack([*double.edge_index.flip(0).numpy(), double.edge_vectors()])
+    theirs = np.column_stack([i, j, vector])
+    for rows in (mine, theirs):
+        rows[:] = rows[np.lexsort(rows.round(5).T[::-1])]
+    np.testing.assert_allclose(mine, theirs, atol=1e-9)
+
+
+@quick
+@given(st.lists(crystals(max_atoms=6), min_size=1, max_size=4))
+def test_a_batch_is_its_graphs_side_by_side(many):
+    spec = GraphSpec(cutoff=4.0, intra_neighbors=4)
+    graphs = [graph_of(atoms, spec) for atoms in many]
+    batch = Batch.from_data_list(graphs)
+    assert batch.n_graphs == len(graphs)
+    assert batch.graph_of_atom.bincount().tolist() == [len(atoms) for atoms in many]
+    vectors = torch.cat([graph.edge_vectors() for graph in graphs])
+    assert torch.equal(batch.edge_vectors(), vectors)
+    for graph, again in zip(graphs, batch.to_data_list(), strict=True):
+        for key in ('z', 'pos', 'cell', 'edge_index', 'offset', 'intra'):
+            assert torch.equal(graph[key], again[key])
+
+
+def test_one_atom():
+    graph = graph_of(bulk('Cu'), GraphSpec(cutoff=3.0, intra_neighbors=20))
+    assert graph.num_nodes == 1
+    assert graph.num_edges == 12
+    assert graph.graph_of_atom.tolist() == [0]
+    assert not graph.intra.any()
+    lengths = graph.edge_vectors().norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 3.61 / 2**0.5))
+
+
+def test_symmetric_sites_have_equal_neighbourhoods():
+    for name, atoms in prototypes().items():
+        graph = graph_of(atoms, GraphSpec(cutoff=5.0, max_neighbors=11))
+        lengths = graph.edge_vectors().norm(dim=1)
+        by_element = {}
+        for atom in range(len(atoms)):
+            shells = tuple(lengths[graph.edge_index[1] == atom].sort()[0].numpy().round(3))
+            by_element.setdefault(atoms.numbers[atom], []).append(shells)
+        for number, neighbourhoods in by_element.items():
+            if name in ('CaTiO3', 'ZrO2 baddeleyite') and number == 8:
+                continue  # two inequivalent oxygen sites
+            for a, b in itertools.pairwise(neighbourhoods):
+                assert len(a) == len(b), name
+                np.testing.assert_allclose(a, b, atol=2e-3, err_msg=name)

@@ -1,0 +1,299 @@
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+from scipy.spatial.transform import Rotation
+
+from ase_deeprelax.data.pairs import make_pair, read_pairs, write_pairs
+from ase_deeprelax.errors import PairFileError
+
+SHARED = Path(__file__).parents[2] / '../shared/data'
+
+
+def crystal(rng, n=6, numbers=None):
+    """Atoms in a random, possibly oblique cell of about 20 A^3 per atom."""
+    cell = 5.0 * (np.eye(3) + rng.uniform(-0.25, 0.25, (3, 3)))
+    numbers = rng.choice([8, 22, 38], n) if numbers is None else numbers
+    return Atoms(numbers, scaled_positions=rng.random((n, 3)), cell=cell, pbc=True)
+
+
+def moves(rng, n):
+    """A symmetric stretch and drift-free displacements of up to 0.3 A."""
+    strain = rng.uniform(-0.1, 0.1, (3, 3))
+    shift = rng.uniform(-0.3, 0.3, (n, 3))
+    return np.eye(3) + (strain + strain.T) / 2, shift - shift.mean(axis=0)
+
+
+def relaxed(atoms, deformation, displacement):
+    positions = (atoms.positions + displacement) @ deformation
+    return Atoms(atoms.numbers, positions, cell=atoms.cell.array @ deformation, pbc=True)
+
+
+def some_pairs(seed=0, n=4):
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for k in range(n):
+        atoms = crystal(rng)
+        answer = relaxed(atoms, *moves(rng, len(atoms)))
+        split = ('train', 'val', 'test')[k % 3]
+        pairs.append(make_pair(f'p{k}', atoms, answer, ok=k != 1, split=split, scale=1 + k))
+    return pairs
+
+
+def assert_same(first, second, tolerance=1e-6):
+    assert [p.id for p in first] == [p.id for p in second]
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a.numbers, b.numbers)
+        for x, y in zip(a.targets(), b.targets(), strict=True):
+            assert np.allclose(x, y, atol=tolerance)
+        assert np.allclose(a.cell0, b.cell0, atol=tolerance)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_targets_come_back_whatever_orientation_drift_and_image(seed):
+    rng = np.random.default_rng(seed)
+    atoms = crystal(rng)
+    deformation, displacement = moves(rng, len(atoms))
+    answer = relaxed(atoms, deformation, displacement)
+    answer.positions += rng.integers(-2, 3, (len(atoms), 3)) @ answer.cell.array
+    answer.positions += rng.random(3) @ answer.cell.array
+    turn = Rotation.random(random_state=seed).as_matrix()
+    answer.set_cell(answer.cell.array @ turn)
+    answer.positions = answer.positions @ turn
+
+    pair = make_pair('x', atoms, answer)
+
+    found_deformation, found_displacement = pair.targets()
+    assert np.allclose(found_deformation, deformation, atol=1e-9)
+    assert np.allclose(found_deformation, found_deformation.T, atol=1e-12)
+    assert np.allclose(found_displacement, displacement, atol=1e-9)
+    assert np.allclose(pair.cell0 @ found_deformation, pair.cell1, atol=1e-9)
+    # what the whole package relies on: r1 = (r0 + u) @ S, up to a rigid drift
+    moved = (atoms.positions + found_displacement) @ found_deformation
+    drift = moved - pair.relaxed.positions
+    assert np.allclose(drift, drift.mean(axis=0), atol=1e-9)
+
+
+def test_unrelaxed_atoms_stay_in_the_images_they_were_written_in():
+    rng = np.random.default_rng(3)
+    atoms = crystal(rng)
+    atoms.positions += [[1], [0], [-2], [0], [3], [0]] @ atoms.cell.array[:1]
+    pair = make_pair('x', atoms, atoms)
+    assert np.allclose(pair.unrelaxed.positions, atoms.positions)
+    assert np.allclose(pair.targets()[1], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['p.jsonl', 'p.jsonl.gz'])
+def test_json_lines_round_trip(tmp_path, name):
+    pairs = some_pairs()
+    write_pairs(tmp_path / name, pairs)
+    read = read_pairs(tmp_path / name)
+    assert_same(pairs, read)
+    for key in ('ok', 'split', 'formula', 'scale'):
+        assert [getattr(p, key) for p in read] == [getattr(p, key) for p in pairs]
+
+
+def test_choice_of_split_and_of_ok_pairs(tmp_path):
+    write_pairs(tmp_path / 'p.jsonl.gz', some_pairs(n=6))
+    path = tmp_path / 'p.jsonl.gz'
+    assert [p.id for p in read_pairs(path, 'val')] == ['p1', 'p4']
+    assert [p.id for p in read_pairs(path, 'val', ok_only=True)] == ['p4']
+    with pytest.raises(PairFileError, match=r"p\.jsonl\.gz: holds no pair of split 'dev'"):
+        read_pairs(path, 'dev')
+
+
+def test_defaults_of_a_record_with_the_bare_keys(tmp_path):
+    write_pairs(tmp_path / 'p.jsonl', some_pairs(n=1))
+    record = json.loads((tmp_path / 'p.jsonl').read_text())
+    keys = ('id', 'numbers', 'cell0', 'frac0', 'cell1', 'frac1')
+    (tmp_path / 'p.jsonl').write_text(json.dumps({k: record[k] for k in keys}) + '\n\n')
+    (pair,) = read_pairs(tmp_path / 'p.jsonl')
+    assert (pair.ok, pair.split, pair.formula, pair.scale) == (True, '', '', 1.0)
+
+
+@pytest.mark.parametrize('place', ['CIF', '.'])
+@pytest.mark.parametrize(
+    ('listed', 'header', 'suffixes'),
+    [
+        ('{split}.csv', 'atoms_id,energy', ('_unrelaxed', '_relaxed')),
+        ('{split}.csv', 'energy,mp_id', ('_U', '_R')),
+        ('id_prop_{split}_all.csv', None, ('_unrelaxed', '_relaxed')),
+    ],
+)
+def test_folders_of_deeprelax(tmp_path, place, listed, header, suffixes):
+    pairs = some_pairs()
+    (tmp_path / place).mkdir(exist_ok=True)
+    for split in ('train', 'val', 'test'):
+        ids = [p.id for p in pairs if p.split == split]
+        if header is None:  # X-Mn-O: both halves are listed, without a header
+            lines = [f'{id}{suffix},0.0' for id in ids for suffix in suffixes]
+        else:
+            row = '{},0.0' if header.startswith('atoms_id') else '0.0,{}'
+            lines = [header, *(row.format(id) for id in ids)]
+        (tmp_path / listed.format(split=split)).write_text('\n'.join(lines) + '\n')
+    for pair in pairs:
+        for atoms, suffix in zip((pair.unrelaxed, pair.relaxed), suffixes, strict=True):
+            write(tmp_path / place / f'{pair.id}{suffix}.cif', atoms)
+
+    read = read_pairs(tmp_path)
+
+    # CIF keeps lengths and angles, not the orientation: compare what does not depend on it
+    by_id = {p.id: p for p in pairs}
+    assert sorted(p.id for p in read) == sorted(by_id)
+    for pair in read:
+        known = by_id[pair.id]
+        assert pair.split == known.split
+        assert np.array_equal(pair.numbers, known.numbers)
+        for x, y in zip(pair.targets(), known.targets(), strict=True):
+            assert np.allclose(np.linalg.svd(x)[1], np.linalg.svd(y)[1], atol=2e-4)
+    assert [p.id for p in read_pairs(tmp_path, 'val')] == ['p1']
+
+
+def test_extxyz_side_by_side(tmp_path):
+    pairs = some_pairs()
+    for role in ('unrelaxed', 'relaxed'):
+        frames = [getattr(p, role) for p in pairs]
+        for k, atoms in enumerate(frames):
+            atoms.info['pair_id'] = f'p{k}'
+        write(tmp_path / f'{role}.extxyz', frames)
+    assert_same(pairs, read_pairs(tmp_path))
+
+
+def test_extxyz_in_one_file_in_any_order(tmp_path):
+    pairs = some_pairs()
+    frames = []
+    for role in ('relaxed', 'unrelaxed'):
+        for pair in pairs:
+            atoms = getattr(pair, role)
+            atoms.info |= {'pair_id': pair.id, 'role': role, 'split': pair.split}
+            frames.append(atoms)
+    write(tmp_path / 'p.extxyz', frames)
+    assert_same(pairs, read_pairs(tmp_path / 'p.extxyz'))
+    assert [p.id for p in read_pairs(tmp_path / 'p.extxyz', 'test')] == ['p2']
+
+    write(tmp_path / 'q.extxyz', frames[1:])
+    with pytest.raises(PairFileError, match=r"q\.extxyz: pair 'p0' has only its unrelaxed"):
+        read_pairs(tmp_path / 'q.extxyz')
+    write(tmp_path / 'r.extxyz', [bulk('Cu')])
+    with pytest.raises(PairFileError, match=r'r\.extxyz: frame 0 needs info pair_id'):
+        read_pairs(tmp_path / 'r.extxyz')
+
+
+def test_missing_and_unknown_paths(tmp_path):
+    with pytest.raises(PairFileError, match=r'nothing.jsonl: there is no such'):
+        read_pairs(tmp_path / 'nothing.jsonl')
+    with pytest.raises(PairFileError, match=r'neither train\.csv'):
+        read_pairs(tmp_path)
+    (tmp_path / 'p.txt').write_text('')
+    with pytest.raises(PairFileError, match=r'p\.txt: not a known kind'):
+        read_pairs(tmp_path / 'p.txt')
+    (tmp_path / 'p.jsonl').write_text('')
+    with pytest.raises(PairFileError, match=r'p\.jsonl: holds no pair'):
+        read_pairs(tmp_path / 'p.jsonl')
+
+
+@pytest.mark.parametrize('kept', [0.1, 0.5, 0.99])
+def test_truncated_archive_is_named(tmp_path, kept):
+    path = tmp_path / 'p.jsonl.gz'
+    write_pairs(path, some_pairs(n=50))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(PairFileError, match=r'p\.jsonl\.gz'):
+        read_pairs(path)
+
+
+def test_damaged_archive_is_named(tmp_path):
+    path = tmp_path / 'p.jsonl.gz'
+    path.write_bytes(b'these are not gzipped bytes')
+    with pytest.raises(PairFileError, match=r'p\.jsonl\.gz: damaged after line 0'):
+        read_pairs(path)
+    path.write_bytes(gzip.compress(b'\xff\xfe\n'))
+    with pytest.raises(PairFileError, match=r'p\.jsonl\.gz'):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'frac1': None}, "key 'frac1' is missing"),
+        ({'frac0': [[0, 0, 0]]}, '6 numbers, 1 unrelaxed and 6 relaxed positions'),
+        ({'cell1': [[1, 0, 0], [0, 1, 0]]}, 'cells of 3 and 2 vectors'),
+        ({'cell0': [[1, 0, 0], [0, 1, 0], [1, 1, 0]]}, 'a cell of 0 A'),
+        ({'frac1': [[0, 0, float('nan')]] * 6}, 'the relaxed structure has values that'),
+        ({'numbers': ['Ti'] * 6}, 'invalid literal'),
+    ],
+)
+def test_bad_record_is_named_by_path_line_and_id(tmp_path, change, message):
+    path = tmp_path / 'p.jsonl'
+    write_pairs(path, some_pairs(n=3))
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for key, value in change.items():
+        records[1][key] = value
+        if value is None:
+            del records[1][key]
+    path.write_text('\n'.join(map(json.dumps, records)))
+    with pytest.raises(PairFileError, match=r"p\.jsonl, line 2, id 'p1': .*" + message):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize('line', ['{"id": "p1", "num', '17', '[]'])
+def test_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / 'p.jsonl'
+    write_pairs(path, some_pairs(n=1))
+    path.write_text(path.read_text() + line)
+    with pytest.raises(PairFileError, match=r'p\.jsonl, line 2'):
+        read_pairs(path)
+
+
+def test_halves_that_do_not_belong_together_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    atoms = crystal(rng, 3, numbers=[22, 8, 8])
+    other = atoms.copy()
+    other.numbers = [22, 16, 8]
+    with pytest.raises(PairFileError, match="'x': atom 1 is O unrelaxed and S relaxed"):
+        make_pair('x', atoms, other)
+    with pytest.raises(PairFileError, match="'x': 3 atoms unrelaxed, 2 relaxed"):
+        make_pair('x', atoms, atoms[:2])
+    mirrored = atoms.copy()
+    mirrored.set_cell(-atoms.cell.array, scale_atoms=True)
+    with pytest.raises(PairFileError, match="'x': the cells are of different handedness"):
+        make_pair('x', atoms, mirrored)
+    with pytest.raises(PairFileError, match='periodic along all three'):
+        make_pair('x', atoms, Atoms(atoms.numbers, atoms.positions))
+    with pytest.raises(PairFileError, match='has 0 atoms'):
+        make_pair('x', atoms[:0], atoms[:0])
+
+    (tmp_path / 'train.csv').write_text('atoms_id\na7\n')
+    with pytest.raises(PairFileError, match=r"train\.csv: id 'a7' has no a7_unrel"):
+        read_pairs(tmp_path)
+    write(tmp_path / 'a7_unrelaxed.cif', atoms)
+    write(tmp_path / 'a7_relaxed.cif', other)
+    with pytest.raises(PairFileError, match=r"train\.csv: pair 'a7': atom 1 is O"):
+        read_pairs(tmp_path)
+    (tmp_path / 'a7_relaxed.cif').write_text('data_a7\n_cell_length_a 3.0\n')
+    with pytest.raises(PairFileError, match=r'a7_relaxed\.cif: not a readable CIF'):
+        read_pairs(tmp_path)
+
+
+def test_real_pairs_are_in_their_nearest_images_and_without_rotation():
+    path = SHARED / 'pairs_wbm_dev.jsonl.gz'
+    if not path.exists():
+        pytest.skip(f'{path} is not on this machine')
+    pairs = read_pairs(path)
+    assert len(pairs) == 2068
+    rng = np.random.default_rng(0)
+    for pair in pairs[::10]:
+        deformation, displacement = pair.targets()
+        gradient = np.linalg.solve(pair.cell0, pair.cell1)
+        assert np.allclose(gradient, deformation, atol=1e-5)
+        scrambled = pair.relaxed
+        scrambled.positions += rng.random(3)
+        scrambled.wrap()
+        again = make_pair(pair.id, pair.unrelaxed, scrambled).targets()[1]
+        # never longer; where it is another image, two are equally near
+        assert (again**2).sum() <= (displacement**2).sum() + 1e-6
