@@ -1,6 +1,7 @@
 """The command line: ``deeprelax relax | train | evaluate | models | doctor``."""
 
 import json
+import os
 import platform
 import warnings
 from collections import Counter
@@ -115,28 +116,28 @@ def relax(
 
     from ase_deeprelax.predict import Predictor
 
-    targets = _targets(files, out)
-    predictor = Predictor(model, device=device, symmetry=symmetry)
-    frames, problems = _read(targets)
+    places = _places(files)
+    targets = _targets(places, out)
+    frames, problems = _read(places)
     _check_format(out, len(frames))
+    predictor = Predictor(model, device=device, symmetry=symmetry)
     with warnings.catch_warnings():
         # Said in the table, for each structure.
         warnings.filterwarnings('ignore', '.*outside the training range')
         results = predictor.relax([atoms for *_, atoms in frames], progress=bool(frames))
-    outputs = {}
-    for (file, name, _), result in zip(frames, results, strict=True):
+    rows, outputs = [], {}
+    for (file, frame, _), result in zip(frames, results, strict=True):
         if not result.ok:
-            problems.append(f'{name}: {result.problem}')
+            problems.append(f'{file}{frame}: {result.problem}')
             continue
+        rows.append((f'{places[file]}{frame}', result))
         for target in targets[file]:
             outputs.setdefault(target, []).append(result.atoms)
-    good = [(name, r) for (_, name, _), r in zip(frames, results, strict=True) if r.ok]
-    if good:
-        typer.echo(_relaxation_table(good))
     for target, structures in outputs.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, structures)
-    if outputs:
+    if rows:
+        typer.echo(_relaxation_table(rows))
         typer.echo(f'wrote {out}' + ('' if _is_file(out) else f': {len(outputs)} files'))
     for problem in problems:
         typer.echo(f'failed: {problem}', err=True)
@@ -250,29 +251,31 @@ def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto'):
     raise typer.Exit(0 if sound else 1)
 
 
-def _targets(files, out):
+def _places(files):
+    """Each file's path below the folder that holds them all."""
+    # Not resolve(): a link keeps its own name; not absolute(): '..' has to go.
+    paths = {file: Path(os.path.abspath(file)) for file in files}  # noqa: PTH100
+    top = os.path.commonpath([path.parent for path in paths.values()])
+    return {file: path.relative_to(top) for file, path in paths.items()}
+
+
+def _targets(places, out):
     """The files that the structures of each input file go to."""
-    files = list(dict.fromkeys(files))
     if _is_file(out):
-        targets = {file: [out] for file in files}
+        targets = {file: [out] for file in places}
     else:
-        names = zip(files, _short([file.stem for file in files], files), strict=True)
-        targets = {f: [out / f'{name}.cif', out / f'{name}.extxyz'] for f, name in names}
-    inputs = {file.resolve() for file in files}
+        # x.cif and x.vasp side by side keep their suffixes, all others lose them.
+        counts = Counter(place.with_suffix('') for place in places.values())
+        targets = {}
+        for file, place in places.items():
+            stem = place.with_suffix('')
+            name = stem if counts[stem] == 1 else place
+            targets[file] = [out / f'{name}.cif', out / f'{name}.extxyz']
+    inputs = {file.resolve() for file in places}
     for target in (target for group in targets.values() for target in group):
         if target.resolve() in inputs:
             raise typer.BadParameter(f'{target} is one of the inputs; choose another --out')
     return targets
-
-
-def _short(names, files):
-    """The names, or where one is not unique, all words of its path."""
-    # Many a tree has a POSCAR in each of its folders.
-    counts = Counter(names)
-    return [
-        name if counts[name] == 1 else '_'.join(part.strip('/.') for part in file.parts)
-        for name, file in zip(names, files, strict=True)
-    ]
 
 
 def _is_file(out):
@@ -286,7 +289,7 @@ def _check_format(out, n_structures):
     if not _is_file(out):
         return
     try:
-        form = ioformats[filetype(str(out), read=False)]
+        form = ioformats.get(filetype(str(out), read=False))
     except UnknownFileTypeError:
         form = None
     if form is None or not form.can_write:
@@ -302,7 +305,7 @@ def _check_format(out, n_structures):
 
 
 def _read(files):
-    """``(file, label, atoms)`` of each structure, and what could not be read."""
+    """``(file, '' or '@index', atoms)`` of each structure, and what could not be read."""
     from ase.io import read
 
     frames, problems = [], []
@@ -317,29 +320,29 @@ def _read(files):
         if not structures:
             problems.append(f'{file}: holds no structure')
         for index, atoms in enumerate(structures):
-            label = str(file) if len(structures) == 1 else f'{file}@{index}'
-            frames.append((file, label, atoms))
+            frames.append((file, f'@{index}' if len(structures) > 1 else '', atoms))
     return frames, problems
 
 
-def _relaxation_table(named_results):
+def _relaxation_table(rows):
     titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3', 'dmax/A', 'sigma/A', 'ms']
-    rows = []
-    for name, result in named_results:
-        rows.append(
-            [
-                name,
-                result.initial.get_chemical_formula('metal', empirical=True),
-                str(len(result.initial)),
-                f'{result.initial.cell.volume:.2f}',
-                f'{result.atoms.cell.volume:.2f}',
-                f'{result.dmax:.3f}',
-                f'{result.sigma:.3f}',
-                f'{1e3 * sum(result.timings.values()):.0f}',
-                f'  ! {result.ood}' if result.ood else '',
-            ]
-        )
-    return _table([*titles, ''], rows, left=2)
+    table = [_relaxation_row(name, result) for name, result in rows]
+    return _table([*titles, ''], table, left=2)
+
+
+def _relaxation_row(name, result):
+    before, after = result.initial, result.atoms
+    return [
+        name,
+        before.get_chemical_formula('metal', empirical=True),
+        str(len(before)),
+        f'{before.cell.volume:.2f}',
+        f'{after.cell.volume:.2f}',
+        f'{result.dmax:.3f}',
+        f'{result.sigma:.3f}',
+        f'{1e3 * sum(result.timings.values()):.0f}',
+        f'! {result.ood}' if result.ood else '',
+    ]
 
 
 def _table(titles, rows, *, left):

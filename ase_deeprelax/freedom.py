@@ -168,12 +168,16 @@ class Freedom:
             origin, mask = cell_filter.orig_cell, cell_filter.mask
         else:
             origin, mask = cell, np.ones((3, 3))
+        origin = np.asarray(origin, float)
+        # Exactly nothing where nothing happened, so that such a cell stays to the last bit.
+        same = np.array_equal(origin, cell)
+        start = np.zeros((3, 3)) if same else np.linalg.solve(origin, cell) - np.eye(3)
         rule = _StrainRule(
             mask=np.asarray(mask, float),
             hydrostatic=getattr(cell_filter, 'hydrostatic_strain', False),
             constant_volume=getattr(cell_filter, 'constant_volume', False),
             symmetric=isinstance(cell_filter, StrainFilter),
-            start=np.linalg.solve(np.asarray(origin), cell) - np.eye(3),
+            start=start,
             rotations=[
                 c.rotations
                 for c in self.atoms.constraints
@@ -182,8 +186,7 @@ class Freedom:
             cell=cell,
         )
         total = rule.total(_symmetric(np.log, deformation))
-        # Nothing added where nothing changed: the cell then stays to the last bit.
-        return cell + np.asarray(origin) @ (total - rule.start)
+        return cell + origin @ (total - start)
 
 
 def find_freedom(target, cell_moves=False):
@@ -220,27 +223,24 @@ def find_freedom(target, cell_moves=False):
     while target is not atoms:
         chain.append(target)
         target = target.atoms
-    movable, cell_filter = np.ones(len(atoms), dtype=bool), None
+    rows, cell_filter = np.arange(len(atoms)), None  # what is visible, the cell's rows last
     for layer in reversed(chain):  # from the atoms outwards
         if type(layer) is Filter:
-            rows = np.zeros(len(movable), dtype=bool)
-            rows[np.flatnonzero(movable)[layer.index]] = True
-            movable = rows
+            rows = rows[layer.index]
         elif isinstance(layer, UnitCellFilter) and layer.atoms is atoms:
             _check_pressure(layer)
             cell_filter = layer
-            # Its last three rows are the cell's; a Filter around it may hide them.
-            movable = np.ones(len(atoms) + 3, dtype=bool)
+            rows = np.arange(len(atoms) + 3)
         elif isinstance(layer, StrainFilter) and len(chain) == 1:
             cell_filter = layer
-            movable = np.append(np.zeros(len(atoms), dtype=bool), [True] * 3)
+            rows = np.arange(len(atoms), len(atoms) + 3)
         else:
             raise _refusal(layer, layer.atoms)
+    movable = np.isin(np.arange(len(atoms) + 3), rows)
     if cell_filter is not None:
-        rows = movable[len(atoms) :]
-        if rows.any() != rows.all():
+        if movable[-3:].any() != movable[-3:].all():
             raise _refusal(chain[0], cell_filter)
-        cell_moves = rows.all()
+        cell_moves = movable[-1]
     for constraint in atoms.constraints:
         if type(constraint) not in SUPPORTED:
             raise UnsupportedConstraintError(

@@ -246,6 +246,7 @@ class DeepRelaxOptimizer(Optimizer):
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
+        _check_numbers(unwrap(self.atoms))
         self._choose_optimizable()
         return super().irun(fmax=fmax, steps=steps)
 
@@ -428,6 +429,19 @@ BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
 def _has_calculator(atoms):
     """Whether forces of a moved structure can be had."""
     return atoms.calc is not None and not isinstance(atoms.calc, SinglePointCalculator)
+
+
+def _check_numbers(atoms):
+    """What no calculator should be asked about, and some answer for ever."""
+    if len(atoms) == 0:
+        raise StructureError('0 atoms: there is nothing to relax')
+    if not np.isfinite(atoms.cell).all():
+        raise StructureError(f'cell {atoms.cell.tolist()} is not finite; set another one')
+    for atom, axis in np.argwhere(~np.isfinite(atoms.positions)):
+        raise StructureError(
+            f'atom {atom} ({atoms.symbols[atom]}): position {"xyz"[axis]} is '
+            f'{atoms.positions[atom, axis]}; set it to a number'
+        )
 
 
 def _said(plan):

@@ -29,7 +29,7 @@ from ase_deeprelax.freedom import find_freedom
 from ase_deeprelax.infer import BATCH_EDGES, DTYPES, infer, resolve_device
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.result import Relaxation
-from ase_deeprelax.symmetry import find_symmetry, spacegroup_number
+from ase_deeprelax.symmetry import find_symmetry
 from ase_deeprelax.weights.store import load_shared
 
 PARTS = ('checks', 'symmetry', 'graph', 'network', 'solver')
@@ -190,12 +190,14 @@ class Predictor:
             with self._timed('checks', job):
                 # A copy has no calculator, so no result of it can outlive the move.
                 job.initial = as_atoms(structure).copy()
-                check_structure(job.initial, self.card.get('elements') or None)
-                job.ood = _outside(job.initial, self.card.get('range', {}))
+                job.ood = check_structure(
+                    job.initial,
+                    self.card.get('elements') or None,
+                    ranges=self.card.get('range'),
+                )
                 if job.initial.constraints:
                     job.freedom = find_freedom(job.initial, cell_moves=True)
             with self._timed('symmetry', job):
-                job.spacegroup = spacegroup_number(job.initial)
                 if self.symmetry == 'keep':
                     job.symmetry = find_symmetry(job.initial)
             with self._timed('graph', job):
@@ -259,8 +261,6 @@ class Predictor:
                 atoms, deformation, displacement = _moved(job, *moved)
             with self._timed('checks', job):
                 check_prediction(job.initial, atoms)
-            with self._timed('symmetry', job):
-                after = spacegroup_number(atoms)
         except DeepRelaxError as error:
             self._fail(job, error)
             return
@@ -276,7 +276,6 @@ class Predictor:
             bond_offsets=offsets,
             sigma_bonds=answer.sigma_bonds,
             residual=answer.residual,
-            spacegroup=(job.spacegroup, after),
             ok=True,
             problem='',
             **self._provenance(job),
@@ -298,7 +297,6 @@ class Predictor:
             bond_offsets=np.zeros((0, 3), dtype=np.int64),
             sigma_bonds=np.zeros(0),
             residual=np.nan,
-            spacegroup=(job.spacegroup, job.spacegroup),
             ok=False,
             problem=str(error),
             **self._provenance(job),
@@ -343,7 +341,6 @@ class _Job:
     """One structure on its way through the predictor."""
 
     initial: Atoms | None = None
-    spacegroup: int = 0
     symmetry: object = None
     freedom: object = None
     graph: object = None
@@ -374,17 +371,6 @@ def _is_one(structures):
     if isinstance(structures, (Atoms, str)) or hasattr(structures, 'is_ordered'):
         return True
     return not hasattr(structures, '__iter__')
-
-
-def _outside(atoms, ranges):
-    """Why a structure lies outside the range that the model's card gives, or ''."""
-    measured = {'n_atoms': len(atoms), 'volume_per_atom': atoms.cell.volume / len(atoms)}
-    reasons = [
-        f'{key} is {measured[key]:.4g}, seen in training were {low:.4g} to {high:.4g}'
-        for key, (low, high) in ranges.items()
-        if not low <= measured[key] <= high
-    ]
-    return '; '.join(reasons)
 
 
 def _check_neighbors(atoms, graph, spec):

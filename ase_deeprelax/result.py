@@ -1,6 +1,7 @@
 """The frozen record of one relaxation."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from ase import Atoms
@@ -35,8 +36,6 @@ class Relaxation:
         Laplace scale of each bond's predicted distance.
     residual : float, A
         Mean violation of the distance bounds that the solver left.
-    spacegroup : tuple of int
-        Space group numbers before and after (symprec 1e-2), 0 where not determined.
     ok : bool
         Whether the prediction passed the checks.
     problem : str
@@ -59,7 +58,6 @@ class Relaxation:
     bond_offsets: np.ndarray
     sigma_bonds: np.ndarray
     residual: float
-    spacegroup: tuple[int, int]
     ok: bool
     problem: str
     ood: str
@@ -74,6 +72,18 @@ class Relaxation:
         from pymatgen.io.ase import AseAtomsAdaptor
 
         return AseAtomsAdaptor.get_structure(self.atoms)
+
+    @cached_property
+    def spacegroup(self):
+        """Space group numbers before and after (symprec 1e-2), 0 where not determined.
+
+        Found when first asked for: finding them takes longer than the prediction.
+        """
+        from ase_deeprelax.symmetry import spacegroup_number
+
+        if not self.ok:
+            return 0, 0
+        return spacegroup_number(self.initial), spacegroup_number(self.atoms)
 
     @property
     def dmax(self):

@@ -1,5 +1,6 @@
 """Space groups: find the operations of a crystal, project a prediction on them."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from scipy.spatial import cKDTree
 from ase_deeprelax.data.lattice import compact, lattice_symmetries, reduced_basis
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
-# Atom triples (operations x origins x pairs) up to which the search here is faster than
-# spglib's, which also identifies and standardizes the group.
+# Work (images x atoms) up to which the search here is faster than spglib's, which also
+# identifies and standardizes the group.
 _SMALL = 300_000
 
 
@@ -19,16 +20,18 @@ _SMALL = 300_000
 class Symmetry:
     """The space-group operations of a crystal, ready to project predictions.
 
-    An operation carries atom ``a`` at ``x`` to ``x @ rotations[g] + t``, the place of atom
-    ``permutations[g, a]``. Operations that differ by a pure translation are kept once.
+    All operations of the crystal count, also those that the lattice of a supercell lacks:
+    they are kept as pure translations and one operation of the primitive cell per
+    rotation. It carries primitive atom ``a`` at ``x`` to ``x @ rotations[g] + t``, the
+    place of primitive atom ``permutations[g, a]``.
 
     Attributes
     ----------
     rotations : (n_operations, 3, 3)
         Cartesian, orthogonal; positions are rows.
-    permutations : (n_operations, n_atoms) int64
+    permutations : (n_operations, n_primitive) int64
     primitive : (n_atoms,) int64
-        Atoms that pure translations carry into each other have the same number here.
+        The primitive atom that each atom is an image of.
     """
 
     rotations: np.ndarray
@@ -67,14 +70,12 @@ class Symmetry:
         back = self.rotations.transpose(0, 2, 1)
         if len(back) > 1:
             deformation = (back @ deformation @ self.rotations).mean(axis=0)
-        # pure translations are a normal subgroup: average over them first, then over one
-        # operation of each coset
-        count = np.bincount(self.primitive)
-        if count.max() > 1:
-            sums = np.zeros((len(count), 3))
-            np.add.at(sums, self.primitive, displacement)
-            displacement = (sums / np.maximum(count, 1)[:, None])[self.primitive]
-        if len(back) > 1:
+        # pure translations are a normal subgroup: average over them first
+        if self.permutations.shape[1] < len(displacement):
+            displacement = _mean_by_label(displacement, self.primitive)
+            displacement = (displacement[self.permutations] @ back).mean(axis=0)
+            displacement = displacement[self.primitive]
+        elif len(back) > 1:
             displacement = (displacement[self.permutations] @ back).mean(axis=0)
         return deformation, displacement - displacement.mean(axis=0)
 
@@ -106,16 +107,18 @@ def find_symmetry(atoms, symprec=SYMPREC):
     cell = atoms.cell.array
     cell = reduced_basis(cell) @ cell
     frac = atoms.positions @ np.linalg.inv(cell)
-    frac = frac % 1.0 % 1.0  # -1e-20 % 1 is 1
-    elements, numbers = np.unique(atoms.numbers, return_inverse=True)
-    species = [np.flatnonzero(numbers == k) for k in range(len(elements))]
-    found = _search(frac, cell, species, symprec)
+    numbers = atoms.numbers
+    primitive = np.arange(len(numbers))
+    found = _find_primitive(frac, cell, numbers, symprec)
+    if found is not None:
+        primitive, cell, frac = found
+        numbers = numbers[np.unique(primitive, return_index=True)[1]]
+    found = _search(frac, cell, _species(numbers), symprec)
     if found is None:
-        found = _spglib_operations(frac, cell, numbers, species, symprec)
+        found = _spglib_operations(frac, cell, numbers, symprec)
     if found is None:
-        n = len(numbers)
-        return Symmetry(np.eye(3)[None], np.arange(n)[None], np.arange(n))
-    matrices, permutations, primitive = found
+        found = np.eye(3)[None], np.arange(len(numbers))[None]
+    matrices, permutations = found
     left, _, right = np.linalg.svd(np.linalg.inv(cell) @ matrices @ cell)
     return Symmetry(left @ right, permutations, primitive)
 
@@ -155,75 +158,139 @@ def _dataset(frac, cell, numbers, symprec):
             return None
 
 
-def _search(frac, cell, species, symprec):
-    """Operations by trial: point operations of the lattice x places of a rare atom.
+def _species(numbers):
+    """Indices of the atoms of each element, the rarest element first."""
+    return sorted((np.flatnonzero(numbers == z) for z in np.unique(numbers)), key=len)
 
-    Returns matrices (fractional rows times matrix), permutations and primitive numbers;
-    None where the cell is too large or the tolerance makes the set no group.
-    """
-    rarest = min(species, key=len)
-    matrices = lattice_symmetries(cell, symprec).astype(float)
-    if len(matrices) * len(rarest) * len(rarest) ** 2 > _SMALL:
+
+def _mean_by_label(values, labels):
+    sums = np.zeros((labels.max() + 1, 3))
+    np.add.at(sums, labels, values)
+    return sums / np.bincount(labels)[:, None]
+
+
+def _find_primitive(frac, cell, numbers, symprec):
+    """Label of each atom, primitive cell and places in it; None where it is primitive."""
+    species = _species(numbers)
+    n = len(species[0])
+    # translations permute the atoms of each element without fixed points
+    if math.gcd(*map(len, species)) == 1:
         return None
-    # where the first rare atom may go
-    turned = frac[rarest] @ matrices  # (n_matrices, n_rare, 3)
-    shift = frac[rarest] - turned[:, :1]
-    which = np.repeat(np.arange(len(matrices)), len(rarest))
-    shift = shift.reshape(-1, 3)
-    for atoms in sorted(species, key=len):
-        images = frac[atoms] @ matrices[which] + shift[:, None]
-        if len(which) * len(atoms) ** 2 > _SMALL:
+    if n * len(numbers) ** 2 > _SMALL:
+        dataset = _dataset(frac, cell, numbers, symprec)
+        if dataset is None:
             return None
-        _, distance = _nearest(images, frac[atoms], cell)
+        labels = dataset.mapping_to_primitive
+        primitive = dataset.primitive_lattice
+    else:
+        shift = frac[species[0]] - frac[species[0][0]]
+        eye = np.broadcast_to(np.eye(3), (n, 3, 3))
+        good, shift = _surviving(frac, cell, species, symprec, matrices=eye, shift=shift)
+        n = len(shift)
+        # n times a translation of a group of n is a lattice vector
+        primitive = _shortest_basis(np.rint(shift * n) / n, cell)
+        permutations = _permutations(frac, eye[good], shift, cell, species)
+        labels = np.unique(permutations.min(axis=0), return_inverse=True)[1]
+    count = labels.max() + 1
+    ratio = abs(np.linalg.det(cell) / np.linalg.det(primitive))
+    if count == len(numbers) or abs(ratio * count / len(numbers) - 1) > 1e-6:
+        return None
+    primitive = reduced_basis(primitive) @ primitive
+    place = frac @ cell @ np.linalg.inv(primitive)
+    first = place[np.unique(labels, return_index=True)[1]]
+    off = place - first[labels]
+    return labels, primitive, first + _mean_by_label(off - np.rint(off), labels)
+
+
+def _shortest_basis(shift, cell):
+    """The shortest independent vectors among translations and their images, (3, 3)."""
+    images = np.stack(np.meshgrid(*3 * [[-1, 0, 1]]), axis=-1).reshape(-1, 3)
+    vectors = ((shift - np.rint(shift))[:, None] + images).reshape(-1, 3) @ cell
+    lengths = np.linalg.norm(vectors, axis=1)
+    order = np.argsort(lengths)
+    vectors, lengths = vectors[order], lengths[order]
+    vectors, lengths = vectors[lengths > 1e-3], lengths[lengths > 1e-3]
+    a = vectors[0]
+    normal = np.cross(a, vectors)
+    second = np.argmax(np.linalg.norm(normal, axis=1) > 1e-3 * lengths[0] * lengths)
+    height = np.abs(vectors @ normal[second]) / np.linalg.norm(normal[second])
+    return np.array([a, vectors[second], vectors[np.argmax(height > 1e-3 * lengths)]])
+
+
+def _surviving(frac, cell, species, symprec, *, matrices, shift):
+    """Which of the operations ``frac @ matrix + shift`` carry the crystal onto itself.
+
+    Returns their indices and shifts.
+    """
+    which = np.arange(len(shift))
+    for atoms in species:
+        images = frac[atoms] @ matrices[which] + shift[:, None]
+        distance = _nearest(images, frac[atoms], cell)[1]
         good = distance.max(axis=1) <= symprec
         which, shift = which[good], shift[good]
-    permutations = _permutations(frac, matrices[which], shift, cell, species)
-    return _as_group(matrices, which, permutations)
+    return which, shift
 
 
-def _as_group(matrices, which, permutations):
-    """One operation per coset of the pure translations, or None if it is no group."""
-    matrices_used, first, count = np.unique(which, return_index=True, return_counts=True)
-    rows = np.arange(permutations.shape[1])
-    if permutations.size == 0 or (np.sort(permutations, axis=1) != rows).any():
+def _search(frac, cell, species, symprec):
+    """Operations of a primitive cell by trial: lattice symmetries x places of an atom.
+
+    Returns matrices (fractional rows times matrix) and permutations; None where the cell
+    is too large or the tolerance makes the set no group.
+    """
+    matrices = lattice_symmetries(cell, symprec).astype(float)
+    rarest = species[0]
+    if len(matrices) * len(rarest) * max(map(len, species)) ** 2 > _SMALL:
         return None
-    if (count != count[0]).any():
-        return None
-    point_group = matrices[matrices_used]
-    n = len(point_group)
-    products = point_group.reshape(-1, 3) @ point_group.transpose(1, 0, 2).reshape(3, -1)
+    shift = frac[rarest] - (frac[rarest[0]] @ matrices)[:, None]
+    trials = np.repeat(matrices, len(rarest), axis=0)
+    which, shift = _surviving(
+        frac, cell, species, symprec, matrices=trials, shift=shift.reshape(-1, 3)
+    )
+    matrices = trials[which]
+    permutations = _permutations(frac, matrices, shift, cell, species)
+    return (matrices, permutations) if _is_group(matrices, permutations) else None
+
+
+def _is_group(matrices, permutations):
+    """Whether each rotation is there once, its products too, and moves atoms one to one."""
+    if len(matrices) == 0 or not _one_to_one(permutations):
+        return False
+    n = len(matrices)
+    products = matrices.reshape(-1, 3) @ matrices.transpose(1, 0, 2).reshape(3, -1)
     products = products.reshape(n, 3, n, 3)
-    if np.abs(products).max() > 1:
-        return None
     digits = 3.0 ** np.arange(9).reshape(3, 3)  # a number for each matrix of -1, 0, 1
-    codes = np.tensordot(point_group, digits, axes=2)
-    if not np.isin(np.tensordot(products, digits, axes=([1, 3], [0, 1])), codes).all():
-        return None
-    identity = np.flatnonzero((point_group == np.eye(3)).all(axis=(1, 2)))
-    translations = permutations[which == matrices_used[identity[0]]]
-    primitive = np.unique(translations.min(axis=0), return_inverse=True)[1]
-    return point_group, permutations[first], primitive
+    codes = np.tensordot(matrices, digits, axes=2)
+    codes_of_products = np.tensordot(products, digits, axes=([1, 3], [0, 1]))
+    return (
+        np.abs(products).max() <= 1
+        and len(np.unique(codes)) == n
+        and bool(np.isin(codes_of_products, codes).all())
+    )
 
 
-def _spglib_operations(frac, cell, numbers, species, symprec):
+def _one_to_one(permutations):
+    return (np.sort(permutations, axis=1) == np.arange(permutations.shape[1])).all()
+
+
+def _spglib_operations(frac, cell, numbers, symprec):
     dataset = _dataset(frac, cell, numbers, symprec)
     if dataset is None:
         return None
     rotations, first = np.unique(dataset.rotations, axis=0, return_index=True)
-    matrices = rotations.transpose(0, 2, 1)  # spglib's act on columns
-    permutations = _permutations(frac, matrices, dataset.translations[first], cell, species)
-    if (np.sort(permutations, axis=1) != np.arange(len(frac))).any():
-        return None
-    return matrices, permutations, dataset.mapping_to_primitive
+    matrices = rotations.transpose(0, 2, 1).astype(float)  # spglib's act on columns
+    shift = dataset.translations[first]
+    permutations = _permutations(frac, matrices, shift, cell, _species(numbers))
+    return (matrices, permutations) if _one_to_one(permutations) else None
 
 
 def _permutations(frac, matrices, shift, cell, species):
     """The atom that stands where each operation carries each atom, (n, n_atoms)."""
     box = np.linalg.norm(cell, axis=1)  # the tree is periodic along orthogonal axes only
-    images = (frac @ matrices + shift[:, None]) % 1.0 % 1.0
+    images = (frac @ matrices + shift[:, None]) % 1.0 % 1.0  # -1e-20 % 1 is 1
+    places = frac % 1.0 % 1.0
     permutations = np.empty(images.shape[:2], dtype=np.int64)
     for atoms in species:
-        tree = cKDTree(frac[atoms] * box, boxsize=box)
+        tree = cKDTree(places[atoms] * box, boxsize=box)
         permutations[:, atoms] = atoms[tree.query(images[:, atoms] * box)[1]]
     return permutations
 

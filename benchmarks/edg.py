@@ -63,9 +63,9 @@ def pack(structures, device):
     return [tensor.to(device) for tensor in packed]
 
 
-def adam(pos, cell, edge_index, offset, lower, upper):
+def adam(structure):
     """The reference's loop (eqs. 16-20)."""
-    j, i = edge_index
+    pos, cell, (j, i), offset, lower, upper = structure
     x = pos.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.1)
     for _ in range(100):
@@ -97,6 +97,7 @@ def error(found, relaxed):
 
 
 def row(case, size, device):
+    """One line of the table."""
     drawn = [crystal(seed, *CASES[case]) for seed in range(size)]
     relaxed, structures = zip(*drawn, strict=True)
     packed = pack(structures, device)
@@ -104,8 +105,8 @@ def row(case, size, device):
     found = solution.pos.split([len(x) for x in relaxed])
     ours = np.mean([error(x, y) for x, y in zip(found, relaxed, strict=True)])
     # One structure after the other: a few of them tell the speed.
-    few = [[a.to(device) for a in arguments] for arguments in structures[:8]]
-    found, loop = timed(lambda: [adam(*arguments) for arguments in few], device, repeats=1)
+    few = [[tensor.to(device) for tensor in structure] for structure in structures[:8]]
+    found, loop = timed(lambda: [adam(structure) for structure in few], device, repeats=1)
     theirs = np.mean([error(x, y) for x, y in zip(found, relaxed, strict=False)])
     return (
         f'{case:12s}{size:6d}{size / seconds:14.0f}{1e3 * seconds / size:9.3f}'
@@ -115,13 +116,15 @@ def row(case, size, device):
 
 
 def main():
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--sizes', type=int, nargs='+', default=[1, 32, 256])
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        'start       batch  structures/s  ms each  x Adam  steps  converged  error/A   Adam/A'
+        'start        batch  structures/s  ms each   x Adam  steps  converged   error/A'
+        '    Adam/A'
     )
     for case in CASES:
         for size in options.sizes:

@@ -28,12 +28,12 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
     Parameters
     ----------
     pairs : list of Pair
-    model : str, path, Predictor or callable
-        Name or folder of a model, or a Predictor, or any function from a list of
+    model : str, path, RelaxationModel, Predictor or callable
+        Name or folder of a model, a model, a Predictor, or any function from a list of
         ``ase.Atoms`` to a list of relaxed ``ase.Atoms`` (or `Relaxation`) in the same
         order, atoms and lattice vectors in the same order. Default 'default'.
     device : str
-        Where a model given by name or path runs; default 'auto'.
+        Where a model that is no Predictor yet runs; default 'auto'.
     jobs : int, optional
         Processes that compare structures; default one per core.
     progress : bool
@@ -156,11 +156,12 @@ def _cell(value, form):
 
 def _relaxer(model, device, progress):
     """A function from list to list, the name of the model, and its device."""
-    if callable(model):
-        return model, getattr(model, '__name__', type(model).__name__), 'cpu'
-    if not hasattr(model, 'relax'):
-        from ase_deeprelax.predict import Predictor
+    from ase_deeprelax.models.base import RelaxationModel
+    from ase_deeprelax.predict import Predictor
 
+    if callable(model) and not isinstance(model, RelaxationModel):
+        return model, getattr(model, '__name__', type(model).__name__), 'cpu'
+    if not isinstance(model, Predictor):
         model = Predictor(model, device=device)
 
     def relax(atoms_list):

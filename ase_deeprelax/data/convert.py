@@ -105,8 +105,8 @@ class Frame:
         deformation : (3, 3) float64 array
         displacement : (n_atoms, 3) float64 array, A
         """
-        deformation = np.array(deformation, dtype=float)
-        displacement = np.array(displacement, dtype=float)
+        deformation = np.asarray(deformation, dtype=float)
+        displacement = np.asarray(displacement, dtype=float)
         if self.rotation is not None:
             deformation = self.rotation @ deformation @ self.rotation.T
             displacement = displacement @ self.rotation.T

@@ -102,8 +102,9 @@ def build_graph(numbers, positions, cell, spec, dtype=torch.float32):
     >>> build_graph(cu.numbers, cu.positions, cu.cell, GraphSpec(cutoff=3.0)).num_edges
     12
     """
-    positions = np.ascontiguousarray(positions, dtype=float)
-    cell = np.ascontiguousarray(cell, dtype=float)
+    # copies: in float64 the tensors would share the caller's memory
+    positions = np.array(positions, dtype=float, order='C')
+    cell = np.array(cell, dtype=float, order='C')
     i, j, offset = neighbor_list(positions, cell, spec.cutoff, spec.max_neighbors)
     intra = np.zeros(len(i), dtype=bool)
     if spec.intra_neighbors is not None:

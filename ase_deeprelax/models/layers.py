@@ -1,6 +1,7 @@
 """Pieces that the networks share: radial basis, harmonics, sums over neighbourhoods."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ class ScaledSiLU(nn.Module):
 def mlp(*widths):
     """Linear layers with ScaledSiLU between them."""
     layers = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), ScaledSiLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -42,12 +43,14 @@ class RadialBasis(nn.Module):
         super().__init__()
         self.cutoff = cutoff
         self.gamma = 0.5 * ((num_rbf - 1) / cutoff) ** 2
-        self.register_buffer('centres', torch.linspace(0, cutoff, num_rbf), persistent=False)
+        self.register_buffer(
+            'centres', torch.linspace(0, cutoff, num_rbf), persistent=False
+        )
 
     def forward(self, distance):
         """(n,) A -> (n, num_rbf)."""
         x = distance.unsqueeze(-1)
-        # The far tails are subnormal numbers, on which CPUs are many times slower; e^-60 is 0.
+        # Far tails are subnormal numbers, on which CPUs are slow: e^-60 will do.
         gaussians = torch.exp(-(self.gamma * (x - self.centres) ** 2).clamp(max=60.0))
         return gaussians * envelope(x / self.cutoff)
 
@@ -59,7 +62,7 @@ def envelope(x, p=5):
 
 
 def symmetric_basis():
-    """(5, 3, 3): an orthonormal basis of the symmetric traceless matrices (degree l = 2)."""
+    """(5, 3, 3): an orthonormal basis of symmetric traceless matrices (degree l = 2)."""
     r2, r6 = math.sqrt(0.5), math.sqrt(1 / 6)
     basis = torch.zeros(5, 3, 3, dtype=torch.float64)
     for m, (a, b) in enumerate([(0, 1), (1, 2), (0, 2)]):
@@ -67,6 +70,23 @@ def symmetric_basis():
     basis[3].copy_(torch.diag(torch.tensor([r2, -r2, 0.0])))
     basis[4].copy_(torch.diag(torch.tensor([-r6, -r6, 2 * r6])))
     return basis
+
+
+def project_symmetric(p, q):
+    """Traceless symmetric part of p (x) q: (n, 3[, F]) -> (n, 5[, F])."""
+    x, y, z = (p[:, a] * q[:, b] for a, b in ((0, 0), (1, 1), (2, 2)))
+    xy, yz, xz = (
+        p[:, a] * q[:, b] + p[:, b] * q[:, a] for a, b in ((0, 1), (1, 2), (0, 2))
+    )
+    r2, r6 = math.sqrt(0.5), math.sqrt(1 / 6)
+    return torch.stack(
+        [r2 * xy, r2 * yz, r2 * xz, r2 * (x - y), r6 * (2 * z - x - y)], dim=1
+    )
+
+
+def safe_norm(x):
+    """Norm over the components (dim 1), with a gradient at zero."""
+    return ((x * x).sum(1) + 1e-8).sqrt()
 
 
 class Neighborhood:

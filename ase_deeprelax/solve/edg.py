@@ -32,8 +32,8 @@ class EDGSolution:
     ----------
     pos : (n_atoms, 3), A
     residual : (n_graphs,), A
-        Mean violation over the bounds of a structure; 0 where it has none, nan where its
-        input is not finite.
+        Mean violation over the bounds of a structure; 0 where it has none, not finite
+        where its input is not.
     converged : (n_graphs,) bool
         Whether the bounds hold, or no step improves on them any more. False where the
         steps ran out or the input is not finite.
@@ -224,8 +224,8 @@ class _Sums:
     def __init__(self, graph_of_atom, anchored):
         self.n_graphs = len(anchored)
         self.graph = torch.cat([graph_of_atom, graph_of_atom.new_zeros(1)])
-        count = torch.bincount(graph_of_atom, minlength=self.n_graphs).clamp(min=1)
-        self.drift = torch.where(anchored, 0.0, 1.0 / count)
+        self.count = torch.bincount(graph_of_atom, minlength=self.n_graphs).clamp(min=1)
+        self.floating = ~anchored
 
     def of_bounds(self, values, bounds):
         return values.new_zeros(self.n_graphs).index_add_(0, bounds.graph, values)
@@ -255,9 +255,9 @@ class _Sums:
         return out.index_add_(0, bounds.head, values).index_add_(0, bounds.tail, values)
 
     def without_drift(self, move):
-        """Rounding aside, only uneven damping moves the centroid."""
-        mean = move.new_zeros(3, self.n_graphs).index_add_(1, self.graph, move)
-        out = move - self.spread(mean * self.drift.to(move.dtype))
+        """The moves at fixed centroid, where nothing anchors it."""
+        total = move.new_zeros(3, self.n_graphs).index_add_(1, self.graph, move)
+        out = move - self.spread(total * self.floating / self.count)
         out[:, -1] = 0
         return out
 
@@ -285,7 +285,9 @@ def _minimise(sums, bounds, measurable, max_steps, tol):
             bounds = bounds.kept(active.index_select(0, bounds.graph))
             excess, unit = bounds.measure(move)
         resistance = stiffness * sums.spread(damping)
-        push, size, hoped = _step(sums, bounds, excess, unit, resistance, settling)
+        push, size, hoped = _step(
+            sums, bounds, excess, unit, damping=resistance, settling=settling
+        )
         settling = size < HUBER
         trial = move + push
         new_excess, new_unit = bounds.measure(trial)
@@ -311,7 +313,7 @@ def _minimise(sums, bounds, measurable, max_steps, tol):
     return move, converged, max_steps
 
 
-def _step(sums, bounds, excess, unit, damping, settling):
+def _step(sums, bounds, excess, unit, *, damping, settling):
     """One damped Gauss-Newton step, capped.
 
     Returns the moves, the largest of each structure before the cap (n_graphs,), and the

@@ -10,6 +10,8 @@ from ase_deeprelax.errors import ConfigError
 
 
 class Section(BaseModel):
+    """Settings that are checked, and unknown ones refused."""
+
     model_config = ConfigDict(extra='forbid', frozen=True)
 
 
@@ -45,6 +47,8 @@ class Denoise(Section):
 
 
 class Data(Section):
+    """What is trained on, and in what batches."""
+
     pairs: list[Source] = Field(min_length=1)
     denoise: Denoise | None = None
     exclude_formulas: Path | None = None

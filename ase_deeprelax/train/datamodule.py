@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch_geometric.data import Batch
 
 from ase_deeprelax.data.convert import to_graph
-from ase_deeprelax.data.pairs import Pair, polar, read_pairs
+from ase_deeprelax.data.pair import Pair, polar
+from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError
 
 
@@ -83,6 +84,7 @@ def disturb(pair, settings, rng):
 
 
 def symmetric_noise(rng):
+    """(3, 3) symmetric normal numbers."""
     noise = rng.normal(size=(3, 3))
     return (noise + noise.T) / 2
 
@@ -91,7 +93,13 @@ def repaired(pair, cell0, frac0):
     """A pair with another input: the target turned so that the change is a pure stretch."""
     stretch, _ = polar(np.linalg.solve(cell0, pair.cell1))
     return Pair(
-        pair.id, pair.numbers, cell0, frac0, cell0 @ stretch, pair.frac1, formula=pair.formula
+        pair.id,
+        pair.numbers,
+        cell0,
+        frac0,
+        cell0 @ stretch,
+        pair.frac1,
+        formula=pair.formula,
     )
 
 
@@ -161,7 +169,8 @@ class PairData(lightning.LightningDataModule):
         """Sorted atomic numbers seen in training."""
         return sorted({int(z) for pair in [*self.train, *self.seeds] for z in pair.numbers})
 
-    def setup(self, stage=None):
+    def setup(self, stage=None):  # noqa: ARG002 - Lightning's signature
+        """Make the two sets; Lightning calls it."""
         config, data = self.config, self.config.data
         dtype = torch.float64 if config.optimize.precision == '64' else torch.float32
         self.train_set = PairGraphs(
@@ -205,7 +214,9 @@ class PairData(lightning.LightningDataModule):
 def composition(numbers):
     """What a reduced formula says, however it is written: ((Z, count), ...)."""
     elements, counts = np.unique(numbers, return_counts=True)
-    return tuple(zip(elements.tolist(), (counts // np.gcd.reduce(counts)).tolist(), strict=True))
+    return tuple(
+        zip(elements.tolist(), (counts // np.gcd.reduce(counts)).tolist(), strict=True)
+    )
 
 
 def read_seeds(path, excluded, max_atoms):

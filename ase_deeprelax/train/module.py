@@ -68,13 +68,20 @@ class RelaxationModule(lightning.LightningModule):
             on_epoch=True,
         )
         self.log(
-            'coord', values['coord_mae'], prog_bar=True, logger=False, batch_size=graph.n_graphs
+            'coord',
+            values['coord_mae'],
+            prog_bar=True,
+            logger=False,
+            batch_size=graph.n_graphs,
         )
 
     def configure_optimizers(self):
         o = self.config.optimize
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay, amsgrad=False
+            self.parameters(),
+            lr=o.learning_rate,
+            weight_decay=o.weight_decay,
+            amsgrad=False,
         )
         if o.schedule == 'plateau':
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -213,7 +220,10 @@ def train(config_path, *, overrides=(), resume=None, start=None, progress=True):
         num_sanity_val_steps=0,
         log_every_n_steps=50,
         callbacks=_callbacks(config, output, bool(data.val), progress),
-        logger=[CSVLogger(output, name='csv'), TensorBoardLogger(output, name='tensorboard')],
+        logger=[
+            CSVLogger(output, name='csv'),
+            TensorBoardLogger(output, name='tensorboard'),
+        ],
         enable_progress_bar=progress,
         enable_model_summary=False,
         default_root_dir=output,
@@ -228,7 +238,10 @@ def _callbacks(config, output, validates, progress):
         EMAWeightAveraging(decay=o.ema),
         LearningRateMonitor(),
         ModelCheckpoint(
-            output, filename='last', every_n_train_steps=o.val_every_steps, enable_version_counter=False
+            output,
+            filename='last',
+            every_n_train_steps=o.val_every_steps,
+            enable_version_counter=False,
         ),
     ]
     if progress:
@@ -266,7 +279,9 @@ def export(trainer, module, data, folder):
             'seeds_licence': config.data.denoise.licence if config.data.denoise else '',
             'steps': trainer.global_step,
             'minutes': round(module.elapsed / 60, 1),
-            'settings': json.loads(config.model_dump_json(exclude={'data', 'output', 'name'})),
+            'settings': json.loads(
+                config.model_dump_json(exclude={'data', 'output', 'name'})
+            ),
         },
         'metrics': {
             'validation': {

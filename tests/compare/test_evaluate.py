@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 
 from ase_deeprelax.compare.dummy import Dummy
@@ -11,7 +10,6 @@ from ase_deeprelax.compare.evaluate import METHODS, cuts, evaluate, table
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import PredictionError
-from ase_deeprelax.models import create_model
 from ase_deeprelax.predict import Predictor
 
 
@@ -34,9 +32,8 @@ def some_pairs(n=6):
 
 
 @pytest.fixture(scope='module')
-def predictor():
-    torch.manual_seed(0)
-    return Predictor(create_model('paegnn', hidden=16, layers=2), device='cpu')
+def predictor(tiny_model):
+    return Predictor(tiny_model, device='cpu')
 
 
 def oracle(pairs):

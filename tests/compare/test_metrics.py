@@ -162,7 +162,7 @@ def test_rank_correlation_agrees_with_scipy_and_knows_its_limits():
 @pytest.mark.parametrize('noise', [0.0, 0.05])
 def test_fitted_volumes_are_those_that_cells_add_up_from(noise):
     rng = np.random.default_rng(0)
-    known = dict(zip('Na Cl Ti O Cu'.split(), [23.0, 28.0, 16.0, 7.0, 0.5], strict=True))
+    known = {'Na': 23.0, 'Cl': 28.0, 'Ti': 16.0, 'O': 7.0, 'Cu': 0.5}
     pairs = []
     for k in range(300):
         symbols = list(rng.choice(list(known), rng.integers(1, 9)))

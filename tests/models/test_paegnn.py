@@ -13,14 +13,14 @@ from ase_deeprelax.data.graph import build_graph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import LOG_B_RANGE, relaxed_structure
-from ase_deeprelax.models.layers import Neighborhood, RadialBasis, symmetric_basis
-from ase_deeprelax.models.paegnn import (
-    PUBLISHED,
-    encode_offsets,
+from ase_deeprelax.models.heads import stretch_of, undirected
+from ase_deeprelax.models.layers import (
+    Neighborhood,
+    RadialBasis,
     project_symmetric,
-    stretch_of,
-    undirected,
+    symmetric_basis,
 )
+from ase_deeprelax.models.paegnn import PUBLISHED, encode_offsets
 
 SMALL = {'hidden': 16, 'layers': 2}
 
@@ -119,14 +119,18 @@ def test_sum_over_images_equals_sum_over_edges():
     j, i = graph.edge_index
     message = (radial @ filters) * features[j]
     naive = torch.zeros_like(features).index_add(0, i, message)
-    torch.testing.assert_close(hood.sum(0, hood.gather(features), filters).squeeze(1), naive)
+    torch.testing.assert_close(
+        hood.sum(0, hood.gather(features), filters).squeeze(1), naive
+    )
     vector = message[:, None] * unit[..., None]
     naive = torch.zeros(len(features), 3, 7, dtype=torch.float64).index_add(0, i, vector)
     torch.testing.assert_close(hood.sum(1, hood.gather(features), filters), naive)
 
 
 def test_offset_codes_are_the_papers_and_never_collide():
-    offsets = torch.tensor(list(itertools.product(range(-4, 5), repeat=3)), dtype=torch.float64)
+    offsets = torch.tensor(
+        list(itertools.product(range(-4, 5), repeat=3)), dtype=torch.float64
+    )
     codes = encode_offsets(offsets, 128)
     distance = torch.cdist(codes, codes) + 10 * torch.eye(len(codes), dtype=torch.float64)
     assert distance.min() > 1e-2
@@ -159,7 +163,9 @@ def test_prediction_is_smooth_where_an_atom_crosses_the_cutoff():
 
     # the third shell of fcc lies at a * sqrt(3/2); at this a it crosses the cutoff
     a = model.spec.cutoff / np.sqrt(1.5)
-    edge_counts = {graph_of(bulk('Cu', a=a * (1 + x)), model).num_edges for x in (-1e-5, 1e-5)}
+    edge_counts = {
+        graph_of(bulk('Cu', a=a * (1 + x)), model).num_edges for x in (-1e-5, 1e-5)
+    }
     assert len(edge_counts) == 2
     assert abs(says(a * (1 + 1e-5)) - says(a * (1 - 1e-5))) < 1e-4
 
@@ -188,7 +194,8 @@ def test_log_b_stays_in_its_range_with_a_gradient():
     with torch.no_grad():
         model.distances.out[-1].bias[1] = 30.0
     log_b = model(graph_of(rattled(), model)).log_b
-    assert log_b.max() <= LOG_B_RANGE[1] and log_b.min() >= LOG_B_RANGE[0]
+    assert log_b.max() <= LOG_B_RANGE[1]
+    assert log_b.min() >= LOG_B_RANGE[0]
 
 
 def test_one_atom_cell_in_the_published_form():
@@ -216,7 +223,9 @@ def test_unknown_settings_are_named():
 
 def test_stretch_is_the_polar_factor():
     torch.manual_seed(0)
-    general = torch.eye(3, dtype=torch.float64) + 0.3 * torch.rand(50, 3, 3, dtype=torch.float64)
+    general = torch.eye(3, dtype=torch.float64) + 0.3 * torch.rand(
+        50, 3, 3, dtype=torch.float64
+    )
     stretch = stretch_of(general)
     left, values, _ = torch.linalg.svd(general)
     torch.testing.assert_close(stretch, (left * values.unsqueeze(1)) @ left.mT)

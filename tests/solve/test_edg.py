@@ -379,3 +379,14 @@ def test_inputs_are_not_touched_and_no_graph_is_kept():
     solution = solve_edg(*arguments)
     assert all(torch.equal(a, b) for a, b in zip(arguments, copies, strict=True))
     assert not solution.pos.requires_grad
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_gpu_agrees_with_cpu():
+    crystals = [Crystal(seed, n=5 + seed, noise=0.03, band=0.03) for seed in range(8)]
+    arguments, _ = pack(crystals)
+    expected = solve_edg(*arguments)
+    solution = solve_edg(*(a.cuda() for a in arguments))
+    assert solution.pos.is_cuda
+    assert (solution.pos.cpu() - expected.pos).abs().max() < 1e-6
+    assert torch.equal(solution.converged.cpu(), expected.converged)

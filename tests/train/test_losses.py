@@ -64,7 +64,9 @@ def test_perfect_prediction_has_no_structure_error(model):
 
 def test_target_distances_are_those_of_the_relaxed_structure(model):
     graph = sample(model)
-    truth = Prediction(graph.deformation_target, graph.displacement_target, None, None, None)
+    truth = Prediction(
+        graph.deformation_target, graph.displacement_target, None, None, None
+    )
     cell, pos = relaxed_structure(graph, truth)
     j, i = graph.edge_index
     expected = (pos[j] + graph.offset @ cell[0] - pos[i]).norm(dim=1)
@@ -76,9 +78,10 @@ def test_target_distances_are_those_of_the_relaxed_structure(model):
 @given(st.integers(0, 1000))
 def test_loss_does_not_depend_on_orientation(model, seed):
     rotation = Rotation.random(rng=np.random.default_rng(seed)).as_matrix()
-    values = []
-    for graph in (sample(model), sample(model, rotation)):
-        values.append(relaxation_loss(graph, model(graph), Loss())['loss'].item())
+    values = [
+        relaxation_loss(graph, model(graph), Loss())['loss'].item()
+        for graph in (sample(model), sample(model, rotation))
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-8)
 
 
@@ -98,7 +101,9 @@ def test_one_atom_cells_give_a_finite_loss():
     graphs = []
     for _ in range(2):
         cu = bulk('Cu')
-        graph = build_graph(cu.numbers, cu.positions, cu.cell.array, model.spec, torch.float64)
+        graph = build_graph(
+            cu.numbers, cu.positions, cu.cell.array, model.spec, torch.float64
+        )
         graph.deformation_target = 1.02 * torch.eye(3, dtype=torch.float64)[None]
         graph.displacement_target = torch.zeros(1, 3, dtype=torch.float64)
         graphs.append(graph)
@@ -106,4 +111,6 @@ def test_one_atom_cells_give_a_finite_loss():
     terms = relaxation_loss(graph, model(graph), Loss())
     terms['loss'].backward()
     assert torch.isfinite(terms['loss'])
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert all(
+        torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
+    )

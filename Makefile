@@ -1,0 +1,51 @@
+# Two commands to know: `make demo` and `make test`. Each sets up .venv once, by itself.
+
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
+	$(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	command -v $(python))))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# pairs to measure speed on; without the file, crystals made in code
+PAIRS ?= ../shared/data/pairs_wbm_dev.jsonl.gz
+
+.PHONY: demo test bench lint format tutorials clean
+
+demo: .venv/installed
+	$(BIN)/python tutorials/demo.py demo_output/unrelaxed
+	$(BIN)/deeprelax relax demo_output/unrelaxed/*.extxyz --out demo_output/relaxed
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/throughput.py $(wildcard $(PAIRS))
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The notebooks' cells are the scripts' cells; their outputs are made here.
+tutorials: .venv/installed-test
+	$(PIP) -e '.[tutorials]'
+	cd tutorials && ../$(BIN)/jupytext --to ipynb --execute [0-9]*.py
+
+.venv/python:
+	@test -n '$(PYTHON)' || { echo 'no Python >= 3.11 found; set PYTHON=...' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: pyproject.toml constraints.txt | .venv/python
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-test: pyproject.toml constraints.txt | .venv/python
+	$(PIP) -e '.[test]'
+	@touch .venv/installed $@
+
+clean:
+	rm -rf .venv demo_output

@@ -1,0 +1,167 @@
+"""Read-outs: from features of atoms to strain, displacements, distances and scales.
+
+Equation numbers are those of DeepRelax (Nat. Commun. 15, 8148 (2024)).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ase_deeprelax.models.base import LOG_B_RANGE, apply_deformation
+from ase_deeprelax.models.layers import (
+    mean_over_atoms,
+    mlp,
+    project_symmetric,
+    symmetric_basis,
+    zero_last,
+)
+
+# Frobenius norm of the log strain that no prediction exceeds (volumes change by e^5).
+MAX_STRAIN = 3.0
+
+
+class Features(NamedTuple):
+    """What a network knows of its atoms: degrees l = 0, 1 and 2."""
+
+    s: torch.Tensor  # (n_atoms, F)
+    v: torch.Tensor  # (n_atoms, 3, F)
+    t: torch.Tensor | None  # (n_atoms, 5, F), see `symmetric_basis`
+
+
+class StrainHead(nn.Module):
+    """Log strain of the cell: symmetric, equivariant, a mean over atoms.
+
+    The deformation is its matrix exponential, so that volumes stay positive and
+    ``det = exp(trace)``.
+    """
+
+    def __init__(self, hidden, degree):
+        super().__init__()
+        self.degree = degree
+        self.vectors = nn.Linear(hidden, 2 * hidden, bias=False) if degree == 1 else None
+        self.tensors = nn.Linear(hidden, hidden, bias=False)
+        self.gates = zero_last(mlp(hidden, hidden, hidden + 1))
+        self.register_buffer('basis', symmetric_basis().float(), persistent=False)
+
+    def forward(self, features, graph):
+        s, v, t = features
+        if self.degree == 1:
+            t = project_symmetric(*self.vectors(v).chunk(2, dim=-1))
+        gates = self.gates(s)
+        traceless = (self.tensors(t) * gates[:, None, 1:]).sum(-1)
+        dtype = graph.pos.dtype
+        per_atom = torch.cat([gates[:, :1], traceless], dim=1).to(dtype)
+        strain = mean_over_atoms(per_atom, graph)
+        with torch.autocast(graph.pos.device.type, enabled=False):
+            matrix = torch.einsum('gm,mab->gab', strain[:, 1:], self.basis.to(dtype))
+            eye = torch.eye(3, dtype=dtype, device=matrix.device)
+            strain = matrix + strain[:, :1, None] * eye
+            # A bound far outside any real relaxation keeps exp finite for any weights.
+            size = strain.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None] / MAX_STRAIN
+            return torch.linalg.matrix_exp(strain * (torch.tanh(size) / size))
+
+
+class DisplacementHead(nn.Module):
+    """Displacement of each atom at the unrelaxed cell, A: gated vectors less their mean."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.vectors = nn.Linear(hidden, hidden, bias=False)
+        self.gates = zero_last(mlp(hidden, hidden, hidden))
+
+    def forward(self, features, graph):
+        s, v, _ = features
+        u = (self.vectors(v) * self.gates(s).unsqueeze(1)).sum(-1).to(graph.pos.dtype)
+        return u - mean_over_atoms(u, graph).index_select(0, graph.graph_of_atom)
+
+
+class DistanceHead(nn.Module):
+    """Relaxed distance and Laplace scale of each edge, eqs. 8 and 10.
+
+    The distance is ``said * exp(change)``, where ``said`` is its value in the structure
+    that the other heads say; the features are symmetric in the two ends of the bond.
+    """
+
+    def __init__(self, hidden, n_radial):
+        super().__init__()
+        width = hidden // 2
+        self.atoms = nn.Linear(hidden, width)
+        self.edge = mlp(n_radial, width, width)
+        self.out = zero_last(mlp(3 * width, width, 2))
+
+    def forward(self, features, x, graph, edges, said):
+        s = features.s
+        j, i = graph.edge_index.index_select(1, edges)
+        atoms = self.atoms(s)
+        a, b = atoms.index_select(0, i), atoms.index_select(0, j)
+        edge = self.edge(x.index_select(0, edges))
+        change, scale = self.out(torch.cat([a + b, a * b, edge], dim=1)).to(said.dtype).T
+        low, high = LOG_B_RANGE
+        # A sigmoid bounds log b without killing gradients; it starts near 0.05 A.
+        log_b = low + (high - low) * torch.sigmoid(scale + 0.2)
+        return said.index_select(0, edges) * torch.exp(torch.tanh(change)), log_b
+
+
+class LatticeMatrixHead(nn.Module):
+    """The paper's lattice head, eq. 9: nine numbers added to the cell's nine.
+
+    Atoms are summed, as published, so that the answer depends on the size of the cell.
+    What it adds is reduced to a pure stretch.
+    """
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.atoms = nn.Linear(hidden, hidden)
+        self.cell = mlp(9, hidden, hidden)
+        self.out = zero_last(mlp(2 * hidden, hidden, 9))
+
+    def forward(self, features, graph):
+        s = features.s
+        pooled = s.new_zeros(graph.n_graphs, s.shape[1])
+        pooled = pooled.index_add(0, graph.graph_of_atom, self.atoms(s).to(s.dtype))
+        cell = self.cell(graph.cell.flatten(1))
+        change = self.out(torch.cat([pooled, cell], dim=1)).view(-1, 3, 3)
+        with torch.autocast(graph.pos.device.type, enabled=False):
+            general = torch.linalg.solve(
+                graph.cell, graph.cell + change.to(graph.cell.dtype)
+            )
+            return stretch_of(general)
+
+
+def stretch_of(general, iterations=12):
+    """Symmetric factor of ``general = stretch @ rotation``: (n, 3, 3) -> (n, 3, 3).
+
+    The square root of ``general @ general.T`` by the coupled Newton iteration of Denman and
+    Beavers; unlike eigenvectors it has a gradient where eigenvalues are equal, as they are
+    before training.
+    """
+    eye = torch.eye(3, dtype=general.dtype, device=general.device)
+    root, inverse = general @ general.mT + 1e-8 * eye, eye.expand_as(general)
+    for _ in range(iterations):
+        root, inverse = (
+            (root + torch.linalg.inv(inverse)) / 2,
+            (inverse + torch.linalg.inv(root)) / 2,
+        )
+    return (root + root.mT) / 2
+
+
+def undirected(graph):
+    """(n_edges,) bool: one of the two directions of each edge."""
+    j, i = graph.edge_index
+    first, second, third = graph.offset.T
+    zero = (first == 0) & (second == 0)
+    positive = (first > 0) | ((first == 0) & (second > 0)) | (zero & (third > 0))
+    return (i < j) | ((i == j) & positive)
+
+
+def predicted_distances(graph, vectors, deformation, displacement):
+    """(n_edges,): edge lengths in the structure that lattice and displacements say, A.
+
+    Detached: each head learns from its own target.
+    """
+    j, i = graph.edge_index
+    with torch.no_grad(), torch.autocast(graph.pos.device.type, enabled=False):
+        moved = displacement.index_select(0, j) - displacement.index_select(0, i)
+        graph_of_edge = graph.graph_of_atom.index_select(0, i)
+        return apply_deformation(vectors + moved, deformation, graph_of_edge).norm(dim=1)

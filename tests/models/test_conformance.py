@@ -1,0 +1,55 @@
+import pytest
+
+from ase_deeprelax import testing
+from ase_deeprelax.models import create_model
+from ase_deeprelax.models.paegnn import PUBLISHED
+
+FORMS = {
+    'shipped': {'hidden': 32, 'layers': 2},
+    'published': {**PUBLISHED, 'hidden': 32, 'layers': 2},
+}
+
+
+@pytest.fixture(scope='module', params=FORMS)
+def model(request):
+    return testing.awaken(create_model('paegnn', **FORMS[request.param]), scale=0.5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('check', testing.CHECKS, ids=lambda check: check.__name__)
+def test_paegnn(model, check, dtype):
+    check(model, dtype)
+
+
+def test_untrained_model_moves_nothing():
+    model = create_model('paegnn', hidden=16, layers=2)
+    with pytest.raises(AssertionError, match='displacement'):
+        testing.says_something(model, 'float64')
+
+
+class Anchored(type(create_model('paegnn', hidden=16, layers=2))):
+    """A model that knows where the origin is."""
+
+    def forward(self, graph):
+        said = super().forward(graph)
+        said.displacement = said.displacement + 0.01 * graph.pos.sin()
+        return said
+
+
+@pytest.mark.parametrize(
+    'check', [testing.ignores_orientation, testing.ignores_origin, testing.keeps_space_group]
+)
+def test_checks_find_a_model_that_is_not_equivariant(check):
+    with pytest.raises(AssertionError, match='differs by|operations became'):
+        check(testing.awaken(Anchored(hidden=16, layers=2)), 'float64')
+
+
+def test_check_finds_a_model_that_changes_its_input():
+    class Vandal(Anchored):
+        def forward(self, graph):
+            said = super().forward(graph)
+            graph.pos.add_(1.0)
+            return said
+
+    with pytest.raises(AssertionError, match=r'changed graph\.pos'):
+        testing.output_is_sound(Vandal(hidden=16, layers=2).eval(), 'float32')

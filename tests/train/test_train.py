@@ -1,0 +1,257 @@
+"""Training runs on small files that the tests make."""
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.data.pair import make_pair
+from ase_deeprelax.data.pairs import write_pairs
+from ase_deeprelax.errors import ConfigError, PairFileError
+from ase_deeprelax.models import create_model
+from ase_deeprelax.train.config import Augment, Denoise, load_config
+from ase_deeprelax.train.datamodule import (
+    PairData,
+    PairGraphs,
+    SizeBatches,
+    augment,
+    composition,
+    disturb,
+    read_seeds,
+)
+from ase_deeprelax.train.module import structure_errors, train
+from ase_deeprelax.weights.store import load_model
+
+
+def rocksalts(n, seed=0):
+    """Rocksalt crystals 5 % off their lattice constant with one atom pushed."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for k in range(n):
+        metal = rng.choice(['Na', 'K', 'Li'])
+        a = {'Na': 5.6, 'K': 6.2, 'Li': 5.1}[metal]
+        relaxed = bulk(f'{metal}Cl', 'rocksalt', a)
+        unrelaxed = relaxed.copy()
+        unrelaxed.set_cell(relaxed.cell.array * rng.uniform(0.95, 1.05), scale_atoms=True)
+        unrelaxed.rattle(0.05, rng=rng)
+        split = 'val' if k % 4 == 3 else 'train'
+        pairs.append(make_pair(f'p{k}', unrelaxed, relaxed, split=split))
+    return pairs
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_pairs(tmp_path / 'pairs.jsonl.gz', rocksalts(40))
+    (tmp_path / 'run.yaml').write_text(
+        f"""
+        name: tiny
+        output: {tmp_path / 'runs'}
+        model: {{architecture: paegnn, hidden: 16, layers: 2}}
+        data:
+          pairs: [{{path: pairs.jsonl.gz, licence: none}}]
+          batch_atoms: 16
+          workers: 0
+        optimize: {{max_steps: 60, warmup_steps: 5, val_every_steps: 20, ema: 0.9,
+                    learning_rate: 5.0e-3, threads: 1}}
+        """
+    )
+    return tmp_path / 'run.yaml'
+
+
+def select(folder):
+    """The validation errors that a run wrote, by step."""
+    log = max(folder.glob('csv/version_*/metrics.csv'))
+    rows = [r for r in csv.DictReader(log.read_text().splitlines()) if r.get('val/select')]
+    return [float(row['val/select']) for row in rows]
+
+
+def test_training_learns_and_the_model_loads(config, tmp_path):
+    folder = train(config, overrides=['optimize.max_steps=160'], progress=False)
+    errors = select(tmp_path / 'runs/tiny')
+    assert len(errors) == 8
+    data = PairData(load_config(config), GraphSpec())
+    data.setup()
+    untrained = create_model('paegnn', hidden=16, layers=2)
+    dummy = [
+        structure_errors(graph, untrained(graph))['select'].item()
+        for graph in data.val_dataloader()
+    ]
+    assert errors[-1] < 0.6 * np.mean(dummy)
+    model = load_model(folder)
+    assert set(model.card['elements']) == {3, 11, 17, 19}
+    assert model.card['training']['steps'] == 160
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
+    def weights(name, *overrides, **kwargs):
+        overrides = [f'name={name}', 'optimize.schedule=plateau', *overrides]
+        model = load_model(train(config, overrides=overrides, progress=False, **kwargs))
+        return torch.cat([p.flatten() for p in model.parameters()]), model.card
+
+    whole, _ = weights('whole')
+    first, card = weights('parts', 'optimize.max_steps=20')
+    assert card['training']['steps'] == 20
+    checkpoint = tmp_path / 'runs/parts/last.ckpt'
+    resumed, card = weights('parts', resume=checkpoint)
+    assert card['training']['steps'] == 60
+    # not bit-equal: the epoch in which it stopped is drawn anew
+    assert (resumed - whole).norm() < 0.3 * (resumed - first).norm()
+
+
+def test_transfer_learning_starts_from_the_given_weights(config):
+    folder = train(config, progress=False)
+    again = train(
+        config,
+        overrides=['name=again', 'optimize.max_steps=1', 'optimize.learning_rate=1.0e-9'],
+        start=folder,
+        progress=False,
+    )
+    before, after = load_model(folder), load_model(again)
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_trains_from_the_published_folder_layout(config, tmp_path):
+    folder = tmp_path / 'own'
+    (folder / 'CIF').mkdir(parents=True)
+    for split in ('train', 'val'):
+        with (folder / f'{split}.csv').open('w') as file:
+            file.write('atoms_id\n')
+            for pair in rocksalts(12, seed=1):
+                if pair.split == split:
+                    file.write(f'{pair.id}\n')
+                    write(folder / f'CIF/{pair.id}_unrelaxed.cif', pair.unrelaxed)
+                    write(folder / f'CIF/{pair.id}_relaxed.cif', pair.relaxed)
+    overrides = [
+        f'data.pairs=[{{path: {folder}}}]',
+        'optimize.max_steps=4',
+        'optimize.val_every_steps=2',
+    ]
+    assert load_model(train(config, overrides=overrides, progress=False))
+    assert select(tmp_path / 'runs/tiny')
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('optimize.learning_rate=-1', 'optimize.learning_rate'),
+        ('optimise.max_steps=3', 'optimise'),
+        ('data.pairs=[]', 'data.pairs'),
+        ('optimize.precision=fp8', 'optimize.precision'),
+        ('name', 'key=value'),
+        ('optimize.max_steps=null', 'max_minutes'),
+    ],
+)
+def test_wrong_settings_are_named(config, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(config, [override])
+
+
+def test_unreadable_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r'absent\.yaml'):
+        load_config(tmp_path / 'absent.yaml')
+    (tmp_path / 'list.yaml').write_text('- 1')
+    with pytest.raises(ConfigError, match='no settings'):
+        load_config(tmp_path / 'list.yaml')
+
+
+def test_every_sample_is_in_exactly_one_batch():
+    sizes = np.random.default_rng(0).integers(1, 40, 500)
+    batches = SizeBatches(sizes, 100, seed=0)
+    first, second = [[key for batch in batches for key in batch] for _ in range(2)]
+    assert sorted(k for _, k in first) == list(range(500))
+    assert {epoch for epoch, _ in first} == {0}
+    assert {epoch for epoch, _ in second} == {1}
+    assert [k for _, k in first] != [k for _, k in second]
+    for batch in batches:
+        total = sum(sizes[k] for _, k in batch)
+        assert total <= 100 or len(batch) == 1
+
+
+def test_augmented_inputs_keep_the_target():
+    rng = np.random.default_rng(0)
+    settings = Augment(noise_probability=1, strain_probability=1)
+    for pair in rocksalts(5):
+        changed = augment(pair, settings, rng)
+        assert np.abs(changed.cell0 - pair.cell0).max() > 1e-4
+        # the same relaxed crystal, turned
+        np.testing.assert_allclose(
+            changed.cell1 @ changed.cell1.T, pair.cell1 @ pair.cell1.T, atol=1e-9
+        )
+        np.testing.assert_allclose(changed.frac1, pair.frac1)
+        deformation, _ = changed.targets()
+        np.testing.assert_allclose(changed.cell0 @ deformation, changed.cell1, atol=1e-9)
+
+
+def test_denoising_leads_back_to_the_relaxed_crystal():
+    rng = np.random.default_rng(0)
+    relaxed = rocksalts(1)[0].relaxed
+    seed = make_pair('s', relaxed, relaxed)
+    ratios = []
+    for _ in range(50):
+        pair = disturb(seed, Denoise(paths=[]), rng)
+        deformation, displacement = pair.targets()
+        back = pair.unrelaxed
+        back.positions = (back.positions + displacement) @ deformation
+        back.set_cell(back.cell.array @ deformation)
+        distances = [atoms.get_all_distances(mic=True) for atoms in (back, relaxed)]
+        np.testing.assert_allclose(*distances, atol=1e-8)
+        ratios.append(np.linalg.det(deformation))
+    assert min(ratios) < 0.95
+    assert max(ratios) > 1.05
+
+
+def test_samples_are_reproducible_and_differ_by_epoch(config):
+    data = PairData(load_config(config), GraphSpec())
+    data.setup()
+    a, b, c = (data.train_set[key].pos for key in [(0, 3), (0, 3), (1, 3)])
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_canonical_frame_keeps_targets_and_input_together(config):
+    """In whichever frame: input plus target is the relaxed crystal."""
+    pairs = rocksalts(6)
+    spec = GraphSpec(canonical=True)
+    for k in range(6):
+        graph = PairGraphs(pairs, [], spec, dtype=torch.float64)[0, k]
+        deformation = graph.deformation_target[0]
+        atoms = Atoms(
+            graph.z.numpy(),
+            positions=((graph.pos + graph.displacement_target) @ deformation).numpy(),
+            cell=(graph.cell[0] @ deformation).numpy(),
+            pbc=True,
+        )
+        expected = np.sort(pairs[k].relaxed.get_all_distances(mic=True).ravel())
+        np.testing.assert_allclose(
+            np.sort(atoms.get_all_distances(mic=True).ravel()), expected, atol=1e-8
+        )
+
+
+def test_held_out_compositions_are_left_out(config, tmp_path):
+    (tmp_path / 'exclude.txt').write_text('ClK\n')
+    overrides = ['data.exclude_formulas=exclude.txt']
+    data = PairData(load_config(config, overrides), GraphSpec())
+    assert {composition(p.numbers) for p in data.train} == {
+        ((3, 1), (17, 1)),
+        ((11, 1), (17, 1)),
+    }
+
+
+def test_cut_seed_file_is_named(tmp_path):
+    path = tmp_path / 'seeds.jsonl.gz'
+    record = {'id': 'x', 'formula': 'Cu', 'numbers': [29], 'cell': np.eye(3).tolist()}
+    text = json.dumps(record | {'frac': [[0, 0, 0]]}) + '\n'
+    path.write_bytes(gzip.compress((text * 100).encode()))
+    assert len(read_seeds(path, set(), 10)) == 100
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(PairFileError, match=r'seeds\.jsonl'):
+        read_seeds(path, set(), 10)
