@@ -17,7 +17,7 @@ MODEL = 'deeprelax_model'  # info, str: name of the model
 SHA256 = 'deeprelax_sha256'  # info, str: hash of its weights
 VERSION = 'deeprelax_version'  # info, str: version of this package
 STAGE = 'deeprelax_stage'  # info, str: 'predicted', or the refinement that came last
-OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range ('' if inside)
+OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range, if it is
 
 
 def strip(atoms):

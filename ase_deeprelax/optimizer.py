@@ -1,5 +1,6 @@
 """An ASE optimizer whose first step is a prediction of the relaxed structure."""
 
+import inspect
 import time
 import warnings
 from pathlib import Path
@@ -16,17 +17,16 @@ from ase_deeprelax.errors import (
     PredictionError,
     StructureError,
     UnsupportedConstraintError,
-    UnsupportedElementError,
 )
 from ase_deeprelax.freedom import unwrap
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.plan import OneShot, make_plan
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.refine import Refinement, optimizer_name
+from ase_deeprelax.refine import Refinement, check_refinable, optimizer_name
 from ase_deeprelax.weights.store import available_models
 
 # What a structure that has a calculator can do without a prediction.
-SKIPPED = (PredictionError, UnsupportedConstraintError, UnsupportedElementError)
+SKIPPED = (PredictionError, StructureError, UnsupportedConstraintError)
 
 
 class DeepRelaxOptimizer(Optimizer):
@@ -246,7 +246,8 @@ class DeepRelaxOptimizer(Optimizer):
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
-        _check_numbers(unwrap(self.atoms))
+        if _has_calculator(unwrap(self.atoms)):
+            check_refinable(unwrap(self.atoms))
         self._choose_optimizable()
         return super().irun(fmax=fmax, steps=steps)
 
@@ -337,11 +338,6 @@ class DeepRelaxOptimizer(Optimizer):
             plan = self._predict()
         except SKIPPED as error:
             return self._skip(atoms, error)
-        except StructureError as error:
-            # Molecules and slabs are not broken, the model is not made for them.
-            if atoms.pbc.all():
-                raise
-            return self._skip(atoms, error)
         start, state = self.optimizable.get_value(), plan.freedom.state()
         try:
             plan.put()
@@ -365,7 +361,8 @@ class DeepRelaxOptimizer(Optimizer):
         keys.strip(atoms)
         self._outcome = ' (not predicted)'
         self._note = 'no prediction'
-        warnings.warn(f'relaxed without a prediction: {error}', stacklevel=5)
+        message = f'relaxed without a prediction: {error}'
+        warnings.warn(message, stacklevel=_level_of_caller())
         return False
 
     # --- the refinement ----------------------------------------------------------------
@@ -431,17 +428,13 @@ def _has_calculator(atoms):
     return atoms.calc is not None and not isinstance(atoms.calc, SinglePointCalculator)
 
 
-def _check_numbers(atoms):
-    """What no calculator should be asked about, and some answer for ever."""
-    if len(atoms) == 0:
-        raise StructureError('0 atoms: there is nothing to relax')
-    if not np.isfinite(atoms.cell).all():
-        raise StructureError(f'cell {atoms.cell.tolist()} is not finite; set another one')
-    for atom, axis in np.argwhere(~np.isfinite(atoms.positions)):
-        raise StructureError(
-            f'atom {atom} ({atoms.symbols[atom]}): position {"xyz"[axis]} is '
-            f'{atoms.positions[atom, axis]}; set it to a number'
-        )
+def _level_of_caller():
+    """``stacklevel`` of a warning that points to the user's line, past ASE's frames."""
+    frame, level = inspect.currentframe().f_back, 1
+    ours = 'ase', __package__
+    while frame.f_back and frame.f_globals['__name__'].partition('.')[0] in ours:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _said(plan):

@@ -318,7 +318,7 @@ class Predictor:
                 f'{len(outside)} of {len(results)} structures lie outside the training '
                 f'range of model {self.name!r}, the first at index {outside[0]}: '
                 f'{results[outside[0]].ood}',
-                stacklevel=3,
+                stacklevel=4,  # the line that called `relax`
             )
 
     @contextmanager
@@ -398,7 +398,8 @@ def _write_keys(result):
     info[keys.SHA256] = result.sha256
     info[keys.VERSION] = result.version
     info[keys.STAGE] = 'predicted'
-    info[keys.OOD] = result.ood
+    if result.ood:  # extxyz cannot hold an empty string: it swallows what follows it
+        info[keys.OOD] = result.ood
     result.atoms.arrays[keys.SIGMA] = sigma_atoms.copy()
 
 

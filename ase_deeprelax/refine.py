@@ -1,9 +1,13 @@
 """The ordinary ASE optimizer that goes on from a prediction."""
 
 import numpy as np
+from vesin import NeighborList
 
-from ase_deeprelax.errors import RefinementError
+from ase_deeprelax.errors import RefinementError, StructureError
 from ase_deeprelax.freedom import unwrap
+
+# Atoms closer than this are on one site, A: calculators drop such pairs, or divide by zero.
+SAME_SITE = 1e-3
 
 
 class Refinement:
@@ -68,12 +72,61 @@ class Refinement:
             )
 
 
+def check_refinable(atoms):
+    """Refuse what no calculator can answer sensibly, molecules and slabs included.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Raises
+    ------
+    StructureError
+        No atoms, numbers that are not finite, a periodic cell without volume, two atoms on
+        one site.
+
+    Examples
+    --------
+    >>> from ase.build import molecule
+    >>> check_refinable(molecule('H2O'))
+    """
+    if len(atoms) == 0:
+        raise StructureError('0 atoms: there is nothing to relax')
+    if not np.isfinite(atoms.cell).all():
+        raise StructureError(f'cell {atoms.cell.tolist()} is not finite; set another one')
+    for i, axis in np.argwhere(~np.isfinite(atoms.positions)):
+        raise StructureError(
+            f'{_label(atoms, i)}: position {"xyz"[axis]} is {atoms.positions[i, axis]}; '
+            'set it to a number'
+        )
+    vectors = atoms.cell.array[atoms.pbc]
+    if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
+        raise StructureError(f'cell {atoms.cell.tolist()} has no volume; set another one')
+    pairs = NeighborList(cutoff=0.1, full_list=False)
+    first, second, distances = pairs.compute(
+        points=atoms.positions,
+        box=atoms.cell.complete().array,
+        periodic=atoms.pbc,
+        quantities='ijd',
+    )
+    for i, j in zip(
+        first[distances < SAME_SITE], second[distances < SAME_SITE], strict=True
+    ):
+        raise StructureError(
+            f'{_label(atoms, i)} and {_label(atoms, j)} are on one site; remove or move one'
+        )
+
+
 def optimizer_name(optimizer):
     """Name of a class, or of the class in a ``functools.partial``."""
     optimizer = getattr(optimizer, 'func', optimizer)
     return getattr(optimizer, '__name__', type(optimizer).__name__)
 
 
+def _label(atoms, index):
+    return f'atom {index} ({atoms.symbols[index]})'
+
+
 def _where(atoms, gradient):
     row = int(np.flatnonzero(~np.isfinite(gradient))[0]) // 3
-    return f'force on atom {row} ({atoms.symbols[row]})' if row < len(atoms) else 'stress'
+    return f'the force on {_label(atoms, row)}' if row < len(atoms) else 'the stress'

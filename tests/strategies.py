@@ -139,6 +139,8 @@ def disguise(atoms, rng, *, rotation=None, basis=None, permute=True):
 
 def prototypes():
     """Real crystals of high symmetry, chiral and polar ones too, by name."""
+    layer = mx2('MoS2', vacuum=4.0)
+    layer.pbc = True
     return {
         'Cu fcc': bulk('Cu'),
         'Fe bcc': bulk('Fe'),
@@ -150,7 +152,7 @@ def prototypes():
         'CsCl': bulk('CsCl', 'cesiumchloride', a=4.12),
         'ZnS wurtzite': bulk('ZnS', 'wurtzite', a=3.82, c=6.26, u=0.3748),
         'CaF2': bulk('CaFF', 'fluorite', a=5.46),
-        'MoS2, vacuum': mx2('MoS2', vacuum=4.0),
+        'MoS2, vacuum': layer,
         'SrTiO3': crystal(
             ['Sr', 'Ti', 'O'],
             [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)],

@@ -134,5 +134,5 @@ def test_import_alone_installs_it_without_torch():
         'import sys, ase_deeprelax; from ase import Atoms; '
         'print("optimizer" in vars(Atoms), "torch" in sys.modules)'
     )
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.stdout.split() == ['True', 'False'], result.stderr
+    said = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+    assert said.stdout.split() == [b'True', b'False']

@@ -105,7 +105,7 @@ def test_info(one_shot):
     assert atoms.info[keys.DMAX] > 1e-3
     assert atoms.info[keys.MODEL] == 'tiny'
     assert atoms.info[keys.STAGE] == 'predicted'
-    for key in (keys.SHA256, keys.VERSION, keys.OOD, keys.RESIDUAL):
+    for key in (keys.SHA256, keys.VERSION, keys.RESIDUAL):
         assert key in atoms.info
 
 
@@ -212,7 +212,7 @@ def test_filters_are_honoured(one_shot, kind):
         start = atoms.cell.array.copy()
         assert one_shot(kind(atoms, **options)).run() is True
         change = np.linalg.solve(start, atoms.cell.array) - np.eye(3)
-        assert np.abs(change).max() > 1e-5
+        assert np.abs(change).max() > 1e-3
         if 'mask' in options:
             assert np.abs(change[2]).max() < 1e-12
             assert np.abs(change[:, 2]).max() < 1e-12
@@ -327,7 +327,7 @@ def test_prediction_then_refinement(one_shot, tiny_model, tmp_path):
     goal = relax(atoms, model=tiny_model).displacement + atoms.positions
     end = atoms.copy()
     end.positions = goal
-    end.positions[0, 0] += 0.03
+    end.positions[0, 0] += 0.02
     atoms.calc = Well(end)
     log = tmp_path / 'relax.log'
     optimizer = one_shot(atoms, logfile=log, trajectory=tmp_path / 'relax.traj')
@@ -437,31 +437,53 @@ def test_pressure_is_left_to_the_refinement(one_shot):
     np.testing.assert_allclose(atoms.get_stress()[:3], -0.1, atol=2e-3)
 
 
-@pytest.mark.filterwarnings('ignore::RuntimeWarning')
-@pytest.mark.parametrize('kind', ['same site', 'nan'])
-def test_broken_periodic_structures_raise_even_with_calculator(one_shot, kind):
-    atoms = gold()
-    atoms.positions[1] = atoms.positions[0] if kind == 'same site' else np.nan
+@pytest.mark.parametrize(
+    ('kind', 'words'),
+    [
+        ('same site', r'atom 2 \(O|Mg\) and atom 3'),
+        ('nan', r'atom 1 \(O\): position z is nan'),
+        ('no volume', 'no volume'),
+        ('infinite cell', 'inf'),
+        ('empty', '0 atoms'),
+    ],
+)
+def test_broken_structures_are_refused_with_calculator_too(one_shot, kind, words):
+    atoms = broken(kind)
+    atoms.calc = Well(atoms)
     before = bits(atoms)
-    with pytest.raises((StructureError, RefinementError), match=r'atom'):
+    with pytest.raises(StructureError, match=words):
         one_shot(atoms).run()
     assert bits(atoms) == before
 
 
+class Lame(EMT):
+    """Says nan about one force from the second call on."""
+
+    calls = 0
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.calls += 1
+        if self.calls > 1:
+            self.results['forces'][3, 1] = np.nan
+
+
 @pytest.mark.parametrize('optimizer', [BFGS, FIRE])
 def test_never_converged_with_numbers_that_are_not_finite(one_shot, optimizer):
-    atoms = Atoms('Cu3', positions=[[0, 0, 0], [0, 0, 0], [2.2, 0, 0]])
-    atoms.calc = EMT()
-    before = atoms.positions.copy()
+    atoms = gold()
+    atoms.calc = Lame()
     run = one_shot(atoms, optimizer=optimizer)
-    with (
-        pytest.warns(UserWarning, match='without a prediction'),
-        pytest.raises(RefinementError, match=r'force on atom 0 \(Cu\) is not finite'),
-        np.errstate(all='ignore'),
-    ):
+    with pytest.raises(RefinementError, match=r'force on atom 3 \(Au\) is not finite'):
         run.run()
-    assert np.array_equal(atoms.positions, before)
+    assert np.isfinite(atoms.positions).all()
     assert run.converged() is False
+    atoms = molecule('H2O')
+    atoms.positions[1] = atoms.positions[0]
+    atoms.calc = EMT()
+    with pytest.raises(
+        StructureError, match=r'atom 0 \(O\) and atom 1 \(H\) are on one site'
+    ):
+        one_shot(atoms, optimizer=optimizer).run()
 
 
 def test_optimizer_that_leaves_the_numbers(one_shot):

@@ -1,8 +1,9 @@
 """ASE's own tests, from the installed ``ase.test``, with our class in place of theirs.
 
 Each test function and fixture is ASE's; only the optimizer classes it names are replaced,
-twice: with predictions that are gated on energy, and with predictions that are always
-kept (from an untrained network, so that the refinement starts from a worse structure).
+and where a prediction is possible twice: with predictions that are gated on energy, and
+with predictions that are always kept (from an untrained network, so that the refinement
+starts from a worse structure).
 """
 
 import importlib
@@ -18,8 +19,8 @@ from ase_deeprelax.optimizer import DeepRelaxOptimizer
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:relaxed without a prediction'),
+    pytest.mark.filterwarnings('ignore:.*outside the training range'),
     pytest.mark.filterwarnings('ignore::DeprecationWarning'),
-    pytest.mark.filterwarnings('ignore::FutureWarning'),
 ]
 
 # Where ASE's tests pass options of the class that we stand in for.
@@ -47,11 +48,14 @@ class Ungated(Gated):
     gate = None
 
 
-def adopt(path, names, *, replace=(), argument=None):
+BOTH = (Gated, Ungated)
+
+
+def adopt(path, names, *, replace=(), argument=None, classes=(Gated,)):
     """A test class with ASE's tests and fixtures.
 
     ``replace``: names in ASE's module that stand for an optimizer; ``argument``: that of
-    parametrized tests.
+    parametrized tests; ``classes``: what takes its place.
     """
     module = importlib.import_module(f'ase.test.{path}')
 
@@ -61,21 +65,28 @@ def adopt(path, names, *, replace=(), argument=None):
             monkeypatch.setattr(module, name, request.param)
         return request.param
 
-    classes = [Gated, Ungated]
-    uses = bool(replace) or argument is not None or hasattr(module, 'fixture_optcls')
     members = {
-        'ours': pytest.fixture(ours, autouse=True, params=classes if uses else [Gated]),
+        'ours': pytest.fixture(ours, autouse=True, params=classes),
         'optcls': pytest.fixture(lambda self, ours: ours),
-        'opt_class': pytest.fixture(lambda self, ours: ours),
     }
     for key, value in vars(module).items():
         if isinstance(value, Fixture) and key != 'fixture_optcls':
-            members[key] = staticmethod(value)
+            members[key] = _Plain(value)
     for name in names:
         members[name] = staticmethod(_without(getattr(module, name), argument))
     if argument is not None:
         members[argument] = pytest.fixture(lambda self, ours: ours)
     return type(f'Test_{path.rpartition("test_")[2]}', (), members)
+
+
+class _Plain:
+    """A fixture in a class that does not take the class's instance."""
+
+    def __init__(self, fixture):
+        self.fixture = fixture
+
+    def __get__(self, instance, owner=None):
+        return self.fixture
 
 
 def _without(test, argument):
@@ -109,23 +120,27 @@ def asap3():
 TestOptimizers = adopt(
     'optimize.test_optimizers',
     ['test_optimize', 'test_unconverged', 'test_run_twice', 'test_path'],
+    classes=BOTH,
 )
 TestStepwise = adopt(
     'optimize.test_optimize_stepwise',
     ['test_irun_start', 'test_attach_trajectory'],
     replace=['BFGS'],
+    classes=BOTH,
 )
-TestNsteps = adopt('optimize.test_nsteps', ['test_nsteps'], replace=['BFGS'])
+TestNsteps = adopt('optimize.test_nsteps', ['test_nsteps'], replace=['BFGS'], classes=BOTH)
 TestRestart = adopt(
     'optimize.test_restart',
     ['test_path_restart', 'test_none_restart', 'test_bad_restart'],
     replace=['BFGS'],
+    classes=BOTH,
 )
 TestOptimizerRestart = adopt(
     'optimize.test_optimizer_restart',
     ['test_optimizers_restart'],
     replace=['BFGS'],
     argument='opt',
+    classes=BOTH,
 )
 TestReplay = adopt('optimize.test_replay', ['test_replay'])
 TestMaxstep = adopt('optimize.test_maxstep', ['test_mdmin_maxstep'], replace=['MDMin'])
@@ -167,19 +182,21 @@ TestFixCartesian = adopt(
     'constraints.test_fixcartesian', ['test_fixcartesian_misc', 'test_fixcartesian_adjust']
 )
 TestNegativeIndex = adopt('constraints.test_negativeindex', ['test_negativeindex'])
+TestPressure = adopt('filter.test_cellfilter', ['test_pressure'], replace=['LBFGS'])
 TestCellFilter = adopt(
     'filter.test_cellfilter',
-    [
-        'test_pressure',
-        'test_constant_volume',
-        'test_unitcellfilter',
-        'test_unitcellfilter_hcp',
-    ],
+    ['test_constant_volume', 'test_unitcellfilter', 'test_unitcellfilter_hcp'],
     replace=['LBFGS', 'MDMin'],
+    classes=BOTH,
 )
 TestFilter = adopt('filter.test_filter', ['test_filter'], replace=['QuasiNewton'])
 TestStrain = adopt(
-    'filter.test_strain', ['test_strain_fcc', 'test_strain_hcp'], replace=['MDMin']
+    'filter.test_strain',
+    ['test_strain_fcc', 'test_strain_hcp'],
+    replace=['MDMin'],
+    classes=BOTH,
 )
-TestStrainEMT = adopt('filter.test_strain_emt', ['test_strain_emt'], replace=['MDMin'])
+TestStrainEMT = adopt(
+    'filter.test_strain_emt', ['test_strain_emt'], replace=['MDMin'], classes=BOTH
+)
 TestInfoCopy = adopt('atoms.test_atoms_info_copy', ['test_atoms_info_copy'])

@@ -37,7 +37,8 @@ class Anchored(type(create_model('paegnn', hidden=16, layers=2))):
 
 
 @pytest.mark.parametrize(
-    'check', [testing.ignores_orientation, testing.ignores_origin, testing.keeps_space_group]
+    'check',
+    [testing.ignores_orientation, testing.ignores_origin, testing.keeps_space_group],
 )
 def test_checks_find_a_model_that_is_not_equivariant(check):
     with pytest.raises(AssertionError, match='differs by|operations became'):
