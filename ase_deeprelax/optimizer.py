@@ -1,16 +1,12 @@
 """An ASE optimizer whose first step is a prediction of the relaxed structure."""
 
-import inspect
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import Filter, FrechetCellFilter
-from ase.io.jsonio import read_json
 from ase.optimize import BFGS
-from ase.optimize.optimize import DEFAULT_MAX_STEPS, Optimizer, RestartError
+from ase.optimize.optimize import DEFAULT_MAX_STEPS, Optimizer
 
 from ase_deeprelax import keys
 from ase_deeprelax.errors import (
@@ -20,9 +16,15 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.freedom import unwrap
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.plan import OneShot, make_plan
+from ase_deeprelax.plan import OneShot, has_calculator, make_plan
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.refine import Refinement, check_refinable, optimizer_name
+from ase_deeprelax.refine import (
+    Refinement,
+    check_refinable,
+    level_of_caller,
+    load_restart,
+    optimizer_name,
+)
 from ase_deeprelax.weights.store import available_models
 
 # What a structure that has a calculator can do without a prediction.
@@ -246,7 +248,7 @@ class DeepRelaxOptimizer(Optimizer):
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
-        if _has_calculator(unwrap(self.atoms)):
+        if has_calculator(unwrap(self.atoms)):
             check_refinable(unwrap(self.atoms))
         self._choose_optimizable()
         return super().irun(fmax=fmax, steps=steps)
@@ -256,7 +258,7 @@ class DeepRelaxOptimizer(Optimizer):
         self._choose_optimizable()
         if isinstance(self.optimizable, OneShot):
             self.optimizable.write()
-            self._tried, self._note = True, _said(self.optimizable.plan)
+            self._tried, self._note = True, self.optimizable.plan.note
         elif self._tried or not self._try_prediction():
             refinement = self._get_refinement()
             refinement.step(self.fmax)
@@ -304,7 +306,7 @@ class DeepRelaxOptimizer(Optimizer):
     def _choose_optimizable(self):
         """By whether there is a calculator now."""
         atoms = unwrap(self.atoms)
-        if not _has_calculator(atoms):
+        if not has_calculator(atoms):
             if not isinstance(self.optimizable, OneShot):
                 self.optimizable = OneShot(atoms, self._predict)
             return
@@ -323,7 +325,7 @@ class DeepRelaxOptimizer(Optimizer):
         """Whether the cell of bare Atoms may change."""
         if self._relax_cell is not None:
             return self._relax_cell
-        return bool(atoms.pbc.all()) and (self._bound_later or not _has_calculator(atoms))
+        return bool(atoms.pbc.all()) and (self._bound_later or not has_calculator(atoms))
 
     def _predict(self):
         atoms = unwrap(self.atoms)
@@ -338,22 +340,14 @@ class DeepRelaxOptimizer(Optimizer):
             plan = self._predict()
         except SKIPPED as error:
             return self._skip(atoms, error)
-        start, state = self.optimizable.get_value(), plan.freedom.state()
-        try:
-            plan.put()
-            rise = (self.optimizable.get_value() - start) / len(atoms)
-            finite = np.isfinite(self.optimizable.get_gradient()).all()
-        except BaseException:
-            plan.freedom.restore(state)
-            raise
-        if not finite or not (self._energy_gate is None or rise <= self._energy_gate):
-            plan.freedom.restore(state)
+        kept, rise = plan.try_on(self.optimizable, self._energy_gate)
+        if not kept:
             keys.strip(atoms)
             self._outcome = ' (prediction rolled back)'
             self._note = f'prediction rolled back, energy {rise:+.6f} eV/atom'
             return False
         plan.sign()
-        self._note = _said(plan)
+        self._note = plan.note
         self._save()
         return True
 
@@ -361,8 +355,9 @@ class DeepRelaxOptimizer(Optimizer):
         keys.strip(atoms)
         self._outcome = ' (not predicted)'
         self._note = 'no prediction'
-        message = f'relaxed without a prediction: {error}'
-        warnings.warn(message, stacklevel=_level_of_caller())
+        warnings.warn(
+            f'relaxed without a prediction: {error}', stacklevel=level_of_caller()
+        )
         return False
 
     # --- the refinement ----------------------------------------------------------------
@@ -398,44 +393,21 @@ class DeepRelaxOptimizer(Optimizer):
 
     def read(self):
         """Go on from the restart file, which is written once the prediction is done."""
-        self._tried, self._outcome, cell, origin, self._memory = self.load()
-        if cell:
+        data = self.load()
+        self._tried, self._outcome = True, data['outcome']
+        self._memory = data['refinement']
+        if data['relax_cell']:
             self._cell_filter = FrechetCellFilter(self.atoms)
-        if origin is not None and hasattr(self._target, 'orig_cell'):
-            self._target.orig_cell = origin
+        if data['orig_cell'] is not None and hasattr(self._target, 'orig_cell'):
+            self._target.orig_cell = data['orig_cell']
 
     def load(self):
         """Content of the restart file; ``RestartError`` where it is not one."""
-        try:
-            with Path(self.restart).open() as file:
-                data = read_json(file, always_array=False)
-            names = 'outcome', 'relax_cell', 'orig_cell', 'refinement'
-            return True, *(data[name] for name in names)
-        except Exception as error:
-            raise RestartError(
-                'Could not decode restart file as JSON.  You may need to delete the '
-                f'restart file {self.restart}'
-            ) from error
+        return load_restart(
+            self.restart, ('outcome', 'relax_cell', 'orig_cell', 'refinement')
+        )
 
 
 # What an optimizer is made with.
 SETTINGS = ('_model', '_how', '_relax_cell', '_optimizer', '_energy_gate', '_ase')
 BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
-
-
-def _has_calculator(atoms):
-    """Whether forces of a moved structure can be had."""
-    return atoms.calc is not None and not isinstance(atoms.calc, SinglePointCalculator)
-
-
-def _level_of_caller():
-    """``stacklevel`` of a warning that points to the user's line, past ASE's frames."""
-    frame, level = inspect.currentframe().f_back, 1
-    ours = 'ase', __package__
-    while frame.f_back and frame.f_globals['__name__'].partition('.')[0] in ours:
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _said(plan):
-    return f'prediction, sigma {plan.relaxation.sigma:.3f} A'

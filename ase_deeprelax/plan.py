@@ -44,6 +44,39 @@ class Plan:
         """Move the atoms and their cell; nothing else."""
         self.freedom.write(self.after.cell.array, self.after.positions)
 
+    def try_on(self, optimizable, gate):
+        """`put`, and back again bit for bit where the energy says no.
+
+        Parameters
+        ----------
+        optimizable : ase.utils.abc.Optimizable
+            Gives energy and forces of the atoms.
+        gate : float or None, eV/atom
+            How much the energy may rise; None: any amount.
+
+        Returns
+        -------
+        kept : bool
+        rise : float, eV/atom
+        """
+        start, state = optimizable.get_value(), self.freedom.state()
+        try:
+            self.put()
+            rise = (optimizable.get_value() - start) / len(self.before)
+            kept = np.isfinite(optimizable.get_gradient()).all()
+        except BaseException:
+            self.freedom.restore(state)
+            raise
+        kept = bool(kept and (gate is None or rise <= gate))
+        if not kept:
+            self.freedom.restore(state)
+        return kept, rise
+
+    @property
+    def note(self):
+        """For the log line of its step."""
+        return f'prediction, sigma {self.relaxation.sigma:.3f} A'
+
     def sign(self):
         """Write the names of `keys`, and drop stored results of the former structure."""
         atoms, said = self.freedom.atoms, self.relaxation.atoms
@@ -95,6 +128,11 @@ def make_plan(target, cell_moves, predictor):
     after.positions = positions
     check_prediction(before, after)
     return Plan(freedom, before, after, relaxation)
+
+
+def has_calculator(atoms):
+    """Whether forces of a moved structure can be had; stored results are none."""
+    return atoms.calc is not None and not isinstance(atoms.calc, SinglePointCalculator)
 
 
 class OneShot(Optimizable):

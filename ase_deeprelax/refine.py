@@ -1,6 +1,11 @@
 """The ordinary ASE optimizer that goes on from a prediction."""
 
+import inspect
+from pathlib import Path
+
 import numpy as np
+from ase.io.jsonio import read_json
+from ase.optimize import RestartError
 from vesin import NeighborList
 
 from ase_deeprelax.errors import RefinementError, StructureError
@@ -121,6 +126,28 @@ def optimizer_name(optimizer):
     """Name of a class, or of the class in a ``functools.partial``."""
     optimizer = getattr(optimizer, 'func', optimizer)
     return getattr(optimizer, '__name__', type(optimizer).__name__)
+
+
+def load_restart(path, names):
+    """The named entries of a restart file; ``RestartError`` where it is not one of ours."""
+    try:
+        with Path(path).open() as file:
+            data = read_json(file, always_array=False)
+        return {name: data[name] for name in names}
+    except Exception as error:
+        raise RestartError(
+            'Could not decode restart file as JSON.  You may need to delete the restart '
+            f'file {path}'
+        ) from error
+
+
+def level_of_caller():
+    """``stacklevel`` of a warning that is to point to the user's line, past ASE's."""
+    frame, level = inspect.currentframe().f_back, 1
+    ours = 'ase', __package__
+    while frame.f_back and frame.f_globals['__name__'].partition('.')[0] in ours:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _label(atoms, index):

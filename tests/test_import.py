@@ -32,9 +32,8 @@ def test_import_is_light():
         'import sys, ase_deeprelax; '
         'print(*(n for n in sys.modules if n.startswith("ase_deeprelax.")))'
     )
-    assert set(ours) == {
-        f'ase_deeprelax.{name}' for name in ('_version', 'accessor', 'errors')
-    }
+    rooms = ('_version', 'accessor', 'errors')
+    assert set(ours) == {f'ase_deeprelax.{name}' for name in rooms}
 
 
 def test_import_changes_nothing_but_the_accessor():

@@ -263,12 +263,8 @@ def test_bad_structure_raises_alone_and_is_kept_in_a_list(model, crystals):
 
 
 def test_structure_without_neighbours_is_refused(model):
-    atoms = Atoms('Cu2', [[0, 0, 0], [0, 0, 9]], cell=[9, 9, 18], pbc=True)
-    with (
-        pytest.warns(UserWarning)
-        if False
-        else pytest.raises(StructureError, match='neighb')
-    ):
+    atoms = Atoms('He', cell=[9, 9, 9], pbc=True)
+    with pytest.raises(StructureError, match='no neighbour within'):
         relax(atoms, model)
 
 
@@ -461,7 +457,8 @@ def test_timings_add_up(model, crystals):
     assert tuple(predictor.timings) == PARTS
     for part in PARTS:
         total = sum(result.timings[part] for result in results)
-        assert predictor.timings[part] == pytest.approx(total) and total > 0
+        assert predictor.timings[part] == pytest.approx(total)
+        assert total > 0
 
 
 def test_progress_goes_to_stderr(model, crystals, capsys):

@@ -36,5 +36,6 @@ def test_packs_are_filled():
 @pytest.mark.parametrize('n', [2, 3, 8])
 def test_halves_hold_the_whole(n):
     first, second = halve(np.arange(n))
-    assert len(first) and len(second)
+    assert len(first)
+    assert len(second)
     assert [*first, *second] == list(range(n))

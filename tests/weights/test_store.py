@@ -112,7 +112,7 @@ def test_missing_weights(folder):
 @pytest.mark.parametrize('text', ['', '{', '[]', '{}', '"x"', '\x00\xff'])
 def test_damaged_config(folder, text):
     (folder / 'config.json').write_text(text)
-    with pytest.raises(ModelError, match='config.json'):
+    with pytest.raises(ModelError, match=r'config\.json'):
         load_model(folder)
 
 
@@ -125,7 +125,7 @@ def test_incomplete_config(folder, key):
 
 def test_newer_format_names_both_versions(folder):
     edit(folder, format_version=7)
-    with pytest.raises(ModelError, match='format_version 7, this package reads 1'):
+    with pytest.raises(ModelError, match=r'format_version 7, this package reads 1'):
         load_model(folder)
 
 
@@ -153,7 +153,7 @@ def test_pickles_are_refused_unread(tmp_path, suffix):
 
 
 def test_folder_without_config(tmp_path):
-    with pytest.raises(ModelError, match='no config.json'):
+    with pytest.raises(ModelError, match=r'no config\.json'):
         load_model(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_unknown_name_tells_the_nearest(folder, monkeypatch):
     assert load_model('default').name == load_model('deeprelax').name == 'deeprelax'
     with pytest.raises(ModelError, match=r"'deprelax'; did you mean 'deeprelax'\? avail"):
         load_model('deprelax')
-    with pytest.raises(ModelError, match='xyz.*; available: deeprelax'):
+    with pytest.raises(ModelError, match=r'xyz.*; available: deeprelax'):
         load_model('xyz')
 
 
