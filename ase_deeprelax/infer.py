@@ -15,6 +15,8 @@ from ase_deeprelax.uncertainty import aggregate
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 # Edges per pack: on a CPU what stays in its caches, on a GPU what keeps it busy.
 BATCH_EDGES = {'cpu': 20_000, 'cuda': 1_000_000}
+# How memory shortage reads where it is not a class of its own.
+OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'Failed to allocate')
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +178,12 @@ def _now(device):
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     return perf_counter()
+
+
+def is_shortage(error):
+    """Whether an error of `infer` says that the pack does not fit into memory."""
+    text = str(error)
+    return isinstance(error, MemoryError) or any(part in text for part in OUT_OF_MEMORY)
 
 
 def resolve_device(device):

@@ -26,7 +26,7 @@ from ase_deeprelax.errors import (
     StructureError,
 )
 from ase_deeprelax.freedom import find_freedom
-from ase_deeprelax.infer import BATCH_EDGES, DTYPES, infer, resolve_device
+from ase_deeprelax.infer import BATCH_EDGES, DTYPES, infer, is_shortage, resolve_device
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.result import Relaxation
 from ase_deeprelax.symmetry import find_symmetry
@@ -35,8 +35,6 @@ from ase_deeprelax.weights.store import load_shared
 PARTS = ('checks', 'symmetry', 'graph', 'network', 'solver')
 # Structures whose graphs are held, and sorted by size, at a time.
 WINDOW = 1024
-# How memory shortage reads where it is not a class of its own.
-OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'Failed to allocate')
 
 
 def relax(
@@ -235,7 +233,7 @@ class Predictor:
         try:
             answers, seconds = infer(self.model, [job.graph for job in jobs], self.device)
         except (RuntimeError, MemoryError) as error:
-            if not _is_shortage(error):
+            if not is_shortage(error):
                 raise
         else:
             for part, spent in seconds.items():
@@ -406,12 +404,6 @@ def _write_keys(result):
 def _located(error, index, total):
     """The error with the place of the structure in the list, where there is a list."""
     return error if total == 1 else type(error)(f'structure {index}: {error}')
-
-
-def _is_shortage(error):
-    return isinstance(error, MemoryError) or any(
-        text in str(error) for text in OUT_OF_MEMORY
-    )
 
 
 def _too_large(job, device):

@@ -38,7 +38,7 @@ def test_import_is_light():
 
 def test_import_changes_nothing_but_the_accessor():
     code = (
-        'import os; env = dict(os.environ); import torch, ase; names = set(vars(ase.Atoms)); '
+        'import os, torch, ase; env = dict(os.environ); names = set(vars(ase.Atoms)); '
         'dtype = torch.get_default_dtype(); '
         'import ase_deeprelax; ase_deeprelax.relax; '
         'print(env == dict(os.environ), dtype == torch.get_default_dtype(), '

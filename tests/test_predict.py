@@ -25,8 +25,14 @@ from ase_deeprelax.testing import awaken, generic_crystals, symmetric_crystals
 from ase_deeprelax.weights.store import save_model
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope='module')
 def model():
+    torch.manual_seed(0)
     return awaken(create_model('paegnn', hidden=16, layers=2), scale=0.3)
 
 
@@ -321,7 +327,6 @@ class Broken(PaEGNN):
     'kind', ['nan', 'nan cell', 'nan distance', 'inf scale', 'flat', 'huge', 'tiny']
 )
 def test_broken_prediction_leaves_atoms_and_neighbours_alone(kind):
-    torch.manual_seed(0)
     model = awaken(Broken(hidden=16, layers=1), scale=0.3)
     model.kind = kind
     good = generic_crystals()
@@ -364,7 +369,6 @@ class Hungry(PaEGNN):
     ],
 )
 def test_packs_that_do_not_fit_are_halved(error):
-    torch.manual_seed(0)
     model = awaken(Hungry(hidden=16, layers=1), scale=0.3)
     model.error, model.most = error, 10
     crystals = symmetric_crystals(12, seed=2)

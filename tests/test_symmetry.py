@@ -180,6 +180,18 @@ def test_projection_is_the_average_over_all_operations(name):
     np.testing.assert_allclose(u1, expected - expected.mean(axis=0), atol=1e-6)
 
 
+@quick
+@given(st.tuples(*3 * [st.floats(0, 0.02)]), st.integers(1, 4))
+def test_at_the_edge_of_the_tolerance_operations_still_form_a_group(stretch, repeat):
+    # a is within the tolerance of b, b of c, but not a of c
+    atoms = Atoms('Cu', cell=[4, 4.008, 4.016], pbc=True) * (repeat, 1, 1)
+    atoms.set_cell(atoms.cell.array + np.diag(stretch), scale_atoms=True)
+    rotations = find_symmetry(atoms).rotations
+    products = (rotations[:, None] @ rotations).reshape(-1, 1, 9)
+    off = np.abs(products - rotations.reshape(1, -1, 9)).max(axis=2).min(axis=1)
+    assert off.max() < 0.02
+
+
 def test_what_is_symmetric_already_is_not_changed():
     atoms = prototypes()['TiO2 rutile']
     s = np.diag([1.1, 1.1, 0.9])

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -186,12 +187,28 @@ def train(config_path, *, overrides=(), resume=None, start=None, progress=True):
     ConfigError, PairFileError, ModelError
     """
     config = load_config(config_path, overrides)
-    o = config.optimize
-    # Denormal numbers slow matrix products several times; worker threads of the products
+    with _fast_arithmetic(config.optimize.threads):
+        return _train(config_path, config, resume, start, progress)
+
+
+@contextmanager
+def _fast_arithmetic(threads):
+    """Subnormal numbers as zero, and a number of threads; afterwards all is as it was."""
+    before = torch.get_num_threads()
+    # Subnormal numbers slow matrix products several times; worker threads of the products
     # inherit the setting only if it comes before the first of them starts.
     torch.set_flush_denormal(True)
-    if o.threads:
-        torch.set_num_threads(o.threads)
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+
+
+def _train(config_path, config, resume, start, progress):
+    o = config.optimize
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     settings = dict(config.model)
     if 'architecture' not in settings:

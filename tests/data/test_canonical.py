@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +145,25 @@ def test_rounding_noise_changes_nothing(data):
     other.set_cell(atoms.cell.array * (1 + 1e-8 * rng.normal(size=(3, 3))))
     a, b = canonical(atoms), canonical(other)
     assert_same_frame(a, b, atol=1e-5)
+
+
+@quick
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9))
+def test_shared_coordinates_are_no_knife_edge(seed, n_atoms):
+    """Atoms on a grid in a cubic cell: few operations, but every coordinate is shared."""
+    rng = np.random.default_rng(seed)
+    grid = np.array(list(np.ndindex(4, 4, 4))) / 4
+    atoms = Atoms(
+        rng.choice(['Na', 'Cl'], n_atoms),
+        scaled_positions=rng.permutation(grid)[:n_atoms],
+        cell=8 * np.eye(3),
+        pbc=True,
+    )
+    for trial in range(4):
+        q = orthogonal(trial)
+        other = disguise(atoms, rng, rotation=q, basis=unimodular_of(rng))
+        other.positions += 1e-9 * rng.normal(size=(n_atoms, 3))
+        assert_same_frame(canonical(atoms), canonical(other), atol=1e-7)
 
 
 def test_mirror_images_share_a_frame_and_differ_in_rotation():

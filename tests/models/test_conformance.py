@@ -4,17 +4,20 @@ import torch
 from ase_deeprelax import testing
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.paegnn import PUBLISHED
+from ase_deeprelax.weights.store import available_models, load_model
 
 # Hyperparameters, and how loud the read-outs are: displacements of about 0.1 A. Distances
 # that contradict each other wildly would test the solver's chaos instead.
 FORMS = {
-    'shipped': ({'hidden': 32, 'layers': 2}, 0.3),
+    'equivariant': ({'hidden': 32, 'layers': 2}, 0.3),
     'published': ({**PUBLISHED, 'hidden': 32, 'layers': 2}, 0.2),
 }
 
 
-@pytest.fixture(scope='module', params=FORMS)
+@pytest.fixture(scope='module', params=[*FORMS, *available_models()])
 def model(request):
+    if request.param not in FORMS:
+        return load_model(request.param)
     hyperparameters, scale = FORMS[request.param]
     torch.manual_seed(0)
     return testing.awaken(create_model('paegnn', **hyperparameters), scale=scale)
@@ -22,7 +25,7 @@ def model(request):
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 @pytest.mark.parametrize('check', testing.CHECKS, ids=lambda check: check.__name__)
-def test_paegnn(model, check, dtype):
+def test_model(model, check, dtype):
     check(model, dtype)
 
 
@@ -30,6 +33,11 @@ def test_untrained_model_moves_nothing():
     model = create_model('paegnn', hidden=16, layers=2)
     with pytest.raises(AssertionError, match='displacement'):
         testing.says_something(model, 'float64')
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
 
 
 class Anchored(type(create_model('paegnn', hidden=16, layers=2))):
