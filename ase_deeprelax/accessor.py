@@ -5,9 +5,9 @@ assignment. Until something is assigned, ``hasattr(atoms, 'optimizer')`` is Fals
 plain ASE. `uninstall` takes it away again.
 """
 
-import warnings
-
 from ase import Atoms
+
+from ase_deeprelax.errors import warn
 
 NAME = 'optimizer'
 
@@ -62,10 +62,9 @@ def install():
     if present is None:
         setattr(Atoms, NAME, OptimizerAccessor())
     elif not isinstance(present, OptimizerAccessor):
-        warnings.warn(
+        warn(
             f'ase.Atoms.{NAME} exists already ({present!r}); use '
-            'DeepRelaxOptimizer(atoms) instead of atoms.optimizer = DeepRelaxOptimizer()',
-            stacklevel=2,
+            'DeepRelaxOptimizer(atoms) instead of atoms.optimizer = DeepRelaxOptimizer()'
         )
 
 

@@ -31,6 +31,8 @@ SEARCH_RADIUS = 1.5
 VOLUME_RATIO = (0.3, 4.0)
 STRETCH = (0.25, 3.0)
 CONTACT = 0.5
+# A model that knows what it says leaves next to nothing, an untrained one tenths, A.
+RESIDUAL = 1.0
 
 
 def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
@@ -82,7 +84,7 @@ def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
     return _outside(n, volume / n, TRAINED if ranges is None else ranges)
 
 
-def check_prediction(initial, relaxed):
+def check_prediction(initial, relaxed, *, residual=0.0):
     """Refuse a relaxed structure that is no plausible crystal.
 
     Parameters
@@ -91,13 +93,16 @@ def check_prediction(initial, relaxed):
         The input, which passed `check_structure`.
     relaxed : ase.Atoms
         The same atoms in the same order.
+    residual : float, A
+        Mean violation of the predicted distances' bounds that the solver left; default 0.
 
     Raises
     ------
     PredictionError
         Numbers that are not finite; handedness, volume or a length of the cell changed
         beyond `VOLUME_RATIO` and `STRETCH`; atoms closer than `CONTACT` times the sum of
-        their covalent radii and closer than they were.
+        their covalent radii and closer than they were; distances that contradict each
+        other by more than `RESIDUAL`.
 
     Examples
     --------
@@ -123,6 +128,11 @@ def check_prediction(initial, relaxed):
         raise PredictionError(
             f'predicted cell is stretched by {stretches[-1]:.3g} to {stretches[0]:.3g}, '
             f'outside {low:g} to {high:g}; {_KEPT}'
+        )
+    if not residual <= RESIDUAL:
+        raise PredictionError(
+            f'predicted distances contradict each other by {residual:.3g} A on average, '
+            f'more than {RESIDUAL:g} A; use another model. {_KEPT}'
         )
     _check_contacts(initial, relaxed)
 

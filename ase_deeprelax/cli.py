@@ -159,7 +159,7 @@ def train(
     """Train a model as CONFIG says."""
     try:
         from ase_deeprelax.train.module import train as run
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f'training needs {error.name}: {_pip_line("train")}'
         ) from error
@@ -191,8 +191,8 @@ def evaluate(
     from ase_deeprelax.data.pairs import read_pairs
 
     chosen = read_pairs(pairs)
-    if limit is not None:
-        chosen = chosen[:: max(1, len(chosen) // limit)][:limit]
+    if limit is not None and limit < len(chosen):
+        chosen = [chosen[k * len(chosen) // limit] for k in range(limit)]
     result = measure(chosen, model, device=device, progress=True)
     typer.echo(table(result))
     if json_file is not None:
@@ -209,15 +209,8 @@ def models():
     for name, card in available_models().items():
         size = sum(parameter.numel() for parameter in load_model(name).parameters())
         default = ' (default)' if name == DEFAULT else ''
-        rows.append(
-            [
-                name + default,
-                card['architecture'],
-                f'{size:,}',
-                str(len(card['elements'])),
-                card['sha256'][:12],
-            ]
-        )
+        elements, digest = str(len(card['elements'])), card['sha256'][:12]
+        rows.append([name + default, card['architecture'], f'{size:,}', elements, digest])
         notes += [f'\n{name}', *_flat(card.get('training', {}), 'training')]
         notes += _flat(card.get('metrics', {}), 'metrics')
     titles = ['model', 'architecture', 'parameters', 'elements', 'sha256']

@@ -1,8 +1,11 @@
-"""Every exception a user can meet.
+"""Every exception and warning a user can meet.
 
 Each message says what is wrong, where (atom index, element, value, path) and what
 to do about it. Where ASE users expect a built-in type, the class is one of those too.
 """
+
+import inspect
+import warnings
 
 
 class DeepRelaxError(Exception):
@@ -47,3 +50,16 @@ class ConfigError(DeepRelaxError, ValueError):
 
 class MissingDependencyError(DeepRelaxError, ImportError):
     """An optional package is needed; the message holds the pip line that installs it."""
+
+
+class DeepRelaxWarning(UserWarning):
+    """What went on, but not as asked or not with the usual trust."""
+
+
+def warn(message):
+    """Issue a `DeepRelaxWarning` that points to the user's line, past ours and ASE's."""
+    frame, level = inspect.currentframe(), 1
+    passed = 'ase', __package__
+    while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in passed:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DeepRelaxWarning, stacklevel=level)

@@ -122,10 +122,12 @@ def _make_finite(batch, prediction):
         chosen, distance, log_b = (getattr(prediction, name) for name in names)
         if chosen is None:
             continue
-        bad = ~(torch.isfinite(distance) & torch.isfinite(log_b))
+        bad = ~(
+            torch.isfinite(distance) & torch.isfinite(log_b) & torch.isfinite(log_b.exp())
+        )
         good[index[edges[0, chosen[bad]]]] = False
-        setattr(prediction, names[1], torch.nan_to_num(distance, 1.0, 1.0, 1.0))
-        setattr(prediction, names[2], torch.nan_to_num(log_b, 0.0, 0.0, 0.0))
+        setattr(prediction, names[1], torch.where(bad, 1.0, distance))
+        setattr(prediction, names[2], torch.where(bad, 0.0, log_b))
     eye = torch.eye(3, dtype=values.dtype, device=values.device)
     prediction.deformation = torch.where(good[:, None, None], prediction.deformation, eye)
     keep = good.index_select(0, index)[:, None]

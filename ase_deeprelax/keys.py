@@ -21,7 +21,7 @@ OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range,
 
 
 def strip(atoms):
-    """Remove all names of this package from ``atoms.info`` and ``atoms.arrays``, in place."""
+    """Remove the names of this package from ``atoms.info`` and ``atoms.arrays``."""
     for store in (atoms.info, atoms.arrays):
         for key in [key for key in store if key.startswith(PREFIX)]:
             del store[key]

@@ -1,7 +1,6 @@
 """An ASE optimizer whose first step is a prediction of the relaxed structure."""
 
 import time
-import warnings
 
 import numpy as np
 from ase.filters import Filter, FrechetCellFilter
@@ -13,6 +12,7 @@ from ase_deeprelax.errors import (
     PredictionError,
     StructureError,
     UnsupportedConstraintError,
+    warn,
 )
 from ase_deeprelax.freedom import unwrap
 from ase_deeprelax.models.base import RelaxationModel
@@ -21,7 +21,6 @@ from ase_deeprelax.predict import Predictor
 from ase_deeprelax.refine import (
     Refinement,
     check_refinable,
-    level_of_caller,
     load_restart,
     optimizer_name,
 )
@@ -355,9 +354,7 @@ class DeepRelaxOptimizer(Optimizer):
         keys.strip(atoms)
         self._outcome = ' (not predicted)'
         self._note = 'no prediction'
-        warnings.warn(
-            f'relaxed without a prediction: {error}', stacklevel=level_of_caller()
-        )
+        warn(f'relaxed without a prediction: {error}')
         return False
 
     # --- the refinement ----------------------------------------------------------------

@@ -4,7 +4,6 @@ checks -> graphs -> packs -> network -> distance geometry -> symmetry -> checks
 """
 
 import copy
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,6 +23,7 @@ from ase_deeprelax.errors import (
     ModelError,
     PredictionError,
     StructureError,
+    warn,
 )
 from ase_deeprelax.freedom import find_freedom
 from ase_deeprelax.infer import BATCH_EDGES, DTYPES, infer, is_shortage, resolve_device
@@ -184,7 +184,7 @@ class Predictor:
     def _prepare(self, structure):
         """Checks, symmetry and graph of one structure; what is wrong goes into the job."""
         job = _Job()
-        try:
+        with self._alone(job):
             with self._timed('checks', job):
                 # A copy has no calculator, so no result of it can outlive the move.
                 job.initial = as_atoms(structure).copy()
@@ -200,9 +200,7 @@ class Predictor:
                     job.symmetry = find_symmetry(job.initial)
             with self._timed('graph', job):
                 job.graph, job.frame = to_graph(job.initial, self.model.spec, self.dtype)
-                _check_neighbors(job.initial, job.graph, self.model.spec)
-        except DeepRelaxError as error:
-            self._fail(job, error)
+                _check_neighbors(job.initial, job.graph, job.frame, self.model.spec)
         return job
 
     def _run(self, jobs, bar):
@@ -245,8 +243,8 @@ class Predictor:
         return None
 
     def _finish(self, job, answer):
-        """Symmetry, constraints and checks of one structure."""
-        try:
+        """Symmetry, constraints, checks and record of one structure."""
+        with self._alone(job):
             if not answer.finite:
                 raise PredictionError(
                     f'{job.initial.get_chemical_formula()}: model {self.name!r} returned '
@@ -258,10 +256,10 @@ class Predictor:
                     moved = job.symmetry.project(*moved)
                 atoms, deformation, displacement = _moved(job, *moved)
             with self._timed('checks', job):
-                check_prediction(job.initial, atoms)
-        except DeepRelaxError as error:
-            self._fail(job, error)
-            return
+                check_prediction(job.initial, atoms, residual=answer.residual)
+            self._record(job, answer, atoms, deformation, displacement)
+
+    def _record(self, job, answer, atoms, deformation, displacement):
         bonds, offsets = job.frame.bonds(*answer.bonds, answer.offsets)
         job.result = Relaxation(
             atoms=atoms,
@@ -312,12 +310,23 @@ class Predictor:
     def _warn(self, results):
         outside = [index for index, result in enumerate(results) if result.ood]
         if outside:
-            warnings.warn(
+            warn(
                 f'{len(outside)} of {len(results)} structures lie outside the training '
                 f'range of model {self.name!r}, the first at index {outside[0]}: '
-                f'{results[outside[0]].ood}',
-                stacklevel=4,  # the line that called `relax`
+                f'{results[outside[0]].ood}'
             )
+
+    @contextmanager
+    def _alone(self, job):
+        """What goes wrong with one structure stays with it."""
+        try:
+            yield
+        except DeepRelaxError as error:
+            self._fail(job, error)
+        except Exception as error:  # noqa: BLE001 - constraints and subclasses raise anything
+            named = StructureError(f'{type(error).__name__}: {error}')
+            named.__cause__ = error
+            self._fail(job, named)
 
     @contextmanager
     def _timed(self, part, job):
@@ -371,14 +380,16 @@ def _is_one(structures):
     return not hasattr(structures, '__iter__')
 
 
-def _check_neighbors(atoms, graph, spec):
+def _check_neighbors(atoms, graph, frame, spec):
     """A network can say nothing about an atom that has no neighbour."""
     counts = torch.bincount(graph.edge_index[1], minlength=len(atoms))
-    if not bool((counts > 0).all()):
+    lonely = (counts == 0).nonzero().flatten()
+    if len(lonely):
+        first = int(lonely[0]) if frame.order is None else int(frame.order[lonely[0]])
         raise StructureError(
-            f'{atoms.get_chemical_formula()}: {int((counts == 0).sum())} of {len(atoms)} '
-            f'atoms have no neighbour within {spec.cutoff:g} A (a molecule, or atoms far '
-            'apart); the model predicts dense periodic crystals only'
+            f'atom {first} ({atoms.symbols[first]}) has no neighbour within '
+            f'{spec.cutoff:g} A ({len(lonely)} of {len(atoms)} atoms have none); the model '
+            'predicts dense periodic crystals, not molecules or atoms far apart'
         )
 
 

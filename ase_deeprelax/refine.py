@@ -1,6 +1,5 @@
 """The ordinary ASE optimizer that goes on from a prediction."""
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +108,7 @@ def check_refinable(atoms):
         raise StructureError(f'cell {atoms.cell.tolist()} has no volume; set another one')
     pairs = NeighborList(cutoff=0.1, full_list=False)
     first, second, distances = pairs.compute(
-        points=atoms.positions,
+        points=np.asarray(atoms.positions, dtype=float),
         box=atoms.cell.complete().array,
         periodic=atoms.pbc,
         quantities='ijd',
@@ -139,15 +138,6 @@ def load_restart(path, names):
             'Could not decode restart file as JSON.  You may need to delete the restart '
             f'file {path}'
         ) from error
-
-
-def level_of_caller():
-    """``stacklevel`` of a warning that is to point to the user's line, past ASE's."""
-    frame, level = inspect.currentframe().f_back, 1
-    ours = 'ase', __package__
-    while frame.f_back and frame.f_globals['__name__'].partition('.')[0] in ours:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _label(atoms, index):

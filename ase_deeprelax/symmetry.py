@@ -196,10 +196,8 @@ def _find_primitive(frac, cell, numbers, symprec):
     if count == len(numbers) or abs(ratio * count / len(numbers) - 1) > 1e-6:
         return None
     primitive = reduced_basis(primitive) @ primitive
-    place = frac @ cell @ np.linalg.inv(primitive)
-    first = place[np.unique(labels, return_index=True)[1]]
-    off = place - first[labels]
-    return labels, primitive, first + _mean_by_label(off - np.rint(off), labels)
+    first = np.unique(labels, return_index=True)[1]
+    return labels, primitive, frac[first] @ cell @ np.linalg.inv(primitive)
 
 
 def _shortest_basis(shift, cell):

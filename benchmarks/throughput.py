@@ -7,6 +7,7 @@ without it, crystals of random prototypes and elements are.
 """
 
 import sys
+from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -47,9 +48,10 @@ def main(pairs_file=None):
     predictor = Predictor(device='cpu')
     predictor.relax(atoms[:8])  # threads and caches are warm from here on
     mean = sum(map(len, atoms)) / len(atoms)
+    source = Path(pairs_file).name if pairs_file else 'prototypes'
     print(
         f'model {predictor.name!r}, {torch.get_num_threads()} threads, {len(atoms)} '
-        f'structures of {mean:.1f} atoms on average from {pairs_file or "prototypes"}'
+        f'structures of {mean:.1f} atoms on average from {source}'
     )
     print('one call')
     measure(predictor, [atoms])

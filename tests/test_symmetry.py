@@ -107,6 +107,24 @@ def test_large_cells_go_another_way_to_the_same_operations(repeat):
     assert dataset(apply(atoms, s, u), 1e-3).number == found.number
 
 
+def test_a_large_hexagonal_cell():
+    atoms = bulk('Mg') * (5, 5, 3)
+    atoms.symbols[70] = 'Al'
+    symmetry = find_symmetry(atoms)
+    found = dataset(atoms, 1e-2)
+    assert symmetry.permutations.shape == (12, 150)
+    s, u = symmetry.project(*random_prediction(0, 150, 0.02))
+    assert dataset(apply(atoms, s, u), 1e-3).number == found.number == 187
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_a_rattled_supercell_is_one_within_the_tolerance(seed):
+    atoms = prototypes()['NaCl'] * (4, 3, 2)
+    atoms.rattle(1e-3, seed=seed)
+    symmetry = find_symmetry(atoms)
+    assert symmetry.permutations.shape == (48, 2)
+
+
 @quick
 @given(st.data())
 def test_the_writing_does_not_matter(data):

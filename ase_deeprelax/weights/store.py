@@ -116,7 +116,8 @@ def load_model(name, device='cpu', *, dtype=torch.float32):
             f'{CONFIG} says {config["sha256"]}; delete the folder and fetch the model again'
         )
     try:
-        model = create_model(config['architecture'], **config['hyperparameters'])
+        with torch.random.fork_rng(devices=[]):  # weights to be overwritten are random
+            model = create_model(config['architecture'], **config['hyperparameters'])
         model.load_state_dict(safetensors.torch.load(weights))
     except (TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(
