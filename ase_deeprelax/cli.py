@@ -158,7 +158,7 @@ def train(
 ):
     """Train a model as CONFIG says."""
     try:
-        from ase_deeprelax.train.module import train as run
+        from ase_deeprelax.train.run import train as run
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f'training needs {error.name}: {_pip_line("train")}'

@@ -370,7 +370,7 @@ def _moved(job, deformation, displacement):
         deformation = np.linalg.solve(atoms.cell.array, cell)
         displacement = positions @ np.linalg.inv(deformation) - atoms.positions
     atoms.set_cell(cell, apply_constraint=False)
-    atoms.set_positions(positions, apply_constraint=False)
+    atoms.arrays['positions'] = positions  # the input's may be of integers
     return atoms, deformation, displacement
 
 

@@ -24,7 +24,6 @@ from ase_deeprelax.errors import (
     RefinementError,
     StructureError,
     UnsupportedConstraintError,
-    UnsupportedElementError,
 )
 from ase_deeprelax.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.predict import relax
@@ -234,56 +233,6 @@ def test_fixed_cell(one_shot):
         one_shot(FrechetCellFilter(rocksalt()), relax_cell=True)
 
 
-def broken(kind):
-    atoms = rocksalt()
-    if kind == 'nan':
-        atoms.positions[1, 2] = np.nan
-    elif kind == 'empty':
-        atoms = Atoms(cell=np.eye(3) * 4, pbc=True)
-    elif kind == 'same site':
-        atoms.positions[3] = atoms.positions[2]
-    elif kind == 'no volume':
-        atoms.set_cell(np.zeros((3, 3)))
-    elif kind == 'infinite cell':
-        atoms.cell[1, 1] = np.inf
-    elif kind == 'slab':
-        atoms.pbc = (True, True, False)
-    elif kind == 'molecule':
-        atoms = molecule('H2O')
-    elif kind == 'element':
-        atoms.numbers[0] = 110
-    elif kind == 'dummy':
-        atoms.numbers[0] = 0
-    elif kind == 'Hookean':
-        atoms.set_constraint(Hookean(0, 1, k=1, rt=2))
-    return FrechetCellFilter(atoms, scalar_pressure=0.1) if kind == 'pressure' else atoms
-
-
-@pytest.mark.parametrize(
-    ('kind', 'error', 'words'),
-    [
-        ('nan', StructureError, r'atom 1 \(O\)'),
-        ('empty', StructureError, '0 atoms'),
-        ('same site', StructureError, r'2.*3'),
-        ('no volume', StructureError, 'volume'),
-        ('infinite cell', StructureError, 'cell'),
-        ('slab', StructureError, 'periodic'),
-        ('molecule', StructureError, 'periodic'),
-        ('element', UnsupportedElementError, 'Ds'),
-        ('dummy', UnsupportedElementError, 'X'),
-        ('Hookean', UnsupportedConstraintError, 'Hookean'),
-        ('pressure', UnsupportedConstraintError, '0 GPa'),
-    ],
-)
-def test_refused_without_calculator(one_shot, kind, error, words):
-    target = broken(kind)
-    atoms = target.atoms if kind == 'pressure' else target
-    before = bits(atoms)
-    with pytest.raises(error, match=words):
-        one_shot(target).run()
-    assert bits(atoms) == before
-
-
 def test_prediction_that_fails_the_checks(tiny_model):
     model = load_model(tiny_model)
     model.lattice.gates[-1].bias.data[0] = 10.0  # cells explode
@@ -435,25 +384,6 @@ def test_pressure_is_left_to_the_refinement(one_shot):
     with pytest.warns(UserWarning, match='0 GPa'):
         assert one_shot(target).run(fmax=0.01) is True
     np.testing.assert_allclose(atoms.get_stress()[:3], -0.1, atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    ('kind', 'words'),
-    [
-        ('same site', r'atom 2 \(O|Mg\) and atom 3'),
-        ('nan', r'atom 1 \(O\): position z is nan'),
-        ('no volume', 'no volume'),
-        ('infinite cell', 'inf'),
-        ('empty', '0 atoms'),
-    ],
-)
-def test_broken_structures_are_refused_with_calculator_too(one_shot, kind, words):
-    atoms = broken(kind)
-    atoms.calc = Well(atoms)
-    before = bits(atoms)
-    with pytest.raises(StructureError, match=words):
-        one_shot(atoms).run()
-    assert bits(atoms) == before
 
 
 class Lame(EMT):

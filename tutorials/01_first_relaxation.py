@@ -45,9 +45,10 @@ perovskite = Atoms(
 )
 
 # %% [markdown]
-# An optimizer that is assigned to atoms is theirs. It needs no calculator: the log shows the
-# largest displacement that is still to be made and the uncertainty, both in Å. By default
-# the space group is kept, and here it holds every atom in its place: only the cell changes.
+# An optimizer that is assigned to atoms is theirs. It needs no calculator: the log shows
+# the largest displacement that is still to be made and the uncertainty, both in Å. By
+# default the space group is kept, and here it holds every atom in its place: only the cell
+# changes.
 
 # %%
 atoms = perovskite.copy()

@@ -34,11 +34,16 @@ class Source(Section):
     val_limit: int | None = Field(None, description='validate on this many of its pairs')
 
 
+class Seeds(Section):
+    """One set of relaxed structures to make denoising pairs from."""
+
+    path: Path
+    licence: str = ''
+
+
 class Denoise(Section):
     """Pairs made on the fly from relaxed structures: strained and displaced inputs."""
 
-    paths: list[Path]
-    licence: str = ''
     share: float = Field(0.15, gt=0, lt=1, description='share of all training samples')
     max_atoms: int = 40
     volume: tuple[float, float] = (-0.15, 0.20)
@@ -50,7 +55,8 @@ class Data(Section):
     """What is trained on, and in what batches."""
 
     pairs: list[Source] = Field(min_length=1)
-    denoise: Denoise | None = None
+    seeds: list[Seeds] = []
+    denoise: Denoise = Denoise()
     exclude_formulas: Path | None = None
     augment: Augment = Augment()
     batch_atoms: int = Field(400, ge=1, description='atoms per batch')
@@ -89,6 +95,7 @@ class TrainConfig(Section):
     """Everything `deeprelax train` needs; relative paths start at the YAML file."""
 
     name: str
+    licence: str = Field('', description='of the weights')
     model: dict
     data: Data
     loss: Loss = Loss()
@@ -148,10 +155,8 @@ def _resolve(config, base):
     """The same settings with input paths taken relative to the YAML file."""
     data = config.data
     pairs = [s.model_copy(update={'path': base / s.path}) for s in data.pairs]
-    update = {'pairs': pairs}
-    if data.denoise:
-        paths = [base / p for p in data.denoise.paths]
-        update['denoise'] = data.denoise.model_copy(update={'paths': paths})
+    seeds = [s.model_copy(update={'path': base / s.path}) for s in data.seeds]
+    update = {'pairs': pairs, 'seeds': seeds}
     if data.exclude_formulas:
         update['exclude_formulas'] = base / data.exclude_formulas
     return config.model_copy(update={'data': data.model_copy(update=update)})

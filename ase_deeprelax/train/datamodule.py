@@ -158,9 +158,8 @@ class PairData(lightning.LightningDataModule):
             excluded = {composition(Atoms(formula).numbers) for formula in formulas}
         self.train = [p for p in self.train if composition(p.numbers) not in excluded]
         self.seeds = []
-        if data.denoise:
-            for path in data.denoise.paths:
-                self.seeds += read_seeds(path, excluded, data.denoise.max_atoms)
+        for source in data.seeds:
+            self.seeds += read_seeds(source.path, excluded, data.denoise.max_atoms)
         if not self.train:
             raise ConfigError('no training pair is left after splits and exclusions')
 

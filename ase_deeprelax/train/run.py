@@ -1,0 +1,183 @@
+"""One training run: trainer, checkpoints, and the model folder that comes out."""
+
+from contextlib import contextmanager
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.models import create_model
+from ase_deeprelax.train.config import load_config
+from ase_deeprelax.train.datamodule import PairData
+from ase_deeprelax.train.module import RelaxationModule
+from ase_deeprelax.weights.store import load_model, save_model
+
+PRECISION = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
+
+
+def train(config_path, *, overrides=(), resume=None, start=None, progress=True):
+    """Train a model as a YAML file says.
+
+    Parameters
+    ----------
+    config_path : path
+    overrides : iterable of str
+        ``'key.key=value'``, see `load_config`.
+    resume : path, optional
+        Checkpoint (``last.ckpt`` in the output folder) to go on from: optimizer,
+        schedule, averaged weights and used time come back. Open only your own: Lightning's
+        checkpoints are pickles.
+    start : str or path, optional
+        Model to start the weights from (transfer learning).
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder of the trained model, ``output/name/model``; `load_model` takes it.
+
+    Raises
+    ------
+    ConfigError, PairFileError, ModelError
+    """
+    config = load_config(config_path, overrides)
+    with _fast_arithmetic(config.optimize.threads):
+        return _train(config_path, config, resume, start, progress)
+
+
+@contextmanager
+def _fast_arithmetic(threads):
+    """Subnormal numbers as zero, and a number of threads; afterwards all is as it was."""
+    before = torch.get_num_threads()
+    # Subnormal numbers slow matrix products several times; worker threads of the products
+    # inherit the setting only if it comes before the first of them starts.
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+
+
+def _train(config_path, config, resume, start, progress):
+    o = config.optimize
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    settings = dict(config.model)
+    if 'architecture' not in settings:
+        raise ConfigError(f'{config_path}: model.architecture is missing')
+    model = create_model(settings.pop('architecture'), **settings)
+    if start is not None:
+        model.load_state_dict(load_model(start).state_dict())
+    if o.precision == '64':
+        model.double()
+    data = PairData(config, model.spec)
+    module = RelaxationModule(model, config)
+    if o.compile:
+        for layer in [*model.messages, *model.updates]:
+            layer.compile(dynamic=True)
+    output = config.output / config.name
+    trainer = lightning.Trainer(
+        accelerator='auto',
+        devices=1,
+        precision=PRECISION[o.precision],
+        max_epochs=-1,
+        max_steps=o.max_steps or -1,
+        gradient_clip_val=o.clip,
+        val_check_interval=o.val_every_steps if data.val else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if data.val else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=50,
+        callbacks=_callbacks(config, output, bool(data.val), progress),
+        logger=[
+            CSVLogger(output, name='csv'),
+            TensorBoardLogger(output, name='tensorboard'),
+        ],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        default_root_dir=output,
+    )
+    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    errors = _choose_weights(trainer, module, data) if data.val else {}
+    save_model(
+        model.float(), output / 'model', _card(config, trainer, module, data, errors)
+    )
+    return output / 'model'
+
+
+def _choose_weights(trainer, module, data):
+    """Leave the better of the last and the best validated weights; their errors."""
+    last = trainer.validate(module, data, verbose=False)[0]
+    best = next(c for c in trainer.checkpoint_callbacks if c.monitor is not None)
+    if best.best_model_score is not None and best.best_model_score < last['val/select']:
+        checkpoint = torch.load(
+            best.best_model_path, map_location='cpu', weights_only=False
+        )
+        module.load_state_dict(checkpoint['state_dict'])
+        last = trainer.validate(module, data, verbose=False)[0]
+    return {name.removeprefix('val/'): value for name, value in last.items()}
+
+
+def _callbacks(config, output, validates, progress):
+    o = config.optimize
+    callbacks = [
+        EMAWeightAveraging(decay=o.ema),
+        LearningRateMonitor(),
+        ModelCheckpoint(
+            output,
+            filename='last',
+            every_n_train_steps=o.val_every_steps,
+            enable_version_counter=False,
+        ),
+    ]
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=20))
+    if validates:
+        callbacks.append(
+            ModelCheckpoint(
+                output, filename='best', monitor='val/select', enable_version_counter=False
+            )
+        )
+        if o.early_stop:
+            callbacks.append(EarlyStopping('val/select', patience=o.early_stop))
+    return callbacks
+
+
+def _card(config, trainer, module, data, errors):
+    """What there is to know about the model, see `save_model`."""
+    sizes = [len(pair) for pair in data.train]
+    room = [abs(np.linalg.det(pair.cell0)) / len(pair) for pair in data.train]
+    settings = config.model_dump(mode='json', exclude={'data', 'output', 'name'})
+    return {
+        'name': config.name,
+        'licence': config.licence,
+        'elements': data.elements,
+        'range': {
+            'n_atoms': [min(sizes), max(sizes)],
+            'volume_per_atom': np.quantile(room, [0.001, 0.999]).round(2).tolist(),
+        },
+        'training': {
+            'sources': [
+                {'file': source.path.name, 'licence': source.licence}
+                for source in (*config.data.pairs, *config.data.seeds)
+            ],
+            'pairs': len(data.train),
+            'seeds': len(data.seeds),
+            'steps': trainer.global_step,
+            'minutes': round(module.elapsed / 60, 1),
+            'settings': settings,
+        },
+        'metrics': {'validation': errors},
+    }

@@ -1,0 +1,90 @@
+"""What broken models and absent devices get, item by item, at both public faces.
+
+Items 33 (volume), 35 to 37 stand in ``test_optimizer`` and ``test_predict``.
+"""
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.emt import EMT
+
+from ase_deeprelax import keys
+from ase_deeprelax.errors import DeepRelaxWarning, DeviceError, PredictionError
+from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.predict import relax
+from tests.faults.faces import bits, both_faces, crystal, gold, laden, model_that
+
+
+def nan(said):
+    said.displacement[0, 0] = torch.nan
+
+
+def nan_cell(said):
+    said.deformation[0, 1, 1] = torch.nan
+
+
+def contradictory(said):
+    said.distance = said.distance * torch.where(said.bond_index % 2 == 0, 3.0, 0.1)
+    said.log_b = torch.full_like(said.log_b, -5.0)
+
+
+def far_too_long(said):
+    said.distance = said.distance * 1e30
+
+
+def no_scale(said):
+    said.log_b = torch.full_like(said.log_b, 100.0)
+
+
+BROKEN = {
+    '31 nan': (nan, 'not finite'),
+    '31 nan cell': (nan_cell, 'not finite'),
+    '32 contradictory': (contradictory, r'contradict each other by \d.* A on average'),
+    '32 too long': (far_too_long, 'contradict each other'),
+    '34 scale': (no_scale, 'not finite'),
+}
+
+
+@pytest.mark.parametrize('item', BROKEN)
+@both_faces
+def test_model_is_broken(face, item):
+    spoil, words = BROKEN[item]
+    atoms = laden(crystal())
+    before = bits(atoms)
+    with pytest.raises(PredictionError, match=words):
+        face(atoms, model_that(spoil))
+    assert bits(atoms) == before
+
+
+@pytest.mark.parametrize('item', BROKEN)
+def test_model_is_broken_with_calculator(item):
+    """Then the relaxation is what it would have been without."""
+    ends = []
+    for spoil in (BROKEN[item][0], nan):
+        atoms = gold()
+        atoms.calc = EMT()
+        optimizer = DeepRelaxOptimizer(atoms, model=model_that(spoil), logfile=None)
+        with pytest.warns(DeepRelaxWarning, match='without a prediction'):
+            assert optimizer.run(fmax=0.05) is True
+        ends.append(atoms.positions.copy())
+    assert np.array_equal(*ends)
+
+
+def test_32_small_contradictions_are_told(tiny_model):
+    model = model_that(lambda said: said.distance.mul_(1.02))
+    result = relax(crystal(), model=model)
+    assert result.ok
+    assert 0 < result.residual < 1
+    assert result.atoms.info[keys.RESIDUAL] == result.residual
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
+def test_36_device_that_is_not_there(tiny_model):
+    atoms = laden(gold())
+    for calc in (None, EMT()):
+        atoms.calc = calc
+        before = bits(atoms)
+        optimizer = DeepRelaxOptimizer(atoms, model=tiny_model, device='cuda', logfile=None)
+        with pytest.raises(DeviceError, match="device='cpu'"):
+            optimizer.run()
+        assert bits(atoms) == before
