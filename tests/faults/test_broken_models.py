@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
+from ase.optimize import BFGS
 
 from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxWarning, DeviceError, PredictionError
@@ -59,18 +60,16 @@ def test_model_is_broken(face, item):
 @pytest.mark.parametrize('item', BROKEN)
 def test_model_is_broken_with_calculator(item):
     """Then the relaxation is what it would have been without."""
-    ends = []
-    for spoil in (BROKEN[item][0], nan):
-        atoms = gold()
-        atoms.calc = EMT()
-        optimizer = DeepRelaxOptimizer(atoms, model=model_that(spoil), logfile=None)
-        with pytest.warns(DeepRelaxWarning, match='without a prediction'):
-            assert optimizer.run(fmax=0.05) is True
-        ends.append(atoms.positions.copy())
-    assert np.array_equal(*ends)
+    atoms, plain = gold(), gold()
+    atoms.calc, plain.calc = EMT(), EMT()
+    optimizer = DeepRelaxOptimizer(atoms, model=model_that(BROKEN[item][0]), logfile=None)
+    with pytest.warns(DeepRelaxWarning, match='without a prediction'):
+        assert optimizer.run(fmax=0.05) is True
+    BFGS(plain, logfile=None).run(fmax=0.05)
+    assert np.array_equal(atoms.positions, plain.positions)
 
 
-def test_32_small_contradictions_are_told(tiny_model):
+def test_32_small_contradictions_are_told():
     model = model_that(lambda said: said.distance.mul_(1.02))
     result = relax(crystal(), model=model)
     assert result.ok
