@@ -13,7 +13,7 @@ from ase_deeprelax.models.layers import (
     mean_over_atoms,
     mlp,
     project_symmetric,
-    symmetric_basis,
+    symmetric_matrix,
     zero_last,
 )
 
@@ -26,7 +26,7 @@ class Features(NamedTuple):
 
     s: torch.Tensor  # (n_atoms, F)
     v: torch.Tensor  # (n_atoms, 3, F)
-    t: torch.Tensor | None  # (n_atoms, 5, F), see `symmetric_basis`
+    t: torch.Tensor | None  # (n_atoms, 5, F), see `project_symmetric`
 
 
 class StrainHead(nn.Module):
@@ -42,7 +42,6 @@ class StrainHead(nn.Module):
         self.vectors = nn.Linear(hidden, 2 * hidden, bias=False) if degree == 1 else None
         self.tensors = nn.Linear(hidden, hidden, bias=False)
         self.gates = zero_last(mlp(hidden, hidden, hidden + 1))
-        self.register_buffer('basis', symmetric_basis().float(), persistent=False)
 
     def forward(self, features, graph):
         s, v, t = features
@@ -54,9 +53,8 @@ class StrainHead(nn.Module):
         per_atom = torch.cat([gates[:, :1], traceless], dim=1).to(dtype)
         strain = mean_over_atoms(per_atom, graph)
         with torch.autocast(graph.pos.device.type, enabled=False):
-            matrix = torch.einsum('gm,mab->gab', strain[:, 1:], self.basis.to(dtype))
-            eye = torch.eye(3, dtype=dtype, device=matrix.device)
-            strain = matrix + strain[:, :1, None] * eye
+            eye = torch.eye(3, dtype=dtype, device=strain.device)
+            strain = symmetric_matrix(strain[:, 1:]) + strain[:, :1, None] * eye
             # A bound far outside any real relaxation keeps exp finite for any weights.
             size = strain.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None] / MAX_STRAIN
             return torch.linalg.matrix_exp(strain * (torch.tanh(size) / size))

@@ -61,27 +61,28 @@ def envelope(x, p=5):
     return torch.where(x < 1, 1 + a * x**p + b * x ** (p + 1) + c * x ** (p + 2), 0.0)
 
 
-def symmetric_basis():
-    """(5, 3, 3): an orthonormal basis of symmetric traceless matrices (degree l = 2)."""
-    r2, r6 = math.sqrt(0.5), math.sqrt(1 / 6)
-    basis = torch.zeros(5, 3, 3, dtype=torch.float64)
-    for m, (a, b) in enumerate([(0, 1), (1, 2), (0, 2)]):
-        basis[m, a, b] = basis[m, b, a] = r2
-    basis[3].copy_(torch.diag(torch.tensor([r2, -r2, 0.0])))
-    basis[4].copy_(torch.diag(torch.tensor([-r6, -r6, 2 * r6])))
-    return basis
+R2, R6 = math.sqrt(1 / 2), math.sqrt(1 / 6)
 
 
 def project_symmetric(p, q):
-    """Traceless symmetric part of p (x) q: (n, 3[, F]) -> (n, 5[, F])."""
-    x, y, z = (p[:, a] * q[:, b] for a, b in ((0, 0), (1, 1), (2, 2)))
-    xy, yz, xz = (
-        p[:, a] * q[:, b] + p[:, b] * q[:, a] for a, b in ((0, 1), (1, 2), (0, 2))
-    )
-    r2, r6 = math.sqrt(0.5), math.sqrt(1 / 6)
+    """Traceless symmetric part of p (x) q in an orthonormal basis, degree l = 2.
+
+    (n, 3[, F]) each -> (n, 5[, F]); `symmetric_matrix` is the way back.
+    """
+    x, y, z = (p[:, a] * q[:, a] for a in range(3))
+    pairs = ((0, 1), (1, 2), (0, 2))
+    xy, yz, xz = (p[:, a] * q[:, b] + p[:, b] * q[:, a] for a, b in pairs)
     return torch.stack(
-        [r2 * xy, r2 * yz, r2 * xz, r2 * (x - y), r6 * (2 * z - x - y)], dim=1
+        [R2 * xy, R2 * yz, R2 * xz, R2 * (x - y), R6 * (2 * z - x - y)], dim=1
     )
+
+
+def symmetric_matrix(t):
+    """The matrices that five components stand for: (n, 5[, F]) -> (n, 3, 3[, F])."""
+    xy, yz, xz = R2 * t[:, 0], R2 * t[:, 1], R2 * t[:, 2]
+    x, y, z = R2 * t[:, 3] - R6 * t[:, 4], -R2 * t[:, 3] - R6 * t[:, 4], 2 * R6 * t[:, 4]
+    rows = (x, xy, xz), (xy, y, yz), (xz, yz, z)
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
 def safe_norm(x):

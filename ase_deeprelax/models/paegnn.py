@@ -35,7 +35,7 @@ from ase_deeprelax.models.layers import (
     mlp,
     project_symmetric,
     safe_norm,
-    symmetric_basis,
+    symmetric_matrix,
 )
 
 PUBLISHED = {
@@ -218,7 +218,6 @@ class Update(nn.Module):
         n_in, n_out = (2, 3) if degree == 1 else (3, 7)
         if degree == 2:
             self.tensors = nn.Linear(hidden, 2 * hidden, bias=False)
-            self.register_buffer('basis', symmetric_basis().float(), persistent=False)
         self.norm = nn.LayerNorm(hidden)
         self.mlp = mlp(n_in * hidden, hidden, n_out * hidden)
 
@@ -234,8 +233,8 @@ class Update(nn.Module):
         dv = b[2].unsqueeze(1) * p
         if self.degree == 2:
             ds = ds + b[3] * (tp * tq).sum(1) / math.sqrt(f)
-            matrix = torch.einsum('nmf,mab->nabf', tq, self.basis.to(tq.dtype))
-            dv = dv + b[4].unsqueeze(1) * (matrix * q.unsqueeze(1)).sum(2)
+            turned = (symmetric_matrix(tq) * q.unsqueeze(1)).sum(2)
+            dv = dv + b[4].unsqueeze(1) * turned
             t = t + b[5].unsqueeze(1) * tp + b[6].unsqueeze(1) * project_symmetric(p, q)
         return s + ds / math.sqrt(2), v + dv, t
 
