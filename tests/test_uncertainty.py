@@ -1,9 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 
-from ase_deeprelax.uncertainty import aggregate, combine
+from ase_deeprelax import relax
+from ase_deeprelax.errors import ModelError
+from ase_deeprelax.models import create_model
+from ase_deeprelax.models.paegnn import PUBLISHED
+from ase_deeprelax.testing import awaken
+from ase_deeprelax.uncertainty import Ensemble, aggregate, combine
 
 GRAPHS = torch.tensor([0, 0, 0, 1, 1])
 BONDS = torch.tensor([[0, 0, 1, 3], [1, 2, 2, 4]])
@@ -83,3 +90,45 @@ def test_total_grows_linearly_with_disagreement_and_is_blind_to_a_common_shift()
     assert torch.allclose(combine(spread, log_b)[1] - scales, 3 * (total - scales))
     assert torch.allclose(combine(distances + 0.4, log_b)[1], total)
     assert (total >= scales).all()
+
+
+def members(n, **settings):
+    settings = {'hidden': 16, 'layers': 2, **settings}
+    models = []
+    for seed in range(n):
+        torch.manual_seed(seed)
+        models.append(awaken(create_model('paegnn', **settings), seed=seed))
+    return models
+
+
+def rattled():
+    atoms = bulk('NaCl', 'rocksalt', a=5.7, cubic=True)
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+@pytest.mark.parametrize('settings', [{}, PUBLISHED | {'hidden': 16, 'layers': 2}])
+def test_equal_members_are_the_member(settings):
+    (model,) = members(1, **settings)
+    alone = relax(rattled(), model=model, dtype='float64')
+    together = relax(rattled(), model=Ensemble([model] * 3), dtype='float64')
+    np.testing.assert_allclose(together.atoms.positions, alone.atoms.positions, atol=1e-9)
+    np.testing.assert_allclose(together.sigma_bonds, alone.sigma_bonds, rtol=1e-9)
+
+
+def test_members_that_differ_are_averaged_and_less_sure():
+    models = members(3)
+    alone = [relax(rattled(), model=model, dtype='float64') for model in models]
+    together = relax(rattled(), model=Ensemble(models), dtype='float64')
+    mean = np.mean([result.deformation for result in alone], axis=0)
+    assert np.ptp([result.volume_ratio for result in alone]) > 1e-4
+    np.testing.assert_allclose(together.deformation, mean, atol=1e-9)
+    assert together.sigma > np.mean([result.sigma for result in alone])
+    assert together.model == 'ensemble of 3'
+
+
+def test_members_must_want_one_graph():
+    with pytest.raises(ModelError, match='member 1'):
+        Ensemble([*members(1), *members(1, cutoff=4.0)])
+    with pytest.raises(ModelError, match='needs members'):
+        Ensemble([])
