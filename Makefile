@@ -32,7 +32,7 @@ format: .venv/installed-test
 # The notebooks' cells are the scripts' cells; their outputs are made here.
 tutorials: .venv/installed-test
 	$(PIP) -e '.[tutorials]'
-	cd tutorials && ../$(BIN)/jupytext --to ipynb --update --execute [0-9]*.py
+	cd tutorials && ../$(BIN)/jupytext --to ipynb --execute [0-9]*.py
 
 .venv/python:
 	@test -n '$(PYTHON)' || { echo 'no Python >= 3.11 found; set PYTHON=...' >&2; exit 1; }

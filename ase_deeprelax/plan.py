@@ -40,6 +40,11 @@ class Plan:
         step = self.after.positions @ back - self.before.positions
         return float(np.linalg.norm(step, axis=1).max(initial=0.0))
 
+    @property
+    def volume_ratio(self):
+        """Volume after over before."""
+        return float(self.after.cell.volume / self.before.cell.volume)
+
     def put(self):
         """Move the atoms and their cell; nothing else."""
         self.freedom.write(self.after.cell.array, self.after.positions)
@@ -75,7 +80,8 @@ class Plan:
     @property
     def note(self):
         """For the log line of its step."""
-        return f'prediction, sigma {self.relaxation.sigma:.3f} A'
+        sigma = self.relaxation.sigma
+        return f'prediction, volume x {self.volume_ratio:.3f}, sigma {sigma:.3f} A'
 
     def sign(self):
         """Write the names of `keys`, and drop stored results of the former structure."""
@@ -86,9 +92,7 @@ class Plan:
         atoms.info.update({k: v for k, v in said.info.items() if k.startswith(keys.PREFIX)})
         atoms.arrays[keys.SIGMA] = said.arrays[keys.SIGMA].copy()
         atoms.info[keys.DMAX] = self.dmax
-        atoms.info[keys.VOLUME_RATIO] = float(
-            self.after.cell.volume / self.before.cell.volume
-        )
+        atoms.info[keys.VOLUME_RATIO] = self.volume_ratio
 
 
 def make_plan(target, cell_moves, predictor):
