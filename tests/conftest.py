@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 
 ELEMENTS = list(range(1, 95))
@@ -14,6 +15,12 @@ def pytest_configure(config):
         config.addinivalue_line('markers', mark)
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Models that a test makes are the same in every run, and in every order of tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope='session')
 def tiny_model(tmp_path_factory):
     """Folder of a small real network, untrained, that moves atoms and cell by a little."""
@@ -23,6 +30,7 @@ def tiny_model(tmp_path_factory):
     from ase_deeprelax.weights.store import save_model
 
     folder = tmp_path_factory.mktemp('models') / 'tiny'
+    torch.manual_seed(0)
     model = awaken(create_model('paegnn', hidden=16, layers=2))
     atoms = bulk('MgO', 'rocksalt', a=4.3) * (2, 1, 1)
     atoms.rattle(0.08, seed=1)
