@@ -9,6 +9,7 @@ from torch_geometric.data import Batch
 
 from ase_deeprelax.errors import DeviceError
 from ase_deeprelax.models.base import apply_deformation, relaxed_structure
+from ase_deeprelax.models.layers import mean_over_atoms
 from ase_deeprelax.solve.edg import solve_edg
 from ase_deeprelax.uncertainty import aggregate
 
@@ -137,7 +138,7 @@ def _make_finite(batch, prediction):
 
 def _solve(batch, prediction):
     """Positions within the bounds ``d +- b`` (eqs. 16-20), from the read-out on."""
-    cell, pos = relaxed_structure(batch, prediction)
+    cell, pos = relaxed_structure(batch, prediction.deformation, prediction.displacement)
     width = prediction.log_b.exp()
     anchors = {}
     if prediction.anchor_index is not None:
@@ -166,9 +167,7 @@ def _displacement(batch, prediction, pos):
     """Displacements at the unrelaxed cell that lead to ``pos``, without rigid drift."""
     back = torch.linalg.inv(prediction.deformation.double())
     moved = apply_deformation(pos.double(), back, batch.graph_of_atom) - batch.pos
-    total = moved.new_zeros(batch.n_graphs, 3).index_add_(0, batch.graph_of_atom, moved)
-    mean = total / batch.ptr.diff().unsqueeze(1)
-    return moved - mean.index_select(0, batch.graph_of_atom)
+    return moved - mean_over_atoms(moved, batch).index_select(0, batch.graph_of_atom)
 
 
 def _array(tensor):

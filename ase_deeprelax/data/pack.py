@@ -27,16 +27,38 @@ def pack(n_atoms, n_edges, budget):
     [[0, 2, 3], [1]]
     """
     n_edges = np.asarray(n_edges, dtype=np.int64)
-    order = np.lexsort((n_edges, np.asarray(n_atoms)))
-    packs, start, total = [], 0, 0
-    for position, size in enumerate(n_edges[order]):
+    return runs(np.lexsort((n_edges, np.asarray(n_atoms))), n_edges, budget)
+
+
+def runs(order, sizes, budget):
+    """Cut ``order`` into runs whose ``sizes`` add up to ``budget`` at most.
+
+    Parameters
+    ----------
+    order : (n,) int array
+        Indices into ``sizes``.
+    sizes : int array
+    budget : int
+        What is larger by itself gets a run of its own.
+
+    Returns
+    -------
+    list of int arrays
+
+    Examples
+    --------
+    >>> [run.tolist() for run in runs(np.array([2, 0, 1]), np.array([3, 5, 2]), 5)]
+    [[2, 0], [1]]
+    """
+    parts, start, total = [], 0, 0
+    for position, size in enumerate(sizes[order]):
         if position > start and total + size > budget:
-            packs.append(order[start:position])
+            parts.append(order[start:position])
             start, total = position, 0
         total += size
     if start < len(order):
-        packs.append(order[start:])
-    return packs
+        parts.append(order[start:])
+    return parts
 
 
 def halve(indices):

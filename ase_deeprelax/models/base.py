@@ -62,11 +62,10 @@ class RelaxationModel(nn.Module):
         raise NotImplementedError
 
 
-def relaxed_structure(graph, prediction):
-    """Cells (n_graphs, 3, 3) and positions (n_atoms, 3) that a prediction stands for, A."""
-    cell = graph.cell @ prediction.deformation
-    pos = graph.pos + prediction.displacement
-    return cell, apply_deformation(pos, prediction.deformation, graph.graph_of_atom)
+def relaxed_structure(graph, deformation, displacement):
+    """Cells (n_graphs, 3, 3) and positions (n_atoms, 3) that a relaxation leads to, A."""
+    pos = apply_deformation(graph.pos + displacement, deformation, graph.graph_of_atom)
+    return graph.cell @ deformation, pos
 
 
 def apply_deformation(vectors, deformation, graph_of_atom):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch_geometric.data import Batch
 
 from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.data.pack import runs
 from ase_deeprelax.data.pair import Pair, polar
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError
@@ -127,14 +128,8 @@ class SizeBatches(Sampler):
         rng = np.random.default_rng((self.seed, epoch))
         index = self.draw(rng)
         order = index[np.lexsort((rng.random(len(index)), self.sizes[index]))]
-        cut, total, start = [], 0, 0
-        for k, size in enumerate(self.sizes[order]):
-            if total + size > self.batch_atoms and k > start:
-                cut.append(order[start:k])
-                start, total = k, 0
-            total += size
-        cut.append(order[start:])
-        return [cut[k] for k in rng.permutation(len(cut))]
+        parts = runs(order, self.sizes, self.batch_atoms)
+        return [parts[k] for k in rng.permutation(len(parts))]
 
 
 class PairData(lightning.LightningDataModule):

@@ -61,10 +61,7 @@ class RelaxationModule(lightning.LightningModule):
     def configure_optimizers(self):
         o = self.config.optimize
         optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=o.learning_rate,
-            weight_decay=o.weight_decay,
-            amsgrad=False,
+            self.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay
         )
         if o.schedule == 'plateau':
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -124,11 +121,9 @@ def structure_errors(graph, prediction):
 
     The sum of coordinate and lattice error: a model is not chosen for one of them.
     """
-    cell, pos = relaxed_structure(graph, prediction)
-    truth = prediction.__class__(
-        graph.deformation_target, graph.displacement_target, None, None, None
-    )
-    cell1, pos1 = relaxed_structure(graph, truth)
+    cell, pos = relaxed_structure(graph, prediction.deformation, prediction.displacement)
+    target = graph.deformation_target, graph.displacement_target
+    cell1, pos1 = relaxed_structure(graph, *target)
     shift = pos - pos1
     shift = shift - mean_over_atoms(shift, graph).index_select(0, graph.graph_of_atom)
     coord = mean_over_atoms(shift.abs().mean(1), graph).mean()

@@ -62,7 +62,7 @@ def test_untrained_model_says_already_relaxed(settings):
     model = create_model('paegnn', **settings).double().eval()
     graph = graph_of(rattled(), model)
     prediction = model(graph)
-    cell, pos = relaxed_structure(graph, prediction)
+    cell, pos = relaxed_structure(graph, prediction.deformation, prediction.displacement)
     torch.testing.assert_close(cell, graph.cell)
     torch.testing.assert_close(pos, graph.pos)
     edges = graph.edge_vectors().norm(dim=1)

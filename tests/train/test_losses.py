@@ -64,10 +64,8 @@ def test_perfect_prediction_has_no_structure_error(model):
 
 def test_target_distances_are_those_of_the_relaxed_structure(model):
     graph = sample(model)
-    truth = Prediction(
-        graph.deformation_target, graph.displacement_target, None, None, None
-    )
-    cell, pos = relaxed_structure(graph, truth)
+    target = graph.deformation_target, graph.displacement_target
+    cell, pos = relaxed_structure(graph, *target)
     j, i = graph.edge_index
     expected = (pos[j] + graph.offset @ cell[0] - pos[i]).norm(dim=1)
     torch.testing.assert_close(
