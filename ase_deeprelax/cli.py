@@ -172,9 +172,13 @@ def evaluate(
     pairs: Annotated[
         Path, typer.Argument(help='Pairs of unrelaxed and relaxed structures.')
     ],
+    *,
     model: ModelOption = 'default',
     json_file: Annotated[
         Path | None, typer.Option('--json', help='Write the figures there too.')
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help='Only pairs of this split: train, val or test.')
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help='Only this many pairs, spread over the file.')
@@ -190,7 +194,7 @@ def evaluate(
     from ase_deeprelax.compare.evaluate import table
     from ase_deeprelax.data.pairs import read_pairs
 
-    chosen = read_pairs(pairs)
+    chosen = read_pairs(pairs, split)
     if limit is not None and limit < len(chosen):
         chosen = [chosen[k * len(chosen) // limit] for k in range(limit)]
     result = measure(chosen, model, device=device, progress=True)

@@ -223,11 +223,14 @@ def output_is_sound(model, dtype):
         value = getattr(said, name)
         _expect(value.shape == shape, f'{name} has shape {tuple(value.shape)}, not {shape}')
         _expect(value.dtype == torch_dtype, f'{name} is {value.dtype}, not {torch_dtype}')
-    for field in fields(said):
-        value = getattr(said, field.name)
+    values = {field.name: getattr(said, field.name) for field in fields(said)}
+    for k, (deformation, displacement) in enumerate(values.pop('layers')):
+        values |= {f'layer {k} deformation': deformation}
+        values |= {f'layer {k} displacement': displacement}
+    for name, value in values.items():
         if value is not None:
-            _expect(not value.requires_grad, f'{field.name} is not detached')
-            _expect(torch.isfinite(value).all(), f'{field.name} is not finite')
+            _expect(not value.requires_grad, f'{name} is not detached')
+            _expect(torch.isfinite(value).all(), f'{name} is not finite')
     _check_ranges(batch, said)
 
 

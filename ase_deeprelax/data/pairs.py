@@ -1,22 +1,18 @@
-"""Files of pairs: JSON lines, the folders of DeepRelax, extxyz."""
+"""Files of pairs: JSON lines, extxyz, and the folders of `layouts`."""
 
-import csv
 import gzip
 import json
 import zlib
 from pathlib import Path
 
 import numpy as np
-from ase.io import iread, read
+from ase.io import iread
 
+from ase_deeprelax.data.layouts import read_layout
 from ase_deeprelax.data.pair import Pair, check_halves, make_pair
 from ase_deeprelax.errors import PairFileError
 
 __all__ = ['Pair', 'make_pair', 'read_pairs', 'write_pairs']
-
-# Suffixes of the unrelaxed and relaxed CIF in DeepRelax's data sets.
-CIF_SUFFIXES = (('_unrelaxed.cif', '_relaxed.cif'), ('_U.cif', '_R.cif'))
-SPLITS = ('train', 'val', 'test')
 
 
 def read_pairs(path, split=None, *, ok_only=False):
@@ -29,16 +25,19 @@ def read_pairs(path, split=None, *, ok_only=False):
 
         - ``*.jsonl`` or ``*.jsonl.gz``: one object per line with ``id, numbers, cell0,
           frac0, cell1, frac1`` and optionally ``ok, split, formula, scale``;
-        - a folder of DeepRelax: ``train.csv``, ``val.csv``, ``test.csv`` (ids in the
-          column ``atoms_id``, ``mp_id``, ``id``, or else the first) or
+        - a folder of DeepRelax or E3Relax-H2: ``train.csv``, ``val.csv``, ``test.csv``
+          (ids in the column ``atoms_id``, ``mp_id``, ``id``, or else the first) or
           ``id_prop_train_all.csv`` ..., with ``{id}_unrelaxed.cif`` and
           ``{id}_relaxed.cif`` (or ``{id}_U.cif``, ``{id}_R.cif``) in ``CIF/``, ``cif/``
           or beside the csv;
+        - the same without such files, with ``unrelaxed.db`` and ``relaxed.db`` of ase.db,
+          whose rows carry their id as the last part of ``folder``;
         - a folder with ``unrelaxed.extxyz`` and ``relaxed.extxyz``, in the same order;
         - one ``*.extxyz`` whose frames carry ``info['pair_id']`` and ``info['role']``,
           ``'unrelaxed'`` or ``'relaxed'``.
-    split : str, optional
-        Only pairs of this split; default all.
+    split : str or collection of str, optional
+        Only pairs of this split, or of these; default all. Files of other splits are not
+        even looked for.
     ok_only : bool
         Only pairs marked ``ok``.
 
@@ -57,12 +56,13 @@ def read_pairs(path, split=None, *, ok_only=False):
     >>> pairs = read_pairs('pairs_mp.jsonl.gz', 'train', ok_only=True)  # doctest: +SKIP
     """
     path = Path(path)
+    splits = {split} if isinstance(split, str) else split
     if not path.exists():
         raise PairFileError(f'{path}: there is no such file or folder')
     if path.is_dir():
-        records = _read_folder(path, split)
+        records = _read_frames(path) if _has_frames(path) else read_layout(path, splits)
     elif path.name.endswith(('.jsonl', '.jsonl.gz')):
-        records = _read_lines(path, split, ok_only)
+        records = _read_lines(path, splits, ok_only)
     elif path.suffix in ('.extxyz', '.xyz'):
         records = _read_extxyz(path)
     else:
@@ -73,7 +73,7 @@ def read_pairs(path, split=None, *, ok_only=False):
     pairs = [
         pair
         for pair in records
-        if (split is None or pair.split == split) and (pair.ok or not ok_only)
+        if (splits is None or pair.split in splits) and (pair.ok or not ok_only)
     ]
     if not pairs:
         which = ''.join([f' of split {split!r}' if split else '', ' marked ok' * ok_only])
@@ -90,15 +90,18 @@ def write_pairs(path, pairs):
     opener = gzip.open if path.suffix == '.gz' else open
     with opener(path, 'wt', encoding='utf-8') as file:
         for pair in pairs:
-            record = {'id': pair.id, 'formula': pair.formula}
-            record['numbers'] = pair.numbers.tolist()
-            for key in ('cell0', 'frac0', 'cell1', 'frac1'):
-                record[key] = getattr(pair, key).round(9).tolist()
-            record |= {'ok': pair.ok, 'split': pair.split, 'scale': pair.scale}
-            file.write(json.dumps(record, separators=(',', ':')) + '\n')
+            file.write(json.dumps(pair_record(pair), separators=(',', ':')) + '\n')
 
 
-def _read_lines(path, split, ok_only):
+def pair_record(pair):
+    """What a line of a JSON lines file holds, ready for ``json.dumps``."""
+    record = {'id': pair.id, 'formula': pair.formula, 'numbers': pair.numbers.tolist()}
+    for key in ('cell0', 'frac0', 'cell1', 'frac1'):
+        record[key] = getattr(pair, key).round(9).tolist()
+    return record | {'ok': pair.ok, 'split': pair.split, 'scale': pair.scale}
+
+
+def _read_lines(path, splits, ok_only):
     """Pairs of a JSON lines file; unwanted lines are dropped before they cost anything."""
     number = 0
     pairs = []
@@ -109,7 +112,7 @@ def _read_lines(path, split, ok_only):
                 if line.isspace():
                     continue
                 record = json.loads(line)
-                if split is not None and record.get('split', '') != split:
+                if splits is not None and record.get('split', '') not in splits:
                     continue
                 if ok_only and not record.get('ok', True):
                     continue
@@ -160,74 +163,23 @@ def _from_record(record, where):
     )
 
 
-def _read_folder(folder, split):
+def _has_frames(folder):
+    return all((folder / f'{role}.extxyz').exists() for role in ('unrelaxed', 'relaxed'))
+
+
+def _read_frames(folder):
+    """Pairs of ``unrelaxed.extxyz`` and ``relaxed.extxyz``, frame by frame."""
     unrelaxed, relaxed = folder / 'unrelaxed.extxyz', folder / 'relaxed.extxyz'
-    if unrelaxed.exists() and relaxed.exists():
-        first, second = list(_frames(unrelaxed)), list(_frames(relaxed))
-        if len(first) != len(second):
-            raise PairFileError(
-                f'{folder}: {len(first)} structures in {unrelaxed.name}, {len(second)} in '
-                f'{relaxed.name}; the n-th of one must belong to the n-th of the other'
-            )
-        return [
-            _pair(unrelaxed, a.info.get('pair_id', k), a, b)
-            for k, (a, b) in enumerate(zip(first, second, strict=True))
-        ]
-    lists = {
-        name: file
-        for name in SPLITS
-        for file in (folder / f'{name}.csv', folder / f'id_prop_{name}_all.csv')
-        if file.exists()
-    }
-    if not lists:
+    first, second = list(_frames(unrelaxed)), list(_frames(relaxed))
+    if len(first) != len(second):
         raise PairFileError(
-            f'{folder}: neither train.csv, val.csv, test.csv beside CIF files nor '
-            'unrelaxed.extxyz and relaxed.extxyz are here'
+            f'{folder}: {len(first)} structures in {unrelaxed.name}, {len(second)} in '
+            f'{relaxed.name}; the n-th of one must belong to the n-th of the other'
         )
     return [
-        _read_cifs(folder, id, name, file)
-        for name, file in lists.items()
-        if split in (None, name)
-        for id in _ids(file)
+        _pair(unrelaxed, a.info.get('pair_id', k), a, b)
+        for k, (a, b) in enumerate(zip(first, second, strict=True))
     ]
-
-
-def _ids(file):
-    """Ids of a csv: from the column that is named so, else from the first column.
-
-    The lists of the X-Mn-O set have no header and name both halves of each pair,
-    ``{id}_unrelaxed`` and ``{id}_relaxed``.
-    """
-    with file.open(newline='', encoding='utf-8') as stream:
-        rows = [row for row in csv.reader(stream) if row]
-    if file.name.startswith('id_prop_'):
-        firsts = [row[0] for row in rows]
-        return [id.removesuffix('_relaxed') for id in firsts if id.endswith('_relaxed')]
-    for name in ('atoms_id', 'mp_id', 'id'):
-        if rows and name in rows[0]:
-            column = rows[0].index(name)
-            return [row[column] for row in rows[1:]]
-    return [row[0] for row in rows]
-
-
-def _read_cifs(folder, id, split, file):
-    for place in (folder / 'CIF', folder / 'cif', folder):
-        for suffixes in CIF_SUFFIXES:
-            paths = [place / f'{id}{suffix}' for suffix in suffixes]
-            if all(path.exists() for path in paths):
-                first, second = (_read_cif(path) for path in paths)
-                return _pair(file, id, first, second, split=split)
-    raise PairFileError(
-        f'{file}: id {id!r} has no {id}_unrelaxed.cif and {id}_relaxed.cif in {folder} or '
-        f'{folder / "CIF"}'
-    )
-
-
-def _read_cif(path):
-    try:
-        return read(path, format='cif')
-    except Exception as error:  # parsers raise what they like on a damaged file
-        raise PairFileError(f'{path}: not a readable CIF file ({error})') from error
 
 
 def _frames(path):
@@ -256,7 +208,7 @@ def _read_extxyz(path):
     return [_pair(path, id, r['unrelaxed'], r['relaxed']) for id, r in found.items()]
 
 
-def _pair(path, id, unrelaxed, relaxed, split=None):
+def _pair(path, id, unrelaxed, relaxed):
     info = unrelaxed.info
     try:
         return make_pair(
@@ -264,7 +216,7 @@ def _pair(path, id, unrelaxed, relaxed, split=None):
             unrelaxed,
             relaxed,
             ok=info.get('ok', True),
-            split=info.get('split', '') if split is None else split,
+            split=info.get('split', ''),
             scale=info.get('scale', 1.0),
         )
     except PairFileError as error:

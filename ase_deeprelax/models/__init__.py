@@ -1,9 +1,12 @@
 """Networks by name."""
 
 from ase_deeprelax.errors import ModelError
+from ase_deeprelax.models.e3relax_h2 import e3relax_h2
+from ase_deeprelax.models.egnn import EGNN
 from ase_deeprelax.models.paegnn import PaEGNN
+from ase_deeprelax.models.painn import PaiNN
 
-ARCHITECTURES = {'paegnn': PaEGNN}
+ARCHITECTURES = {'paegnn': PaEGNN, 'e3relax-h2': e3relax_h2, 'painn': PaiNN, 'egnn': EGNN}
 
 
 def create_model(architecture, **hyperparameters):

@@ -32,6 +32,9 @@ class Prediction:
     anchor_distance, anchor_log_b : (n_anchors,) or None
         Distance of the relaxed neighbour from the centre in the *strained unrelaxed*
         structure, and its scale.
+    layers : tuple of (deformation, displacement)
+        What a network says after each of its layers, the last one included, where it moves
+        the structure as it goes; else empty.
     """
 
     deformation: torch.Tensor
@@ -42,6 +45,7 @@ class Prediction:
     anchor_index: torch.Tensor | None = None
     anchor_distance: torch.Tensor | None = None
     anchor_log_b: torch.Tensor | None = None
+    layers: tuple = ()
 
 
 # One range for log b in loss and solver (the reference has two): 0.1 mA to 7 A.

@@ -49,15 +49,20 @@ class StrainHead(nn.Module):
             t = project_symmetric(*self.vectors(v).chunk(2, dim=-1))
         gates = self.gates(s)
         traceless = (self.tensors(t) * gates[:, None, 1:]).sum(-1)
-        dtype = graph.pos.dtype
-        per_atom = torch.cat([gates[:, :1], traceless], dim=1).to(dtype)
-        strain = mean_over_atoms(per_atom, graph)
-        with torch.autocast(graph.pos.device.type, enabled=False):
-            eye = torch.eye(3, dtype=dtype, device=strain.device)
-            strain = symmetric_matrix(strain[:, 1:]) + strain[:, :1, None] * eye
-            # A bound far outside any real relaxation keeps exp finite for any weights.
-            size = strain.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None] / MAX_STRAIN
-            return torch.linalg.matrix_exp(strain * (torch.tanh(size) / size))
+        per_atom = torch.cat([gates[:, :1], traceless], dim=1).to(graph.pos.dtype)
+        return stretch(mean_over_atoms(per_atom, graph))
+
+
+def stretch(log_strain):
+    """Deformations from log strains: (n, 6), a third of the trace and five traceless
+    components (`project_symmetric`), -> (n, 3, 3), symmetric and positive definite.
+    """
+    with torch.autocast(log_strain.device.type, enabled=False):
+        eye = torch.eye(3, dtype=log_strain.dtype, device=log_strain.device)
+        strain = symmetric_matrix(log_strain[:, 1:]) + log_strain[:, :1, None] * eye
+        # A bound far outside any real relaxation keeps exp finite for any weights.
+        size = strain.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None] / MAX_STRAIN
+        return torch.linalg.matrix_exp(strain * (torch.tanh(size) / size))
 
 
 class DisplacementHead(nn.Module):

@@ -1,5 +1,6 @@
 """Pieces that the networks share: radial basis, harmonics, sums over neighbourhoods."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -85,6 +86,21 @@ def symmetric_matrix(t):
     return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
+def spherical(unit, degree):
+    """Angular functions of unit vectors (n, 3) for l = 0 ... degree <= 2, as a list."""
+    harmonics = [torch.ones_like(unit[:, :1]), unit]
+    if degree == 2:
+        harmonics.append(project_symmetric(unit, unit))
+    return harmonics
+
+
+def autocast_dtype(x):
+    """The float type of matrix products with ``x``: its own, or autocast's."""
+    device = x.device.type
+    low = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if low else x.dtype
+
+
 def safe_norm(x):
     """Norm over the components (dim 1), with a gradient at zero."""
     return ((x * x).sum(1) + 1e-8).sqrt()
@@ -121,15 +137,25 @@ class Neighborhood:
         position = pair_i * width + slot
         self.neighbor = torch.zeros(n * width, dtype=torch.long, device=i.device)
         self.neighbor[position] = pairs % n
-        self.width = width
-        row = position.index_select(0, column)
-        self.moments = []
+        self.width, self.dtype = width, dtype
+        self.row = position.index_select(0, column)
+        self.moments = self._sums(radial, harmonics)
+
+    def moved(self, radial, harmonics):
+        """The same neighbours after a change of the structure, with new edge features."""
+        other = copy.copy(self)
+        other.moments = self._sums(radial, harmonics)
+        return other
+
+    def _sums(self, radial, harmonics):
+        moments = []
         for harmonic in harmonics:
             features = (harmonic.unsqueeze(2) * radial.unsqueeze(1)).flatten(1)
-            moment = features.new_zeros(n * width, features.shape[1])
-            moment.index_add_(0, row, features)
-            moment = moment.view(n, width, -1).transpose(1, 2)
-            self.moments.append(moment.to(dtype).contiguous())
+            moment = features.new_zeros(len(self.neighbor), features.shape[1])
+            moment = moment.index_add(0, self.row, features)
+            moment = moment.view(-1, self.width, features.shape[1]).transpose(1, 2)
+            moments.append(moment.to(self.dtype).contiguous())
+        return moments
 
     def gather(self, x):
         """(n_atoms, c) -> (n_atoms, width, c): the features of each centre's neighbours."""

@@ -32,9 +32,11 @@ from ase_deeprelax.models.heads import (
 from ase_deeprelax.models.layers import (
     Neighborhood,
     RadialBasis,
+    autocast_dtype,
     mlp,
     project_symmetric,
     safe_norm,
+    spherical,
     symmetric_matrix,
 )
 
@@ -159,14 +161,9 @@ class PaEGNN(RelaxationModel):
                 x = torch.cat(
                     [x, encode_offsets(graph.offset, self.offset_encoding)], dim=1
                 )
-            unit = vectors / distance.unsqueeze(1)
-            harmonics = [torch.ones_like(unit[:, :1]), unit]
-            if self.degree == 2:
-                harmonics.append(project_symmetric(unit, unit))
-            device = graph.pos.device.type
-            low = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if low else x.dtype
-            return x, Neighborhood(graph, x, harmonics, dtype), vectors
+            harmonics = spherical(vectors / distance.unsqueeze(1), self.degree)
+        neighborhood = Neighborhood(graph, x, harmonics, autocast_dtype(x))
+        return x, neighborhood, vectors
 
     def features(self, graph, neighborhood):
         """Scalars (n, F), vectors (n, 3, F), tensors (n, 5, F) after all layers."""

@@ -60,6 +60,9 @@ class Data(Section):
     exclude_formulas: Path | None = None
     augment: Augment = Augment()
     batch_atoms: int = Field(400, ge=1, description='atoms per batch')
+    batch_crystals: int | None = Field(
+        None, ge=1, description='crystals per batch in place of atoms, as in the papers'
+    )
     workers: int = 1
 
 
@@ -78,6 +81,7 @@ class Optimize(Section):
 
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = 0.01
+    amsgrad: bool = False
     schedule: Literal['plateau', 'cosine'] = 'cosine'
     warmup_steps: int = 500
     max_minutes: float | None = Field(None, gt=0)
@@ -104,14 +108,21 @@ class TrainConfig(Section):
     output: Path = Path('runs')
 
 
+# Settings that are shipped: `papers/deeprelax-mp` and the like.
+SHIPPED = Path(__file__).parent / 'configs'
+
+
 def load_config(path, overrides=()):
     """Read and check a YAML file.
 
     Parameters
     ----------
     path : path of the YAML file
+        Or the name of one in `SHIPPED`, like ``papers/deeprelax-mp``, whose paths then
+        start at the working directory.
     overrides : iterable of str
-        ``'optimize.max_steps=100'`` and the like, applied on top; values are YAML.
+        ``'optimize.max_steps=100'``, ``'data.pairs.0.path=mine'`` and the like, applied on
+        top; values are YAML.
 
     Returns
     -------
@@ -123,6 +134,10 @@ def load_config(path, overrides=()):
         With the key that is wrong and why.
     """
     path = Path(path)
+    base = path.parent
+    shipped = SHIPPED / f'{path}.yaml'
+    if not path.exists() and shipped.exists():
+        path, base = shipped, Path()
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -130,14 +145,7 @@ def load_config(path, overrides=()):
     if not isinstance(raw, dict):
         raise ConfigError(f'{path}: holds no settings; see the README for an example')
     for override in overrides:
-        key, equals, value = override.partition('=')
-        if not equals:
-            raise ConfigError(f'override {override!r} must read key=value')
-        *parents, last = key.split('.')
-        section = raw
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = yaml.safe_load(value)
+        _override(raw, override)
     try:
         config = TrainConfig.model_validate(raw)
     except ValidationError as error:
@@ -148,7 +156,25 @@ def load_config(path, overrides=()):
         raise ConfigError(f'{path}:\n' + '\n'.join(lines)) from error
     if config.optimize.max_minutes is None and config.optimize.max_steps is None:
         raise ConfigError(f'{path}: set optimize.max_minutes or optimize.max_steps')
-    return _resolve(config, path.parent)
+    return _resolve(config, base)
+
+
+def _override(raw, override):
+    """Set one value in place; numbers in a key count the entries of a list."""
+    key, equals, value = override.partition('=')
+    if not equals:
+        raise ConfigError(f'override {override!r} must read key=value')
+    *parents, last = key.split('.')
+    section = raw
+    try:
+        for parent in parents:
+            if isinstance(section, list):
+                section = section[int(parent)]
+            else:
+                section = section.setdefault(parent, {})
+        section[int(last) if isinstance(section, list) else last] = yaml.safe_load(value)
+    except (AttributeError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f'override {override!r} cannot be applied: {error}') from error
 
 
 def _resolve(config, base):

@@ -108,11 +108,13 @@ class SizeBatches(Sampler):
     """Batches of similar sizes under a budget of atoms, in a new order each epoch.
 
     Neighbour sums are padded to the most neighbours in a batch, so that mixing two and
-    thirty atoms would waste most of the work.
+    thirty atoms would waste most of the work. With ``crystals``, that many make a batch,
+    whatever their sizes.
     """
 
-    def __init__(self, sizes, batch_atoms, seed, draw=None, epoch=0):
+    def __init__(self, sizes, batch_atoms, seed, draw=None, epoch=0, *, crystals=None):
         self.sizes, self.batch_atoms, self.seed = sizes, batch_atoms, seed
+        self.crystals = crystals
         self.draw = draw or (lambda rng: rng.permutation(len(sizes)))
         self.epoch = epoch
         self._length = len(self.batches(epoch))
@@ -128,7 +130,10 @@ class SizeBatches(Sampler):
         rng = np.random.default_rng((self.seed, epoch))
         index = self.draw(rng)
         order = index[np.lexsort((rng.random(len(index)), self.sizes[index]))]
-        parts = runs(order, self.sizes, self.batch_atoms)
+        if self.crystals:
+            parts = runs(order, np.ones_like(self.sizes), self.crystals)
+        else:
+            parts = runs(order, self.sizes, self.batch_atoms)
         return [parts[k] for k in rng.permutation(len(parts))]
 
 
@@ -141,16 +146,17 @@ class PairData(lightning.LightningDataModule):
         data = config.data
         self.train, self.val = [], []
         for source in data.pairs:
-            pairs = read_pairs(source.path, ok_only=source.ok_only)
-            self.train += [p for p in pairs if p.split not in ('val', 'test')]
+            # Not the tests, whose answers need not be there.
+            wanted = ('train', 'val', '')
+            pairs = read_pairs(source.path, wanted, ok_only=source.ok_only)
+            self.train += [p for p in pairs if p.split != 'val']
             val = [p for p in pairs if p.split == 'val']
             # An even choice over the file rather than its first part.
             step = max(1, len(val) // (source.val_limit or len(val) or 1))
             self.val += val[::step][: source.val_limit]
         excluded = set()
         if data.exclude_formulas:
-            formulas = data.exclude_formulas.read_text().split()
-            excluded = {composition(Atoms(formula).numbers) for formula in formulas}
+            excluded = read_compositions(data.exclude_formulas)
         self.train = [p for p in self.train if composition(p.numbers) not in excluded]
         self.seeds = []
         for source in data.seeds:
@@ -187,11 +193,15 @@ class PairData(lightning.LightningDataModule):
             self.config.seed,
             draw,
             self.trainer.current_epoch,  # where a resumed run goes on
+            crystals=self.config.data.batch_crystals,
         )
         return self._loader(self.train_set, sampler)
 
     def val_dataloader(self):
-        sampler = SizeBatches(self.val_set.sizes(), self.config.data.batch_atoms, 0)
+        data = self.config.data
+        sampler = SizeBatches(
+            self.val_set.sizes(), data.batch_atoms, 0, crystals=data.batch_crystals
+        )
         return self._loader(self.val_set, sampler)
 
     def _loader(self, dataset, sampler):
@@ -211,6 +221,11 @@ def composition(numbers):
     return tuple(
         zip(elements.tolist(), (counts // np.gcd.reduce(counts)).tolist(), strict=True)
     )
+
+
+def read_compositions(path):
+    """The compositions of a file of formulas."""
+    return {composition(Atoms(formula).numbers) for formula in path.read_text().split()}
 
 
 def read_seeds(path, excluded, max_atoms):

@@ -18,6 +18,9 @@ def laplace_nll(distance, log_b, target):
 def relaxation_loss(graph, prediction, weights):
     """The terms of the loss and their weighted sum.
 
+    Where a network says a structure after each layer, the terms of the structure are means
+    over its layers (E3Relax-H2's layer-wise supervision).
+
     The lattice term (eq. 14) is the Frobenius norm of the cell's error rather than the
     sum of its nine absolute values, the displacement term the Euclidean norm: neither
     depends on the orientation of the crystal.
@@ -35,17 +38,16 @@ def relaxation_loss(graph, prediction, weights):
     dict of str to scalar tensor
         The terms by name, and ``'loss'``.
     """
-    target = graph.deformation_target
-    error = graph.cell @ (prediction.deformation - target)
-    volume = torch.logdet(prediction.deformation) - torch.logdet(target)
-    drop = prediction.displacement - graph.displacement_target
-    # A mean over atoms, then over crystals: large cells do not outweigh small ones.
-    displacement = mean_over_atoms(drop.square().sum(1).add(1e-10).sqrt(), graph).mean()
+    said = prediction.layers or ((prediction.deformation, prediction.displacement),)
+    lattice, volume, displacement = (
+        torch.stack(terms).mean()
+        for terms in zip(*(structure_terms(graph, *layer) for layer in said), strict=True)
+    )
     distances = target_distances(graph, prediction.bond_index)
     terms = {
         'distance': laplace_nll(prediction.distance, prediction.log_b, distances),
-        'lattice': error.flatten(1).norm(dim=1).mean() / 3,
-        'volume': volume.abs().mean(),
+        'lattice': lattice,
+        'volume': volume,
         'displacement': displacement,
     }
     if prediction.anchor_index is not None:
@@ -55,6 +57,38 @@ def relaxation_loss(graph, prediction, weights):
         )
     terms['loss'] = sum(getattr(weights, name) * value for name, value in terms.items())
     return terms
+
+
+def structure_terms(graph, deformation, displacement):
+    """Lattice, volume and displacement terms of one predicted structure."""
+    target = graph.deformation_target
+    error = graph.cell @ (deformation - target)
+    volume = torch.logdet(deformation) - torch.logdet(target)
+    missing = nearest_image(displacement - graph.displacement_target, graph)
+    # A mean over atoms, then over crystals: large cells do not outweigh small ones.
+    drop = mean_over_atoms(missing.square().sum(1).add(1e-10).sqrt(), graph)
+    return error.flatten(1).norm(dim=1).mean() / 3, volume.abs().mean(), drop.mean()
+
+
+def nearest_image(difference, graph):
+    """Differences between positions, (n_atoms, 3) in A, in their nearest periodic image.
+
+    E3Relax-H2's periodicity-aware displacement loss: the image is chosen among those next
+    to the one that rounding finds and is not differentiated, so that the gradient is that
+    of the wrapped difference.
+    """
+    cell = graph.cell.index_select(0, graph.graph_of_atom)
+    with torch.no_grad():
+        whole = torch.linalg.solve(cell.mT, difference.unsqueeze(2)).squeeze(2).round()
+        steps = torch.arange(-1.0, 2.0, dtype=cell.dtype, device=cell.device)
+        near = torch.cartesian_prod(steps, steps, steps)
+        # The input's own image first: among equals it wins.
+        near = near[near.abs().sum(1).argsort(stable=True)]
+        shifts = (near.unsqueeze(0) - whole.unsqueeze(1)) @ cell
+        lengths = (difference.unsqueeze(1) + shifts).square().sum(2)
+        best = lengths.argmin(dim=1)[:, None, None].expand(-1, 1, 3)
+        shift = shifts.gather(1, best).squeeze(1)
+    return difference + shift
 
 
 def target_distances(graph, edges):

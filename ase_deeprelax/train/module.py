@@ -9,7 +9,7 @@ import torch
 
 from ase_deeprelax.models.base import relaxed_structure
 from ase_deeprelax.models.layers import mean_over_atoms
-from ase_deeprelax.train.losses import relaxation_loss
+from ase_deeprelax.train.losses import relaxation_loss, target_cross_distances
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,12 @@ class RelaxationModule(lightning.LightningModule):
             prediction = self.model(graph)
             terms = relaxation_loss(graph, prediction, self.config.loss)
             values = terms | structure_errors(graph, prediction)
+            if prediction.anchor_index is not None:
+                # Positions are the solver's: what it gets stands for them, as published.
+                cross = target_cross_distances(graph, prediction)
+                error = (prediction.anchor_distance - cross).abs()
+                values['cross_distance_mae'] = error.sum() / max(1, len(error))
+                values['select'] = values['cross_distance_mae'] + values['lattice_mae']
         self.log_dict(
             {f'val/{name}': value for name, value in values.items()},
             batch_size=graph.n_graphs,
@@ -61,7 +67,10 @@ class RelaxationModule(lightning.LightningModule):
     def configure_optimizers(self):
         o = self.config.optimize
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay
+            self.parameters(),
+            lr=o.learning_rate,
+            weight_decay=o.weight_decay,
+            amsgrad=o.amsgrad,
         )
         if o.schedule == 'plateau':
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -8,9 +8,12 @@ from ase_deeprelax.weights.store import available_models, load_model
 
 # Hyperparameters, and how loud the read-outs are: displacements of about 0.1 A. Distances
 # that contradict each other wildly would test the solver's chaos instead.
+SMALL = {'hidden': 32, 'layers': 2}
 FORMS = {
-    'equivariant': ({'hidden': 32, 'layers': 2}, 0.3),
-    'published': ({**PUBLISHED, 'hidden': 32, 'layers': 2}, 0.2),
+    'paegnn': ('paegnn', SMALL, 0.3),
+    'paegnn-published': ('paegnn', {**PUBLISHED, **SMALL}, 0.2),
+    'e3relax-h2': ('e3relax-h2', SMALL, 0.02),
+    'e3relax-h2-reference': ('e3relax-h2', {**SMALL, 'num_rbf': 16, 'reference': True}, 1),
 }
 
 
@@ -18,9 +21,14 @@ FORMS = {
 def model(request):
     if request.param not in FORMS:
         return load_model(request.param)
-    hyperparameters, scale = FORMS[request.param]
+    architecture, hyperparameters, scale = FORMS[request.param]
     torch.manual_seed(0)
-    return testing.awaken(create_model('paegnn', **hyperparameters), scale=scale)
+    model = testing.awaken(create_model(architecture, **hyperparameters), scale=scale)
+    if request.param == 'e3relax-h2':
+        with torch.no_grad():  # its vectors are small before training
+            for move in model.moves:
+                move.vectors.weight *= 50
+    return model
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])

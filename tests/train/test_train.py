@@ -256,3 +256,31 @@ def test_cut_seed_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(PairFileError, match=r'seeds\.jsonl'):
         read_seeds(path, set(), 10)
+
+
+def test_one_entry_of_a_list_can_be_overridden(config, tmp_path):
+    overrides = ['data.pairs.0.path=other.jsonl', 'data.pairs.0.ok_only=false']
+    (source,) = load_config(config, overrides).data.pairs
+    assert (source.path, source.licence) == (tmp_path / 'other.jsonl', 'none')
+    assert not source.ok_only
+
+
+@pytest.mark.parametrize(
+    'override', ['data.pairs.1.path=x', 'data.pairs.path=x', 'name.first=x', 'seed={']
+)
+def test_override_that_fits_nowhere_is_named(config, override):
+    with pytest.raises(ConfigError, match=override.partition('=')[0]):
+        load_config(config, [override])
+
+
+def test_shipped_settings_by_name_with_paths_from_the_working_directory():
+    config = load_config('papers/deeprelax-xmno', ['data.pairs.0.path=cifs_xmno'])
+    assert (config.name, str(config.data.pairs[0].path)) == ('deeprelax-xmno', 'cifs_xmno')
+    with pytest.raises(ConfigError, match='absent'):
+        load_config('papers/absent')
+
+
+def test_batches_of_so_many_crystals():
+    sizes = np.random.default_rng(0).integers(1, 40, 100)
+    batches = SizeBatches(sizes, 100, seed=0, crystals=32)
+    assert sorted(len(batch) for batch in batches) == [4, 32, 32, 32]

@@ -1,0 +1,261 @@
+"""E3Relax-H2 (Yang et al., arXiv 2603.23941 (2026)): atoms and lattice as nodes of one graph,
+a structure that moves layer by layer.
+
+Each layer passes messages lattice -> atoms, atoms -> atoms and atoms -> lattice, and then
+displaces the atoms and strains the cell; the next layer sees the moved structure, and
+training supervises every layer (`Prediction.layers`). Where this differs from the
+published code, which `reference=True` reproduces (`e3relax_h2_reference`):
+
+* The three lattice nodes, with a vector each, are one matrix per channel. Written in the
+  frame of space rather than in that of the axes,  M = sum_k b_k (x) V_k  with the
+  reciprocal vectors b_k, the change of every lattice vector is  a_k M,  and M does not
+  depend on their choice, order or sign. Its antisymmetric part would turn the crystal, so
+  that one scalar (its trace) and five components (l = 2) are left: a lattice node is like
+  an atom without vectors, whose neighbours are all atoms. Atoms are averaged, so that a
+  supercell gets the same answer, and see the lattice through their own periodic images
+  rather than through their place in the cell as it is written.
+* Angles enter through the neighbours themselves, not through one reference direction per
+  atom (which vanishes at a centrosymmetric site, where the code takes an arbitrary one):
+  the invariant of degree l of an edge is the mean of the Legendre polynomial P_l over
+  the angles to all other edges of its centre, found from moments of the neighbourhood.
+* Features of degree l = 2 beside scalars and vectors: where all vectors vanish by symmetry,
+  only they can tell in which direction the cell should change.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.models.base import Prediction, RelaxationModel, apply_deformation
+from ase_deeprelax.models.e3relax_h2_reference import ReferenceE3RelaxH2
+from ase_deeprelax.models.heads import (
+    DistanceHead,
+    Features,
+    predicted_distances,
+    stretch,
+    undirected,
+)
+from ase_deeprelax.models.layers import (
+    Neighborhood,
+    RadialBasis,
+    autocast_dtype,
+    envelope,
+    mean_over_atoms,
+    mlp,
+    safe_norm,
+    spherical,
+    zero_last,
+)
+from ase_deeprelax.models.paegnn import Message, Update
+
+# Angular invariants of an edge: l = 1, 2, 3 (l = 0 is constant).
+N_ANGULAR = 3
+
+
+def e3relax_h2(*, reference=False, **hyperparameters):
+    """E3Relax-H2: the form that honours symmetry, or the published arithmetic.
+
+    Parameters
+    ----------
+    reference : bool
+        True builds `ReferenceE3RelaxH2`, which takes published checkpoints; default False.
+    **hyperparameters
+        Of the class that is built.
+
+    Examples
+    --------
+    >>> type(e3relax_h2(hidden=16, layers=2)).__name__
+    'E3RelaxH2'
+    """
+    return (ReferenceE3RelaxH2 if reference else E3RelaxH2)(**hyperparameters)
+
+
+class E3RelaxH2(RelaxationModel):
+    """Layers that move atoms and cell as they pass messages between them.
+
+    Parameters
+    ----------
+    hidden : int
+        Width F of the features, default 128.
+    layers : int
+        Default 4.
+    num_rbf : int
+        Gaussians per edge, default 8.
+    cutoff : float, A
+        Radius of the graph, default 5. The graph is that of the input in all layers.
+    """
+
+    def __init__(self, *, hidden=128, layers=4, num_rbf=8, cutoff=5.0):
+        super().__init__()
+        self.spec = GraphSpec(cutoff=cutoff)
+        n_radial = num_rbf + N_ANGULAR
+        self.radial = RadialBasis(num_rbf, cutoff)
+        self.embedding = nn.Embedding(119, hidden)
+        nn.init.uniform_(self.embedding.weight, -math.sqrt(3), math.sqrt(3))
+        self.lattice = nn.Parameter(torch.randn(hidden))
+        self.to_atoms = nn.ModuleList(LatticeToAtoms(hidden) for _ in range(layers))
+        self.messages = nn.ModuleList(Message(hidden, n_radial, 2) for _ in range(layers))
+        self.updates = nn.ModuleList(Update(hidden, 2) for _ in range(layers))
+        self.to_lattice = nn.ModuleList(AtomsToLattice(hidden) for _ in range(layers))
+        self.moves = nn.ModuleList(Move(hidden) for _ in range(layers))
+        self.strains = nn.ModuleList(Strain(hidden) for _ in range(layers))
+        self.distances = DistanceHead(hidden, n_radial)
+
+    def forward(self, graph):
+        """Prediction for a batch of graphs, with the structure after each layer."""
+        device = graph.pos.device.type
+        with torch.autocast(device, enabled=False):
+            start = graph.edge_vectors()
+        # Edges that begin beyond the cutoff are not there: those near it fade out.
+        fade = envelope(start.norm(dim=1, keepdim=True) / self.spec.cutoff)
+        s = self.embedding(graph.z)
+        v = s.new_zeros(len(s), 3, s.shape[1])
+        t = s.new_zeros(len(s), 5, s.shape[1])
+        lattice_s = self.lattice.expand(graph.n_graphs, -1)
+        lattice_t = s.new_zeros(graph.n_graphs, 5, s.shape[1])
+        displacement = torch.zeros_like(graph.pos)
+        log_strain = graph.pos.new_zeros(graph.n_graphs, 6)
+        deformation = stretch(log_strain)
+        neighborhood, layers = None, []
+        for k, message in enumerate(self.messages):
+            # Each layer has a target of its own: no gradient through the structure, which
+            # would cost half as much again and gains nothing here.
+            structure = deformation.detach(), displacement.detach()
+            with torch.autocast(device, enabled=False):
+                vectors = moved_vectors(graph, start, *structure)
+                x, harmonics = self.edge_features(graph, vectors, fade)
+            if neighborhood is None:
+                neighborhood = Neighborhood(graph, x, harmonics, autocast_dtype(x))
+            else:
+                neighborhood = neighborhood.moved(x, harmonics)
+            s, v, t = self.to_atoms[k](s, v, t, lattice_s, lattice_t, graph)
+            s, v, t = self.updates[k](*message(s, v, t, neighborhood))
+            displacement = displacement + self.moves[k](v, graph)
+            lattice_s, lattice_t = self.to_lattice[k](s, t, lattice_s, lattice_t, graph)
+            log_strain = log_strain + self.strains[k](lattice_s, lattice_t, graph)
+            deformation = stretch(log_strain)
+            layers.append((deformation, displacement))
+        bonds = undirected(graph).nonzero().squeeze(1)
+        said = predicted_distances(graph, start, deformation, displacement)
+        features = Features(s, v, t)
+        distance, log_b = self.distances(features, x, graph, bonds, said)
+        return Prediction(
+            deformation, displacement, bonds, distance, log_b, layers=tuple(layers)
+        )
+
+    def edge_features(self, graph, vectors, fade):
+        """Radial basis and angular invariants (n_edges, n_radial), and the harmonics."""
+        distance = vectors.norm(dim=1)
+        unit = vectors / distance.unsqueeze(1)
+        radial = self.radial(distance) * fade
+        weight = envelope(distance.unsqueeze(1) / self.spec.cutoff) * fade
+        angular = legendre_means(unit, weight, graph.edge_index[1], len(graph.z))
+        return torch.cat([radial, weight * angular], dim=1), spherical(unit, 2)
+
+
+def moved_vectors(graph, start, deformation, displacement):
+    """(n_edges, 3): edge vectors ``start`` after displacement and deformation, A."""
+    j, i = graph.edge_index
+    moved = displacement.index_select(0, j) - displacement.index_select(0, i)
+    graph_of_edge = graph.graph_of_atom.index_select(0, i)
+    return apply_deformation(start + moved, deformation, graph_of_edge)
+
+
+def legendre_means(unit, weight, centre, n_atoms):
+    """Means of P_1, P_2, P_3 over the angles between an edge and all edges of its centre.
+
+    By the addition theorem these need moments of each neighbourhood only: with
+    ``T_l = sum w e (x) ... (x) e``,  sum w P_2(e . e') = (3 e.T_2.e - T_0) / 2, and so on.
+    Odd means vanish, smoothly, where the centre becomes a centre of inversion.
+
+    Parameters
+    ----------
+    unit : (n_edges, 3)
+    weight : (n_edges, 1)
+    centre : (n_edges,) int64
+    n_atoms : int
+
+    Returns
+    -------
+    (n_edges, 3)
+
+    Examples
+    --------
+    >>> ends = torch.tensor([[0.0, 0, 1], [0, 0, -1]])
+    >>> legendre_means(ends, torch.ones(2, 1), torch.zeros(2, dtype=int), 1)
+    tensor([[0., 1., 0.],
+            [0., 1., 0.]])
+    """
+    second = (unit.unsqueeze(2) * unit.unsqueeze(1)).flatten(1)
+    third = (second.unsqueeze(2) * unit.unsqueeze(1)).flatten(1)
+    powers = torch.cat([torch.ones_like(weight), unit, second, third], dim=1)
+    moments = weight.new_zeros(n_atoms, 40).index_add(0, centre, weight * powers)
+    moments = moments / (moments[:, :1] + 1e-6)
+    terms = powers * moments.index_select(0, centre)
+    zeroth, first, second, third = (
+        part.sum(1) for part in terms.split((1, 3, 9, 27), dim=1)
+    )
+    legendre = first, (3 * second - zeroth) / 2, (5 * third - 3 * first) / 2
+    return torch.stack(legendre, dim=1)
+
+
+class LatticeToAtoms(nn.Module):
+    """Lattice -> atom messages: the lattice node's state joins each atom's."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.scalars = mlp(2 * hidden, hidden, hidden)
+        self.tensors = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(self, s, v, t, lattice_s, lattice_t, graph):
+        index = graph.graph_of_atom
+        ds = self.scalars(torch.cat([s, lattice_s.index_select(0, index)], dim=1))
+        dt = self.tensors(lattice_t).index_select(0, index)
+        return (s + ds) / math.sqrt(2), v, t + dt
+
+
+class AtomsToLattice(nn.Module):
+    """Atom -> lattice messages, means over atoms, and the gated update of the node."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.scalars = mlp(2 * hidden, hidden, hidden)
+        self.tensors = nn.Linear(hidden, hidden, bias=False)
+        self.mixed = nn.Linear(hidden, 2 * hidden, bias=False)
+        self.gates = mlp(2 * hidden, hidden, 2 * hidden)
+
+    def forward(self, s, t, lattice_s, lattice_t, graph):
+        pooled = mean_over_atoms(self.norm(s), graph)
+        lattice_s = lattice_s + self.scalars(torch.cat([pooled, lattice_s], dim=1))
+        lattice_t = lattice_t + self.tensors(mean_over_atoms(t, graph) + lattice_t)
+        p, q = self.mixed(lattice_t).chunk(2, dim=-1)
+        b1, b2 = self.gates(torch.cat([lattice_s, safe_norm(q)], dim=1)).chunk(2, dim=1)
+        return (lattice_s + b2) / math.sqrt(2), lattice_t + b1.unsqueeze(1) * p
+
+
+class Move(nn.Module):
+    """Displacement of each atom by one layer, A: ``v w`` less its mean."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.vectors = zero_last([nn.Linear(hidden, 1, bias=False)])[0]
+
+    def forward(self, v, graph):
+        u = self.vectors(v).squeeze(-1).to(graph.pos.dtype)
+        return u - mean_over_atoms(u, graph).index_select(0, graph.graph_of_atom)
+
+
+class Strain(nn.Module):
+    """Log strain of the cell by one layer: (n_graphs, 6), see `heads.stretch`."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.isotropic = zero_last([nn.Linear(hidden, 1)])[0]
+        self.tensors = zero_last([nn.Linear(hidden, 1, bias=False)])[0]
+
+    def forward(self, lattice_s, lattice_t, graph):
+        parts = self.isotropic(lattice_s), self.tensors(lattice_t).squeeze(-1)
+        return torch.cat(parts, dim=1).to(graph.pos.dtype)

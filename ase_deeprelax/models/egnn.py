@@ -1,0 +1,131 @@
+"""EGNN (Satorras, Hoogeboom, Welling, ICML 2021), a baseline of the DeepRelax paper.
+
+Equation numbers are those of EGNN. What a periodic crystal needs beside them:
+
+* neighbours are periodic images within a cutoff, images move as their atoms do and the
+  cell stays as it is; the squared distance enters through radial functions; a weight w
+  that vanishes smoothly at the cutoff goes with every message;
+* C is 1 / (1 + sum_j w), and no edge moves its centre by more than its own length;
+* the cell: beside each move of the atoms (eq. 4) a symmetric strain of the same form,
+  ``C sum_j e (x) e phi_L(m_ij)`` less its trace, averaged over atoms, and a trace from h.
+
+The answer is the sum of all moves: the last layers of phi_x and phi_L start at zero, so
+that an untrained network says "already relaxed".
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.models.base import Prediction, RelaxationModel
+from ase_deeprelax.models.heads import (
+    DistanceHead,
+    Features,
+    predicted_distances,
+    stretch,
+    undirected,
+)
+from ase_deeprelax.models.layers import (
+    RadialBasis,
+    ScaledSiLU,
+    envelope,
+    mean_over_atoms,
+    mlp,
+    project_symmetric,
+    safe_norm,
+    zero_last,
+)
+from ase_deeprelax.models.paegnn import MESSAGE_SCALE
+
+
+class EGNN(RelaxationModel):
+    """E(n) equivariant graph network with read-outs for a relaxation.
+
+    Parameters
+    ----------
+    hidden : int
+        Width F of features and messages, default 128.
+    layers : int
+        Equivariant graph convolutions, default 4.
+    num_rbf : int
+        Gaussians per edge, default 8.
+    cutoff : float, A
+        Radius of the graph, default 5.
+
+    Examples
+    --------
+    >>> EGNN(hidden=16, layers=2).spec.cutoff
+    5.0
+    """
+
+    def __init__(self, *, hidden=128, layers=4, num_rbf=8, cutoff=5.0):
+        super().__init__()
+        self.spec = GraphSpec(cutoff=cutoff)
+        self.radial = RadialBasis(num_rbf, cutoff)
+        self.embedding = nn.Embedding(119, hidden)
+        nn.init.uniform_(self.embedding.weight, -math.sqrt(3), math.sqrt(3))
+        self.layers = nn.ModuleList(Layer(hidden, num_rbf) for _ in range(layers))
+        self.trace = zero_last(mlp(hidden, hidden, 1))
+        self.distances = DistanceHead(hidden, num_rbf)
+
+    def forward(self, graph):
+        """Prediction for a batch of graphs."""
+        j, i = graph.edge_index
+        with torch.autocast(graph.pos.device.type, enabled=False):
+            start = graph.edge_vectors()
+        distance = safe_norm(start)
+        # The weight stays that of the distance at the start: a pair that is just out of
+        # reach, and so has no edge, may come closer between two layers.
+        weight = envelope(distance / self.spec.cutoff).unsqueeze(1)
+        total = weight.new_zeros(len(graph.z), 1).index_add(0, i, weight)
+        c = 1 / (1 + total)
+        h, vectors = self.embedding(graph.z), start
+        moves = graph.pos.new_zeros(len(graph.z), 8)
+        for layer in self.layers:
+            h, pull = layer(h, vectors, weight, graph, self.radial)
+            moves = moves + c * pull
+            u = moves[:, :3]
+            vectors = start + u.index_select(0, j) - u.index_select(0, i)
+        displacement = u - mean_over_atoms(u, graph).index_select(0, graph.graph_of_atom)
+        trace = self.trace(h).to(u.dtype)
+        strain = mean_over_atoms(torch.cat([trace, moves[:, 3:]], dim=1), graph)
+        deformation = stretch(strain)
+        bonds = undirected(graph).nonzero().squeeze(1)
+        said = predicted_distances(graph, start, deformation, displacement)
+        features, x = Features(h, None, None), self.radial(distance)
+        distance, log_b = self.distances(features, x, graph, bonds, said)
+        return Prediction(deformation, displacement, bonds, distance, log_b)
+
+
+class Layer(nn.Module):
+    """Equivariant graph convolutional layer, eqs. 3-6, and its counterpart for the cell."""
+
+    def __init__(self, hidden, n_radial):
+        super().__init__()
+        # phi_e; its first linear map is taken once per atom for both ends of an edge.
+        self.centre = nn.Linear(hidden, hidden)
+        self.neighbor = nn.Linear(hidden, hidden, bias=False)
+        self.edge = nn.Linear(n_radial, hidden, bias=False)
+        self.message = nn.Sequential(ScaledSiLU(), nn.Linear(hidden, hidden), ScaledSiLU())
+        self.moves = zero_last(mlp(hidden, hidden, 2))  # phi_x and phi_L
+        self.update = mlp(2 * hidden, hidden, hidden)  # phi_h
+
+    def forward(self, h, vectors, weight, graph, radial):
+        """New h, and what edges do to their centre: a move, A, and a strain, (n, 3 + 5)."""
+        j, i = graph.edge_index
+        distance = safe_norm(vectors)
+        unit = vectors / distance.unsqueeze(1)
+        m = self.message(
+            self.centre(h).index_select(0, i)
+            + self.neighbor(h).index_select(0, j)
+            + self.edge(radial(distance))
+        )
+        phi_x, phi_l = self.moves(m).chunk(2, dim=1)
+        # Neighbours all around nearly cancel in the strain: phi_L has to be free to grow.
+        pull = [-torch.tanh(phi_x) * vectors, phi_l * project_symmetric(unit, unit)]
+        pull = weight * torch.cat(pull, dim=1)
+        pull = pull.new_zeros(len(h), 8).index_add(0, i, pull)
+        total = torch.zeros_like(h).index_add(0, i, weight * m)
+        return h + self.update(torch.cat([h, MESSAGE_SCALE * total], dim=1)), pull
