@@ -1,5 +1,5 @@
-"""E3Relax-H2 (Yang et al., arXiv 2603.23941 (2026)): atoms and lattice as nodes of one graph,
-a structure that moves layer by layer.
+"""E3Relax-H2 (Yang et al., arXiv 2603.23941 (2026)): atoms and lattice as nodes of one
+graph, and a structure that moves layer by layer.
 
 Each layer passes messages lattice -> atoms, atoms -> atoms and atoms -> lattice, and then
 displaces the atoms and strains the cell; the next layer sees the moved structure, and
@@ -130,7 +130,7 @@ class E3RelaxH2(RelaxationModel):
                 neighborhood = Neighborhood(graph, x, harmonics, autocast_dtype(x))
             else:
                 neighborhood = neighborhood.moved(x, harmonics)
-            s, v, t = self.to_atoms[k](s, v, t, lattice_s, lattice_t, graph)
+            s, t = self.to_atoms[k](s, t, lattice_s, lattice_t, graph)
             s, v, t = self.updates[k](*message(s, v, t, neighborhood))
             displacement = displacement + self.moves[k](v, graph)
             lattice_s, lattice_t = self.to_lattice[k](s, t, lattice_s, lattice_t, graph)
@@ -209,11 +209,11 @@ class LatticeToAtoms(nn.Module):
         self.scalars = mlp(2 * hidden, hidden, hidden)
         self.tensors = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, s, v, t, lattice_s, lattice_t, graph):
+    def forward(self, s, t, lattice_s, lattice_t, graph):
         index = graph.graph_of_atom
         ds = self.scalars(torch.cat([s, lattice_s.index_select(0, index)], dim=1))
         dt = self.tensors(lattice_t).index_select(0, index)
-        return (s + ds) / math.sqrt(2), v, t + dt
+        return (s + ds) / math.sqrt(2), t + dt
 
 
 class AtomsToLattice(nn.Module):

@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch_geometric.data import Batch
 
-from ase_deeprelax.data.graph import build_graph
+from ase_deeprelax.data.graph import CrystalGraph, build_graph
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import Prediction, relaxed_structure
 from ase_deeprelax.models.paegnn import PUBLISHED
 from ase_deeprelax.train.config import Loss
-from ase_deeprelax.train.losses import laplace_nll, relaxation_loss, target_distances
+from ase_deeprelax.train.losses import (
+    laplace_nll,
+    nearest_image,
+    relaxation_loss,
+    target_distances,
+)
 
 
 def sample(model, rotation=None, seed=0):
@@ -112,3 +117,31 @@ def test_one_atom_cells_give_a_finite_loss():
     assert all(
         torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
     )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_displacement_loss_sees_the_nearest_image(seed):
+    """Whole lattice vectors are no error; the gradient is that of what is left."""
+    rng = np.random.default_rng(seed)
+    cells = torch.from_numpy(np.eye(3) * 4 + rng.normal(0, 0.5, (2, 3, 3)))
+    graph = CrystalGraph(cell=cells, z=torch.ones(5, dtype=int))
+    graph.batch = torch.tensor([0, 0, 1, 1, 1])
+    small = torch.from_numpy(rng.normal(0, 0.2, (5, 3)))
+    whole = torch.from_numpy(rng.integers(-2, 3, (5, 1, 3)).astype(float))
+    far = (small + (whole @ cells[graph.batch]).squeeze(1)).requires_grad_()
+    found = nearest_image(far, graph)
+    assert torch.allclose(found, small, atol=1e-9)
+    found.square().sum().backward()
+    assert torch.allclose(far.grad, 2 * small, atol=1e-9)
+
+
+def test_nearest_image_in_a_skewed_cell():
+    """Rounding fractional coordinates alone would miss it."""
+    cell = torch.tensor([[[1.0, 0, 0], [0.9, 1, 0], [0, 0, 1]]], dtype=torch.float64)
+    graph = CrystalGraph(cell=cell, z=torch.ones(1, dtype=int))
+    difference = torch.tensor([[0.93, 0.49, 0.0]], dtype=torch.float64)
+    length = nearest_image(difference, graph).norm()
+    grid = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3), -1).reshape(-1, 3)
+    best = np.linalg.norm(difference.numpy() + grid @ cell[0].numpy(), axis=1).min()
+    assert float(length) == pytest.approx(best)

@@ -1,11 +1,14 @@
-"""New unrelaxed structures from known ones: other elements on the same sites."""
+"""Unrelaxed structures to make pairs from: substitutions in known ones, or given ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase.build import make_supercell
 from ase.data import chemical_symbols
 from pymatgen.core import Element
+
+from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.train.datamodule import composition
 
 # MP and WBM computed oxides and fluorides of these with a Hubbard U: a potential trained
 # without it relaxes them to other volumes than the pairs from DFT have.
@@ -38,6 +41,98 @@ class Recipe:
     second: float = 0.25
     partial: float = 0.1
     max_atoms: int = 20
+
+
+@dataclass(frozen=True)
+class Substitutions:
+    """A numbered series of new structures: number ``k`` depends on ``seed`` and ``k`` only.
+
+    Parameters
+    ----------
+    parents : list of Pair
+        Relaxed structures. What has the composition of one of them is not made: its
+        relaxed structure is known.
+    elements : collection of int
+        Atomic numbers that may come in.
+    seed : int
+    excluded : set
+        Compositions that must not be made, see `datamodule.composition`.
+    hubbard : bool
+        Whether to make what `needs_hubbard`, default True.
+    recipe : Recipe
+    """
+
+    parents: list[Pair]
+    elements: frozenset[int]
+    seed: int = 0
+    excluded: frozenset = frozenset()
+    hubbard: bool = True
+    recipe: Recipe = field(default_factory=Recipe)
+
+    @property
+    def name(self):
+        """Tells this series from those of other seeds."""
+        return f'substitution-{self.seed}'
+
+    def __post_init__(self):
+        known = {composition(parent.numbers) for parent in self.parents}
+        seen = {int(z) for parent in self.parents for z in parent.numbers}
+        usable = [p for p in self.parents if self.elements.issuperset(p.numbers.tolist())]
+        object.__setattr__(self, 'excluded', self.excluded | known)
+        object.__setattr__(self, 'elements', self.elements & seen)
+        object.__setattr__(self, 'parents', usable)
+
+    def __getitem__(self, k):
+        """Id of the parent, the new structure or None, and why there is none or ''."""
+        rng = np.random.default_rng((self.seed, k))
+        parent = self.parents[rng.integers(len(self.parents))]
+        child = substitute(parent.relaxed, self.elements, rng, self.recipe)
+        if child is None:
+            return parent.id, None, 'nothing to substitute'
+        if composition(child.numbers) in self.excluded:
+            return parent.id, None, 'composition excluded or known'
+        if not self.hubbard and needs_hubbard(child):
+            return parent.id, None, 'needs a Hubbard U'
+        return parent.id, child, ''
+
+
+@dataclass(frozen=True)
+class Structures:
+    """A numbered series of given structures, such as a generator's.
+
+    Parameters
+    ----------
+    structures : list of Pair
+        Unrelaxed structures, see `datamodule.read_seeds`.
+    elements : collection of int
+        Atomic numbers that the potential knows.
+    name : str
+        Tells this series from others in the same file.
+    excluded : set
+        Compositions to leave out.
+    hubbard : bool
+        Whether to take what `needs_hubbard`, default True.
+    """
+
+    structures: list[Pair]
+    elements: frozenset[int]
+    name: str
+    excluded: frozenset = frozenset()
+    hubbard: bool = True
+
+    def __len__(self):
+        return len(self.structures)
+
+    def __getitem__(self, k):
+        """Id, structure or None, and why there is none or ''."""
+        given = self.structures[k]
+        if composition(given.numbers) in self.excluded:
+            return given.id, None, 'composition excluded'
+        if not self.elements.issuperset(given.numbers.tolist()):
+            return given.id, None, 'element that the potential does not know'
+        if not self.hubbard and needs_hubbard(given.unrelaxed):
+            return given.id, None, 'needs a Hubbard U'
+        return given.id, given.unrelaxed, ''
 
 
 def substitute(parent, elements, rng, recipe=None):
@@ -85,6 +180,7 @@ def substitute(parent, elements, rng, recipe=None):
 def needs_hubbard(atoms):
     """Whether Materials Project's settings would add a Hubbard U.
 
+    >>> from ase import Atoms
     >>> needs_hubbard(Atoms('FeO')), needs_hubbard(Atoms('FeS'))
     (True, False)
     """

@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from ase_deeprelax.potentials.batched import batch_potential, relax_batched
+from ase_deeprelax.potentials.calculators import get_calculator
+
+POTENTIALS = Path(__file__).parents[2] / '../shared/potentials'
+TENSORNET = POTENTIALS / 'TensorNet-MatPES-PBE-v2025.1-PES'
+
+
+def metals():
+    crystals = [bulk('Cu', a=3.5), bulk('Au', a=4.2, cubic=True), bulk('Ni') * (2, 1, 1)]
+    for k, atoms in enumerate(crystals):
+        atoms.rattle(0.05, seed=k)
+    return crystals
+
+
+@pytest.mark.parametrize('optimizer', [FIRE, BFGS, LBFGS])
+def test_each_crystal_goes_the_way_it_goes_alone(optimizer):
+    together = dict(
+        relax_batched(
+            enumerate(metals()), batch_potential(EMT()), optimizer=optimizer, fmax=0.01
+        )
+    )
+    for k, atoms in enumerate(metals()):
+        atoms.calc = EMT()
+        alone = optimizer(FrechetCellFilter(atoms), logfile=None)
+        assert alone.run(fmax=0.01)
+        outcome = together[k]
+        assert outcome.converged
+        assert outcome.steps == alone.nsteps + 1
+        assert np.allclose(outcome.atoms.positions, atoms.positions, atol=1e-9)
+        assert np.allclose(outcome.atoms.cell, atoms.cell, atol=1e-9)
+        assert outcome.atoms.get_potential_energy() == pytest.approx(
+            atoms.get_potential_energy()
+        )
+
+
+def test_batches_stay_full_and_within_their_budget():
+    sizes = []
+    ask = batch_potential(EMT())
+
+    def potential(structures):
+        sizes.append(sum(map(len, structures)))
+        return ask(structures)
+
+    inputs = ((k, bulk('Cu', a=3.4 + 0.02 * k)) for k in range(12))
+    ends = dict(relax_batched(inputs, potential, batch_atoms=3))
+    assert sorted(ends) == list(range(12))
+    assert max(sizes) == 3
+    assert sizes.count(3) > 0.6 * len(sizes)
+
+
+def test_inputs_are_taken_when_there_is_room_and_left_alone():
+    taken = []
+
+    def inputs():
+        for k in range(6):
+            taken.append(k)
+            yield k, crystals[k]
+
+    crystals = [bulk('Cu', a=3.5 + 0.02 * k) for k in range(6)]
+    before = [atoms.cell.array.copy() for atoms in crystals]
+    first, _ = next(iter(relax_batched(inputs(), batch_potential(EMT()), batch_atoms=2)))
+    assert first in taken
+    assert len(taken) < 6
+    assert all(np.array_equal(a.cell, b) for a, b in zip(crystals, before, strict=True))
+    assert all(atoms.calc is None for atoms in crystals)
+
+
+class Broken(Calculator):
+    """NaN forces for gold, a cell that flies apart for nickel, EMT for the rest."""
+
+    implemented_properties = ('energy', 'forces', 'stress')
+
+    def calculate(self, atoms=None, properties=(), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        copy = atoms.copy()
+        copy.calc = EMT()
+        self.results = {
+            'energy': copy.get_potential_energy(),
+            'forces': copy.get_forces(),
+            'stress': copy.get_stress(),
+        }
+        if 79 in atoms.numbers:
+            self.results['forces'][0, 1] = np.nan
+        if 28 in atoms.numbers:
+            self.results['stress'][:3] = -50
+
+
+def test_one_bad_crystal_does_not_spoil_the_others():
+    ends = dict(
+        relax_batched(enumerate(metals()), batch_potential(Broken()), optimizer=BFGS)
+    )
+    assert ends[0].converged
+    assert not ends[1].converged
+    assert ends[1].reason == 'forces is not finite'
+    assert not ends[2].converged
+    assert 'exploded' in ends[2].reason or 'not converged' in ends[2].reason
+    assert all(np.isfinite(end.atoms.positions).all() for end in ends.values())
+
+
+def test_steps_run_out():
+    [(_, end)] = relax_batched([('a', bulk('Cu', a=3.3))], batch_potential(EMT()), steps=2)
+    assert not end.converged
+    assert end.steps == 3
+    assert end.reason == 'not converged in 2 steps'
+    assert np.isfinite(end.atoms.get_potential_energy())
+
+
+@pytest.fixture(scope='module', params=['tensornet', 'chgnet'])
+def calculator(request):
+    if request.param == 'chgnet':
+        pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+        return get_calculator('chgnet')
+    pytest.importorskip('matgl', reason="pip install 'ase-deeprelax[matgl]'")
+    if not TENSORNET.exists():
+        pytest.skip('the shared potentials are not beside the project')
+    return get_calculator(f'tensornet:{TENSORNET.resolve()}')
+
+
+def test_batch_says_what_the_calculator_says(calculator):
+    crystals = [
+        bulk('NaCl', 'rocksalt', a=5.6),
+        bulk('Si', a=5.5, cubic=True),
+        bulk('GaAs', 'zincblende', a=5.7),
+    ]
+    for k, atoms in enumerate(crystals):
+        atoms.rattle(0.05, seed=k)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * k), scale_atoms=True)
+    together = batch_potential(calculator)(crystals)
+    for atoms, found in zip(crystals, together, strict=True):
+        atoms.calc = calculator
+        assert found['energy'] == pytest.approx(atoms.get_potential_energy(), abs=1e-3)
+        assert np.allclose(found['forces'], atoms.get_forces(), atol=2e-4)
+        assert np.allclose(found['stress'], atoms.get_stress(), atol=2e-5)
+        assert found['stress'].shape == (6,)
