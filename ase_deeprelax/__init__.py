@@ -16,6 +16,7 @@ from ase_deeprelax._version import __version__
 # Where each public name lives.
 _HOMES = {
     'DeepRelaxOptimizer': 'optimizer',
+    'EDGCalculator': 'calculator',
     'Predictor': 'predict',
     'Relaxation': 'result',
     'available_models': 'weights.store',
@@ -25,6 +26,7 @@ _HOMES = {
 
 __all__ = [
     'DeepRelaxOptimizer',
+    'EDGCalculator',
     'Predictor',
     'Relaxation',
     '__version__',

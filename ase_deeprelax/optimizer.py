@@ -3,31 +3,19 @@
 import time
 
 import numpy as np
-from ase.filters import Filter, FrechetCellFilter
+from ase.filters import Filter
 from ase.optimize import BFGS
 from ase.optimize.optimize import DEFAULT_MAX_STEPS, Optimizer
 
-from ase_deeprelax import keys
-from ase_deeprelax.errors import (
-    PredictionError,
-    StructureError,
-    UnsupportedConstraintError,
-    warn,
-)
+from ase_deeprelax.course import Course
 from ase_deeprelax.freedom import unwrap
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.plan import OneShot, has_calculator, make_plan
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.refine import (
-    Refinement,
-    check_refinable,
-    load_restart,
-    optimizer_name,
-)
+from ase_deeprelax.refine import optimizer_name
+from ase_deeprelax.restart import load_restart, save_restart
+from ase_deeprelax.stage import as_stages
 from ase_deeprelax.weights.store import available_models
-
-# What a structure that has a calculator can do without a prediction.
-SKIPPED = (PredictionError, StructureError, UnsupportedConstraintError)
 
 
 class DeepRelaxOptimizer(Optimizer):
@@ -48,6 +36,12 @@ class DeepRelaxOptimizer(Optimizer):
     of an optimizer; after it, or where the forces are below ``fmax`` from the start, `run`
     is that of the ordinary optimizer.
 
+    With ``refine`` the refinement is a chain of stages, each with its calculator, from a
+    quick potential to DFT. A stage that fails (its calculator raises or returns what is not
+    finite, the structure explodes or ends above where the stage began) is rolled back to
+    the structure of lowest energy, with a warning, and the next one goes on from there;
+    `run` is True if the last one converged. `stages` holds what each did.
+
     Assigning to ``atoms.optimizer``, `bind` and ``run(atoms)`` bind an optimizer made
     without atoms; one that is bound to other atoms is copied, never shared.
 
@@ -55,20 +49,24 @@ class DeepRelaxOptimizer(Optimizer):
     ----------
     atoms : ase.Atoms or ase.filters.Filter, optional
     restart : str or Path, optional
-        JSON file that keeps the refinement's state; read if it exists.
+        JSON file that keeps the refinement's state, written after each step; read if it
+        exists. Atoms that are as they were at the very start are moved to where it stopped.
     logfile : file, str or Path, optional
         Default '-', standard output.
     trajectory : Trajectory, str or Path, optional
     append_trajectory : bool
         Default False: an existing file is overwritten.
+    refine : str, ase Calculator, callable, Stage or a list of them, optional
+        What to refine with, one after another. Default: with the atoms' own calculator,
+        where they have one.
     model : str, path or RelaxationModel
         Default 'default', the shipped model that measured best.
     symmetry : 'keep' or 'free'
         Whether the prediction keeps the space group, default 'keep'.
     relax_cell : bool, optional
         Whether the cell of bare Atoms may change (a filter decides for itself). Default:
-        yes, except where Atoms with a calculator are handed over here, which is ASE's
-        usual call and leaves the cell as it is in all of ASE's optimizers.
+        yes, except where Atoms with a calculator are handed over here without ``refine``,
+        which is ASE's usual call and leaves the cell as it is in all of ASE's optimizers.
     optimizer : callable
         Class of the refinement's optimizer, or anything that makes one from ``(atoms,
         logfile=None)``, as ``functools.partial(FIRE, dt=0.05)``. Default ``BFGS``.
@@ -91,6 +89,10 @@ class DeepRelaxOptimizer(Optimizer):
     True
     >>> atoms.info['deeprelax_sigma']  # doctest: +SKIP
     0.03
+
+    >>> chain = ['chgnet', Stage(GPAW(mode=PW(400)), steps=20)]  # doctest: +SKIP
+    >>> DeepRelaxOptimizer(atoms, refine=chain).run(fmax=0.03)  # doctest: +SKIP
+    True
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class DeepRelaxOptimizer(Optimizer):
         trajectory=None,
         append_trajectory=False,
         *,
+        refine=None,
         model='default',
         symmetry='keep',
         relax_cell=None,
@@ -112,6 +115,7 @@ class DeepRelaxOptimizer(Optimizer):
     ):
         self._model = model
         self._how = {'symmetry': symmetry, 'device': device, 'dtype': dtype}
+        self._refine = as_stages(refine)
         self._relax_cell = relax_cell
         self._optimizer = optimizer
         self._energy_gate = energy_gate
@@ -172,12 +176,15 @@ class DeepRelaxOptimizer(Optimizer):
 
     def _start(self, atoms):
         # Touches nothing of the atoms: on the way out of a pickle they may be half made.
-        self._tried = False  # whether the prediction had its chance
-        self._outcome = ''  # what became of it, where it is not in the atoms
-        self._note = ''  # for the end of the next log line
-        self._cell_filter = None  # around bare Atoms whose cell is refined
-        self._refinement = None
-        self._memory = None  # what the refinement wants kept for a restart
+        self._course = Course(
+            atoms,
+            self._refine,
+            optimizer=self._optimizer,
+            gate=self._energy_gate,
+            cell_moves=self._cell_moves,
+            predict=self._predict,
+        )
+        self._memory = None  # of an earlier run that goes on in the next one
         super().__init__(atoms, **self._ase)
 
     def __getattr__(self, name):
@@ -189,9 +196,10 @@ class DeepRelaxOptimizer(Optimizer):
 
     def __getstate__(self):
         """What travels with the atoms: no weights, no observers, no files that grow."""
-        kept = (*SETTINGS, '_bound_later', 'atoms', '_tried', '_outcome')
-        kept += ('nsteps', 'max_steps', 'fmax')
+        kept = (*SETTINGS, '_bound_later', 'atoms', 'nsteps', 'max_steps', 'fmax')
         state = {name: self.__dict__[name] for name in kept if name in self.__dict__}
+        if self.atoms is not None and self.nsteps:
+            state['_memory'] = self._course.travel()
         state['_ase'] = {**self._ase, 'restart': None, 'trajectory': None}
         if hasattr(self._ase['logfile'], 'write'):
             state['_ase']['logfile'] = None
@@ -224,15 +232,18 @@ class DeepRelaxOptimizer(Optimizer):
         Returns
         -------
         bool
-            Whether it converged: with a calculator, forces are below ``fmax``; without one,
-            the prediction is in the atoms.
+            Whether it converged: with a calculator, forces are below ``fmax``, in the last
+            stage of a chain; without one, the prediction is in the atoms.
 
         Raises
         ------
         StructureError, UnsupportedConstraintError, PredictionError
             As `relax`; with a calculator only where the structure is broken.
         RefinementError
-            The refinement met numbers that are not finite.
+            The refinement met numbers that are not finite; with ``refine`` no such thing
+            is raised, but the stage rolled back.
+        MissingDependencyError, ModelError
+            A potential or the model is not there.
         """
         if args and not np.isscalar(args[0]):
             return self.bind(args[0]).run(*args[1:], **kwargs)
@@ -247,21 +258,22 @@ class DeepRelaxOptimizer(Optimizer):
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
-        if has_calculator(unwrap(self.atoms)):
-            check_refinable(unwrap(self.atoms))
-        self._choose_optimizable()
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            self._course.recall(memory)
+        self._course.begin(fmax)
+        self.optimizable = self._course.shown
         return super().irun(fmax=fmax, steps=steps)
 
     def step(self):
         """Put the prediction into the atoms; once that is done, a step of refinement."""
-        self._choose_optimizable()
-        if isinstance(self.optimizable, OneShot):
-            self.optimizable.write()
-            self._tried, self._note = True, self.optimizable.plan.note
-        elif self._tried or not self._try_prediction():
-            refinement = self._get_refinement()
-            refinement.step(self.fmax)
-            unwrap(self.atoms).info[keys.STAGE] = refinement.name + self._outcome
+        course = self._course
+        course.step(self.fmax)
+        self.optimizable = course.shown
+        if course.over:
+            self.max_steps = self.nsteps + 1  # this step was the last
+        if course.chain is not None:
+            self.dump(course.remember())
 
     def gradient_converged(self, gradient):
         """Whether the run is over: never with a number that is not finite."""
@@ -283,11 +295,14 @@ class DeepRelaxOptimizer(Optimizer):
             self.logfile.write(
                 f'{blank}  {"Step":>4} {"Time":>8} {titles[0]:>15}  {titles[1]:>12}\n'
             )
-        note = f'  {self._note}' if self._note else ''
+        prediction, chain = self._course.prediction, self._course.chain
+        note = f'  {prediction.note}' if prediction.note else ''
         self.logfile.write(
             f'{name}:  {self.nsteps:3d} {clock} {values[0]:15.6f} {values[1]:15.6f}{note}\n'
         )
-        self._note = ''
+        prediction.note = ''
+        while chain is not None and chain.lines:
+            self.logfile.write(f'{chain.lines.pop(0)}\n')
 
     def todict(self):
         """What goes into the header of a trajectory."""
@@ -298,113 +313,60 @@ class DeepRelaxOptimizer(Optimizer):
             'model': str(model),
             'symmetry': self._how['symmetry'],
             'refinement': optimizer_name(self._optimizer),
+            'stages': [stage.name for stage in self._refine],
         }
 
-    # --- the prediction ----------------------------------------------------------------
-
-    def _choose_optimizable(self):
-        """By whether there is a calculator now."""
-        atoms = unwrap(self.atoms)
-        if not has_calculator(atoms):
-            if not isinstance(self.optimizable, OneShot):
-                self.optimizable = OneShot(atoms, self._predict)
-            return
-        if self._cell_filter is None and self.atoms is atoms and self._cell_moves(atoms):
-            self._cell_filter = FrechetCellFilter(atoms)
-        shown = getattr(self.optimizable, 'filterobj', self.atoms)
-        if isinstance(self.optimizable, OneShot) or shown is not self._target:
-            self.optimizable = self._target.__ase_optimizable__()
-
     @property
-    def _target(self):
-        """What is refined."""
-        return self.atoms if self._cell_filter is None else self._cell_filter
+    def stages(self):
+        """What was done so far: a `StageRecord` of the prediction, then one per stage.
 
-    def _cell_moves(self, atoms):
+        Examples
+        --------
+        >>> for record in optimizer.stages:  # doctest: +SKIP
+        ...     print(record)
+        prediction: converged, 1 step, energy -6.10 -> -7.02 eV, 0.0 s, space group 225
+        chgnet, BFGS: converged, 4 steps, energy -7.02 -> -7.03 eV, fmax 0.0312 eV/A, ...
+        >>> json.dumps([record.to_dict() for record in optimizer.stages])  # doctest: +SKIP
+        """
+        return [] if self.atoms is None else self._course.records
+
+    # --- what the course asks for ------------------------------------------------------
+
+    def _cell_moves(self):
         """Whether the cell of bare Atoms may change."""
         if self._relax_cell is not None:
             return self._relax_cell
-        return bool(atoms.pbc.all()) and (self._bound_later or not has_calculator(atoms))
+        atoms = unwrap(self.atoms)
+        as_in_ase = not (self._bound_later or self._refine) and has_calculator(atoms)
+        return bool(atoms.pbc.all()) and not as_in_ase
 
     def _predict(self):
-        atoms = unwrap(self.atoms)
-        cell_moves = self.atoms is atoms and self._cell_moves(atoms)
+        cell_moves = self.atoms is unwrap(self.atoms) and self._cell_moves()
         return make_plan(self.atoms, cell_moves, Predictor(self._model, **self._how))
-
-    def _try_prediction(self):
-        """The step of a run with calculator in which the prediction has its chance."""
-        self._tried = True
-        atoms = unwrap(self.atoms)
-        try:
-            plan = self._predict()
-        except SKIPPED as error:
-            return self._skip(atoms, error)
-        kept, rise = plan.try_on(self.optimizable, self._energy_gate)
-        if not kept:
-            keys.strip(atoms)
-            self._outcome = ' (prediction rolled back)'
-            self._note = f'prediction rolled back, energy {rise:+.6f} eV/atom'
-            return False
-        plan.sign()
-        self._note = plan.note
-        self._save()
-        return True
-
-    def _skip(self, atoms, error):
-        keys.strip(atoms)
-        self._outcome = ' (not predicted)'
-        self._note = 'no prediction'
-        warn(f'relaxed without a prediction: {error}')
-        return False
-
-    # --- the refinement ----------------------------------------------------------------
-
-    def _get_refinement(self):
-        if self._refinement is None:
-            self._refinement = Refinement(
-                self._target, self._optimizer, self._keep, self._memory
-            )
-        return self._refinement
-
-    def _replay_trajectory(self, trajectory):
-        self._choose_optimizable()
-        self._tried = True
-        self._get_refinement().optimizer.replay_trajectory(trajectory)
 
     # --- restart -----------------------------------------------------------------------
 
-    def _keep(self, memory):
-        self._memory = memory
-        self._save()
+    def _replay_trajectory(self, trajectory):
+        self._course.look(self.fmax)
+        self._course.prediction.tried = True
+        self._course.chain.attempt.refinement.optimizer.replay_trajectory(trajectory)
 
-    def _save(self):
-        origin = getattr(self._target, 'orig_cell', None)
-        self.dump(
-            {
-                'outcome': self._outcome,
-                'relax_cell': self._cell_filter is not None,
-                'orig_cell': None if origin is None else np.array(origin),
-                'refinement': self._memory,
-            }
-        )
+    def dump(self, data):
+        """Write the restart file, if there is to be one."""
+        if self.restart is not None and self.comm.rank == 0:
+            save_restart(self.restart, data)
 
     def read(self):
-        """Go on from the restart file, which is written once the prediction is done."""
-        data = self.load()
-        self._tried, self._outcome = True, data['outcome']
-        self._memory = data['refinement']
-        if data['relax_cell']:
-            self._cell_filter = FrechetCellFilter(self.atoms)
-        if data['orig_cell'] is not None and hasattr(self._target, 'orig_cell'):
-            self._target.orig_cell = data['orig_cell']
+        """Go on from the restart file in the run to come."""
+        self._memory = self.load()
 
     def load(self):
         """Content of the restart file; ``RestartError`` where it is not one."""
-        return load_restart(
-            self.restart, ('outcome', 'relax_cell', 'orig_cell', 'refinement')
-        )
+        names = 'began', 'atoms', 'info', 'prediction', 'chain'
+        return load_restart(self.restart, names)
 
 
 # What an optimizer is made with.
-SETTINGS = ('_model', '_how', '_relax_cell', '_optimizer', '_energy_gate', '_ase')
+SETTINGS = ('_model', '_how', '_refine', '_relax_cell', '_optimizer', '_energy_gate')
+SETTINGS += ('_ase',)
 BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'

@@ -1,10 +1,7 @@
 """The ordinary ASE optimizer that goes on from a prediction."""
 
-from pathlib import Path
-
 import numpy as np
-from ase.io.jsonio import read_json
-from ase.optimize import RestartError
+from ase.filters import Filter, StrainFilter
 from vesin import NeighborList
 
 from ase_deeprelax.errors import RefinementError, StructureError
@@ -12,6 +9,8 @@ from ase_deeprelax.freedom import unwrap
 
 # Atoms closer than this are on one site, A: calculators drop such pairs, or divide by zero.
 SAME_SITE = 1e-3
+# What optimizers count anew in each run.
+OF_THE_RUN = ('nsteps', 'max_steps', 'fmax')
 
 
 class Refinement:
@@ -23,8 +22,7 @@ class Refinement:
     optimizer : callable
         ``optimizer(target, logfile=None)`` makes an ``ase.optimize.optimize.Optimizer``.
     keep : callable
-        Called with the optimizer's state (what it would write into its own restart file)
-        after each step.
+        Called with the optimizer's state, ready for JSON, after each step.
     memory : optional
         Such a state to go on from.
 
@@ -40,40 +38,117 @@ class Refinement:
     """
 
     def __init__(self, target, optimizer, keep, memory=None):
-        self.atoms = unwrap(target)
+        self.target, self.atoms = target, unwrap(target)
         self.name = optimizer_name(optimizer)
         self.optimizer = optimizer(target, logfile=None)
+        self._keep = keep
         if memory is not None:
-            self.optimizer.load = lambda: memory
+            self.optimizer.load = lambda: memory['dumped']
             self.optimizer.read()
-        self.optimizer.dump = keep
+            vars(self.optimizer).update(memory['numbers'])
+        self.optimizer.dump = self._remember
+
+    def _remember(self, dumped):
+        # What FIRE writes into its restart file lacks its mixing and its count of steps.
+        numbers = {
+            name: value
+            for name, value in vars(self.optimizer).items()
+            if type(value) in (int, float) and name not in OF_THE_RUN
+        }
+        self._keep({'dumped': dumped, 'numbers': numbers})
 
     def step(self, fmax):
-        """Take one step.
+        """Take one step; whatever is raised, the atoms are as before it.
 
         Raises
         ------
         RefinementError
-            Forces or new positions are not finite; the atoms are as before the step.
+            Forces or new positions are not finite.
         """
         atoms = self.atoms
         gradient = self.optimizer.optimizable.get_gradient()
-        if not np.isfinite(gradient).all():
-            raise RefinementError(
-                f'{type(atoms.calc).__name__}: {_where(atoms, gradient)} is not finite; '
-                'look for atoms on one site or elements that the calculator does not know. '
-                'The atoms are as they were before this step'
-            )
-        cell, positions = atoms.cell.array.copy(), atoms.positions.copy()
+        check_finite(atoms, gradient)
+        state = get_state(self.target)
         self.optimizer.fmax = fmax
-        self.optimizer.step()
-        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell).all()):
-            atoms.set_cell(cell, apply_constraint=False)
-            atoms.set_positions(positions, apply_constraint=False)
-            raise RefinementError(
-                f'{self.name} proposed positions that are not finite; the atoms are as '
-                'they were before this step. Use another optimizer or calculator'
-            )
+        try:
+            self.optimizer.step()
+            self._check_moved()
+        except BaseException:  # an interrupted step has moved some of the atoms, or half
+            put_state(self.target, state)
+            raise
+
+    def _check_moved(self):
+        if np.isfinite(self.atoms.positions).all() and np.isfinite(self.atoms.cell).all():
+            return
+        raise RefinementError(
+            f'{self.name} proposed positions that are not finite; the atoms are as they '
+            'were before this step. Use another optimizer or calculator'
+        )
+
+
+def check_finite(atoms, gradient):
+    """Refuse forces that are not finite.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With its calculator.
+    gradient : (3 * n,)
+        Of the atoms, then of the cell.
+
+    Raises
+    ------
+    RefinementError
+        Naming the atom.
+    """
+    if np.isfinite(gradient).all():
+        return
+    raise RefinementError(
+        f'{type(atoms.calc).__name__}: {_where(atoms, gradient)} is not finite; look for '
+        'atoms on one site or elements that the calculator does not know. The atoms are as '
+        'they were before this step'
+    )
+
+
+def get_state(target):
+    """Copies of all that a step changes, for `put_state`.
+
+    Parameters
+    ----------
+    target : ase.Atoms or ase.filters.Filter
+
+    Returns
+    -------
+    dict of str to array
+    """
+    atoms = unwrap(target)
+    state = {'cell': atoms.cell.array.copy(), 'positions': atoms.positions.copy()}
+    if isinstance(target, StrainFilter):  # which keeps its strain itself
+        state['strain'] = target.strain.copy()
+    return state
+
+
+def put_state(target, state):
+    """Put a structure back, bit for bit and past all constraints."""
+    atoms = unwrap(target)
+    atoms.set_cell(state['cell'], apply_constraint=False)
+    atoms.set_positions(state['positions'], apply_constraint=False)
+    if 'strain' in state:
+        target.strain[:] = state['strain']
+
+
+def get_origin(target):
+    """What a filter measures strain from, and strain it keeps itself, for `put_origin`."""
+    names = ('orig_cell', 'origcell', 'strain') if isinstance(target, Filter) else ()
+    return {
+        name: np.array(getattr(target, name)) for name in names if hasattr(target, name)
+    }
+
+
+def put_origin(target, origin):
+    """Let a new filter measure strain as an earlier one did."""
+    for name, value in origin.items():
+        setattr(target, name, np.array(value, float))
 
 
 def check_refinable(atoms):
@@ -125,19 +200,6 @@ def optimizer_name(optimizer):
     """Name of a class, or of the class in a ``functools.partial``."""
     optimizer = getattr(optimizer, 'func', optimizer)
     return getattr(optimizer, '__name__', type(optimizer).__name__)
-
-
-def load_restart(path, names):
-    """The named entries of a restart file; ``RestartError`` where it is not one of ours."""
-    try:
-        with Path(path).open() as file:
-            data = read_json(file, always_array=False)
-        return {name: data[name] for name in names}
-    except Exception as error:
-        raise RestartError(
-            'Could not decode restart file as JSON.  You may need to delete the restart '
-            f'file {path}'
-        ) from error
 
 
 def _label(atoms, index):

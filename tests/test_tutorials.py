@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import jupytext
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from ase.io import read
@@ -23,7 +25,12 @@ def cells(path):
 
 def shown(cell):
     """What a cell of the notebook printed."""
-    return ''.join(output.text for output in cell.outputs)
+    return ''.join(output.get('text', '') for output in cell.outputs)
+
+
+def pictures(cell):
+    """How many figures a cell of the notebook shows."""
+    return sum('image/png' in output.get('data', {}) for output in cell.outputs)
 
 
 def same_text(one, two):
@@ -48,17 +55,23 @@ def test_notebook_holds_the_cells_of_the_script(script):
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs_and_prints_what_the_notebook_shows(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    mpl.use('agg')
+    monkeypatch.setattr(plt, 'show', lambda: None)  # figures stay open, to be counted
     namespace = {'__name__': '__main__'}
     for number, cell in enumerate(cells(script.with_suffix('.ipynb'))):
         if cell.cell_type != 'code':
             continue
         kinds = {getattr(output, 'name', output.output_type) for output in cell.outputs}
-        assert kinds <= {'stdout'}, f'cell {number} of the notebook shows {kinds}'
+        assert kinds <= {'stdout', 'display_data'}, (
+            f'cell {number} of the notebook shows {kinds}'
+        )
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(cell.source, f'{script.name}[{number}]', 'exec'), namespace)
         text = printed.getvalue()
         assert same_text(text, shown(cell)), f'cell {number} prints\n{text}\n{MEND}'
+        assert len(plt.get_fignums()) == pictures(cell), f'figures of cell {number}; {MEND}'
+        plt.close('all')
 
 
 def test_text_comparison_sees_a_change():

@@ -8,16 +8,25 @@ from joblib import Parallel, delayed, effective_n_jobs
 from ase_deeprelax.compare.dummy import Dummy, ScaledDummy
 from ase_deeprelax.compare.metrics import (
     ERRORS,
-    SHARES,
     Reference,
     align,
     distance_error,
     spearman,
     summarise,
 )
+from ase_deeprelax.compare.table import as_markdown, as_text
 from ase_deeprelax.errors import PredictionError
 
-METHODS = ('dummy', 'scaled_dummy', 'model')
+BASELINES = {'dummy': Dummy, 'scaled_dummy': ScaledDummy}
+# What `table` shows of a result, in 100 columns: errors with unit and format, and shares.
+SHOWN = {
+    'coord_mae': ('A', '.4f'),
+    'internal_mae': ('A', '.4f'),
+    'bond_mae': ('A', '.4f'),
+    'lattice_mae': ('A', '.4f'),
+    'volume_mae': ('A^3', '.2f'),
+}
+SHOWN_SHARES = ('match_rate', 'rmsd', 'spacegroup_kept')
 # Below this many pairs, workers take longer to start than they save.
 _WORTH_WORKERS = 100
 
@@ -64,40 +73,79 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
     >>> round(result['all']['model']['lattice_mae']['mean'], 4)
     0.0333
     """
-    relax, name, device = _relaxer(model, device, progress)
+    found = evaluate_all(
+        pairs, {'model': model}, device=device, jobs=jobs, progress=progress
+    )
+    return {
+        'n': found['n'],
+        'n_ok': found['n_ok'],
+        **found['models']['model'],
+        'all': found['all'],
+        'ok': found['ok'],
+    }
+
+
+def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
+    """Errors of several models side by side, and of `Dummy` and `ScaledDummy`.
+
+    Parameters
+    ----------
+    pairs : list of Pair
+    models : dict of str to model
+        What to call them, and what `evaluate` takes as its ``model``.
+    device, jobs, progress
+        As `evaluate` takes them.
+
+    Returns
+    -------
+    dict
+        Ready for JSON. ``n``, ``n_ok``; ``models``: what `evaluate` says of each model
+        besides its errors; ``all`` and ``ok``: the errors of ``dummy``, ``scaled_dummy``
+        and each model under its name.
+
+    Raises
+    ------
+    PredictionError
+        A model gave back another number of structures or of atoms.
+    ValueError
+        A model is called like one of the baselines.
+
+    Examples
+    --------
+    >>> from ase_deeprelax.compare.iterative import Iterative
+    >>> models = {'mine': 'runs/mine/model', 'chgnet': Iterative('chgnet')}
+    >>> print(table(evaluate_all(pairs, models)))  # doctest: +SKIP
+    """
+    if taken := BASELINES.keys() & models.keys():
+        raise ValueError(f'{taken.pop()!r} is a baseline; give the model another name')
+    # All of them first, so that one that is not there ends it before hours of work.
+    relaxers = {name: _relaxer(model, device, progress) for name, model in models.items()}
     inputs = [pair.unrelaxed for pair in pairs]
-    start = perf_counter()
-    results = relax([atoms.copy() for atoms in inputs])
-    seconds = perf_counter() - start
-    good = [getattr(result, 'ok', True) for result in results]
-    answers = [
-        getattr(result, 'atoms', result) if ok else atoms
-        for result, ok, atoms in zip(results, good, inputs, strict=False)
-    ]
-    _check_answers(pairs, results, answers)
-    columns = zip(Dummy()(inputs), ScaledDummy()(inputs), answers, strict=True)
-    rows = _compare(pairs, columns, jobs, progress)
+    answers = {name: baseline()(inputs) for name, baseline in BASELINES.items()}
+    records = {}
+    for name, (relax, model, place) in relaxers.items():
+        answers[name], record = _answers(pairs, inputs, relax)
+        records[name] = {'model': model, 'device': place, **record}
+    rows = _compare(pairs, answers, jobs, progress)
     ok = [row for pair, row in zip(pairs, rows, strict=True) if pair.ok]
     return {
         'n': len(pairs),
         'n_ok': len(ok),
-        'n_failed': len(good) - sum(good),
-        'model': name,
-        'device': device,
-        'ms_per_structure': 1e3 * seconds / max(len(pairs), 1),
-        'spearman_sigma': _spearman_sigma(pairs, results),
-        'all': _summary(rows),
-        'ok': _summary(ok),
+        'models': records,
+        'all': _summary(rows, answers),
+        'ok': _summary(ok, answers),
     }
 
 
-def cuts(section):
+def cuts(section, method='model'):
     """By how many percent the model's errors lie below Dummy's.
 
     Parameters
     ----------
     section : dict
         ``result['all']`` or ``result['ok']``.
+    method : str
+        Which of its keys; default 'model', the one that `evaluate` gives.
 
     Returns
     -------
@@ -113,7 +161,7 @@ def cuts(section):
     """
     return {
         key: {
-            which: 100 * (1 - section['model'][key][which] / value) if value else 0.0
+            which: 100 * (1 - section[method][key][which] / value) if value else 0.0
             for which, value in section['dummy'][key].items()
         }
         for key in ERRORS
@@ -121,33 +169,52 @@ def cuts(section):
     }
 
 
-def table(result):
-    """What `evaluate` found, as text with one line per figure: mean / median.
+def table(result, *, markdown=False):
+    """What `evaluate` or `evaluate_all` found, with a row for each method.
+
+    Of all pairs, and of those marked ok where these are not all: errors as mean / median;
+    by how many percent they lie below Dummy's; shares, and what belongs to the model.
 
     >>> print(table(evaluate(pairs)))  # doctest: +SKIP
     """
-    sigma = result['spearman_sigma']
-    head = (
-        f'{result["n"]} pairs, model {result["model"]!r} on {result["device"]}: '
-        f'{result["ms_per_structure"]:.2f} ms per structure, {result["n_failed"]} failed, '
-        f'Spearman of sigma {"-" if sigma is None else format(sigma, ".2f")}'
-    )
-    lines = [head]
-    for part, n in (('all', result['n']), ('ok', result['n_ok'])):
-        section = result[part]
-        if n == 0:
-            continue
-        heads = ''.join(f'{head:>18}' for head in (*METHODS, 'cut / %'))
-        lines += ['', f'{f"{part} ({n})":<18}{heads}']
-        cut = cuts(section)
-        for key in ERRORS:
-            cells = [_cell(section[method][key], '.4f') for method in METHODS]
-            cells.append(_cell(cut[key], '.1f'))
-            lines.append(f'{key:<18}' + ''.join(f'{cell:>18}' for cell in cells))
-        for key in SHARES:
-            cells = [f'{section[method][key]:.4f}' for method in METHODS]
-            lines.append(f'{key:<18}' + ''.join(f'{cell:>18}' for cell in cells))
-    return '\n'.join(lines)
+    # What `evaluate` says of its one model stands beside the errors.
+    models = result.get('models') or {'model': result}
+    parts = _errors(result['all'], f'all, {result["n"]:,}')
+    parts.append(_shares(result['all'], models))
+    if 0 < result['n_ok'] < result['n']:
+        parts += _errors(result['ok'], f'ok, {result["n_ok"]:,}')
+        parts.append(_shares(result['ok'], {}))
+    write = as_markdown if markdown else as_text
+    return '\n\n'.join(write(titles, rows) for titles, rows in parts)
+
+
+def _errors(section, title):
+    """Titles and rows of the errors, and of how far they are below Dummy's."""
+    errors = [
+        [method, *(_cell(figures[key], form) for key, (_, form) in SHOWN.items())]
+        for method, figures in section.items()
+    ]
+    below = []
+    for method in section:
+        if method != 'dummy':
+            cut = cuts(section, method)
+            below.append([method, *(_cell(cut[key], 'z.1f') for key in SHOWN)])
+    units = [f'{key}/{unit}' for key, (unit, _) in SHOWN.items()]
+    return [([title, *units], errors), (['cut below dummy/%', *SHOWN], below)]
+
+
+def _shares(section, models):
+    """Titles and rows of the shares, and of what is known of each model."""
+    known = ('n_failed', 'ms_per_structure', 'spearman_sigma') if models else ()
+    rows = []
+    for method, figures in section.items():
+        row = [method, *(f'{figures[key]:.4f}' for key in SHOWN_SHARES)]
+        for key in known:
+            value = models.get(method, {}).get(key)
+            form = '.2f' if isinstance(value, float) else ''
+            row.append('' if value is None else f'{value:{form}}')
+        rows.append(row)
+    return ['', *SHOWN_SHARES, *known], rows
 
 
 def _cell(value, form):
@@ -170,6 +237,24 @@ def _relaxer(model, device, progress):
     return relax, model.name, str(model.device)
 
 
+def _answers(pairs, inputs, relax):
+    """The model's structures, and what there is to say of it besides its errors."""
+    start = perf_counter()
+    results = relax([atoms.copy() for atoms in inputs])
+    seconds = perf_counter() - start
+    good = [getattr(result, 'ok', True) for result in results]
+    answers = [
+        getattr(result, 'atoms', result) if ok else atoms
+        for result, ok, atoms in zip(results, good, inputs, strict=False)
+    ]
+    _check_answers(pairs, results, answers)
+    return answers, {
+        'n_failed': len(good) - sum(good),
+        'ms_per_structure': 1e3 * seconds / max(len(pairs), 1),
+        'spearman_sigma': _spearman_sigma(pairs, results),
+    }
+
+
 def _check_answers(pairs, results, answers):
     if len(results) != len(pairs):
         raise PredictionError(
@@ -184,24 +269,28 @@ def _check_answers(pairs, results, answers):
             )
 
 
-def _compare(pairs, columns, jobs, progress):
+def _compare(pairs, answers, jobs, progress):
     """For each pair a dict of method to figures."""
     from tqdm.auto import tqdm
 
     if jobs is None:
         jobs = effective_n_jobs(-1) if len(pairs) >= _WORTH_WORKERS else 1
-    work = zip(pairs, columns, strict=True)
-    rows = Parallel(n_jobs=jobs, return_as='generator')(delayed(_judge)(*w) for w in work)
+    columns = zip(*answers.values(), strict=True)
+    work = (
+        delayed(_judge)(pair, dict(zip(answers, column, strict=True)))
+        for pair, column in zip(pairs, columns, strict=True)
+    )
+    rows = Parallel(n_jobs=jobs, return_as='generator')(work)
     return list(tqdm(rows, 'compare', len(pairs), disable=not progress, unit='pairs'))
 
 
-def _judge(pair, column):
+def _judge(pair, answers):
     reference = Reference(pair)
-    return {m: reference.errors(atoms) for m, atoms in zip(METHODS, column, strict=True)}
+    return {method: reference.errors(atoms) for method, atoms in answers.items()}
 
 
-def _summary(rows):
-    return {method: summarise([row[method] for row in rows]) for method in METHODS}
+def _summary(rows, methods):
+    return {method: summarise([row[method] for row in rows]) for method in methods}
 
 
 def _spearman_sigma(pairs, results):

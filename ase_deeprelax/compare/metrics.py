@@ -21,6 +21,7 @@ ERRORS = (
     'lattice_mae',
     'volume_mae',
     'relative_volume',
+    'metric_error',
 )
 SHARES = ('match_rate', 'rmsd', 'spacegroup_kept', 'spacegroup_right')
 
@@ -63,13 +64,16 @@ class Reference:
         -------
         dict of str to float
             ``coord_mae, internal_mae, bond_mae, lattice_mae`` in A, ``volume_mae`` in
-            A^3, ``relative_volume``; ``match_rate``, ``spacegroup_kept`` (number equals
-            the input's) and ``spacegroup_right`` (the relaxed structure's), 0 or 1; and
-            ``rmsd``, in units of (volume per atom)^(1/3), 1.0 where nothing matches.
+            A^3, ``relative_volume``, ``metric_error`` in A^2 (E3Relax-H2's: the Frobenius
+            norm of the difference of L L^T); ``match_rate``, ``spacegroup_kept`` (number
+            equals the input's) and ``spacegroup_right`` (the relaxed structure's), 0 or
+            1; and ``rmsd``, in units of (volume per atom)^(1/3), 1.0 where nothing
+            matches.
         """
         pair = self.pair
         cell, frac = align(atoms, pair)
         volume, reference = (abs(np.linalg.det(c)) for c in (cell, pair.cell1))
+        metric = cell @ cell.T - pair.cell1 @ pair.cell1.T
         number = spacegroup_number(atoms, symprec=SYMPREC)
         match, rmsd = self._match(atoms)
         return {
@@ -79,6 +83,7 @@ class Reference:
             'lattice_mae': float(np.abs(cell - pair.cell1).mean()),
             'volume_mae': float(abs(volume - reference)),
             'relative_volume': float(abs(volume / reference - 1)),
+            'metric_error': float(np.linalg.norm(metric)),
             'match_rate': float(match),
             'rmsd': rmsd,
             'spacegroup_kept': float(number == self._spacegroups[0]),

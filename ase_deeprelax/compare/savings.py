@@ -7,13 +7,13 @@ the names that are keys of ``settings['calculators']``, *optimizers* by class na
 structures by ``id``.
 
 ``settings``
-    ``model, sha256, version`` (of the prediction), ``fmax`` (eV/A), ``steps`` (the most that
-    a run may take), ``calculators`` {name: what was asked for}, ``optimizers`` [name],
+    ``model, sha256, version`` (of the prediction), ``fmax`` (eV/A), ``steps`` (the most
+    that a run may take), ``calculators`` {name: what was asked for}, ``optimizers`` [name],
     ``energy_tolerance`` (eV per atom), ``device, threads``, ``has_reference`` (whether
     structures have one).
 ``structures``
-    [{``id, formula, n_atoms, spacegroup, volume, lattice, numbers, cell, positions`` (of the
-    input), ``sigma`` (of its prediction), ``reference``: None or {``spacegroup, volume,
+    [{``id, formula, n_atoms, spacegroup, volume, lattice, numbers, cell, positions`` (of
+    the input), ``sigma`` (of its prediction), ``reference``: None or {``spacegroup, volume,
     lattice, cell, positions``}}]
 ``predictions``
     The one-shot answer alone, one per structure: [{``structure, ok, problem, ood, seconds,
@@ -26,16 +26,18 @@ structures by ``id``.
     ``steps, calls`` (evaluations of the calculator), ``seconds`` (with the prediction's,
     where it started from that), ``energy_per_atom, fmax`` (eV/A, the largest force on an
     atom or on the cell), ``rmsd_to_reference`` (in (volume per atom)^(1/3), as
-    matbench-discovery counts: 1.0 where nothing matches), ``spacegroup_kept`` (number equals
-    the input's), ``volume, lattice, cell, positions, curve`` [[energy_per_atom, fmax], one
-    per call]}]. After a failure the numbers of the end are None, ``steps, calls, seconds,
-    curve`` say how far it came.
+    matbench-discovery counts: 1.0 where nothing matches), ``spacegroup_kept`` (number
+    equals the input's), ``volume, lattice, cell, positions, curve``
+    [[energy_per_atom, fmax], one per call]}]. After a failure the numbers of the end are
+    None, ``steps, calls, seconds, curve`` say how far it came.
 ``batched``
     Many structures per forward pass with FIRE, the fair rival for time: [{``calculator,
     optimizer`` ('FIRE'), ``start, n`` (structures that both starts could be run for),
-    ``converged`` (how many), ``seconds_per_structure`` (with the prediction's, all at once,
-    where they started from it), ``calls`` {spread}, ``batch_atoms, structures`` [id]}];
-    empty where it was not asked for.
+    ``problem`` (why it failed as a whole, then the next are None, or ''), ``converged``
+    (how many), ``calls`` {spread, over the converged}, ``seconds_per_structure`` (all of
+    them together, with the prediction of all at once where they started from it, over n),
+    ``one_pass`` (False: this potential cannot, they were evaluated one by one),
+    ``batch_atoms, structures`` [id]}]; empty where it was not asked for.
 ``summary``
     One per calculator and optimizer: [{``calculator, optimizer, n`` (structures),
     ``unrelaxed`` and ``prediction``: {``failed, unconverged, converged`` (numbers that add
@@ -53,3 +55,342 @@ structures by ``id``.
 ``phonons``
     Not there before `phonons.compare_phonons` was asked for it; see there.
 """
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import ase
+
+from ase_deeprelax.compare.descent import descend, optimizer_class
+from ase_deeprelax.compare.entrants import NOWHERE, Oracle, entries
+from ase_deeprelax.compare.journal import Journal
+from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, spread, summary
+from ase_deeprelax.potentials.calculators import get_calculator
+
+STARTS = ('unrelaxed', 'prediction')
+BATCH_ATOMS = 200
+
+
+def compare(
+    structures,
+    calculators=('chgnet',),
+    *,
+    optimizers=('FIRE',),
+    model='default',
+    fmax=0.05,
+    steps=500,
+    reference=None,
+    batched=False,
+    out=None,
+    device='cpu',
+    progress=False,
+):
+    """Relax structures from where they are and from their prediction, in all ways asked.
+
+    Positions and cell relax together (``FrechetCellFilter``, for CellAwareBFGS with its
+    ``exp_cell_factor=1``), until no force on an atom or on the cell exceeds ``fmax``. A run
+    that fails is a row of the result and changes no other.
+
+    Parameters
+    ----------
+    structures : list or mapping
+        ``ase.Atoms``, pymatgen ``Structure`` or `Pair`, whose relaxed half is its
+        reference. Those of a list, but for pairs, get their place in it as id; those of
+        a mapping their key.
+    calculators : list or mapping
+        What `get_calculator` takes; the keys of a mapping are what they are called.
+    optimizers : list of str or classes
+        'FIRE', 'BFGS', 'LBFGS', 'CellAwareBFGS' or another of ASE; default FIRE.
+    model : str, path, RelaxationModel, Predictor or callable
+        What predicts, as in `compare.evaluate.evaluate`; default 'default'.
+    fmax : float, eV/A
+        Default 0.05.
+    steps : int
+        At most so many for each run, default 500.
+    reference : list or mapping, optional
+        Relaxed structures to be compared with: a list as long as the structures (None:
+        without), or a mapping from ids; atoms and lattice vectors in the same order.
+    batched : bool
+        Also relax all structures together, many per forward pass; default no.
+    out : str or Path, optional
+        Folder for ``runs.jsonl``, where each finished run becomes a line. What stands there
+        is not done again; more structures, calculators and optimizers may be added.
+    device : str
+        Where the model and potentials by name run; default 'cpu'.
+    progress : bool
+        Show a bar; default False.
+
+    Returns
+    -------
+    dict
+        Ready for JSON; its keys are explained at the top of this module.
+
+    Raises
+    ------
+    StructureError
+        Two structures have the same id; a reference without its structure.
+    PairFileError
+        A reference does not hold its structure's atoms in its order.
+    ModelError, MissingDependencyError
+        The model or a potential is not there.
+    ValueError
+        There is no such optimizer, or none at all.
+    ConfigError
+        ``out`` was written with another model, fmax or steps.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> def oracle(structures):
+    ...     return [bulk('Cu', a=3.6) for _ in structures]
+    >>> result = compare([bulk('Cu', a=3.9)], [EMT()], model=oracle)
+    >>> [(run['start'], run['converged']) for run in result['runs']]
+    [('unrelaxed', True), ('prediction', True)]
+    >>> result['summary'][0]['both']['median_calls_ratio'] < 0.5
+    True
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    entrants = entries(structures, reference)
+    makers = {_name(o): o for o in map(optimizer_class, optimizers)}
+    if not makers:
+        raise ValueError('optimizers is empty; give one or more, such as FIRE')
+    potentials, asked = named_calculators(calculators, device)
+    oracle = Oracle(model, device)
+    decisive = {**oracle.provenance, 'fmax': fmax, 'steps': steps}
+    journal = Journal(None if out is None else Path(out) / 'runs.jsonl', decisive)
+    work = _Work(oracle, potentials, makers, fmax, steps, journal)
+    bar = tqdm(entrants, 'compare', disable=not progress, unit='structures')
+    done = [work.one(entry) for entry in bar]
+    result = {
+        'settings': {
+            **decisive,
+            'calculators': asked,
+            'optimizers': list(makers),
+            'energy_tolerance': ENERGY_TOLERANCE,
+            'has_reference': any(entry.pair is not None for entry in entrants),
+            'device': device,
+            'threads': torch.get_num_threads(),
+            'ase': ase.__version__,
+        },
+        'structures': [
+            entry.facts | {'sigma': one['sigma']}
+            for entry, (one, _) in zip(entrants, done, strict=True)
+        ],
+        'predictions': [_with_energies(one, runs) for one, runs in done],
+        'runs': [run for _, runs in done for run in runs],
+        'batched': [],
+    }
+    if batched:
+        result['batched'] = work.together(entrants, result)
+    result['summary'] = summary(result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done with every structure."""
+
+    oracle: Oracle
+    potentials: dict
+    makers: dict
+    fmax: float
+    steps: int
+    journal: Journal
+    warmed: set = field(default_factory=set)
+
+    def one(self, entry):
+        """The prediction of a structure, and its runs."""
+        key = ('prediction', *entry.key)
+        if key not in self.journal:
+            self._warm('', lambda: self.oracle.ask([entry.atoms]))
+            self.journal.add(key, self.oracle.record(entry))
+        prediction = self.journal[key]
+        runs = [
+            self._run(entry, prediction, calculator, optimizer, start)
+            for calculator in self.potentials
+            for optimizer in self.makers
+            for start in STARTS
+        ]
+        return prediction, runs
+
+    def _run(self, entry, prediction, calculator, optimizer, start):
+        key = ('run', *entry.key, calculator, optimizer, start)
+        if key in self.journal:
+            return self.journal[key]
+        names = {
+            'structure': entry.id,
+            'calculator': calculator,
+            'optimizer': optimizer,
+            'start': start,
+        }
+        predicted = start == 'prediction'
+        if predicted and not prediction['ok']:
+            none = {'steps': 0, 'calls': 0, 'seconds': prediction['seconds'], 'curve': []}
+            reason = f'no prediction: {prediction["problem"]}'
+            ending = {'energy_per_atom': None, 'fmax': None, **NOWHERE}
+            failed = {'ok': False, 'converged': False, 'reason': reason}
+            return self.journal.add(key, names | failed | none | ending)
+        potential = self.potentials[calculator]
+        once = {'optimizer': optimizer_class('FIRE'), 'fmax': 0.0, 'steps': 1}
+        self._warm(calculator, lambda: descend(entry.atoms, potential, **once))
+        end = descend(
+            entry.at(prediction) if predicted else entry.atoms,
+            potential,
+            optimizer=self.makers[optimizer],
+            fmax=self.fmax,
+            steps=self.steps,
+            initial=entry.atoms,
+        )
+        energy, force = end.curve[-1] if end.ok else (None, None)
+        record = {
+            'ok': end.ok,
+            'converged': end.converged,
+            'reason': end.reason,
+            'steps': end.steps,
+            'calls': end.calls,
+            'seconds': end.seconds + (prediction['seconds'] if predicted else 0),
+            'energy_per_atom': energy,
+            'fmax': force,
+            **(entry.judge(end.atoms) if end.ok else NOWHERE),
+            'curve': end.curve,
+        }
+        return self.journal.add(key, names | record)
+
+    def _warm(self, name, call):
+        """Have done once what the first call of all would be blamed for."""
+        if name not in self.warmed:
+            self.warmed.add(name)
+            with suppress(Exception):  # it will be reported when it counts
+                call()
+
+    def together(self, entries, result):
+        """The rows of relaxing everything that can be relaxed in batches."""
+        failed = {(r['structure'], r['calculator']) for r in result['runs'] if not r['ok']}
+        return [
+            self._batch(
+                [entry for entry in entries if (entry.id, calculator) not in failed],
+                calculator,
+                start,
+            )
+            for calculator in self.potentials
+            for start in STARTS
+        ]
+
+    def _batch(self, entries, calculator, start):
+        ids = [entry.id for entry in entries]
+        which = hashlib.sha256(repr([entry.key for entry in entries]).encode()).hexdigest()
+        key = ('batched', calculator, start, which[:16])
+        if key in self.journal:
+            return self.journal[key]
+        names = {'calculator': calculator, 'optimizer': 'FIRE', 'start': start}
+        size = {'n': len(ids), 'batch_atoms': BATCH_ATOMS, 'structures': ids}
+        try:
+            figures = self._relax_batch(entries, calculator, start) | {'problem': ''}
+        except Exception as error:  # noqa: BLE001 - potentials raise anything
+            nothing = ('converged', 'calls', 'seconds_per_structure', 'one_pass')
+            problem = {'problem': f'{type(error).__name__}: {error}'}
+            figures = dict.fromkeys(nothing) | problem
+        return self.journal.add(key, names | size | figures)
+
+    def _relax_batch(self, entries, calculator, start):
+        from ase_deeprelax.potentials.batched import (
+            ChgnetBatch,
+            MatglBatch,
+            batch_potential,
+            relax_batched,
+        )
+
+        potential = batch_potential(self.potentials[calculator])
+        inputs, seconds = [entry.atoms for entry in entries], 0.0
+        if start == 'prediction':
+            answers, seconds = self.oracle.ask(inputs)
+            inputs = [getattr(answer, 'atoms', answer) for answer in answers]
+        begin = perf_counter()
+        ends = relax_batched(
+            enumerate(inputs),
+            potential,
+            fmax=self.fmax,
+            steps=self.steps,
+            batch_atoms=BATCH_ATOMS,
+        )
+        good = [end.steps for _, end in ends if end.converged]
+        seconds += perf_counter() - begin
+        return {
+            'converged': len(good),
+            'calls': spread(good),
+            'seconds_per_structure': seconds / max(len(entries), 1),
+            'one_pass': isinstance(potential, (MatglBatch, ChgnetBatch)),
+        }
+
+
+def named_calculators(calculators, device):
+    """Calculators by name, and what was asked for by the same names.
+
+    Parameters
+    ----------
+    calculators : list or mapping
+        As `compare` takes them.
+    device : str
+        Where potentials by name run.
+
+    Returns
+    -------
+    dict of str to ase Calculator
+    dict of str to str
+
+    Examples
+    --------
+    >>> from ase.calculators.emt import EMT
+    >>> named_calculators([EMT], 'cpu')[1]
+    {'EMT': 'EMT'}
+    """
+    if not isinstance(calculators, Mapping):
+        calculators = dict(_named(list(calculators)))
+    if not calculators:
+        raise ValueError('calculators is empty; give one or more, such as chgnet')
+    made = {
+        str(name): get_calculator(c, **({'device': device} if isinstance(c, str) else {}))
+        for name, c in calculators.items()
+    }
+    asked = {str(name): _asked(c) for name, c in calculators.items()}
+    return made, asked
+
+
+def _named(calculators):
+    """``(name, calculator)``: short names where they tell calculators apart."""
+    long = [_asked(calculator) for calculator in calculators]
+    short = [text.partition(':')[0] for text in long]
+    for k, calculator in enumerate(calculators):
+        yield (short[k] if short.count(short[k]) == 1 else long[k]), calculator
+
+
+def _name(optimizer):
+    return (optimizer.func if isinstance(optimizer, partial) else optimizer).__name__
+
+
+def _asked(calculator):
+    if isinstance(calculator, str):
+        return calculator
+    called = '__name__' if hasattr(calculator, '__name__') else 'name'
+    return str(getattr(calculator, called, type(calculator).__name__))
+
+
+def _with_energies(prediction, runs):
+    """What each calculator says of the prediction, which is where runs began."""
+    first = {
+        run['calculator']: run['curve'][0]
+        for run in runs
+        if run['start'] == 'prediction' and run['curve']
+    }
+    return prediction | {
+        'energy_per_atom': {name: energy for name, (energy, _) in first.items()},
+        'fmax': {name: force for name, (_, force) in first.items()},
+    }

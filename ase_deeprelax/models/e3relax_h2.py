@@ -52,6 +52,8 @@ from ase_deeprelax.models.paegnn import Message, Update
 
 # Angular invariants of an edge: l = 1, 2, 3 (l = 0 is constant).
 N_ANGULAR = 3
+# No layer moves an atom farther, A: a step that is too long would spoil all that follow.
+MAX_MOVE = 1.5
 
 
 def e3relax_h2(*, reference=False, **hyperparameters):
@@ -148,7 +150,7 @@ class E3RelaxH2(RelaxationModel):
     def edge_features(self, graph, vectors, fade):
         """Radial basis and angular invariants (n_edges, n_radial), and the harmonics."""
         distance = vectors.norm(dim=1)
-        unit = vectors / distance.unsqueeze(1)
+        unit = vectors / distance.clamp(min=1e-3).unsqueeze(1)
         radial = self.radial(distance) * fade
         weight = envelope(distance.unsqueeze(1) / self.spec.cutoff) * fade
         angular = legendre_means(unit, weight, graph.edge_index[1], len(graph.z))
@@ -237,7 +239,7 @@ class AtomsToLattice(nn.Module):
 
 
 class Move(nn.Module):
-    """Displacement of each atom by one layer, A: ``v w`` less its mean."""
+    """Displacement of each atom by one layer, A: ``v w``, bounded, less its mean."""
 
     def __init__(self, hidden):
         super().__init__()
@@ -245,6 +247,8 @@ class Move(nn.Module):
 
     def forward(self, v, graph):
         u = self.vectors(v).squeeze(-1).to(graph.pos.dtype)
+        size = safe_norm(u).unsqueeze(1) / MAX_MOVE
+        u = u * (torch.tanh(size) / size)
         return u - mean_over_atoms(u, graph).index_select(0, graph.graph_of_atom)
 
 

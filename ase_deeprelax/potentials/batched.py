@@ -230,6 +230,8 @@ class ChgnetBatch:
         predictions = self.potential.predict_graph(
             graphs, task='efs', batch_size=len(graphs)
         )
+        if len(graphs) == 1:
+            predictions = [predictions]
         return _split(
             structures,
             [p['e'] * len(atoms) for p, atoms in zip(predictions, structures, strict=True)],

@@ -121,7 +121,7 @@ def solve_edg(  # noqa: PLR0917
     True
     """
     n_graphs = cell.shape[0]
-    bounds = _edge_bounds(
+    bounds = edge_bounds(
         pos, cell, graph_of_atom, edge_index, offset, lower=lower, upper=upper
     )
     anchored = torch.zeros(n_graphs, dtype=torch.bool, device=pos.device)
@@ -136,7 +136,7 @@ def solve_edg(  # noqa: PLR0917
         )
         bounds = bounds.joined(anchors)
         anchored[anchors.graph] = True
-    sums = _Sums(graph_of_atom, anchored)
+    sums = Sums(graph_of_atom, anchored)
     finite = sums.of_atoms((~torch.isfinite(pos)).sum(1)) == 0
     move, converged, steps = _minimise(sums, bounds, finite, max_steps, tol)
     excess, _ = bounds.measure(move)
@@ -190,7 +190,7 @@ class _Bounds:
         return sums.of_bounds(terms.double(), self)
 
 
-def _edge_bounds(pos, cell, graph_of_atom, edge_index, offset, *, lower, upper):
+def edge_bounds(pos, cell, graph_of_atom, edge_index, offset, *, lower, upper):
     head, tail = edge_index
     graph = graph_of_atom.index_select(0, tail)
     shift = (offset.unsqueeze(1) @ cell.index_select(0, graph)).squeeze(1)
@@ -215,7 +215,7 @@ def _bounds(base, head, tail, graph, *, lower, upper):
     return _Bounds(base.T.contiguous(), head, tail, lower, upper, weight, graph)
 
 
-class _Sums:
+class Sums:
     """Sums per structure and per atom.
 
     Quantities per atom have one more column, of zeros: the fixed points of the anchors.

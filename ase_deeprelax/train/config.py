@@ -31,7 +31,8 @@ class Source(Section):
     path: Path
     licence: str = ''
     ok_only: bool = True
-    val_limit: int | None = Field(None, description='validate on this many of its pairs')
+    limit: int | None = Field(None, ge=0, description='train on this many of its pairs')
+    val_limit: int | None = Field(None, ge=0, description='validate on this many')
 
 
 class Seeds(Section):
@@ -74,6 +75,9 @@ class Loss(Section):
     lattice: float = 1.0
     volume: float = 1.0
     displacement: float = 1.0
+    scales: bool = Field(
+        True, description='Laplace likelihood of distances; else their absolute error'
+    )
 
 
 class Optimize(Section):

@@ -144,20 +144,18 @@ class PairData(lightning.LightningDataModule):
         super().__init__()
         self.config, self.spec = config, spec
         data = config.data
+        excluded = set()
+        if data.exclude_formulas:
+            excluded = read_compositions(data.exclude_formulas)
         self.train, self.val = [], []
         for source in data.pairs:
             # Not the tests, whose answers need not be there.
             wanted = ('train', 'val', '')
             pairs = read_pairs(source.path, wanted, ok_only=source.ok_only)
-            self.train += [p for p in pairs if p.split != 'val']
-            val = [p for p in pairs if p.split == 'val']
-            # An even choice over the file rather than its first part.
-            step = max(1, len(val) // (source.val_limit or len(val) or 1))
-            self.val += val[::step][: source.val_limit]
-        excluded = set()
-        if data.exclude_formulas:
-            excluded = read_compositions(data.exclude_formulas)
-        self.train = [p for p in self.train if composition(p.numbers) not in excluded]
+            train = [p for p in pairs if p.split != 'val']
+            train = [p for p in train if composition(p.numbers) not in excluded]
+            self.train += spread(train, source.limit)
+            self.val += spread([p for p in pairs if p.split == 'val'], source.val_limit)
         self.seeds = []
         for source in data.seeds:
             self.seeds += read_seeds(source.path, excluded, data.denoise.max_atoms)
@@ -213,6 +211,13 @@ class PairData(lightning.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
         )
+
+
+def spread(pairs, limit):
+    """At most ``limit`` of the pairs, evenly over the file rather than its first part."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return [pairs[k * len(pairs) // limit] for k in range(limit)]
 
 
 def composition(numbers):

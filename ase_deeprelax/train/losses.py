@@ -7,6 +7,9 @@ import torch
 from ase_deeprelax.models.base import apply_deformation
 from ase_deeprelax.models.layers import mean_over_atoms
 
+# Scale of distances where none is learned, A: the usual error.
+FIXED_SCALE = 0.05
+
 
 def laplace_nll(distance, log_b, target):
     """Negative log-likelihood of a Laplace distribution, eqs. 11-12; mean over edges."""
@@ -45,18 +48,29 @@ def relaxation_loss(graph, prediction, weights):
     )
     distances = target_distances(graph, prediction.bond_index)
     terms = {
-        'distance': laplace_nll(prediction.distance, prediction.log_b, distances),
+        'distance': distance_term(
+            prediction.distance, prediction.log_b, distances, weights
+        ),
         'lattice': lattice,
         'volume': volume,
         'displacement': displacement,
     }
     if prediction.anchor_index is not None:
         cross = target_cross_distances(graph, prediction)
-        terms['cross_distance'] = laplace_nll(
-            prediction.anchor_distance, prediction.anchor_log_b, cross
+        terms['cross_distance'] = distance_term(
+            prediction.anchor_distance, prediction.anchor_log_b, cross, weights
         )
     terms['loss'] = sum(getattr(weights, name) * value for name, value in terms.items())
     return terms
+
+
+def distance_term(distance, log_b, target, weights):
+    """Likelihood of the distances, or, with ``scales`` off, that of one fixed scale, so
+    that both weigh alike (the paper's ablation without data uncertainty).
+    """
+    if not weights.scales:
+        log_b = torch.full_like(log_b, math.log(FIXED_SCALE))
+    return laplace_nll(distance, log_b, target)
 
 
 def structure_terms(graph, deformation, displacement):

@@ -100,6 +100,14 @@ class RelaxationModule(lightning.LightningModule):
             for group in self.optimizers().param_groups:
                 group['lr'] = o.learning_rate * max(factor, 1e-3)
 
+    def on_before_optimizer_step(self, optimizer):
+        """One step with gradients that are not finite would end the run in NaN."""
+        groups = optimizer.param_groups
+        gradients = [p.grad for g in groups for p in g['params'] if p.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            log.warning('step %d: gradients are not finite; skipped', self.global_step)
+            optimizer.zero_grad()
+
     def on_train_batch_end(self, *_):
         if self.fraction() >= 1:
             self.trainer.should_stop = True

@@ -79,14 +79,15 @@ def _train(config_path, config, resume, start, progress):
         raise ConfigError(f'{config_path}: model.architecture is missing')
     model = create_model(settings.pop('architecture'), **settings)
     if start is not None:
-        model.load_state_dict(load_model(start).state_dict())
+        _take_weights(model, start)
     if o.precision == '64':
         model.double()
     data = PairData(config, model.spec)
     module = RelaxationModule(model, config)
     if o.compile:
-        for layer in [*model.messages, *model.updates]:
-            layer.compile(dynamic=True)
+        for name in ('messages', 'updates', 'layers'):
+            for layer in getattr(model, name, ()):
+                layer.compile(dynamic=True)
     output = config.output / config.name
     trainer = lightning.Trainer(
         accelerator='auto',
@@ -115,6 +116,22 @@ def _train(config_path, config, resume, start, progress):
         model.float(), output / 'model', _card(config, trainer, module, data, errors)
     )
     return output / 'model'
+
+
+def _take_weights(model, start):
+    """Start from another model's weights, which must be of the same form."""
+    other = load_model(start)
+    problem = '' if model.spec == other.spec else f'its graph is {other.spec}'
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(
+            f'the weights of {start!r} ({other.architecture}, {other.hyperparameters}) do '
+            f'not fit {model.architecture}, {model.hyperparameters}: give the same model '
+            f'settings. {problem}'
+        )
 
 
 def _choose_weights(trainer, module, data):

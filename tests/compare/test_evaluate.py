@@ -6,10 +6,17 @@ import pytest
 from ase import Atoms
 
 from ase_deeprelax.compare.dummy import Dummy
-from ase_deeprelax.compare.evaluate import METHODS, cuts, evaluate, table
+from ase_deeprelax.compare.evaluate import (
+    SHOWN,
+    SHOWN_SHARES,
+    cuts,
+    evaluate,
+    evaluate_all,
+    table,
+)
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.data.pairs import make_pair
-from ase_deeprelax.errors import PredictionError
+from ase_deeprelax.errors import ModelError, PredictionError
 from ase_deeprelax.predict import Predictor
 
 
@@ -52,9 +59,8 @@ def test_a_real_model_gives_the_whole_record(predictor):
     assert result['ms_per_structure'] > 0
     assert -1 <= result['spearman_sigma'] <= 1
     for part in ('all', 'ok'):
-        assert tuple(result[part]) == METHODS
-        for method in METHODS:
-            figures = result[part][method]
+        assert list(result[part]) == ['dummy', 'scaled_dummy', 'model']
+        for figures in result[part].values():
             assert set(figures) == {*ERRORS, *SHARES}
             assert all(set(figures[key]) == {'mean', 'median'} for key in ERRORS)
             assert all(isinstance(figures[key], float) for key in SHARES)
@@ -89,7 +95,7 @@ def test_ok_holds_the_pairs_marked_ok_only():
 def test_no_pair_marked_ok_leaves_that_part_empty():
     result = evaluate(some_pairs(2), Dummy())
     assert (result['n_ok'], result['ok']['model']) == (0, {})
-    assert 'ok (' not in table(result)
+    assert 'ok, ' not in table(result)
 
 
 def test_a_prediction_that_failed_counts_as_the_input(predictor):
@@ -160,9 +166,78 @@ def test_the_model_cannot_change_what_it_is_compared_with():
     )
 
 
-def test_table_shows_each_figure_of_both_parts():
-    text = table(evaluate(some_pairs(), Dummy()))
-    for key in (*ERRORS, *SHARES):
-        assert sum(line.startswith(key) for line in text.splitlines()) == 2
-    assert 'all (6)' in text
-    assert 'ok (4)' in text
+def untimed(record):
+    return {key: value for key, value in record.items() if key != 'ms_per_structure'}
+
+
+def test_models_side_by_side_are_what_each_is_alone(predictor):
+    pairs = some_pairs()
+    models = {'mine': predictor, 'oracle': oracle(pairs), 'nothing': Dummy()}
+    together = evaluate_all(pairs, models)
+    assert json.loads(json.dumps(together, allow_nan=False)) == together
+    assert list(together['all']) == ['dummy', 'scaled_dummy', *models]
+    for name, model in models.items():
+        alone = evaluate(pairs, model)
+        assert untimed(together['models'][name]) | {'n': 6, 'n_ok': 4} == {
+            key: value for key, value in untimed(alone).items() if key not in ('all', 'ok')
+        }
+        for part in ('all', 'ok'):
+            for method, key in (('dummy',) * 2, ('scaled_dummy',) * 2, (name, 'model')):
+                assert together[part][method] == alone[part][key]
+            assert cuts(together[part], name) == cuts(alone[part])
+
+
+def test_a_model_that_is_not_there_ends_it_before_the_work():
+    def relax(atoms_list):
+        raise AssertionError
+
+    with pytest.raises(ModelError, match='nowhere'):
+        evaluate_all(some_pairs(2), {'one': relax, 'two': 'nowhere'})
+
+
+def test_a_model_is_not_called_like_a_baseline():
+    with pytest.raises(ValueError, match="'dummy' is a baseline"):
+        evaluate_all(some_pairs(2), {'dummy': Dummy()})
+
+
+@pytest.fixture(scope='module')
+def four(predictor):
+    """Results with names as long as they get without paths."""
+    return evaluate_all(some_pairs(), {'deeprelax': predictor, 'tensornet + FIRE': Dummy()})
+
+
+def test_table_shows_figures_of_both_parts_in_100_columns(four):
+    text = table(four)
+    assert max(map(len, text.splitlines())) <= 100
+    parts = dict(zip(('all', 'ok'), text.split('ok, 4'), strict=True))
+    for part, shown in parts.items():
+        for key in (*SHOWN, *SHOWN_SHARES):
+            assert key in shown
+        for method, figures in four[part].items():
+            rows = [row for row in shown.splitlines() if row.startswith(method + ' ')]
+            assert len(rows) == 2 + (method != 'dummy')
+            assert '{mean:.4f} / {median:.4f}'.format(**figures['bond_mae']) in rows[0]
+            assert f'{figures["match_rate"]:.4f}' in rows[-1]
+            if method != 'dummy':
+                cut = cuts(four[part], method)['lattice_mae']
+                assert f'{cut["mean"]:z.1f} / {cut["median"]:z.1f}' in rows[1]
+    time = four['models']['deeprelax']['ms_per_structure']
+    assert f'{time:.2f}' in parts['all']
+    assert 'ms_per_structure' not in parts['ok']
+
+
+def test_table_as_markdown_has_the_same_cells(four):
+    text, markdown = table(four), table(four, markdown=True)
+    rows = [line for line in markdown.splitlines() if line and '---' not in line]
+    assert len(rows) == sum(bool(line) for line in text.splitlines())
+    for row, line in zip(rows, filter(None, text.splitlines()), strict=True):
+        assert row.strip('| ').replace('|', ' ').split() == line.split()
+    for block in markdown.split('\n\n'):
+        assert len({line.count('|') for line in block.splitlines()}) == 1
+
+
+def test_table_of_one_model():
+    text = table(evaluate([pair for pair in some_pairs() if pair.ok], Dummy()))
+    assert 'all, 4' in text
+    assert 'ok, ' not in text
+    assert sum(line.startswith('model ') for line in text.splitlines()) == 3

@@ -80,6 +80,7 @@ def test_errors_of_a_known_strain():
     assert errors['lattice_mae'] == pytest.approx(0.1 * 3 / 9)
     assert errors['volume_mae'] == pytest.approx(4.0**3 - 3.9**3)
     assert errors['relative_volume'] == pytest.approx((4.0 / 3.9) ** 3 - 1)
+    assert errors['metric_error'] == pytest.approx(3**0.5 * (4.0**2 - 3.9**2))
     assert errors['internal_mae'] == pytest.approx(0, abs=1e-9)
     # a cell that is too large by a factor moves each atom by its distance from the centre
     sites = pair.frac1 - pair.frac1.mean(axis=0)

@@ -135,7 +135,10 @@ def test_batch_says_what_the_calculator_says(calculator):
     for k, atoms in enumerate(crystals):
         atoms.rattle(0.05, seed=k)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * k), scale_atoms=True)
-    together = batch_potential(calculator)(crystals)
+    potential = batch_potential(calculator)
+    together = potential(crystals)
+    [alone] = potential(crystals[:1])
+    assert alone['energy'] == pytest.approx(together[0]['energy'], abs=1e-3)
     for atoms, found in zip(crystals, together, strict=True):
         atoms.calc = calculator
         assert found['energy'] == pytest.approx(atoms.get_potential_energy(), abs=1e-3)

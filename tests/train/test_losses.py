@@ -119,7 +119,7 @@ def test_one_atom_cells_give_a_finite_loss():
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_displacement_loss_sees_the_nearest_image(seed):
     """Whole lattice vectors are no error; the gradient is that of what is left."""

@@ -1,0 +1,58 @@
+"""What all commands share: the app, its errors, and options that mean the same in each."""
+
+from typing import Annotated
+
+import typer
+
+from ase_deeprelax._version import __version__
+from ase_deeprelax.errors import DeepRelaxError
+
+
+class Commands(typer.core.TyperGroup):
+    """Shows this package's errors as one message and exit code 1, without a traceback."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except DeepRelaxError as error:
+            typer.echo(f'Error: {error}', err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help='One-shot relaxation of crystals, with an uncertainty.',
+)
+
+ModelOption = Annotated[str, typer.Option(help='Name of a shipped model, or a folder.')]
+DeviceOption = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...')]
+
+
+def main():
+    """Entry point of the ``deeprelax`` script."""
+    app(prog_name='deeprelax')
+
+
+def pip_line(extra):
+    """What installs an extra of this package."""
+    return f"pip install 'ase-deeprelax[{extra}]'"
+
+
+def _show_version(wanted: bool):
+    if wanted:
+        typer.echo(f'ase-deeprelax {__version__}')
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option('--version', callback=_show_version, is_eager=True, help='Version.'),
+    ] = False,
+):
+    pass

@@ -1,0 +1,116 @@
+"""``deeprelax compare``: relaxations with and without a prediction, side by side."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ase_deeprelax.cli.app import ModelOption
+
+PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
+
+
+def compare(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar='STRUCTURES',
+            help='Anything that ase.io reads, or pairs (.jsonl, .jsonl.gz, a folder), whose '
+            'relaxed halves are then the reference.',
+        ),
+    ],
+    *,
+    calculators: Annotated[
+        str, typer.Option(help='NAME or NAME:WEIGHTS of potentials, with commas between.')
+    ] = 'chgnet',
+    optimizers: Annotated[
+        str, typer.Option(help="ASE's optimizers by name, with commas between.")
+    ] = 'FIRE,BFGS',
+    model: ModelOption = 'default',
+    fmax: Annotated[float, typer.Option(help='Largest force to stop at, eV/A.')] = 0.05,
+    steps: Annotated[int, typer.Option(min=1, help='At most so many per run.')] = 500,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help='Only this many structures, spread over all.')
+    ] = None,
+    batched: Annotated[
+        bool, typer.Option('--batched', help='Also relax many per forward pass.')
+    ] = False,
+    phonons: Annotated[
+        bool, typer.Option('--phonons', help='Also phonons, with the first optimizer.')
+    ] = False,
+    html_file: Annotated[
+        Path | None, typer.Option('--html', help='Write a report.')
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option('--json', help='Write all rows.')
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help='Folder for finished runs, from which a stopped command goes on.'
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, ...')] = 'cpu',
+):
+    """Relax STRUCTURES from where they are and from their prediction, and compare.
+
+    Each goes down with each calculator and optimizer, cell included. Failed and unconverged
+    runs are counted apart and enter no median.
+    """
+    from ase_deeprelax.compare.phonons import compare_phonons
+    from ase_deeprelax.compare.savings import compare as measure
+    from ase_deeprelax.compare.summary import table
+
+    structures = _structures(files)
+    if limit is not None and limit < len(structures):
+        structures = [structures[k * len(structures) // limit] for k in range(limit)]
+    potentials = calculators.split(',')
+    result = measure(
+        dict(structures),
+        potentials,
+        optimizers=optimizers.split(','),
+        model=model,
+        fmax=fmax,
+        steps=steps,
+        batched=batched,
+        out=out,
+        device=device,
+        progress=True,
+    )
+    if phonons:
+        result['phonons'] = compare_phonons(
+            result, potentials, out=out, device=device, progress=True
+        )
+    typer.echo(table(result))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, allow_nan=False) + '\n')
+    if html_file is not None:
+        from ase_deeprelax.compare.report import write_report
+
+        write_report(html_file, result)
+
+
+def _structures(files):
+    """``(id, structure or pair)`` of all files; ids say file and frame."""
+    from ase.io import read
+
+    from ase_deeprelax.data.pairs import read_pairs
+
+    found = []
+    for file in files:
+        if file.is_dir() or file.name.endswith(PAIR_SUFFIXES):
+            found += [(pair.id, pair) for pair in read_pairs(file)]
+            continue
+        try:
+            frames = read(file, index=':')
+        except (
+            Exception
+        ) as error:  # each of ASE's readers has its own idea of what to raise
+            raise typer.BadParameter(f'{file}: cannot be read ({error})') from error
+        found += [
+            (f'{file}@{k}' if len(frames) > 1 else str(file), atoms)
+            for k, atoms in enumerate(frames)
+        ]
+    return found

@@ -1,0 +1,87 @@
+"""``deeprelax evaluate``: models and potentials on pairs with known answers."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ase_deeprelax.cli.app import DeviceOption
+
+
+def evaluate(
+    pairs: Annotated[
+        Path, typer.Argument(help='Pairs of unrelaxed and relaxed structures.')
+    ],
+    *,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--model',
+            help='Name of a shipped model, or a folder; repeatable. Without any, and '
+            'without a potential, the default one.',
+        ),
+    ] = None,
+    potentials: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--potential',
+            help='Relax iteratively too, with NAME or NAME:WEIGHTS (chgnet, tensornet, '
+            '...): FIRE with the cell to 0.05 eV/A in at most 200 steps; repeatable.',
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option('--json', help='Write the figures there too.')
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option('--markdown', help='Print the tables as markdown.')
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option(help='Only pairs of this split: train, val or test.')
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help='Only this many pairs, spread over the file.')
+    ] = None,
+    device: DeviceOption = 'auto',
+):
+    """Measure models on PAIRS with known answers, side by side.
+
+    Beside them stand two answers that cost nothing: the input as it is (dummy), and scaled
+    isotropically to the volume that its elements have on average (scaled_dummy).
+    """
+    from ase_deeprelax.compare.evaluate import evaluate_all, table
+    from ase_deeprelax.data.pairs import read_pairs
+
+    if not models and not potentials:
+        models = ['default']
+    rivals = _rivals(models or (), potentials or (), device)
+    chosen = read_pairs(pairs, split)
+    if limit is not None and limit < len(chosen):
+        chosen = [chosen[k * len(chosen) // limit] for k in range(limit)]
+    result = evaluate_all(chosen, rivals, progress=True)
+    typer.echo(table(result, markdown=markdown))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _rivals(models, potentials, device):
+    """What is compared, by names that tell it apart."""
+    from ase_deeprelax.compare.iterative import Iterative
+    from ase_deeprelax.infer import resolve_device
+    from ase_deeprelax.predict import Predictor
+
+    device = str(resolve_device(device))
+    made = []
+    for model in models:
+        predictor = Predictor(model, device=device)
+        made.append((predictor.name, model, predictor))
+    for potential in potentials:
+        iterative = Iterative(potential, device=device, progress=True)
+        made.append((iterative.__name__, potential, iterative))
+    names = [name for name, *_ in made]
+    # Models trained under one name, or weights of one potential, go by what was asked for.
+    rivals = {name if names.count(name) == 1 else text: rival for name, text, rival in made}
+    if len(rivals) < len(made):
+        raise typer.BadParameter('the same model or potential is given twice')
+    return rivals

@@ -1,0 +1,247 @@
+"""One relaxation with a calculator whose evaluations are counted."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+
+import ase.optimize
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
+from ase.optimize.cellawarebfgs import CellAwareBFGS
+
+from ase_deeprelax.checks import check_prediction
+from ase_deeprelax.compare.iterative import RUNAWAY
+from ase_deeprelax.errors import DeepRelaxError, RefinementError
+from ase_deeprelax.refine import Refinement, check_refinable
+
+PROPERTIES = ('energy', 'forces', 'stress')
+
+
+@dataclass(eq=False)
+class Descent:
+    """How one structure went down; what it holds is true after an error as well.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        Where it ended.
+    ok : bool
+        False where the calculator raised or returned numbers that are not finite, the
+        structure ran away, or ended as what `check_prediction` refuses.
+    converged : bool
+        Whether no force on an atom or on the cell exceeds fmax.
+    reason : str
+        Why it failed or did not converge, or ''.
+    steps, calls : int
+        Steps of the optimizer; evaluations of the calculator.
+    seconds : float
+        Wall time.
+    curve : list of [float, float]
+        Energy per atom (eV) and `largest_force` (eV/A) of each evaluation.
+    """
+
+    atoms: Atoms
+    ok: bool = False
+    converged: bool = False
+    reason: str = ''
+    steps: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+    curve: list = field(default_factory=list)
+
+
+def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None):
+    """Relax positions and cell of a crystal, and count.
+
+    All optimizers stop by one criterion, that of `largest_force`, which depends on the
+    structure alone. ASE's filters measure forces against the cell that they were made
+    with, and optimizers may have a criterion of their own.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Where to start; not changed.
+    calculator : ase Calculator
+    optimizer : callable
+        A class such as `optimizer_class` gives.
+    fmax : float, eV/A
+    steps : int
+        At most so many.
+    initial : ase.Atoms, optional
+        What the end is held against: how much a relaxation may change; default ``atoms``.
+
+    Returns
+    -------
+    Descent
+        Never an exception of the calculator or the optimizer: that is its ``reason``.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> from ase.optimize import BFGS
+    >>> end = descend(bulk('Cu', a=3.7), EMT(), optimizer=BFGS, fmax=0.01, steps=100)
+    >>> end.converged, end.calls == len(end.curve) == end.steps + 1
+    (True, True)
+    """
+    if hasattr(calculator, 'reset'):
+        calculator.reset()  # a run that failed may have left it half made
+    counted = Counted(calculator)
+    initial = atoms if initial is None else initial
+    end = Descent(atoms.copy(), curve=counted.curve)
+    end.atoms.calc = counted
+    start = perf_counter()
+    try:
+        _go(end, initial, optimizer, fmax, steps)
+        check_prediction(initial, end.atoms)
+        end.ok = True
+    except DeepRelaxError as error:
+        end.reason = str(error)
+    except Exception as error:  # noqa: BLE001 - calculators raise anything
+        end.reason = f'{type(error).__name__}: {error}'
+    end.seconds = perf_counter() - start
+    end.converged = end.converged and end.ok
+    end.calls = counted.calls
+    end.atoms.calc = None
+    return end
+
+
+def _go(end, initial, optimizer, fmax, steps):
+    atoms = end.atoms
+    check_refinable(atoms)
+    volume, (low, high) = initial.get_volume(), RUNAWAY
+    move = Refinement(_cell_filter(optimizer)(atoms), optimizer, keep=_forget)
+    while True:
+        atoms.get_potential_energy()
+        end.converged = atoms.calc.curve[-1][1] <= fmax
+        if end.converged or end.steps == steps:
+            break
+        move.step(fmax)
+        end.steps += 1
+        ratio = atoms.get_volume() / volume
+        if not low < ratio < high:
+            raise RefinementError(
+                f'the cell ran away: after {end.steps} steps its volume is {ratio:.3g} '
+                'times that of the input; use another potential or optimizer'
+            )
+    if not end.converged:
+        end.reason = f'not converged to {fmax:g} eV/A in {end.steps} steps'
+
+
+def optimizer_class(optimizer):
+    """A class of ``ase.optimize`` by name, 'CellAwareBFGS' included; a class as it is.
+
+    Raises
+    ------
+    ValueError
+        ASE has no optimizer of that name.
+
+    Examples
+    --------
+    >>> optimizer_class('FIRE').__name__
+    'FIRE'
+    """
+    if not isinstance(optimizer, str):
+        return optimizer
+    if optimizer == CellAwareBFGS.__name__:
+        return CellAwareBFGS
+    if optimizer not in ase.optimize.__all__:
+        raise ValueError(
+            f"optimizer is {optimizer!r}; ASE has 'FIRE', 'BFGS', 'LBFGS', "
+            "'CellAwareBFGS' and others, or give a class"
+        )
+    return getattr(ase.optimize, optimizer)
+
+
+def largest_force(atoms, forces, stress):
+    """The largest force on an atom, or on the cell per atom as cell filters have it, eV/A.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Constraints take away the forces against which they hold.
+    forces : (n_atoms, 3), eV/A
+    stress : (6,), eV/A^3
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> cell = bulk('Cu', a=3.6)
+    >>> pressed = [0.01, 0.01, 0.01, 0, 0, 0]
+    >>> round(largest_force(cell, np.zeros((1, 3)), pressed), 6)
+    0.11664
+    """
+    atoms = atoms.copy()
+    atoms.calc = SinglePointCalculator(atoms, forces=forces, stress=stress)
+    on_cell = atoms.get_stress(voigt=False) * atoms.get_volume() / len(atoms)
+    rows = np.concatenate([atoms.get_forces(), on_cell])
+    return float(np.sqrt((rows**2).sum(axis=1).max()))
+
+
+class Counted(Calculator):
+    """A calculator that counts its evaluations and keeps what they said.
+
+    Each evaluation gives energy, forces and stress together and is really made: results
+    that the calculator still holds of an earlier run are not used.
+
+    Parameters
+    ----------
+    calculator : ase Calculator
+
+    Attributes
+    ----------
+    calls : int
+    curve : list of [float, float]
+        As in `Descent`.
+    """
+
+    def __init__(self, calculator):
+        super().__init__()
+        self.calculator = calculator
+        self.implemented_properties = list(PROPERTIES)
+        self.calls, self.curve = 0, []
+
+    def calculate(self, atoms=None, properties=PROPERTIES, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.calls += 1
+        results = self._ask()
+        for name, value in results.items():
+            if not np.isfinite(value).all():
+                raise RefinementError(f'{_where(self.atoms, name, value)} is not finite')
+        force = largest_force(self.atoms, results['forces'], results['stress'])
+        self.curve.append([float(results['energy']) / len(self.atoms), force])
+        self.results = results
+
+    def _ask(self):
+        inner = self.calculator
+        if isinstance(inner, Calculator):
+            # In one go: some calculators would start anew for the stress.
+            inner.calculate(self.atoms, list(PROPERTIES), inner.check_state(self.atoms))
+        return {name: inner.get_property(name, self.atoms) for name in PROPERTIES}
+
+
+def _where(atoms, name, value):
+    if name != 'forces':
+        return f'the {name}'
+    index = int(np.flatnonzero(~np.isfinite(value).all(axis=1))[0])
+    return f'the force on atom {index} ({atoms.symbols[index]})'
+
+
+def _cell_filter(optimizer):
+    """The filter that an optimizer of positions and cell wants."""
+    kind = optimizer.func if isinstance(optimizer, partial) else optimizer
+    if isinstance(kind, type) and issubclass(kind, CellAwareBFGS):
+        # Its model of the cell's stiffness is one of true strains.
+        return partial(FrechetCellFilter, exp_cell_factor=1.0)
+    return FrechetCellFilter
+
+
+def _forget(memory):
+    """Nothing is restarted here, so what an optimizer remembers goes nowhere."""

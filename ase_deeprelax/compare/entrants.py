@@ -1,0 +1,198 @@
+"""Who takes part in a comparison: structures with their references, and the model."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from time import perf_counter
+
+import numpy as np
+
+from ase_deeprelax._version import __version__
+from ase_deeprelax.compare.metrics import Reference
+from ase_deeprelax.data.convert import as_atoms
+from ase_deeprelax.data.pair import Pair, make_pair
+from ase_deeprelax.errors import DeepRelaxError, StructureError
+from ase_deeprelax.refine import check_refinable
+from ase_deeprelax.symmetry import spacegroup_number
+
+# What is said of a structure that is not there.
+NOWHERE = dict.fromkeys(
+    ('rmsd_to_reference', 'spacegroup_kept', 'volume', 'lattice', 'cell', 'positions')
+)
+
+
+def entries(structures, reference=None):
+    """Structures in any of the forms that `savings.compare` takes, as a list of `Entry`."""
+    if not isinstance(structures, Mapping):
+        structures = list(structures)
+        ids = [s.id if isinstance(s, Pair) else str(k) for k, s in enumerate(structures)]
+    else:
+        ids, structures = list(map(str, structures)), list(structures.values())
+    twice = {id for id in ids if ids.count(id) > 1} if len(set(ids)) < len(ids) else ()
+    if twice:
+        raise StructureError(f'{min(twice)!r} is the id of more than one structure')
+    found = _references(ids, reference)
+    return [_entry(id, s, found.get(id)) for id, s in zip(ids, structures, strict=True)]
+
+
+def _references(ids, reference):
+    if reference is None:
+        return {}
+    if not isinstance(reference, Mapping):
+        if len(reference) != len(ids):
+            raise StructureError(
+                f'{len(reference)} references for {len(ids)} structures; give one for '
+                'each, None for those without'
+            )
+        reference = dict(zip(ids, reference, strict=True))
+    for id in reference:
+        if str(id) not in ids:
+            raise StructureError(f'reference {id!r} belongs to none of the structures')
+    return {str(id): relaxed for id, relaxed in reference.items() if relaxed is not None}
+
+
+def _entry(id, structure, reference):
+    if isinstance(structure, Pair):
+        return Entry(id, structure.unrelaxed, structure)
+    atoms = as_atoms(structure).copy()
+    if reference is None:
+        return Entry(id, atoms)
+    return Entry(id, atoms, make_pair(id, atoms, as_atoms(reference)))
+
+
+class Entry:
+    """One structure, and what is known of it.
+
+    Parameters
+    ----------
+    id : str
+    atoms : ase.Atoms
+        Unrelaxed.
+    pair : Pair, optional
+        It and its reference.
+    """
+
+    def __init__(self, id, atoms, pair=None):
+        self.id, self.atoms, self.pair = id, atoms, pair
+        self.number = _spacegroup(atoms)
+        self.reference = None if pair is None else Reference(pair)
+        # Not by id alone: a file may have changed since the journal was written.
+        parts = atoms.numbers, atoms.cell.array.round(6), atoms.positions.round(6)
+        digest = hashlib.sha256(b''.join(np.ascontiguousarray(x).tobytes() for x in parts))
+        self.key = (self.id, digest.hexdigest()[:16])
+
+    @property
+    def facts(self):
+        """Its row of ``structures``."""
+        facts = {
+            'id': self.id,
+            'formula': self.atoms.get_chemical_formula('metal', empirical=True),
+            'n_atoms': len(self.atoms),
+            'spacegroup': self.number,
+            'numbers': self.atoms.numbers.tolist(),
+            **geometry(self.atoms),
+            'reference': None,
+        }
+        if self.pair is not None:
+            relaxed = self.pair.relaxed
+            number = {'spacegroup': _spacegroup(relaxed)}
+            facts['reference'] = number | geometry(relaxed)
+        return facts
+
+    def judge(self, atoms):
+        """Where a relaxation of this structure ended."""
+        kept = _spacegroup(atoms) == self.number
+        rmsd = None if self.reference is None else self.reference.errors(atoms)['rmsd']
+        return {'rmsd_to_reference': rmsd, 'spacegroup_kept': kept, **geometry(atoms)}
+
+    def at(self, record):
+        """The structure with cell and positions of a record."""
+        atoms = self.atoms.copy()
+        atoms.set_cell(record['cell'], apply_constraint=False)
+        atoms.set_positions(record['positions'], apply_constraint=False)
+        return atoms
+
+
+NOWHERE = dict.fromkeys(
+    ('rmsd_to_reference', 'spacegroup_kept', 'volume', 'lattice', 'cell', 'positions')
+)
+
+
+class Oracle:
+    """What predicts, in one form: a model, or any function of structures.
+
+    Parameters
+    ----------
+    model : str, path, RelaxationModel, Predictor or callable
+    device : str
+    """
+
+    def __init__(self, model, device):
+        from ase_deeprelax.models.base import RelaxationModel
+        from ase_deeprelax.predict import Predictor
+
+        name = getattr(model, '__name__', type(model).__name__)
+        self.provenance = {'model': name, 'sha256': '', 'version': __version__}
+        self._relax = model
+        if isinstance(model, RelaxationModel) or not callable(model):
+            if not isinstance(model, Predictor):
+                model = Predictor(model, device=device)
+            self._relax = model.relax
+            self.provenance |= {'model': model.name, 'sha256': model.sha256}
+
+    def ask(self, structures):
+        """Answers, and the wall time of all together."""
+        start = perf_counter()
+        with warnings.catch_warnings():
+            # Said in the record of each structure.
+            warnings.filterwarnings('ignore', '.*outside the training range')
+            answers = self._relax([atoms.copy() for atoms in structures])
+        return answers, perf_counter() - start
+
+    def record(self, entry):
+        """The row of one prediction."""
+        try:
+            [answer], seconds = self.ask([entry.atoms])
+            problem = getattr(answer, 'problem', '')
+        except DeepRelaxError as error:
+            answer, seconds, problem = None, None, str(error)
+        except Exception as error:  # noqa: BLE001 - any function may be a model
+            answer, seconds, problem = None, None, f'{type(error).__name__}: {error}'
+        ok = not problem
+        atoms = getattr(answer, 'atoms', answer)
+        return {
+            'structure': entry.id,
+            'ok': ok,
+            'problem': problem,
+            'ood': getattr(answer, 'ood', ''),
+            'seconds': seconds,
+            'sigma': _plain(getattr(answer, 'sigma', np.nan)) if ok else None,
+            'sigma_atoms': _plain(getattr(answer, 'sigma_atoms', np.nan)) if ok else None,
+            'dmax': _plain(getattr(answer, 'dmax', np.nan)) if ok else None,
+            **(entry.judge(atoms) if ok else NOWHERE),
+        }
+
+
+def geometry(atoms):
+    """Volume, lattice, cell and positions, None where they are not finite."""
+    return {
+        'volume': _plain(abs(np.linalg.det(atoms.cell.array))),
+        'lattice': _plain(atoms.cell.cellpar()),
+        'cell': _plain(atoms.cell.array),
+        'positions': _plain(atoms.positions),
+    }
+
+
+def _plain(value):
+    """For JSON, which has no word for nan."""
+    value = np.asarray(value, dtype=float)
+    return value.tolist() if np.isfinite(value).all() else None
+
+
+def _spacegroup(atoms):
+    """International number, 0 for what is no crystal."""
+    try:
+        check_refinable(atoms)
+    except StructureError:
+        return 0
+    return spacegroup_number(atoms) if atoms.pbc.all() else 0

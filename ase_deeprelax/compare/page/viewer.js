@@ -1,0 +1,332 @@
+// Crystals before and after: a small painter of spheres and lines on a 2D canvas.
+// Vectors are rows, as in Python: v @ M. z points from the screen to the eye.
+'use strict';
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const scenes = JSON.parse($('scenes').textContent);
+  const canvas = $('view'), pen = canvas.getContext('2d');
+  const tip = $('tip'), readout = $('readout');
+  // viridis: equal steps look equal, also to the colour-blind and in grey
+  const STOPS = ['#440154', '#472d7b', '#3b528b', '#2c728e', '#21918c', '#28ae80',
+    '#5ec962', '#addc30', '#fde725'].map(fromHex);
+  const START = multiply(turn(2, -0.4), turn(0, -1.25)); // c nearly upright
+  const CORNERS = [0, 1, 2, 3, 4, 5, 6, 7].map((k) => [k & 1, (k >> 1) & 1, k >> 2]);
+  const EDGES = [[0, 1], [0, 2], [0, 4], [1, 3], [1, 5], [2, 3], [2, 6], [3, 7], [4, 5],
+    [4, 6], [5, 7], [6, 7]];
+  const EYE = 6; // distance of the eye in radii of the scene: little perspective
+  const PIECES = 24; // an edge is cut, so that each piece finds its place in depth
+
+  let scene, theme, rotation = START, zoom = 1, radius = 1, drawn = [], hovered = null, waiting = 0;
+
+  // --- small algebra
+  function fromHex(hex) {
+    return [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
+  }
+  function times(v, M) {
+    return [0, 1, 2].map((k) => v[0] * M[0][k] + v[1] * M[1][k] + v[2] * M[2][k]);
+  }
+  function multiply(A, B) { return A.map((row) => times(row, B)); }
+  function plus(a, b, s = 1) { return a.map((x, k) => x + s * b[k]); }
+  function norm(v) { return Math.hypot(...v); }
+  function cross(a, b) {
+    return [0, 1, 2].map((k) => a[(k + 1) % 3] * b[(k + 2) % 3] - a[(k + 2) % 3] * b[(k + 1) % 3]);
+  }
+  function turn(axis, angle) { // about x (0), y (1) or z (2) of the screen
+    const c = Math.cos(angle), s = Math.sin(angle), M = [[0, 0, 0], [0, 0, 0], [0, 0, 0]];
+    const i = (axis + 1) % 3, j = (axis + 2) % 3;
+    M[axis][axis] = 1; M[i][i] = c; M[j][j] = c; M[i][j] = s; M[j][i] = -s;
+    return M;
+  }
+  function mix(a, b, share) { return a.map((x, k) => x + share * (b[k] - x)); }
+  function css(rgb, alpha = 1) { return `rgb(${rgb.map(Math.round).join(' ')} / ${alpha})`; }
+  function viridis(share) {
+    const x = Math.min(Math.max(share, 0), 1) * (STOPS.length - 1);
+    const k = Math.min(Math.floor(x), STOPS.length - 2);
+    return mix(STOPS[k], STOPS[k + 1], x - k);
+  }
+
+  // --- from the crystal to the screen
+  function cellAt(t) { // rows: the three vectors, on the way from before (0) to after (1)
+    const S = scene.deformation.map((row, i) => row.map((x, k) => (1 - t) * (i === k) + t * x));
+    return { S, cell: multiply(scene.cell, S) };
+  }
+  function centre(cell) { return times([0.5, 0.5, 0.5], cell); }
+  function sitesAt(t, factor = 1) { // seen from the middle of the cell
+    const { S, cell } = cellAt(t), middle = centre(cell);
+    return scene.sites.map(([atom, ...turns]) => {
+      const moved = plus(scene.positions[atom], scene.move[atom], t * factor);
+      return plus(times(plus(moved, times(turns, scene.cell)), S), middle, -1);
+    });
+  }
+  function cornersAt(t) {
+    const { cell } = cellAt(t), middle = centre(cell);
+    return CORNERS.map((corner) => plus(times(corner, cell), middle, -1));
+  }
+  function project(v) {
+    const [x, y, z] = times(v, rotation);
+    const width = canvas.clientWidth, height = canvas.clientHeight;
+    const scale = 0.5 * Math.min(width, height) / radius * zoom * EYE / (EYE - z / radius);
+    return { x: width / 2 + scale * x, y: height / 2 - scale * y, z, scale };
+  }
+
+  // --- colours
+  function values() {
+    const by = $('colour').value;
+    return by === 'displacement' ? scene.distance : by === 'sigma' ? scene.sigma : null;
+  }
+  function range(list) {
+    const known = list.filter((x) => x !== null);
+    const low = $('colour').value === 'sigma' ? Math.min(...known) : 0;
+    const high = Math.max(...known);
+    return [low, high > low ? high : low + 1e-3];
+  }
+  function colourOf(atom) {
+    const list = values();
+    if (!list) return scene.elements[scene.numbers[atom]].color;
+    if (list[atom] === null) return [128, 128, 128];
+    const [low, high] = range(list);
+    return viridis((list[atom] - low) / (high - low));
+  }
+  function hazy(rgb, z) { // what is far fades into the background
+    return mix(theme.back, rgb, 0.55 + 0.45 * Math.min(Math.max((z / radius + 1) / 1.6, 0), 1));
+  }
+
+  // --- painting, from back to front
+  function line(a, b, rgb, width) {
+    pen.beginPath();
+    pen.moveTo(a.x, a.y);
+    pen.lineTo(b.x, b.y);
+    pen.lineWidth = width;
+    pen.strokeStyle = css(rgb);
+    pen.stroke();
+  }
+  function sphere(at, r, rgb, label) {
+    const glow = pen.createRadialGradient(at.x - r / 3, at.y - r / 3, r / 12, at.x, at.y, r);
+    glow.addColorStop(0, css(mix(rgb, [255, 255, 255], 0.55)));
+    glow.addColorStop(0.45, css(rgb));
+    glow.addColorStop(1, css(mix(rgb, [0, 0, 0], 0.35)));
+    pen.beginPath();
+    pen.arc(at.x, at.y, r, 0, 2 * Math.PI);
+    pen.fillStyle = glow;
+    pen.fill();
+    pen.lineWidth = 1;
+    pen.strokeStyle = css(mix(rgb, theme.ink, 0.5));
+    pen.stroke();
+    if (r < 8) return;
+    const light = (0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]) > 120;
+    pen.fillStyle = light ? '#111' : '#fff';
+    pen.font = `600 ${Math.min(r * 0.9, 18)}px system-ui, sans-serif`;
+    pen.fillText(label, at.x, at.y + 1);
+  }
+  function outline(t, rgb, width, dashed, parts) {
+    const corners = cornersAt(t);
+    for (const [a, b] of EDGES) {
+      const way = plus(corners[b], corners[a], -1);
+      for (let k = 0; k < PIECES; k++) {
+        const from = project(plus(corners[a], way, k / PIECES));
+        const to = project(plus(corners[a], way, (k + 1) / PIECES));
+        if (dashed && k % 2) continue;
+        parts.push({ z: (from.z + to.z) / 2, paint: () => line(from, to, hazy(rgb, from.z), width) });
+      }
+    }
+  }
+  function draw() {
+    waiting = 0;
+    const ratio = window.devicePixelRatio || 1;
+    const width = canvas.clientWidth, height = canvas.clientHeight;
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+      canvas.width = Math.round(width * ratio);
+      canvas.height = Math.round(height * ratio);
+    }
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    pen.textAlign = 'center';
+    pen.textBaseline = 'middle';
+    pen.lineCap = 'round';
+    const t = +$('time').value, factor = +$('factor').value;
+    const parts = [];
+    outline(0, theme.before, 1.5, true, parts);
+    outline(1, theme.after, 1.8, false, parts);
+    const start = sitesAt(0).map(project);
+    drawn = sitesAt(t, factor).map((v, k) => {
+      const at = project(v), atom = scene.sites[k][0];
+      const element = scene.elements[scene.numbers[atom]];
+      return { ...at, v, atom, size: element.radius, r: element.radius * at.scale,
+        symbol: element.symbol, rgb: colourOf(atom) };
+    });
+    drawn.forEach((at, k) => {
+      parts.push({ z: at.z, paint: () => sphere(at, at.r, hazy(at.rgb, at.z), at.symbol) });
+      const from = start[k]; // the way from before, over the sphere that hides it
+      if (Math.hypot(at.x - from.x, at.y - from.y) < 3) return;
+      parts.push({ z: at.z + 1e-3 * radius, paint: () => {
+        line(from, at, theme.ink, 1.5);
+        pen.beginPath();
+        pen.arc(from.x, from.y, 2.5, 0, 2 * Math.PI);
+        pen.fillStyle = css(theme.ink);
+        pen.fill();
+      } });
+    });
+    for (const [a, b] of scene.bonds) {
+      const ends = [drawn[a], drawn[b]], way = plus(ends[1].v, ends[0].v, -1), length = norm(way);
+      const middle = project(plus(ends[0].v, way, 0.5));
+      ends.forEach((end, k) => { // half a bond, from the surface of its sphere
+        const from = project(plus(end.v, way, (k ? -0.9 : 0.9) * end.size / length));
+        const rgb = hazy(mix(end.rgb, theme.ink, 0.2), from.z);
+        parts.push({ z: (from.z + middle.z) / 2, paint: () => line(from, middle, rgb, 0.13 * from.scale) });
+      });
+    }
+    parts.sort((a, b) => a.z - b.z).forEach((part) => part.paint());
+    if (hovered !== null) {
+      const at = drawn[hovered];
+      pen.beginPath();
+      pen.arc(at.x, at.y, at.r + 3, 0, 2 * Math.PI);
+      pen.lineWidth = 2.5;
+      pen.strokeStyle = css(theme.ink);
+      pen.stroke();
+    }
+  }
+  function redraw() { waiting ||= requestAnimationFrame(draw); }
+
+  // --- words
+  function text(value) { return value === null || value === undefined ? '–' : `${value.toFixed(3)} Å`; }
+  function about(atom) {
+    const { symbol } = scene.elements[scene.numbers[atom]];
+    const sigma = scene.sigma ? `, sigma ${text(scene.sigma[atom])}` : '';
+    return `${symbol}, atom ${atom}: moved ${text(scene.distance[atom])}${sigma}`;
+  }
+  function fill(parent, items) { // [tag, text]
+    parent.replaceChildren(...items.map(([tag, words]) => {
+      const node = document.createElement(tag);
+      node.textContent = words;
+      return node;
+    }));
+  }
+  function legend() {
+    const list = values();
+    $('bar').hidden = !list;
+    $('elements').hidden = Boolean(list);
+    if (list) {
+      const [low, high] = range(list);
+      $('low').textContent = text(low);
+      $('high').textContent = text(high);
+      $('what').textContent = $('colour').selectedOptions[0].textContent;
+      $('ramp').style.background = `linear-gradient(to right, ${STOPS.map((c) => css(c)).join(', ')})`;
+      return;
+    }
+    fill($('elements'), Object.values(scene.elements).map((e) => ['li', e.symbol]));
+    Object.values(scene.elements).forEach((e, k) => {
+      $('elements').children[k].style.setProperty('--chip', css(e.color));
+    });
+  }
+  function choose(index) {
+    scene = scenes[index];
+    $('structure').value = index;
+    hovered = null;
+    tip.hidden = true;
+    radius = Math.max(...[0, 1].flatMap((t) => [...cornersAt(t), ...sitesAt(t)].map(norm))) + 0.6;
+    const sigma = [...$('colour').options].find((o) => o.value === 'sigma');
+    sigma.disabled = !scene.sigma;
+    if (!scene.sigma && $('colour').value === 'sigma') $('colour').value = 'displacement';
+    $('name').textContent = scene.name;
+    fill($('facts'), Object.entries(scene.notes).flatMap(([k, v]) => [['dt', k], ['dd', v]]));
+    $('atoms').replaceChildren(...scene.numbers.map((z, atom) => {
+      const row = document.createElement('tr');
+      const cells = [atom, scene.elements[z].symbol, text(scene.distance[atom]),
+        text(scene.sigma && scene.sigma[atom])];
+      fill(row, cells.map((cell) => ['td', cell]));
+      return row;
+    }));
+    readout.textContent = 'Point at an atom to read how far it moved.';
+    canvas.setAttribute('aria-label', `${scene.name}, ${scene.numbers.length} atoms, before and `
+      + 'after. Turn with the arrow keys, zoom with plus and minus; the numbers of all atoms '
+      + 'are in the table below.');
+    legend();
+    look(null);
+  }
+
+  // --- hands
+  function hover(x, y) {
+    hovered = null;
+    drawn.forEach((at, k) => {
+      const hit = Math.hypot(at.x - x, at.y - y) < Math.max(at.r, 6);
+      if (hit && (hovered === null || at.z > drawn[hovered].z)) hovered = k;
+    });
+    tip.hidden = hovered === null;
+    if (hovered !== null) {
+      readout.textContent = tip.textContent = about(drawn[hovered].atom);
+      tip.style.left = `${Math.max(0, Math.min(x + 14, canvas.clientWidth - tip.offsetWidth))}px`;
+      tip.style.top = `${y + 18}px`;
+    }
+    redraw();
+  }
+  function spin(dx, dy) {
+    rotation = multiply(rotation, multiply(turn(1, dx), turn(0, dy)));
+    redraw();
+  }
+  function enlarge(factor) {
+    zoom = Math.min(Math.max(zoom * factor, 0.2), 20);
+    redraw();
+  }
+  function look(axis) { // down one cell vector, another one upwards; or from the start
+    rotation = START;
+    if (axis !== null) {
+      const unit = (v) => v.map((x) => x / norm(v));
+      const toEye = unit(scene.cell[axis]), right = unit(cross(scene.cell[(axis + 2) % 3], toEye));
+      const up = cross(toEye, right);
+      rotation = [0, 1, 2].map((k) => [right[k], up[k], toEye[k]]);
+    }
+    zoom = 1; // and then as large as the canvas allows
+    const sizes = scene.sites.map(([atom]) => scene.elements[scene.numbers[atom]].radius);
+    const seen = [0, 1].flatMap((t) => [...sitesAt(t), ...cornersAt(t)].map((corner, k) => {
+      const at = project(corner), r = at.scale * (sizes[k] ?? 0);
+      return [Math.abs(at.x - canvas.clientWidth / 2) + r, Math.abs(at.y - canvas.clientHeight / 2) + r];
+    }));
+    const [wide, high] = [0, 1].map((k) => Math.max(...seen.map((at) => at[k])));
+    zoom = 0.94 * Math.min(canvas.clientWidth / 2 / wide, canvas.clientHeight / 2 / high);
+    redraw();
+  }
+  canvas.addEventListener('pointerdown', (event) => canvas.setPointerCapture(event.pointerId));
+  canvas.addEventListener('pointermove', (event) => {
+    if (event.buttons) {
+      tip.hidden = true;
+      hovered = null;
+      spin(event.movementX * 0.01, event.movementY * 0.01);
+    } else hover(event.offsetX, event.offsetY);
+  });
+  canvas.addEventListener('pointerleave', () => { hovered = null; tip.hidden = true; redraw(); });
+  canvas.addEventListener('wheel', (event) => {
+    event.preventDefault();
+    enlarge(Math.exp(-event.deltaY / 600));
+  }, { passive: false });
+  canvas.addEventListener('dblclick', () => look(null));
+  canvas.addEventListener('keydown', (event) => {
+    const keys = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] };
+    if (keys[event.key]) spin(...keys[event.key]);
+    else if (event.key === '+' || event.key === '-') enlarge(event.key === '+' ? 1.15 : 1 / 1.15);
+    else return;
+    event.preventDefault();
+  });
+  $('structure').addEventListener('change', (event) => choose(+event.target.value));
+  $('colour').addEventListener('change', () => { legend(); redraw(); });
+  for (const id of ['time', 'factor']) $(id).addEventListener('input', redraw);
+  $('factor').addEventListener('input', () => { $('times').textContent = `× ${$('factor').value}`; });
+  document.querySelectorAll('[data-along]').forEach((button) => {
+    const axis = { a: 0, b: 1, c: 2 }[button.dataset.along] ?? null;
+    button.addEventListener('click', () => look(axis));
+  });
+  document.querySelectorAll('[data-scene]').forEach((button) => {
+    button.addEventListener('click', () => { choose(+button.dataset.scene); canvas.scrollIntoView({ block: 'center' }); });
+  });
+  function repaint() {
+    const style = getComputedStyle(document.documentElement);
+    theme = Object.fromEntries(['ink', 'back', 'before', 'after']
+      .map((name) => [name, fromHex(style.getPropertyValue(`--${name}`).trim())]));
+    if (scene) redraw();
+  }
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint);
+  new ResizeObserver(redraw).observe(canvas);
+  repaint();
+  choose(0);
+  // For scripts: where on the canvas the sites of an atom are, as drawn last.
+  window.sitesOnScreen = (atom) => drawn.filter((at) => at.atom === atom);
+})();

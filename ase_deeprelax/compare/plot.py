@@ -1,0 +1,376 @@
+"""Figures of what was measured, drawn from the dictionaries that the other files give.
+
+Every function returns a ``matplotlib.figure.Figure`` of its own (``figure.savefig(path)``)
+and leaves pyplot alone. Colours are Okabe and Ito's, which the colour-blind tell apart, and
+each always means the same: grey the input, blue the prediction, green what was relaxed from
+the prediction, orange other rivals.
+"""
+
+import numpy as np
+
+from ase_deeprelax.compare.drawing import (
+    BLUE,
+    DASHED,
+    GREEN,
+    GREY,
+    INK,
+    MARKERS,
+    MORE,
+    ORANGE,
+    boxes,
+    diagonal,
+    legend,
+    log,
+    nothing,
+    panels,
+    plain,
+    styled,
+)
+
+STARTS = {'unrelaxed': ('unrelaxed', GREY), 'prediction': ('prediction', BLUE)}
+
+_MEV = 1000
+_BASELINES = {'dummy': GREY, 'scaled_dummy': ORANGE}
+# Errors with what they are called; those below the number, such as the zeros that symmetry
+# makes, are drawn at it.
+_ERRORS = {
+    'coord_mae': ('coordinates: mean absolute error / Å', 1e-3),
+    'lattice_mae': ('lattice matrix: mean absolute error / Å', 1e-3),
+    'volume_mae': ('cell volume: absolute error / Å³', 1e-2),
+}
+
+
+@styled
+def error_distributions(evaluation):
+    """How the errors of structures are distributed (as Fig. 2 of the DeepRelax paper).
+
+    Parameters
+    ----------
+    evaluation : dict
+        As `evaluate` or `evaluate_all` gives it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Coordinates, lattice and volume; Dummy, scaled Dummy and the models. Dashed lines
+        are medians.
+
+    Examples
+    --------
+    >>> error_distributions(evaluate(pairs)).savefig('errors.png')  # doctest: +SKIP
+    """
+    rows, models = evaluation['structures'], iter((BLUE, *MORE))
+    figure, [axes] = panels(1, 3)
+    methods = {
+        method: (_name(evaluation, method), _BASELINES.get(method) or next(models, INK))
+        for method in evaluation['all']
+    }
+    for ax, (key, (label, floor)) in zip(axes, _ERRORS.items(), strict=True):
+        errors = {
+            method: np.maximum([row['errors'][method][key] for row in rows], floor)
+            for method in methods
+        }
+        top = max((values.max(initial=0) for values in errors.values()), default=0)
+        bins = np.geomspace(floor, max(1.1 * top, 10 * floor), 28)
+        for method, (name, color) in methods.items():
+            values = errors[method]
+            ax.hist(values, bins, histtype='stepfilled', color=color, alpha=0.18)
+            ax.hist(values, bins, histtype='step', color=color, lw=1.8, label=plain(name))
+            if len(values):
+                ax.axvline(np.median(values), color=color, lw=1.5, ls=DASHED)
+        log(ax, 'x')
+        ax.set(xlabel=label)
+    axes[0].set(ylabel='structures')
+    legend(figure, axes[0])
+    return figure
+
+
+@styled
+def calibration(evaluation, method='model'):
+    """Predicted uncertainty against what the error turned out to be.
+
+    Parameters
+    ----------
+    evaluation : dict
+        As `evaluate` or `evaluate_all` gives it.
+    method : str
+        Which model; default 'model', the one of `evaluate`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One point per structure; on the diagonal the mean error equals sigma, the Laplace
+        scale. Large points are means over structures of similar sigma.
+    """
+    rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
+    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    if not rows:
+        nothing(ax, 'no structure has a sigma')
+        return figure
+    sigma = np.array([row['sigma'][method] for row in rows])
+    error = np.maximum([row['bond_error'][method] for row in rows], 1e-3)
+    ax.scatter(sigma, error, 9, BLUE, alpha=0.35, lw=0, label='structures')
+    groups = np.array_split(np.argsort(sigma), min(10, max(1, len(rows) // 5)))
+    means = np.array(
+        [[values[part].mean() for part in groups] for values in (sigma, error)]
+    )
+    ax.plot(*means, 'o-', color=MORE[0], ms=6, lw=1.5, label='means of similar sigma')
+    ends = np.array([sigma.min() / 1.3, sigma.max() * 1.3])
+    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED, label='error = sigma')
+    ax.set(xlim=ends, xlabel='sigma of the structure / Å')
+    ax.set(ylabel='mean error of its distances / Å')
+    log(ax, 'x', 'y')
+    rank = evaluation.get('models', {method: evaluation})[method]['spearman_sigma']
+    if rank is not None:
+        ax.set_title(f'rank correlation {rank:.2f}, {len(rows)} structures')
+    ax.legend(loc='lower right')
+    return figure
+
+
+@styled
+def calls_saved(comparison):
+    """Calls of each calculator with the prediction against those without it.
+
+    Parameters
+    ----------
+    comparison : dict
+        As `savings.compare` gives it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel per calculator with a point per structure that converged from both starts,
+        and the ratio of the two for every calculator and optimizer.
+    """
+    calculators, optimizers = _settings(comparison)
+    n = len(calculators) * len(optimizers)
+    figure, [axes] = panels(1, len(calculators) + 1, size=(3.4, max(3.3, 0.4 * n + 1)))
+    ratios, names, colors = [], [], []
+    for ax, calculator in zip(axes, calculators, strict=False):
+        everything = []
+        for k, optimizer in enumerate(optimizers):
+            both = list(_both(comparison, calculator, optimizer).values())
+            calls = np.array([[run['calls'] for run in pair] for pair in both])
+            calls = calls.reshape(-1, 2)
+            color = (BLUE, *MORE)[k % 5]
+            marker = MARKERS[k % len(MARKERS)]
+            ax.scatter(*calls.T, 22, color, marker=marker, alpha=0.6, lw=0, label=optimizer)
+            everything.append(calls.ravel())
+            ratios.append(calls[:, 1] / calls[:, 0])
+            names.append(f'{calculator}\n{optimizer}, {len(calls)}')
+            colors.append(color)
+        everything = np.concatenate(everything)
+        ax.set(title=plain(calculator), xlabel='calls without prediction')
+        if not len(everything):
+            nothing(ax, 'no structure converged\nfrom both starts')
+            continue
+        diagonal(ax, everything)
+        log(ax, 'x', 'y')
+    axes[0].set(ylabel='calls with prediction')
+    axes[0].legend(loc='upper left')
+    boxes(axes[-1], ratios, names, colors, vertical=False)
+    axes[-1].axvline(1, color=INK, lw=1)
+    axes[-1].set(
+        title='ratio per structure', xlabel='calls with / calls without', xlim=(0, None)
+    )
+    return figure
+
+
+@styled
+def energy_boxes(comparison, optimizer=None):
+    """Energies before, predicted and refined, above the full relaxation's (as Fig. 4).
+
+    Parameters
+    ----------
+    comparison : dict
+        As `savings.compare` gives it.
+    optimizer : str, optional
+        Default its first.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel per calculator; structures that converged from both starts. The box holds
+        the middle half, the line is the median, the whiskers reach from 5 to 95 %.
+    """
+    calculators, optimizers = _settings(comparison)
+    optimizer = optimizer or optimizers[0]
+    figure, [axes] = panels(1, len(calculators), sharey=True, size=(4.0, 3.6))
+    said = {p['structure']: p['energy_per_atom'] for p in comparison['predictions']}
+    for ax, calculator in zip(axes, calculators, strict=True):
+        both = _both(comparison, calculator, optimizer)
+        ax.set_title(plain(f'{calculator}, {optimizer}, {len(both)} structures'))
+        if not both:
+            nothing(ax, 'no structure converged\nfrom both starts')
+            continue
+        rows = [
+            (a['curve'][0][0], said[structure][calculator], b['energy_per_atom'])
+            for structure, (a, b) in both.items()
+        ]
+        ends = np.array([a['energy_per_atom'] for a, _ in both.values()])
+        above = _MEV * (np.array(rows, float) - ends[:, None])
+        names = ['unrelaxed', 'predicted', 'predicted,\nthen relaxed']
+        boxes(ax, above.T, names, [GREY, BLUE, GREEN])
+        ax.axhline(0, color=INK, lw=1)
+        ax.set_yscale('symlog', linthresh=1, linscale=0.6)
+        ax.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
+    axes[0].set_ylabel('energy above full relaxation / meV per atom')
+    return figure
+
+
+@styled
+def convergence(comparison, calculator, structure=None):
+    """Energy and largest force on the way down, with and without the prediction.
+
+    Parameters
+    ----------
+    comparison : dict
+        As `savings.compare` gives it.
+    calculator : str
+    structure : str, optional
+        Id of the only one to draw; default all that converged from both starts, thin, and
+        their median, where a relaxation that is over keeps its last value.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A column per optimizer. Energies are above the lowest of the two ends.
+    """
+    _, optimizers = _settings(comparison)
+    figure, axes = panels(2, len(optimizers), sharex='col', sharey='row', size=(3.6, 2.5))
+    for k, optimizer in enumerate(optimizers):
+        both = _both(comparison, calculator, optimizer)
+        if structure is not None:
+            both = {key: pair for key, pair in both.items() if key == structure}
+        axes[0, k].set_title(plain(f'{calculator}, {optimizer}'))
+        if not both:
+            for ax in axes[:, k]:
+                nothing(ax, 'no structure converged\nfrom both starts')
+            continue
+        _descents(axes[:, k], list(both.values()), comparison['settings']['fmax'])
+        longest = [max(run['calls'] for run in pair) for pair in both.values()]
+        axes[1, k].set(
+            xlabel='calls of the calculator', xlim=(0, np.quantile(longest, 0.9))
+        )
+    axes[0, 0].set(ylabel='energy above the end /\nmeV per atom')
+    axes[1, 0].set(ylabel='largest force / eV Å⁻¹')
+    legend(figure, axes[0, 0])
+    return figure
+
+
+def _descents(axes, pairs, fmax):
+    n = max(len(run['curve']) for pair in pairs for run in pair)
+    for at, (name, color) in enumerate(STARTS.values()):
+        curves = []
+        for pair in pairs:
+            curve = np.array(pair[at]['curve'], float)
+            end = min(run['energy_per_atom'] for run in pair)
+            curve[:, 0] = np.maximum(_MEV * (curve[:, 0] - end), 0.1)
+            curves.append(np.vstack([curve, np.repeat(curve[-1:], n - len(curve), axis=0)]))
+            for ax, values in zip(axes, curve.T, strict=True):
+                lw, alpha = (2, 1) if len(pairs) == 1 else (0.7, 0.25)
+                x = np.arange(1, len(values) + 1)
+                ax.plot(x, values, color=color, lw=lw, alpha=alpha, label=name)
+        if len(pairs) > 1:
+            for ax, values in zip(axes, np.median(curves, axis=0).T, strict=True):
+                ax.plot(np.arange(1, n + 1), values, color=color, lw=2.6)
+    for ax in axes:
+        log(ax, 'y')
+    axes[1].axhline(fmax, color=INK, lw=1, ls=DASHED)
+
+
+@styled
+def lattice_parity(comparison, against=None):
+    """Cells of inputs and of predictions against relaxed ones.
+
+    Parameters
+    ----------
+    comparison : dict
+        As `savings.compare` gives it.
+    against : str, optional
+        'reference', or the calculator that relaxed the unrelaxed structures (with the first
+        optimizer); default the references where there are any, else the first calculator.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Lengths, angles and volumes; grey the input, blue the prediction, and their mean
+        absolute errors.
+    """
+    calculators, optimizers = _settings(comparison)
+    if against is None:
+        has = comparison['settings']['has_reference']
+        against = 'reference' if has else calculators[0]
+    truth = _relaxed(comparison, against, optimizers[0])
+    said = {p['structure']: p for p in comparison['predictions'] if p['ok']}
+    rows = [
+        [_cell(one, s['n_atoms']) for one in (truth[s['id']], s, said[s['id']])]
+        for s in comparison['structures']
+        if s['id'] in truth and s['id'] in said
+    ]
+    true, given, predicted = np.array(rows, float).reshape(-1, 3, 7).transpose(1, 0, 2)
+    by = 'reference' if against == 'reference' else f'relaxed by {against}'
+    shown = {
+        'lengths / Å': slice(0, 3),
+        'angles / °': slice(3, 6),
+        'volume / Å³ per atom': slice(6, 7),
+    }
+    figure, [axes] = panels(1, 3)
+    for ax, (label, part) in zip(axes, shown.items(), strict=True):
+        ax.set(xlabel=plain(f'{by}: {label}'))
+        if not rows:
+            nothing(ax, 'nothing to compare')
+            continue
+        truths = true[:, part].ravel()
+        errors = []
+        for name, cells, color in (('input', given, GREY), ('prediction', predicted, BLUE)):
+            values = cells[:, part].ravel()
+            errors.append(f'{name} {np.abs(values - truths).mean():.3g}')
+            ax.scatter(truths, values, 16, color, alpha=0.55, lw=0, label=name)
+        ax.set_title(f'mean error: {", ".join(errors)}', fontweight='normal')
+        diagonal(ax, np.concatenate([x[:, part].ravel() for x in (true, given, predicted)]))
+    axes[0].set(ylabel='input or prediction')
+    legend(figure, axes[0])
+    return figure
+
+
+def _name(evaluation, method):
+    if method in _BASELINES:
+        return method.replace('_', ' ').replace('dummy', 'Dummy')
+    # The result of `evaluate` says what its only model is called.
+    return method if 'models' in evaluation else evaluation['model']
+
+
+def _settings(comparison):
+    settings = comparison['settings']
+    return list(settings['calculators']), settings['optimizers']
+
+
+def _both(comparison, calculator, optimizer):
+    """Structure to its two runs, without and with prediction, where both converged."""
+    runs = {}
+    for run in comparison['runs']:
+        if (run['calculator'], run['optimizer']) == (calculator, optimizer):
+            runs.setdefault(run['structure'], {})[run['start']] = run
+    return {
+        structure: tuple(starts[start] for start in STARTS)
+        for structure, starts in runs.items()
+        if all(start in starts and starts[start]['converged'] for start in STARTS)
+    }
+
+
+def _relaxed(comparison, against, optimizer):
+    """Structure to what says its relaxed cell."""
+    if against == 'reference':
+        return {s['id']: s['reference'] for s in comparison['structures'] if s['reference']}
+    return {
+        run['structure']: run
+        for run in comparison['runs']
+        if (run['calculator'], run['optimizer'], run['start'])
+        == (against, optimizer, 'unrelaxed')
+        and run['converged']
+    }
+
+
+def _cell(one, n_atoms):
+    return [*one['lattice'], one['volume'] / n_atoms]

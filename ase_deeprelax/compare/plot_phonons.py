@@ -1,0 +1,114 @@
+"""Figures of phonons: what the way a crystal was relaxed does to its vibrations.
+
+Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of their own.
+"""
+
+import numpy as np
+
+from ase_deeprelax.compare.drawing import BLUE, GREEN, INK, ORANGE, legend, panels, styled
+
+# Color, width and dashes: lines that lie upon each other must all be seen.
+KINDS = {
+    'predicted': (BLUE, 1.5, '-'),
+    'refined': (GREEN, 3, '-'),
+    'iterative': (ORANGE, 1.6, (0, (3, 1.5))),
+}
+
+
+@styled
+def phonon_bands(comparison, structure, calculator):
+    """Phonon bands side by side, and the densities of states over each other.
+
+    Parameters
+    ----------
+    comparison : dict
+        As `savings.compare` gives it, with ``phonons``.
+    structure, calculator : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel per way of relaxing that has phonons; what is below zero is imaginary.
+    """
+    found = _phonons(comparison, structure, calculator)
+    widths = [*[1.0] * len(found), 0.7]
+    figure, [axes] = panels(
+        1, len(widths), size=(2.9, 3.6), sharey=True, width_ratios=widths
+    )
+    for ax, (kind, entry) in zip(axes, found.items(), strict=False):
+        bands = entry['bands']
+        x, y = np.array(bands['x']), np.array(bands['frequencies'])
+        for part in np.split(np.arange(len(x)), bands['breaks']):
+            ax.plot(x[part], y[part], color=KINDS[kind][0], lw=1.3)
+        ax.set_xticks(*_ticks(bands))
+        ax.grid(visible=False, axis='y')
+        n, modes = entry['imaginary']['n'], entry['imaginary']['n_modes']
+        ax.set(title=f'{kind}: {n} of {modes} imaginary', xlim=(x[0], x[-1]))
+    for kind, entry in found.items():
+        dos = entry['dos']
+        _line(axes[-1], dos['density'], dos['frequencies'], kind)
+    for ax in axes:
+        ax.axhline(0, color=INK, lw=1)
+    axes[0].set(ylabel='frequency / THz')
+    axes[-1].set(title='density of states', xlabel='per THz and atom', xlim=(0, None))
+    legend(figure, axes[-1])
+    return figure
+
+
+@styled
+def thermal_properties(comparison, structure, calculator):
+    """Free energy, entropy and heat capacity of harmonic phonons over temperature.
+
+    Parameters
+    ----------
+    comparison : dict
+        As `savings.compare` gives it, with ``phonons``.
+    structure, calculator : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A line per way of relaxing that has phonons.
+    """
+    found = _phonons(comparison, structure, calculator)
+    shown = {
+        'free_energy': ('free energy / meV per atom', 1000),
+        'entropy': ('entropy / J K⁻¹ mol⁻¹', 1),
+        'heat_capacity': ('heat capacity / J K⁻¹ mol⁻¹', 1),
+    }
+    figure, [axes] = panels(1, 3, size=(3.4, 2.8))
+    for ax, (key, (label, unit)) in zip(axes, shown.items(), strict=True):
+        for kind, entry in found.items():
+            thermal = entry['thermal']
+            _line(ax, thermal['temperatures'], unit * np.array(thermal[key], float), kind)
+        ax.set(xlabel='temperature / K', ylabel=label)
+    legend(figure, axes[0])
+    return figure
+
+
+def _ticks(bands):
+    """Places and labels; the two labels of a break stand at one place."""
+    places = {}
+    for x, label in zip(bands['ticks'], bands['labels'], strict=True):
+        places.setdefault(round(x, 6), []).append(label.replace('G', 'Γ'))
+    return list(places), ['|'.join(labels) for labels in places.values()]
+
+
+def _line(ax, x, y, kind):
+    color, width, dashes = KINDS[kind]
+    ax.plot(x, y, color=color, lw=width, ls=dashes, label=kind)
+
+
+def _phonons(comparison, structure, calculator):
+    wanted = (structure, calculator)
+    entries = {
+        entry['kind']: entry
+        for entry in comparison.get('phonons', ())
+        if (entry['structure'], entry['calculator']) == wanted and entry['ok']
+    }
+    if not entries:
+        raise ValueError(
+            f'there are no phonons of structure {structure!r} with {calculator!r}; '
+            'ask compare_phonons for them, and see the problem it met'
+        )
+    return {kind: entries[kind] for kind in KINDS if kind in entries}

@@ -1,0 +1,105 @@
+"""One HTML file that shows what a model did: a crystal viewer, tables and figures.
+
+Everything is in the file, and its content policy forbids it to load anything else; it opens
+from a disk without a network. The page itself is in the folder ``page``.
+"""
+
+import json
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from ase_deeprelax._version import __version__
+from ase_deeprelax.compare import sections
+
+PAGE = Path(__file__).with_name('page')
+
+
+def write_report(path, comparison=None, *, relaxations=None, evaluation=None):
+    """Write what was found as one HTML file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Overwritten; its folder is made.
+    comparison : dict, optional
+        What `savings.compare` gave, with ``phonons`` if there are any.
+    relaxations : mapping or list of Relaxation, optional
+        For the viewer, by name; those of a list are called by formula and place. Default
+        the predictions of ``comparison``.
+    evaluation : dict, optional
+        What `evaluate` or `evaluate_all` gave.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        There is nothing to report.
+    MissingDependencyError
+        A comparison or an evaluation has figures, which need matplotlib.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax import relax
+    >>> crystals = {'KCl': bulk('KCl', 'rocksalt', a=5.64)}
+    >>> results = relax(crystals.values())  # doctest: +SKIP
+    >>> named = dict(zip(crystals, results))  # doctest: +SKIP
+    >>> write_report('report.html', relaxations=named)  # doctest: +SKIP
+    """
+    if comparison is None and relaxations is None and evaluation is None:
+        raise ValueError('nothing to report; give comparison, relaxations or evaluation')
+    scenes, parts, about = [], [], [f'Written by ase_deeprelax {__version__}.']
+    if relaxations is not None:
+        named = sections.named(relaxations)
+        scenes = sections.scenes(named)
+        parts.append(sections.relaxed(named, scenes))
+    if comparison is not None:
+        about.append(sections.about(comparison))
+        if relaxations is None:
+            scenes = sections.predicted_scenes(comparison)
+        parts += [
+            sections.savings(comparison),
+            sections.predictions(comparison, [] if relaxations else scenes),
+        ]
+        if comparison.get('phonons'):
+            parts.append(sections.phonons(comparison))
+    if evaluation is not None:
+        parts.append(sections.accuracy(evaluation))
+    loader = jinja2.FileSystemLoader(PAGE)
+    pages = jinja2.Environment(
+        autoescape=True, loader=loader, undefined=jinja2.StrictUndefined
+    )
+    html = pages.get_template('report.html').render(
+        title='Crystal relaxation in one shot',
+        about=about,
+        scenes=scenes,
+        scenes_json=embedded(scenes),
+        sections=parts,
+        css=_asset('report.css'),
+        script=_asset('viewer.js'),
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding='utf-8')
+    return path
+
+
+def embedded(data):
+    r"""Data as JSON that may stand in a ``<script>`` element, whatever text it holds.
+
+    >>> print(embedded({'name': '</script>'}))
+    {"name":"\u003c/script\u003e"}
+    """
+    text = json.dumps(data, allow_nan=False, separators=(',', ':'))
+    for sign in '<>&':
+        text = text.replace(sign, f'\\u{ord(sign):04x}')
+    return Markup(text)  # noqa: S704 - nothing that HTML understands is left
+
+
+def _asset(name):
+    return Markup((PAGE / name).read_text(encoding='utf-8'))  # noqa: S704 - our own file

@@ -1,0 +1,118 @@
+"""What a prediction saves a relaxation with real potentials: calls, time; at what energy?
+
+A seeded sample of pairs; each unrelaxed half goes down with each potential and optimizer,
+positions and cell together, from where it is and from the prediction, to 0.05 eV/A. Prints
+`compare`'s tables and, for each potential and optimizer, whether
+
+- the median number of calls from the prediction is at most 60 % of that from the unrelaxed
+  structure, over the structures that converged from both;
+- at least 95 % of these end with the same energy within 2 meV per atom;
+
+and names every structure that ended higher or converged only from the unrelaxed one.
+
+    python benchmarks/savings.py pairs_wbm_dev.jsonl.gz --weights FOLDER --out FOLDER
+
+With ``--perfect`` the relaxed halves are the predictions: what the best of models, one that
+knows what DFT says, could save these potentials, whose minima lie elsewhere.
+
+``--weights`` is a folder that holds matgl models, one folder each; TensorNet is taken from
+the one whose name begins so. ``OUT/runs.jsonl`` holds a line for each finished run, and
+``OUT/savings.json`` all results; a run that was stopped goes on where it was, and a larger
+``--limit`` adds to what a smaller one did.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ase_deeprelax.compare.savings import compare
+from ase_deeprelax.compare.summary import table
+from ase_deeprelax.data.pairs import read_pairs
+
+FMAX, STEPS = 0.05, 500
+MOST_CALLS, LEAST_EQUAL = 0.6, 0.95
+
+
+def sample(path, limit, seed):
+    """``limit`` sane pairs; those of a smaller limit are the first of a larger one's."""
+    pairs = read_pairs(path, ok_only=True)
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return [pairs[k] for k in order[:limit]]
+
+
+def located(name, weights):
+    """'NAME:FOLDER' where the folder of weights holds a model of that name."""
+    folders = sorted(weights.iterdir()) if weights else ()
+    found = [folder for folder in folders if folder.name.lower().startswith(name)]
+    return f'{name}:{found[0].resolve()}' if found else name
+
+
+def perfect(pairs):
+    """A model that knows the relaxed structures of these pairs."""
+    known = {pair.unrelaxed.positions.tobytes(): pair.relaxed for pair in pairs}
+
+    def relaxed_half(structures):
+        return [known[atoms.positions.tobytes()] for atoms in structures]
+
+    return relaxed_half
+
+
+def verdict(row):
+    """One line: are calls and energies what was promised?"""
+    both = row['both']
+    name = f'{row["calculator"]} + {row["optimizer"]}'
+    if not both['n']:
+        return f'{name}: no structure converged from both starts'
+    calls = both['median_calls_ratio']
+    signs = (
+        ('<=' if calls <= MOST_CALLS else 'MISSED:', f'{MOST_CALLS:.0%}'),
+        ('>=' if both['equal'] >= LEAST_EQUAL else 'MISSED:', f'{LEAST_EQUAL:.0%}'),
+    )
+    return (
+        f'{name}: calls {calls:.0%} {" ".join(signs[0])}, same energy '
+        f'{both["equal"]:.1%} {" ".join(signs[1])} of {both["n"]}; {both["lower"]:.1%} '
+        f'lower, {both["higher"]:.1%} higher; {len(row["only_unrelaxed"])} converged from '
+        f'the unrelaxed structure only, {len(row["only_prediction"])} from the prediction '
+        'only'
+    )
+
+
+def main():
+    """Relax, then print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('pairs', type=Path)
+    parser.add_argument('--out', type=Path, default=Path('savings'))
+    parser.add_argument('--weights', type=Path)
+    parser.add_argument('--limit', type=int, default=100, metavar='N')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--potential', action='append', help='default: chgnet, tensornet')
+    parser.add_argument('--optimizer', action='append', help='default: FIRE, BFGS')
+    parser.add_argument('--model', default='default')
+    parser.add_argument('--perfect', action='store_true', help='predict the relaxed half')
+    parser.add_argument('--batched', action='store_true', help='also many at a time')
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    names = options.potential or ['chgnet', 'tensornet']
+    pairs = sample(options.pairs, options.limit, options.seed)
+    result = compare(
+        pairs,
+        {name: located(name, options.weights) for name in names},
+        optimizers=options.optimizer or ['FIRE', 'BFGS'],
+        model=perfect(pairs) if options.perfect else options.model,
+        fmax=FMAX,
+        steps=STEPS,
+        batched=options.batched,
+        out=options.out,
+        progress=True,
+    )
+    (options.out / 'savings.json').write_text(json.dumps(result, allow_nan=False) + '\n')
+    print(f'{options.pairs.name}, seed {options.seed}: {table(result)}\n')
+    print('\n'.join(verdict(row) for row in result['summary']))
+
+
+if __name__ == '__main__':
+    main()

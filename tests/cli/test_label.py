@@ -1,0 +1,152 @@
+"""``deeprelax label``, with a real potential."""
+
+import _thread
+import gzip
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from ase import Atoms
+from ase.build import bulk
+
+from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.train.datamodule import composition
+
+TENSORNET = (
+    Path(__file__).parents[2] / '../shared/potentials/TensorNet-MatPES-PBE-v2025.1-PES'
+)
+needs_potential = pytest.mark.skipif(
+    not TENSORNET.exists(), reason='../shared/potentials is not there'
+)
+COUNT = 12
+
+
+@pytest.fixture(scope='module')
+def seeds(tmp_path_factory):
+    file = tmp_path_factory.mktemp('seeds') / 'seeds.jsonl.gz'
+    sizes = {'NaCl': 5.69, 'KBr': 6.7, 'MgO': 4.25, 'LiF': 4.07, 'CaO': 4.84, 'AgCl': 5.6}
+    with gzip.open(file, 'wt') as lines:
+        for formula, a in sizes.items():
+            atoms = bulk(formula, 'rocksalt', a=a)
+            record = {'id': formula, 'formula': formula}
+            record['numbers'] = atoms.numbers.tolist()
+            record['cell'] = atoms.cell.tolist()
+            record['frac'] = atoms.get_scaled_positions().tolist()
+            lines.write(json.dumps(record) + '\n')
+    return file
+
+
+@pytest.fixture(scope='module')
+def label(run, seeds):
+    """The command with a real potential, one structure at a time so that runs are equal."""
+    pytest.importorskip('matgl')
+
+    def label(out, *words, source=('--seeds', seeds)):
+        settings = ['--potential', f'tensornet:{TENSORNET.resolve()}', '--device', 'cpu']
+        settings += ['--count', COUNT, '--start', 'none', '--fmax', 0.1]
+        settings += ['--batch-atoms', 1, '--steps', 60]
+        return run('label', out, *source, *settings, *words)
+
+    return label
+
+
+@pytest.fixture(scope='module')
+def whole(label, tmp_path_factory):
+    """The records of one run without interruption."""
+    out = tmp_path_factory.mktemp('whole') / 'pairs.jsonl'
+    result = label(out)
+    assert result.exit_code == 0, result.output
+    made, lost = records(out), records(out.with_suffix('.failed.jsonl'))
+    assert len(made) + len(lost) == COUNT
+    assert f'{len(made)} pairs in {out}, {len(lost)} inputs' in result.stdout
+    assert f'0 of {COUNT} inputs taken' in result.stderr
+    assert len(read_pairs(out)) == len(made) > 4
+    return made
+
+
+def records(file):
+    return sorted(map(json.loads, file.read_text().splitlines()), key=lambda r: r['k'])
+
+
+def interrupt_after(out, n_lines, over):
+    """Ctrl-C once the file has so many lines."""
+    while not over.wait(0.01):
+        if out.exists() and out.read_bytes().count(b'\n') >= n_lines:
+            _thread.interrupt_main()
+            return
+
+
+@needs_potential
+def test_interrupted_run_goes_on_and_ends_alike(label, whole, tmp_path):
+    out, over = tmp_path / 'parts.jsonl', threading.Event()
+    watch = threading.Thread(target=interrupt_after, args=(out, 2, over))
+    watch.start()
+    try:
+        result = label(out)
+    finally:
+        over.set()
+        watch.join()
+    assert result.exit_code == 130
+    assert 'the same command goes on' in result.stderr
+    assert 'Traceback' not in result.output
+    assert 2 <= len(records(out)) < len(whole)
+    assert label(out).exit_code == 0
+    assert records(out) == whole
+
+
+@needs_potential
+def test_excluded_formulas_are_not_made_and_the_others_are(label, whole, tmp_path):
+    gone, files = whole[::2], [tmp_path / name for name in 'ab']
+    # The same compositions, written otherwise.
+    formulas = [str(Atoms(2 * record['numbers'][::-1]).symbols) for record in gone]
+    files[0].write_text(f'{formulas[0]}\nMgO\n')
+    files[1].write_text('\n'.join(formulas[1:]))
+    out = tmp_path / 'pairs.jsonl'
+    result = label(out, '--exclude', files[0], '--exclude', files[1])
+    assert result.exit_code == 0, result.output
+    excluded = {composition(record['numbers']) for record in gone}
+    made = records(out)
+    assert not excluded & {composition(record['numbers']) for record in made}
+    assert made == [r for r in whole if composition(r['numbers']) not in excluded]
+    lost = records(out.with_suffix('.failed.jsonl'))
+    assert {r['k'] for r in lost if 'excluded' in r['problem']} >= {r['k'] for r in gone}
+
+
+@needs_potential
+def test_given_structures_are_relaxed_as_they_are(label, seeds, tmp_path):
+    out = tmp_path / 'given.jsonl'
+    result = label(out, source=('--given', seeds))
+    assert result.exit_code == 0, result.output
+    assert [pair.id for pair in read_pairs(out)] == [
+        f'{formula}-seeds-{k}'
+        for k, formula in enumerate(('NaCl', 'KBr', 'MgO', 'LiF', 'CaO', 'AgCl'))
+    ]
+
+
+@pytest.mark.parametrize(
+    ('words', 'code', 'said'),
+    [
+        ([], 2, 'either --seeds or --given'),
+        (['--seeds', 'SEEDS', '--given', 'SEEDS'], 2, 'either --seeds or --given'),
+        (['--seeds', 'SEEDS'], 2, 'needs --count'),
+        (['--seeds', 'nowhere.gz'], 2, 'nowhere.gz'),
+        (['--given', 'SEEDS', '--potential', 'megnet'], 1, 'megnet'),
+        (['--given', 'SEEDS', '--exclude', 'SEEDS'], 1, 'not a list of formulas'),
+    ],
+)
+def test_what_cannot_work_is_named(run, seeds, tmp_path, words, code, said):
+    pytest.importorskip('chgnet')
+    out = tmp_path / 'pairs.jsonl'
+    words = [str(seeds) if word == 'SEEDS' else word for word in words]
+    result = run('label', out, '--potential', 'chgnet', '--device', 'cpu', *words)
+    assert result.exit_code == code
+    assert said in ' '.join(result.stderr.split())
+    assert not out.exists()
+
+
+def test_pairs_go_to_json_lines_only(run, seeds, tmp_path):
+    out = tmp_path / 'pairs.jsonl.gz'
+    result = run('label', out, '--seeds', seeds, '--count', 1, '--potential', 'chgnet')
+    assert result.exit_code == 2
+    assert 'must end in .jsonl' in ' '.join(result.stderr.split())

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from ase.build import bulk
+
+from ase_deeprelax.data.pairs import make_pair, write_pairs
+from ase_deeprelax.weights import store
+
+
+def test_models_stand_side_by_side(run, pairs_file, tmp_path, tiny_model):
+    other = tmp_path / 'other'
+    store.save_model(store.load_model(tiny_model), other, {'elements': range(1, 95)})
+    out = tmp_path / 'figures' / 'result.json'
+    words = ['--model', tiny_model, '--model', other, '--json', out]
+    result = run('evaluate', pairs_file, *words)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(out.read_text())
+    assert figures['n'] == 6
+    assert list(figures['models']) == ['tiny', 'other']
+    for part in ('all', 'ok'):
+        assert list(figures[part]) == ['dummy', 'scaled_dummy', 'tiny', 'other']
+        assert figures[part]['tiny'] == figures[part]['other'] != figures[part]['dummy']
+    for method, errors in figures['all'].items():
+        lattice = '{mean:.4f} / {median:.4f}'.format(**errors['lattice_mae'])
+        rows = [line for line in result.stdout.splitlines() if line.startswith(method)]
+        assert lattice in rows[0]
+
+
+def test_models_of_one_name_are_told_apart(run, pairs_file, tmp_path, tiny_model):
+    folders = [tmp_path / name / 'tiny' for name in 'ab']
+    for folder in folders:
+        store.save_model(store.load_model(tiny_model), folder, {'elements': range(1, 95)})
+    words = [word for folder in folders for word in ('--model', folder)]
+    result = run('evaluate', pairs_file, *words)
+    assert result.exit_code == 0, result.output
+    assert all(f'\n{folder} ' in result.stdout for folder in folders)
+    twice = run('evaluate', pairs_file, *words[:2], *words[:2])
+    assert twice.exit_code == 2
+    assert 'given twice' in twice.stderr
+
+
+def test_potentials_stand_beside_models(run, tmp_path, tiny_model):
+    pytest.importorskip('chgnet')
+    sizes = {'NaCl': (5.4, 5.69), 'MgO': (4.4, 4.25)}  # the second ones as PBE has them
+    pairs = [
+        make_pair(name, *(bulk(name, 'rocksalt', a=a) for a in both))
+        for name, both in sizes.items()
+    ]
+    write_pairs(tmp_path / 'pairs.jsonl', pairs)
+    out = tmp_path / 'result.json'
+    words = ['--model', tiny_model, '--potential', 'chgnet', '--device', 'cpu']
+    result = run('evaluate', tmp_path / 'pairs.jsonl', *words, '--json', out, '--markdown')
+    assert result.exit_code == 0, result.output
+    figures = json.loads(out.read_text())
+    assert list(figures['all']) == ['dummy', 'scaled_dummy', 'tiny', 'chgnet + FIRE']
+    potential, dummy = (figures['all'][m] for m in ('chgnet + FIRE', 'dummy'))
+    assert potential['lattice_mae']['mean'] < dummy['lattice_mae']['mean'] / 3
+    assert '\n| chgnet + FIRE | ' in result.stdout
+
+
+def test_evaluate_takes_pairs_from_all_over_the_file(run, pairs_file, tmp_path, tiny_model):
+    out = tmp_path / 'result.json'
+    result = run('evaluate', pairs_file, '--model', tiny_model, '--json', out, '--limit', 2)
+    assert result.exit_code == 0, result.output
+    assert json.loads(out.read_text())['n'] == 2
+
+
+def test_evaluate_names_what_is_not_there(run, pairs_file, tmp_path, tiny_model):
+    file = tmp_path / 'pairs.jsonl'
+    file.write_text('{"id": 1}\n')
+    for words, said in (
+        ([file, '--model', tiny_model], 'pairs.jsonl'),
+        ([pairs_file, '--model', 'deeprelaks'], 'deeprelaks'),
+        ([pairs_file, '--potential', 'megnet'], 'megnet'),
+    ):
+        result = run('evaluate', *words)
+        assert result.exit_code == 1
+        assert said in result.stderr

@@ -1,0 +1,198 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.units import kB
+from scipy.constants import R
+
+from ase_deeprelax.compare.harmonic import choose_supercell, phonons
+from ase_deeprelax.compare.phonons import compare_phonons
+from ase_deeprelax.compare.savings import compare
+from ase_deeprelax.errors import ConfigError, MissingDependencyError
+
+pytest.importorskip('phonopy', reason="needs phonopy: pip install 'ase-deeprelax[phonopy]'")
+SHORT = {'min_length': 7.0}
+A_CU = 3.59  # EMT's
+
+
+def prediction(structures):
+    """Copper a little too large, and still without symmetry."""
+    return [bulk('Cu', a=3.61) for _ in structures]
+
+
+@pytest.fixture(scope='module')
+def copper():
+    return phonons(bulk('Cu', a=A_CU), EMT(), **SHORT)
+
+
+@pytest.fixture(scope='module')
+def conventional():
+    return phonons(bulk('Cu', a=A_CU, cubic=True), EMT(), **SHORT)
+
+
+def test_copper_is_stable_and_its_sound_begins_at_zero(copper):
+    imaginary = copper['imaginary']
+    assert imaginary['n'] == 0
+    assert imaginary['lowest'] > 1
+    # As many as degrees of freedom in the supercell, without its translations.
+    assert imaginary['n_modes'] == 3 * copper['n_supercell'] - 3
+    assert imaginary['gamma'] == {'n': 0, 'lowest': None, 'frequencies': []}
+    bands = copper['bands']
+    frequencies = np.array(bands['frequencies'])
+    assert frequencies.shape == (len(bands['x']), 3)
+    gamma = [bands['ticks'][k] for k, label in enumerate(bands['labels']) if label == 'G']
+    at_gamma = np.isin(np.round(bands['x'], 6), np.round(gamma, 6))
+    assert np.abs(frequencies[at_gamma]).max() < 1e-3
+    assert 7 < frequencies.max() < 9  # 7.2 THz in experiment
+    assert copper['fmax'] < 1e-6
+    assert copper['displacements'] == 1
+
+
+def test_thermal_properties_obey_dulong_and_petit_and_the_third_law(copper):
+    thermal = copper['thermal']
+    temperatures = np.array(thermal['temperatures'])
+    heat = np.array(thermal['heat_capacity'])
+    entropy = np.array(thermal['entropy'])
+    free = np.array(thermal['free_energy'])
+    assert heat[-1] == pytest.approx(3 * R, rel=0.02)
+    assert heat[0] == entropy[0] == 0
+    assert (np.diff(heat) > 0).all()
+    assert thermal['left_out'] < 1e-3
+    # Zero-point energy: half a quantum (4.1357 meV per THz) per mode.
+    dos = copper['dos']
+    x, density = np.array(dos['frequencies']), np.array(dos['density'])
+    assert np.trapezoid(density, x) == pytest.approx(3, rel=0.01)
+    zero_point = np.trapezoid(density * x, x) / 2 * 4.135667e-3
+    assert free[0] == pytest.approx(zero_point, rel=0.01)
+    # entropy is minus the slope of the free energy
+    per_atom = R / kB
+    slope = -np.gradient(free, temperatures)[1:-1] * per_atom
+    assert slope[3:] == pytest.approx(entropy[1:-1][3:], rel=0.05)
+
+
+def test_the_same_crystal_in_another_cell(copper, conventional):
+    assert (copper['n_supercell'], conventional['n_supercell']) == (27, 32)
+    assert conventional['imaginary']['n'] == 0
+    # Modes of the zone's boundary are folded to Gamma.
+    assert len(conventional['imaginary']['gamma']['frequencies']) == 9
+    largest = [np.max(f['bands']['frequencies']) for f in (copper, conventional)]
+    assert largest[0] == pytest.approx(largest[1], rel=0.02)
+    heats = [f['thermal']['heat_capacity'] for f in (copper, conventional)]
+    assert heats[0] == pytest.approx(heats[1], rel=0.02)
+
+
+@pytest.mark.parametrize(('structure', 'a'), [('bcc', 2.87), ('sc', 2.4)])
+def test_crystals_that_are_no_minima_are_found_out(structure, a):
+    found = phonons(bulk('Cu', structure, a=a), EMT(), min_length=8.0)
+    imaginary = found['imaginary']
+    assert imaginary['n'] > 0
+    assert imaginary['lowest'] < -0.5
+    assert found['thermal']['left_out'] > 0.005
+    assert np.min(found['bands']['frequencies']) < -0.5
+
+
+def test_imaginary_modes_at_gamma_stand_apart():
+    # Two atoms of a bcc cell along a doubled axis: the instability of bcc is at Gamma.
+    atoms = bulk('Cu', 'bcc', a=2.87, cubic=True) * (1, 1, 2)
+    found = phonons(atoms, EMT(), min_length=8.0)
+    gamma = found['imaginary']['gamma']
+    assert len(gamma['frequencies']) == 3 * 4 - 3
+    assert gamma['n'] == sum(f < -0.05 for f in gamma['frequencies'])
+    assert gamma['lowest'] == min(gamma['frequencies'])
+    assert gamma['n'] <= found['imaginary']['n']
+
+
+def test_forces_of_a_structure_that_is_no_minimum_do_not_enter():
+    atoms = bulk('Cu', a=A_CU, cubic=True)
+    atoms.symbols[0] = 'Au'
+    atoms.positions[1] += [0.0, 0.0, 0.05]
+    found = phonons(atoms, EMT(), min_length=5.0)
+    assert found['fmax'] > 0.05
+    assert np.abs(sorted(np.abs(found['bands']['frequencies'][0]))[:3]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ('atoms', 'n_atoms'),
+    [
+        (bulk('Cu', a=3.6), 64),
+        (bulk('Cu', a=3.6, cubic=True), 108),
+        (bulk('NaCl', 'rocksalt', a=5.64), 54),
+        (bulk('Ti', 'hcp', a=2.95, c=4.68), 96),
+        (bulk('Cu', a=3.6) * (4, 4, 4), 64),  # is one already
+    ],
+)
+def test_supercells_are_long_enough_and_as_symmetric_as_the_crystal(atoms, n_atoms):
+    matrix, shortest = choose_supercell(atoms)
+    assert np.linalg.det(matrix) * len(atoms) == pytest.approx(n_atoms)
+    assert shortest >= 10
+    cell = matrix @ atoms.cell.array
+    images = np.stack(np.meshgrid(*3 * [range(-3, 4)], indexing='ij'), -1).reshape(-1, 3)
+    lengths = np.linalg.norm(images[images.any(axis=1)] @ cell, axis=1)
+    assert lengths.min() == pytest.approx(shortest)
+
+
+def test_the_cap_on_atoms_is_kept_and_said():
+    atoms = bulk('NaCl', 'rocksalt', a=5.64)
+    matrix, shortest = choose_supercell(atoms, max_atoms=40)
+    assert len(atoms) * np.linalg.det(matrix) <= 40
+    assert shortest < 10
+    whole, _ = choose_supercell(bulk('Cu', cubic=True) * (3, 3, 3), max_atoms=50)
+    assert (np.abs(np.linalg.det(whole))).round() == 1
+    found = phonons(bulk('Cu', a=A_CU), EMT(), max_atoms=30)
+    assert found['capped']
+    assert found['n_supercell'] <= 30
+
+
+def test_three_relaxations_side_by_side(tmp_path):
+    iron = bulk('Fe', a=2.9)
+    structures = {'Cu': bulk('Cu', a=3.8), 'Fe': iron}
+
+    def model(inputs):
+        return prediction(inputs) if 'Cu' in inputs[0].symbols else inputs
+
+    result = compare(structures, [EMT()], model=model, fmax=0.001, optimizers=['BFGS'])
+    rows = compare_phonons(result, [EMT()], out=tmp_path, **SHORT)
+    assert [(row['structure'], row['kind'], row['ok']) for row in rows] == [
+        ('Cu', 'predicted', True),
+        ('Cu', 'refined', True),
+        ('Cu', 'iterative', True),
+        ('Fe', 'predicted', False),
+        ('Fe', 'refined', False),
+        ('Fe', 'iterative', False),
+    ]
+    json.dumps(rows, allow_nan=False)
+    predicted, refined, iterative = rows[:3]
+    assert predicted['optimizer'] is None
+    assert refined['optimizer'] == iterative['optimizer'] == 'BFGS'
+    for row in rows[:3]:
+        assert row['supercell'] == predicted['supercell']
+        assert row['bands']['x'] == predicted['bands']['x']
+        assert row['imaginary']['n'] == 0
+    highest = [np.max(row['bands']['frequencies']) for row in rows[:3]]
+    assert highest[1] == pytest.approx(highest[2], rel=5e-3)
+    assert highest[0] < 0.99 * highest[1]  # softer: the cell is too large
+    assert rows[3]['problem'].startswith('NotImplementedError')
+    assert rows[4]['problem'].startswith('NotImplementedError')
+
+    class Broken(EMT):
+        def calculate(self, *args, **kwargs):
+            raise AssertionError('asked again')
+
+    again = compare_phonons(result, {'emt': Broken()}, out=tmp_path, **SHORT)
+    assert again[:3] == rows[:3]
+    with pytest.raises(ConfigError, match='min_length'):
+        compare_phonons(result, [EMT()], out=tmp_path)
+
+
+def test_unknown_names_and_a_missing_package(monkeypatch):
+    result = compare([bulk('Cu', a=3.6)], [EMT()], model=prediction)
+    with pytest.raises(ValueError, match="no 'other'"):
+        compare_phonons(result, {'other': EMT()})
+    with pytest.raises(ValueError, match="no 'BFGS'"):
+        compare_phonons(result, [EMT()], optimizer='BFGS')
+    monkeypatch.setitem(sys.modules, 'phonopy', None)
+    with pytest.raises(MissingDependencyError, match=r'ase-deeprelax\[phonopy\]'):
+        compare_phonons(result, [EMT()])

@@ -1,0 +1,296 @@
+import copy
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from ase_deeprelax.compare.dummy import Dummy, ScaledDummy
+from ase_deeprelax.compare.metrics import Reference
+from ase_deeprelax.compare.phonons import compare_phonons
+from ase_deeprelax.compare.savings import compare
+from ase_deeprelax.data.pairs import make_pair
+from ase_deeprelax.errors import MissingDependencyError
+
+mpl = pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+pytest.importorskip('phonopy', reason='phonopy is not installed')
+
+from ase_deeprelax.compare import plot, plot_phonons  # noqa: E402
+from ase_deeprelax.compare.drawing import BLUE, to_svg  # noqa: E402
+
+STEPS = 30
+
+
+def alloys():
+    """Stretched alloys, one of which is too far away for so few steps."""
+    crystals = {}
+    for k, symbol in enumerate(('Au', 'Ag', 'Pd')):
+        atoms = bulk('Cu', cubic=True)
+        atoms.symbols[0] = symbol
+        atoms.rattle(0.05 + 0.3 * (k == 2), seed=k)
+        crystals[f'{symbol} $x$ </script>'] = atoms
+    return crystals
+
+
+def nearer(structures):
+    """Cells closer to EMT's, so that there is something to save."""
+    return [scaled(atoms, 1.01) for atoms in structures]
+
+
+def scaled(atoms, factor):
+    atoms = atoms.copy()
+    atoms.set_cell(factor * atoms.cell.array, scale_atoms=True)
+    return atoms
+
+
+@pytest.fixture(scope='module')
+def comparison():
+    return compare(
+        alloys(), {'emt': EMT()}, optimizers=['FIRE', 'BFGS'], model=nearer, steps=STEPS
+    )
+
+
+@pytest.fixture(scope='module')
+def phonons():
+    """One atom per cell, so that few displacements are needed."""
+    crystals = {'Cu': bulk('Cu', a=3.7)}
+    result = compare(crystals, {'emt': EMT()}, model=nearer, steps=STEPS)
+    return {**result, 'phonons': compare_phonons(result, {'emt': EMT()}, min_length=5.0)}
+
+
+@pytest.fixture(scope='module')
+def evaluation():
+    """As `evaluate` gives it."""
+    pairs = [
+        make_pair(f'p{k}', scaled(atoms, 1 + 0.01 * k), scaled(atoms, 1.05))
+        for k, atoms in enumerate(alloys().values())
+    ]
+    inputs = [pair.unrelaxed for pair in pairs]
+    methods = {'dummy': Dummy(), 'scaled_dummy': ScaledDummy(), 'model': nearer}
+    answers = {name: relax(inputs) for name, relax in methods.items()}
+    structures = [
+        {
+            'id': pair.id,
+            'errors': {
+                name: Reference(pair).errors(atoms[k]) for name, atoms in answers.items()
+            },
+            'sigma': {'model': None if k == 1 else 0.01 * (k + 1)},
+            'bond_error': {'model': 0.02 * (k + 1)},
+        }
+        for k, pair in enumerate(pairs)
+    ]
+    return {
+        'model': 'nearer',
+        'spearman_sigma': 1.0,
+        'all': dict.fromkeys(methods),
+        'structures': structures,
+    }
+
+
+def runs(comparison, start, optimizer='FIRE'):
+    return [
+        run
+        for run in comparison['runs']
+        if (run['start'], run['optimizer']) == (start, optimizer)
+    ]
+
+
+def converged(comparison, optimizer='FIRE'):
+    both = zip(
+        *(runs(comparison, start, optimizer) for start in ('unrelaxed', 'prediction')),
+        strict=True,
+    )
+    return [pair for pair in both if all(run['converged'] for run in pair)]
+
+
+def points(ax, k=0):
+    return np.asarray(ax.collections[k].get_offsets())
+
+
+def text_of(figure):
+    texts = figure.findobj(mpl.text.Text)
+    return ' '.join(text.get_text() for text in texts if text.get_visible())
+
+
+def test_calls_are_those_of_the_runs_that_converged_from_both_starts(comparison):
+    emt, ratio = plot.calls_saved(comparison).axes
+    for k, optimizer in enumerate(('FIRE', 'BFGS')):
+        pairs = converged(comparison, optimizer)
+        calls = [[run['calls'] for run in pair] for pair in pairs]
+        np.testing.assert_array_equal(points(emt, k), calls)
+        ratios = [b / a for a, b in calls]
+        np.testing.assert_allclose(points(ratio, k)[:, 0], ratios)
+    assert emt.get_xlim() == emt.get_ylim()
+
+
+def test_energies_are_above_the_end_of_the_full_relaxation(comparison):
+    figure = plot.energy_boxes(comparison)
+    pairs = converged(comparison)
+    ends = np.array([a['energy_per_atom'] for a, _ in pairs])
+    said = {p['structure']: p['energy_per_atom']['emt'] for p in comparison['predictions']}
+    expected = (
+        [a['curve'][0][0] for a, _ in pairs],
+        [said[a['structure']] for a, _ in pairs],
+        [b['energy_per_atom'] for _, b in pairs],
+    )
+    for k, energies in enumerate(expected):
+        meV = 1000 * (np.array(energies) - ends)
+        np.testing.assert_allclose(points(figure.axes[0], k)[:, 1], meV, atol=1e-6)
+    assert points(figure.axes[0], 0)[:, 1].min() > 1
+
+
+def test_curves_begin_where_the_runs_do_and_the_median_goes_on_to_the_end(comparison):
+    energy, _, force, _ = plot.convergence(comparison, 'emt').axes
+    pairs = converged(comparison)
+    thin = [line for line in force.lines if line.get_linewidth() < 1 and line.get_alpha()]
+    for line, run in zip(thin, [a for a, _ in pairs], strict=False):
+        np.testing.assert_allclose(line.get_ydata(), np.array(run['curve'])[:, 1])
+    medians = [line for line in force.lines if line.get_linewidth() > 2]
+    assert len(medians) == 2
+    for line, start in zip(medians, (0, 1), strict=True):
+        last = [pair[start]['curve'][-1][1] for pair in pairs]
+        assert line.get_ydata()[-1] == pytest.approx(np.median(last))
+        assert line.get_ydata()[-1] < comparison['settings']['fmax']
+    assert min(line.get_ydata().min() for line in energy.lines) >= 0.1
+
+
+def test_one_structure_has_two_curves(comparison):
+    name = converged(comparison)[0][0]['structure']
+    figure = plot.convergence(comparison, 'emt', name)
+    assert len(figure.axes[0].lines) == 2
+
+
+def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
+    figure = plot.lattice_parity(comparison)
+    truth = [run for run in runs(comparison, 'unrelaxed') if run['converged']]
+    said = {p['structure']: p for p in comparison['predictions']}
+    for ax, part in zip(figure.axes[:2], (slice(0, 3), slice(3, 6)), strict=True):
+        x = np.ravel([run['lattice'][part] for run in truth])
+        y = np.ravel([said[run['structure']]['lattice'][part] for run in truth])
+        np.testing.assert_allclose(points(ax, 1), np.transpose([x, y]))
+        assert f'prediction {np.abs(x - y).mean():.3g}' in ax.get_title()
+    volumes = points(figure.axes[2], 1)[:, 0]
+    np.testing.assert_allclose(volumes, [run['volume'] / 4 for run in truth])
+
+
+def test_references_are_preferred_to_a_calculator(comparison):
+    known = copy.deepcopy(comparison)
+    known['settings']['has_reference'] = True
+    for structure, reference in zip(known['structures'], (True, False, True), strict=True):
+        structure['reference'] = (
+            {'lattice': 6 * [7.0], 'volume': 4.0} if reference else None
+        )
+    lengths, *_ = plot.lattice_parity(known).axes
+    assert len(points(lengths)) == 6
+    assert set(points(lengths)[:, 0]) == {7.0}
+    assert lengths.get_xlabel().startswith('reference')
+
+
+def test_each_structure_counts_once_in_each_distribution(evaluation):
+    figure = plot.error_distributions(evaluation)
+    for ax in figure.axes:
+        filled = ax.containers or ax.patches
+        outlines = [p for p in ax.patches if not p.get_fill()]
+        assert len(outlines) == 3, filled
+        for outline in outlines:
+            tops = outline.get_xy()[:, 1]
+            assert tops[1:-1:2].sum() == 3
+    assert 'nearer' in text_of(figure)
+
+
+def test_structures_without_a_sigma_are_left_out_of_the_calibration(evaluation):
+    [ax] = plot.calibration(evaluation).axes
+    np.testing.assert_allclose(points(ax), [[0.01, 0.02], [0.03, 0.06]])
+    assert '2 structures' in ax.get_title()
+
+
+def test_phonons_of_each_way_have_a_panel_with_the_same_wave_vectors(phonons):
+    figure = plot_phonons.phonon_bands(phonons, 'Cu', 'emt')
+    *panels, dos = figure.axes
+    kinds = [entry['kind'] for entry in phonons['phonons']]
+    assert len(panels) == len(dos.lines) - 1 == len(kinds) == 3
+    for ax, entry in zip(panels, phonons['phonons'], strict=True):
+        assert ax.get_title().startswith(entry['kind'])
+        assert ax.get_ylim() == dos.get_ylim()
+        # a band is drawn in pieces, which no line joins across a break of the path
+        drawn = [len(line.get_xdata()) for line in ax.lines[:-1]]
+        assert sum(drawn) == np.size(entry['bands']['frequencies'])
+        assert len(drawn) == 3 * (1 + len(entry['bands']['breaks']))
+
+
+def test_thermal_properties_are_per_atom_and_in_meV(phonons):
+    figure = plot_phonons.thermal_properties(phonons, 'Cu', 'emt')
+    free, _, heat = figure.axes
+    entry = phonons['phonons'][0]['thermal']
+    np.testing.assert_allclose(
+        free.lines[0].get_ydata(), 1000 * np.array(entry['free_energy'])
+    )
+    # Dulong and Petit: 3 R
+    assert heat.lines[0].get_ydata()[-1] == pytest.approx(24.9, rel=0.03)
+
+
+def test_phonons_that_are_not_there_are_named(comparison):
+    with pytest.raises(ValueError, match="no phonons of structure 'Cu' with 'emt'"):
+        plot_phonons.phonon_bands(comparison, 'Cu', 'emt')
+
+
+def test_where_nothing_converged_the_panels_say_so(comparison):
+    lost = copy.deepcopy(comparison)
+    for run in lost['runs']:
+        run.update(ok=False, converged=False, energy_per_atom=None, curve=[], lattice=None)
+    for figure in (
+        plot.calls_saved(lost),
+        plot.energy_boxes(lost),
+        plot.convergence(lost, 'emt'),
+    ):
+        assert 'no structure converged\nfrom both starts' in text_of(figure)
+        figure.draw_without_rendering()
+    assert 'nothing to compare' in text_of(plot.lattice_parity(lost))
+
+
+def test_a_figure_leaves_settings_and_pyplot_alone():
+    code = """
+import sys, matplotlib
+def settings():  # but for the back end, which pyplot is asked for
+    keys = matplotlib.rcParams.keys() - {'backend'}
+    return {key: matplotlib.rcParams[key] for key in keys}
+before = settings()
+from ase_deeprelax.compare import plot
+from ase_deeprelax.compare.drawing import to_svg
+row = {'errors': {'dummy': {'coord_mae': 0.1, 'lattice_mae': 0.1, 'volume_mae': 1.0}}}
+figure = plot.error_distributions({'models': {}, 'all': {'dummy': {}}, 'structures': [row]})
+to_svg(figure, 'errors')
+assert settings() == before
+assert 'matplotlib.pyplot' not in sys.modules
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_svg_stands_in_a_page(comparison):
+    svg = to_svg(plot.calls_saved(comparison), 'calls "saved" <here>')
+    root = ET.fromstring(svg)
+    assert root.get('role') == 'img'
+    assert root.get('aria-label') == 'calls "saved" <here>'
+    tags = {element.tag.rpartition('}')[2] for element in root.iter()}
+    assert tags.isdisjoint({'style', 'metadata', 'script', 'image'})
+    assert 'currentColor' in svg
+    assert BLUE not in svg
+    ids = [element.get('id') for element in root.iter() if element.get('id')]
+    assert len(ids) == len(set(ids))
+    other = to_svg(plot.calls_saved(comparison), 'another')
+    assert not set(ids) & {element.get('id') for element in ET.fromstring(other).iter()} - {
+        None
+    }
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, comparison):
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'matplotlib']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'ase-deeprelax\[plot\]'"
+    ):
+        plot.calls_saved(comparison)

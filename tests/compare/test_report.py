@@ -1,0 +1,484 @@
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ase_deeprelax.compare.evaluate import evaluate
+from ase_deeprelax.compare.report import embedded, write_report
+from ase_deeprelax.data.pairs import make_pair
+from ase_deeprelax.errors import DeepRelaxWarning
+from ase_deeprelax.predict import relax
+
+NASTY = '</script><b>x</b> & "quotes" $\\alpha$'
+CHROMIUM = next(
+    filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None
+)
+DRIVER = shutil.which('chromedriver')
+FLAGS = (
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    # Nothing on the page may need it: names of hosts lead nowhere.
+    '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost',
+    '--window-size=1200,900',
+)
+
+
+def crystals():
+    rocksalt = bulk('MgO', 'rocksalt', a=4.3, cubic=True)
+    rocksalt.rattle(0.1, seed=0)
+    perovskite = Atoms(
+        'SrTiO3',
+        scaled_positions=[
+            (0, 0, 0),
+            (0.5, 0.5, 0.5),
+            (0.5, 0.5, 0),
+            (0.5, 0, 0.5),
+            (0, 0.5, 0.5),
+        ],
+        cell=3 * [3.9],
+        pbc=True,
+    )
+    perovskite.rattle(0.05, seed=1)
+    overlapping = Atoms('H2', positions=[(0, 0, 0), (0, 0, 0.01)], cell=3 * [4], pbc=True)
+    many = bulk('Cu', cubic=True) * (5, 5, 2)
+    many.rattle(0.05, seed=2)
+    return {
+        'MgO': rocksalt,
+        NASTY: perovskite,
+        'refused': overlapping,
+        'one atom': bulk('Cu'),
+        'many': many,
+    }
+
+
+@pytest.fixture(scope='module')
+def relaxations(tiny_model):
+    atoms = crystals()
+    with pytest.warns(DeepRelaxWarning, match='200 atoms'):
+        results = relax(list(atoms.values()), model=tiny_model, symmetry='free')
+    return dict(zip(atoms, results, strict=True))
+
+
+@pytest.fixture(scope='module')
+def page(relaxations, tmp_path_factory):
+    return write_report(
+        tmp_path_factory.mktemp('page') / 'new/report.html', relaxations=relaxations
+    )
+
+
+class Reader(HTMLParser):
+    """Elements of a page in order, and the text of each kind of them."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], {}
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.open.append(tag)
+        self.text.setdefault(tag, []).append('')
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.open:
+            self.text[self.open[-1]][-1] += data
+
+
+def scenes_of(html):
+    [script] = re.findall(
+        r'<script type="application/json" id="scenes">(.*?)</script>', html
+    )
+    return json.loads(script)
+
+
+json_data = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@settings(max_examples=40)
+@given(json_data)
+def test_no_text_ends_the_script_it_is_embedded_in(data):
+    text = embedded(data)
+    assert json.loads(text) == data
+    assert not set('<>&') & set(text)
+
+
+def test_names_are_text_wherever_they_stand(page):
+    html = page.read_text()
+    read = Reader(html)
+    assert '<b>' not in html
+    assert [tag for tag, _ in read.elements].count('script') == 2
+    assert NASTY in [scene['name'] for scene in scenes_of(html)]
+    assert NASTY in read.text['option']
+    assert NASTY in read.text['button']
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    elements = Reader(page.read_text()).elements
+    policy = next(a['content'] for tag, a in elements if a.get('http-equiv'))
+    assert policy.startswith("default-src 'none'")
+    assert 'http' not in policy
+    assert not any({'src', 'action', 'data'} & attrs.keys() for _, attrs in elements)
+    assert {tag for tag, _ in elements}.isdisjoint({'link', 'iframe', 'base', 'img'})
+    assert all(a['href'].startswith('#') for _, a in elements if 'href' in a)
+
+
+def test_what_was_refused_is_in_the_table_with_its_reason(page, relaxations):
+    html = page.read_text()
+    assert 'refused' not in [scene['name'] for scene in scenes_of(html)]
+    rows = re.findall(r'<tr>(.*?)</tr>', html, re.DOTALL)
+    [row] = [row for row in rows if '>refused</td>' in row]
+    assert relaxations['refused'].problem[:20] in row
+    assert '5 structures, 1 of them refused' in html
+
+
+def test_all_refused_leaves_no_viewer(tmp_path, relaxations):
+    path = write_report(tmp_path / 'r.html', relaxations=[relaxations['refused']])
+    assert 'canvas' not in [tag for tag, _ in Reader(path.read_text()).elements]
+    assert 'H2, 0' in path.read_text()
+
+
+def test_what_is_drawn_is_the_relaxation(page, relaxations):
+    for scene in scenes_of(page.read_text()):
+        result = relaxations[scene['name']]
+        np.testing.assert_allclose(scene['move'], result.displacement, atol=1e-5)
+        np.testing.assert_allclose(scene['deformation'], result.deformation, atol=1e-6)
+        np.testing.assert_allclose(scene['sigma'], result.sigma_atoms, atol=1e-5)
+        assert scene['notes']['sigma / Å'] == f'{result.sigma:.3f}'
+
+
+def test_nothing_to_report_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='nothing to report'):
+        write_report(tmp_path / 'r.html')
+
+
+def test_an_evaluation_is_a_table_of_all_methods(tmp_path, tiny_model):
+    pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+    pairs = [
+        make_pair(f'p{k}', bulk('MgO', 'rocksalt', a=a), bulk('MgO', 'rocksalt', a=4.25))
+        for k, a in enumerate((4.1, 4.3, 4.4))
+    ]
+    found = evaluate(pairs, tiny_model, device='cpu')
+    html = write_report(tmp_path / 'r.html', evaluation=found).read_text()
+    figures = found['all']['scaled_dummy']['volume_mae']
+    assert f'{figures["mean"]:.4f} / {figures["median"]:.4f}' in html
+    assert 'All 3 pairs' in html
+
+
+@pytest.fixture(scope='module')
+def full_page(tmp_path_factory):
+    """With all that a report can hold."""
+    for package in ('matplotlib', 'phonopy'):
+        pytest.importorskip(package, reason=f'{package} is not installed')
+    from ase.calculators.emt import EMT
+
+    from ase_deeprelax.compare.phonons import compare_phonons
+    from ase_deeprelax.compare.savings import compare
+
+    def nearer(structures):
+        return [bulk('Cu', a=3.62) if len(atoms) == 1 else atoms for atoms in structures]
+
+    copper = {'Cu </script>': bulk('Cu', a=3.8), 'Al': bulk('Al', a=4.2)}
+    found = compare(copper, {'emt': EMT()}, model=nearer)
+    one = {**found, 'structures': found['structures'][:1]}
+    found['phonons'] = compare_phonons(one, {'emt': EMT()}, min_length=4.0)
+    return write_report(tmp_path_factory.mktemp('full') / 'r.html', found), found
+
+
+def test_a_comparison_brings_tables_figures_and_the_viewer(full_page):
+    path, found = full_page
+    html = path.read_text()
+    names = [scene['name'] for scene in scenes_of(html)]
+    assert names == ['Cu, Cu </script>', 'Al']
+    both = found['summary'][0]['both']
+    assert f'{both["median_calls_ratio"]:.0%}' in html
+    for id in found['summary'][0]['both']['higher_structures']:
+        assert f'ended higher: {id}.' in html
+    tags = [tag for tag, _ in Reader(html).elements]
+    # calls, energies, convergence, lattices; bands and thermal properties
+    assert tags.count('svg') == 6
+    assert tags.count('script') == 2
+
+
+# --- in a real browser
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip(
+        'selenium.webdriver', reason='selenium is not installed'
+    )
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip('chromium and chromedriver are not installed (apt: chromium-driver)')
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f'--user-data-dir={tmp_path_factory.mktemp("profile")}'):
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def viewer(browser, page):
+    browser.get(page.as_uri())
+    return Viewer(browser)
+
+
+class Viewer:
+    """The page, as hands and eyes use it."""
+
+    def __init__(self, browser):
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        self.browser = browser
+        self.hands = ActionChains(browser, duration=20)
+        self.canvas = self.find('view')
+        browser.execute_script('arguments[0].scrollIntoView()', self.canvas)
+        self.settle()
+
+    def find(self, id):
+        return self.browser.find_element('id', id)
+
+    def settle(self):
+        """Until what was asked for is painted."""
+        self.browser.execute_async_script(
+            'const done = arguments[0];'
+            'requestAnimationFrame(() => requestAnimationFrame(done));'
+        )
+
+    def choose(self, list_id, text):
+        from selenium.webdriver.support.select import Select
+
+        Select(self.find(list_id)).select_by_visible_text(text)
+        self.settle()
+
+    def slide(self, id, value):
+        self.browser.execute_script(
+            'arguments[0].value = arguments[1];'
+            'arguments[0].dispatchEvent(new Event("input"));',
+            self.find(id),
+            value,
+        )
+        self.settle()
+
+    def point(self, x, y):
+        """Move the mouse to a place on the canvas, in pixels from its corner."""
+        size = self.canvas.size
+        dx, dy = x - size['width'] / 2, y - size['height'] / 2
+        self.hands.move_to_element_with_offset(self.canvas, round(dx), round(dy)).perform()
+        self.settle()
+
+    def drag(self, dx, dy):
+        self.hands.move_to_element(self.canvas).click_and_hold()
+        for _ in range(5):
+            self.hands.move_by_offset(dx // 5, dy // 5)
+        self.hands.release().perform()
+        self.settle()
+
+    def sites(self, atom):
+        """Where the sites of an atom are painted, (n, 2)."""
+        sites = self.browser.execute_script(f'return sitesOnScreen({atom})')
+        return np.array([(site['x'], site['y']) for site in sites])
+
+    def all_sites(self, n_atoms):
+        return np.vstack([self.sites(atom) for atom in range(n_atoms)])
+
+    def front(self, n_atoms):
+        """An atom that nothing hides, and where it is painted."""
+        sites = self.browser.execute_script(
+            f'return Array.from({{length: {n_atoms}}}, (_, k) => sitesOnScreen(k)).flat()'
+        )
+        site = max(sites, key=lambda site: site['z'])
+        return site['atom'], site['x'], site['y']
+
+    def picture(self):
+        url = self.browser.execute_script('return arguments[0].toDataURL()', self.canvas)
+        return base64.b64decode(url.partition(',')[2])
+
+
+@pytest.mark.parametrize('name', ['MgO', NASTY, 'one atom', 'many'])
+def test_a_value_read_off_the_page_is_that_of_the_relaxation(viewer, relaxations, name):
+    result = relaxations[name]
+    viewer.choose('structure', name)
+    assert viewer.find('name').text == name
+    atom, x, y = viewer.front(len(result.atoms))
+    viewer.point(x, y)
+    moved = np.linalg.norm(result.displacement[atom])
+    tip = viewer.find('tip')
+    assert tip.is_displayed()
+    assert tip.text == (
+        f'{result.atoms.symbols[atom]}, atom {atom}: moved {moved:.3f} Å, '
+        f'sigma {result.sigma_atoms[atom]:.3f} Å'
+    )
+    assert viewer.find('readout').text == tip.text
+
+
+def test_a_drag_turns_the_crystal_without_changing_it(viewer):
+    viewer.choose('structure', 'MgO')
+    before, picture = viewer.all_sites(8), viewer.picture()
+    viewer.drag(120, 0)
+    after = viewer.all_sites(8)
+    # about the upright axis: up and down stays, but for the perspective; left and right not
+    assert np.abs(after - before)[:, 0].max() > 30
+    assert np.abs(after - before)[:, 1].max() < np.abs(after - before)[:, 0].max() / 2
+    assert viewer.picture() != picture
+    viewer.drag(-120, 0)
+    back = viewer.all_sites(8)
+    np.testing.assert_allclose(back, before, atol=0.5)
+
+
+def test_the_front_follows_the_hand(viewer):
+    viewer.choose('structure', 'MgO')
+    atom, x, y = viewer.front(8)
+    nearest = np.abs(viewer.sites(atom) - (x, y)).sum(axis=1).argmin()
+    viewer.drag(30, 20)
+    dx, dy = viewer.sites(atom)[nearest] - (x, y)
+    assert dx > 5
+    assert dy > 5
+
+
+def test_the_wheel_zooms(viewer):
+    from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+
+    before = np.ptp(viewer.all_sites(8), axis=0)
+    viewer.hands.scroll_from_origin(
+        ScrollOrigin.from_element(viewer.canvas), 0, -300
+    ).perform()
+    viewer.settle()
+    ratio = np.ptp(viewer.all_sites(8), axis=0) / before
+    np.testing.assert_allclose(ratio, np.exp(0.5), rtol=1e-3)
+
+
+def test_the_keyboard_turns_and_zooms(viewer):
+    from selenium.webdriver.common.keys import Keys
+
+    before = viewer.all_sites(8)
+    viewer.canvas.send_keys(Keys.ARROW_LEFT)
+    viewer.settle()
+    turned = viewer.all_sites(8)
+    viewer.canvas.send_keys('+')
+    viewer.settle()
+    assert np.abs(turned - before).max() > 10
+    assert np.ptp(viewer.all_sites(8)) > 1.1 * np.ptp(turned)
+
+
+def test_the_slider_leads_from_the_input_to_the_answer(viewer, relaxations):
+    """Down the third vector, distances on the screen are those in the crystal."""
+    result = relaxations['MgO']
+    viewer.choose('structure', 'MgO')
+    viewer.browser.find_element('css selector', '[data-along=c]').click()
+    viewer.settle()
+    for value, atoms in ((0, result.initial), (1, result.atoms)):
+        viewer.slide('time', value)
+        sites = viewer.browser.execute_script('return sitesOnScreen(3)')
+        seen = np.array([[site[k] for k in 'xyz'] for site in sites])
+        # undo the perspective: pixels over pixels per A
+        flat = (
+            seen[:, :2]
+            - np.array([viewer.canvas.size['width'], viewer.canvas.size['height']]) / 2
+        )
+        flat /= np.array([site['scale'] for site in sites])[:, None]
+        frac = np.linalg.solve(atoms.cell.array.T, atoms.positions[3])
+        places = (frac % 1 - 0.5) @ atoms.cell.array
+        down = result.initial.cell.array[2] / np.linalg.norm(result.initial.cell.array[2])
+        flat_length = np.linalg.norm(places - (places @ down) * down)
+        assert np.abs(np.linalg.norm(flat, axis=1) - flat_length).min() < 0.02
+
+
+def test_exaggeration_moves_atoms_further_and_the_slider_back(viewer):
+    viewer.choose('structure', 'MgO')
+    once = viewer.sites(0)
+    viewer.slide('factor', 20)
+    assert viewer.find('times').text == '\N{MULTIPLICATION SIGN} 20'
+    assert np.abs(viewer.sites(0) - once).max() > 5
+    viewer.slide('time', 0)
+    start = viewer.sites(0)
+    viewer.slide('factor', 1)
+    np.testing.assert_allclose(viewer.sites(0), start)
+
+
+def test_the_colour_bar_has_the_ends_of_what_it_shows(viewer, relaxations):
+    result = relaxations['MgO']
+    viewer.choose('structure', 'MgO')
+    by_displacement = viewer.picture()
+    assert viewer.find('low').text == '0.000 Å'
+    assert viewer.find('high').text == f'{result.dmax:.3f} Å'
+    viewer.choose('colour', 'uncertainty (sigma)')
+    ends = viewer.find('low').text, viewer.find('high').text
+    assert ends == tuple(
+        f'{x:.3f} Å' for x in (min(result.sigma_atoms), max(result.sigma_atoms))
+    )
+    assert viewer.picture() != by_displacement
+    viewer.choose('colour', 'element')
+    assert not viewer.find('bar').is_displayed()
+    assert viewer.find('elements').text.split() == ['O', 'Mg']
+
+
+def test_the_table_of_atoms_and_the_links_into_the_viewer(viewer, relaxations):
+    [button] = [
+        button
+        for button in viewer.browser.find_elements('css selector', '[data-scene]')
+        if button.text == NASTY
+    ]
+    button.click()
+    viewer.settle()
+    assert viewer.find('name').text == NASTY
+    rows = viewer.find('atoms').get_property('textContent')
+    for moved in np.linalg.norm(relaxations[NASTY].displacement, axis=1):
+        assert f'{moved:.3f} Å' in rows
+
+
+@pytest.mark.parametrize('width', [360, 1200])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_pages_fit_and_are_readable(browser, full_page, width, scheme):
+    path, _ = full_page
+    metrics = {'width': width, 'height': 800, 'deviceScaleFactor': 1, 'mobile': width < 500}
+    media = {'features': [{'name': 'prefers-color-scheme', 'value': scheme}]}
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', media)
+    browser.get_log('browser')
+    browser.get(path.as_uri())
+    wide, seen, ink, back, figure = browser.execute_script(
+        'const style = getComputedStyle(document.body);'
+        'const text = document.querySelector("figure svg text");'
+        'return [document.scrollingElement.scrollWidth, innerWidth, style.color,'
+        ' style.backgroundColor, getComputedStyle(text).fill]'
+    )
+    assert wide <= seen
+    ink, back, figure = (
+        np.array(re.findall(r'\d+', c)[:3], int) for c in (ink, back, figure)
+    )
+    assert (ink.mean() > back.mean()) == (scheme == 'dark')
+    assert abs(ink - back).mean() > 150
+    np.testing.assert_array_equal(figure, ink)
+    # nothing was asked of a network, and nothing went wrong
+    assert (
+        browser.execute_script('return performance.getEntriesByType("resource").length')
+        == 0
+    )
+    assert browser.get_log('browser') == []
+    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})

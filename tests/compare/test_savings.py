@@ -1,0 +1,512 @@
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from ase.calculators.fd import calculate_numerical_forces
+from ase.constraints import FixAtoms
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS, BFGSLineSearch
+from ase.optimize.cellawarebfgs import CellAwareBFGS
+
+from ase_deeprelax.compare.descent import Counted, descend, largest_force, optimizer_class
+from ase_deeprelax.compare.dummy import Dummy
+from ase_deeprelax.compare.journal import Journal
+from ase_deeprelax.compare.savings import compare
+from ase_deeprelax.compare.summary import spread, table
+from ase_deeprelax.data.pairs import make_pair, read_pairs
+from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
+
+SHARED = Path(__file__).parents[2] / '../shared'
+FMAX = 0.02
+
+
+def alloy(seed=0, a=3.8):
+    """Cu3Au off its minimum, in strain and in positions."""
+    rng = np.random.default_rng(seed)
+    atoms = bulk('Cu', a=a, cubic=True)
+    atoms.symbols[0] = 'Au'
+    atoms.set_cell(
+        atoms.cell.array @ (np.eye(3) + rng.uniform(-0.02, 0.02, (3, 3))), scale_atoms=True
+    )
+    atoms.positions += rng.uniform(-0.1, 0.1, (4, 3))
+    return atoms
+
+
+@functools.cache
+def minimum_of(seed):
+    return descend(alloy(seed), EMT(), optimizer=BFGS, fmax=1e-3, steps=300).atoms
+
+
+def minimum(atoms):
+    [seed] = [seed for seed in range(4) if atoms == alloy(seed)]
+    return minimum_of(seed).copy()
+
+
+def oracle(structures):
+    """Nearly the minimum; so near that FIRE has little left to do."""
+    answers = []
+    for atoms in structures:
+        answer = minimum(atoms)
+        answer.rattle(0.004, seed=1)
+        answers.append(answer)
+    return answers
+
+
+class Faulty(EMT):
+    """EMT that breaks at a call of its choice, counted from the first."""
+
+    def __init__(self, name='forces', value=np.nan, after=3):
+        super().__init__()
+        self.name_, self.value, self.left = name, value, after
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.left -= 1
+        if self.left < 0:
+            if isinstance(self.value, Exception):
+                raise self.value
+            self.results[self.name_] = self.results[self.name_] * self.value
+
+
+class Lazy(EMT):
+    """Gives only what it is asked for, and keeps a list of how it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.asked.append(tuple(properties))
+        self.results = {name: self.results[name] for name in properties}
+
+
+@pytest.fixture(scope='module')
+def result():
+    structures = {f's{k}': alloy(k) for k in range(3)}
+    return compare(
+        structures,
+        [EMT()],
+        optimizers=['FIRE', 'BFGS', 'LBFGS', 'CellAwareBFGS'],
+        model=oracle,
+        fmax=FMAX,
+        reference={id: minimum(atoms) for id, atoms in structures.items()},
+        batched=True,
+    )
+
+
+def test_a_good_prediction_saves_calls_with_every_optimizer(result):
+    assert [row['optimizer'] for row in result['summary']] == [
+        'FIRE',
+        'BFGS',
+        'LBFGS',
+        'CellAwareBFGS',
+    ]
+    for row in result['summary']:
+        for start in ('unrelaxed', 'prediction'):
+            assert row[start]['converged'] == 3
+            assert row[start]['failed'] == row[start]['unconverged'] == 0
+        both = row['both']
+        assert both['n'] == 3
+        assert both['median_calls_ratio'] < 0.6
+        assert both['calls_saved']['q25'] > 3
+        assert (both['equal'], both['lower'], both['higher']) == (1, 0, 0)
+        assert abs(both['energy_difference']['median']) < 0.002
+        assert both['uphill'] == 0
+        assert row['only_unrelaxed'] == row['only_prediction'] == []
+    text = table(result)
+    assert 'CellAwareBFGS' in text
+    assert 'ended higher' not in text
+
+
+def test_the_result_is_json_and_holds_a_row_for_every_path(result):
+    again = json.loads(json.dumps(result, allow_nan=False))
+    assert again == result
+    keys = {
+        (r['structure'], r['calculator'], r['optimizer'], r['start'])
+        for r in result['runs']
+    }
+    assert len(keys) == len(result['runs']) == 3 * 1 * 4 * 2
+    assert [row['id'] for row in result['structures']] == ['s0', 's1', 's2']
+    assert [row['structure'] for row in result['predictions']] == ['s0', 's1', 's2']
+    settings = result['settings']
+    assert settings['calculators'] == {'emt': 'emt'}
+    assert settings['model'] == 'oracle'
+    assert settings['has_reference']
+
+
+def test_every_run_says_what_a_fresh_calculator_says_of_its_end(result):
+    for run in result['runs']:
+        facts = next(s for s in result['structures'] if s['id'] == run['structure'])
+        atoms = alloy(int(facts['id'][1:]))
+        if run['start'] == 'unrelaxed':
+            atoms.calc = EMT()
+            energy = atoms.get_potential_energy() / 4
+            assert run['curve'][0][0] == pytest.approx(energy)
+        atoms.set_cell(run['cell'])
+        atoms.set_positions(run['positions'])
+        atoms.calc = EMT()
+        assert run['energy_per_atom'] == pytest.approx(atoms.get_potential_energy() / 4)
+        force = largest_force(atoms, atoms.get_forces(), atoms.get_stress())
+        assert run['fmax'] == pytest.approx(force)
+        assert force <= FMAX
+        assert run['volume'] == pytest.approx(atoms.get_volume())
+        assert run['lattice'] == pytest.approx(atoms.cell.cellpar().tolist())
+        assert run['calls'] == len(run['curve']) == run['steps'] + 1
+        assert run['curve'][-1] == [run['energy_per_atom'], run['fmax']]
+        assert run['seconds'] > 0
+        assert run['rmsd_to_reference'] < 0.01
+        assert run['spacegroup_kept'] in (True, False)
+
+
+def test_the_prediction_alone_stands_beside_the_runs(result):
+    for facts, row in zip(result['structures'], result['predictions'], strict=True):
+        [goal] = oracle([alloy(int(facts['id'][1:]))])
+        assert row['ok']
+        assert row['positions'] == pytest.approx(goal.positions)
+        assert row['volume'] == pytest.approx(goal.get_volume())
+        assert row['seconds'] > 0
+        assert row['sigma'] is facts['sigma'] is None  # a function tells none
+        assert facts['reference']['volume'] == pytest.approx(goal.get_volume())
+        goal.calc = EMT()
+        energy = goal.get_potential_energy() / 4
+        assert row['energy_per_atom'] == {'emt': pytest.approx(energy)}
+        assert row['fmax']['emt'] > FMAX
+        firsts = {
+            tuple(run['curve'][0])
+            for run in result['runs']
+            if run['structure'] == facts['id'] and run['start'] == 'prediction'
+        }
+        assert firsts == {(row['energy_per_atom']['emt'], row['fmax']['emt'])}
+
+
+def test_batched_rows_are_the_same_descent_from_both_starts(result):
+    unrelaxed, prediction = result['batched']
+    assert (unrelaxed['start'], prediction['start']) == ('unrelaxed', 'prediction')
+    for row in (unrelaxed, prediction):
+        assert (row['n'], row['converged'], row['problem']) == (3, 3, '')
+        assert row['structures'] == ['s0', 's1', 's2']
+        assert row['optimizer'] == 'FIRE'
+        assert not row['one_pass']  # EMT takes one at a time
+        assert row['seconds_per_structure'] > 0
+    assert prediction['calls']['median'] < unrelaxed['calls']['median']
+    fire = result['summary'][0]['unrelaxed']['calls']
+    assert unrelaxed['calls']['median'] == pytest.approx(fire['median'], abs=4)
+
+
+@pytest.mark.parametrize('optimizer', [FIRE, BFGS, LBFGS, BFGSLineSearch, CellAwareBFGS])
+def test_calls_are_counted_at_the_calculator(optimizer):
+    calculator = Lazy()
+    end = descend(alloy(), calculator, optimizer=optimizer, fmax=0.05, steps=200)
+    assert end.converged
+    assert end.calls == len(calculator.asked) == len(end.curve)
+    assert set(calculator.asked) == {('energy', 'forces', 'stress')}
+    # A line search looks more often than it steps.
+    assert end.calls >= end.steps + 1
+    if optimizer is not BFGSLineSearch:
+        assert end.calls == end.steps + 1
+    assert end.atoms.calc is None
+
+
+def test_what_a_calculator_remembers_of_another_run_saves_nothing():
+    calculator = EMT()
+    first, second = (
+        descend(alloy(), calculator, optimizer=BFGS, fmax=0.05, steps=100) for _ in range(2)
+    )
+    assert first.calls == second.calls
+    assert first.curve == second.curve
+
+
+def test_all_optimizers_stop_by_the_same_measure_which_is_that_of_the_filter():
+    atoms = alloy()
+    atoms.calc = EMT()
+    force = largest_force(atoms, atoms.get_forces(), atoms.get_stress())
+    rows = FrechetCellFilter(atoms).get_forces()
+    assert force == pytest.approx(np.linalg.norm(rows, axis=1).max(), rel=1e-6)
+    fixed = atoms.copy()
+    fixed.set_constraint(FixAtoms(range(4)))
+    no_forces = largest_force(fixed, atoms.get_forces(), atoms.get_stress())
+    assert no_forces < force
+    assert largest_force(fixed, atoms.get_forces(), np.zeros(6)) == 0
+
+
+def test_counted_is_a_calculator_like_the_one_inside():
+    atoms = alloy()
+    atoms.calc = Counted(EMT())
+    numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[1])
+    calls = atoms.calc.calls
+    assert calls == 6
+    assert atoms.get_forces()[1] == pytest.approx(numerical[0], abs=1e-4)
+    atoms.get_stress()
+    assert atoms.calc.calls == calls + 1
+
+
+def test_optimizers_by_name():
+    assert optimizer_class('CellAwareBFGS') is CellAwareBFGS
+    assert optimizer_class('LBFGS') is LBFGS
+    assert optimizer_class(FIRE) is FIRE
+    with pytest.raises(ValueError, match=r"'fire'.*'CellAwareBFGS'"):
+        optimizer_class('fire')
+    with pytest.raises(ValueError, match='optimizers is empty'):
+        compare([alloy()], [EMT()], optimizers=[], model=Dummy())
+    with pytest.raises(ValueError, match='calculators is empty'):
+        compare([alloy()], [], model=Dummy())
+
+
+@pytest.mark.parametrize(
+    ('calculator', 'reason', 'calls'),
+    [
+        (Faulty(), 'the force on atom 0 .* is not finite', 4),
+        (Faulty('stress'), 'the stress is not finite', 4),
+        (Faulty('energy'), 'the energy is not finite', 4),
+        (Faulty(value=OSError('no licence')), 'OSError: no licence', 4),
+    ],
+)
+def test_a_failure_says_why_and_how_far_it_came(calculator, reason, calls):
+    end = descend(alloy(), calculator, optimizer=BFGS, fmax=0.01, steps=100)
+    assert (end.ok, end.converged, end.calls, len(end.curve)) == (False, False, calls, 3)
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(end.reason)
+
+
+class Bag(Calculator):
+    """An empty bag around the atoms that wants another volume."""
+
+    implemented_properties = ('energy', 'forces', 'stress')
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        volume = atoms.get_volume()
+        pull = 10 * np.log(volume / 2000)
+        self.results = {
+            'energy': pull**2 / 20,
+            'forces': np.zeros((len(atoms), 3)),
+            'stress': pull / volume * np.array([1, 1, 1, 0, 0, 0]),
+        }
+
+
+def test_runaways_end():
+    end = descend(alloy(), Bag(), optimizer=BFGS, fmax=0.01, steps=500)
+    assert not end.ok
+    assert 'ran away' in end.reason
+
+
+def test_failures_are_counted_apart_and_change_no_other_row(result):
+    iron = bulk('Fe', a=2.9, cubic=True)  # which EMT does not know
+    structures = {'s0': alloy(0), 'bad': iron, 's1': alloy(1)}
+    found = compare(structures, [EMT()], model=_all_but_iron, fmax=FMAX, batched=True)
+    [row] = found['summary']
+    for start in ('unrelaxed', 'prediction'):
+        part = row[start]
+        assert (part['failed'], part['unconverged'], part['converged']) == (1, 0, 2)
+        assert part['converged_share'] == pytest.approx(2 / 3)
+        assert part['calls']['n'] == part['seconds']['n'] == 2
+    assert row['both']['n'] == 2
+    assert [batch['structures'] for batch in found['batched']] == [['s0', 's1']] * 2
+    bad = [run for run in found['runs'] if run['structure'] == 'bad']
+    assert bad[0]['reason'].startswith('NotImplementedError')
+    assert bad[0]['energy_per_atom'] is bad[0]['positions'] is None
+    assert bad[1]['reason'] == 'no prediction: RuntimeError: I know no iron'
+    assert (bad[1]['calls'], bad[1]['curve']) == (0, [])
+    [told] = [row for row in found['predictions'] if row['structure'] == 'bad']
+    assert (told['ok'], told['energy_per_atom'], told['volume']) == (False, {}, None)
+    same = [run for run in result['runs'] if run['optimizer'] == 'FIRE']
+    for run in found['runs']:
+        for other in same:
+            if (run['structure'], run['start']) == (other['structure'], other['start']):
+                assert run['curve'] == other['curve']
+    json.dumps(found, allow_nan=False)
+    assert '1' in table(found)
+
+
+def _all_but_iron(structures):
+    if any('Fe' in atoms.symbols for atoms in structures):
+        raise RuntimeError('I know no iron')
+    return oracle(structures)
+
+
+def test_runs_that_ran_out_of_steps_are_no_failures_and_enter_no_median():
+    found = compare([alloy(0), alloy(1)], [EMT()], model=oracle, fmax=FMAX, steps=5)
+    [row] = found['summary']
+    assert (row['unrelaxed']['unconverged'], row['unrelaxed']['failed']) == (2, 0)
+    assert row['unrelaxed']['calls'] == {'n': 0, 'q25': None, 'median': None, 'q75': None}
+    assert row['both']['n'] == 0
+    assert row['both']['median_calls_ratio'] is None
+    run = found['runs'][0]
+    assert (run['ok'], run['converged'], run['steps'], run['calls']) == (True, False, 5, 6)
+    assert run['reason'] == 'not converged to 0.02 eV/A in 5 steps'
+    assert run['energy_per_atom'] is not None
+    assert row['only_prediction'] == [
+        run['structure']
+        for run in found['runs']
+        if run['start'] == 'prediction' and run['converged']
+    ]
+    assert table(found)
+
+
+def test_another_minimum_is_noticed():
+    def fcc(structures):
+        return [bulk('Cu', a=3.59) for _ in structures]
+
+    def bcc(structures):
+        return [bulk('Cu', 'bcc', a=2.87) for _ in structures]
+
+    low, high = bulk('Cu', a=3.7), bulk('Cu', 'bcc', a=2.95)  # ideal, so no way out
+    down = compare({'Cu': high}, [EMT()], model=fcc)['summary'][0]['both']
+    assert (down['lower'], down['lower_structures'], down['higher']) == (1, ['Cu'], 0)
+    assert down['energy_difference']['median'] < -0.002
+    found = compare({'Cu': low}, [EMT()], model=bcc)
+    up = found['summary'][0]['both']
+    assert (up['higher'], up['higher_structures'], up['equal']) == (1, ['Cu'], 0)
+    assert up['energy_difference']['median'] > 0.002
+    assert 'ended higher: Cu' in table(found)
+
+
+def test_work_goes_on_where_it_stopped(tmp_path):
+    asked = []
+
+    def model(structures):
+        asked.extend(structures)
+        return oracle(structures)
+
+    first = compare([alloy(0)], [EMT()], model=model, fmax=FMAX, out=tmp_path)
+    journal = tmp_path / 'runs.jsonl'
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 1 + 1 + 2  # settings, a prediction, two runs
+    # A kill in the middle of a line, and the next day a structure and an optimizer more.
+    journal.write_text('\n'.join(lines[:3]) + '\n' + lines[3][:40])
+    before = len(asked)
+    calculator = Lazy()
+    second = compare(
+        [alloy(0), alloy(1)],
+        {'emt': calculator},
+        model=model,
+        fmax=FMAX,
+        optimizers=['FIRE', 'BFGS'],
+        out=tmp_path,
+    )
+    for atoms in asked[before:]:
+        assert atoms == alloy(1)
+    kept, redone = second['runs'][0], second['runs'][1]
+    assert kept == first['runs'][0]  # with its wall time: it was not run again
+    assert redone['curve'] == first['runs'][1]['curve']
+    assert len(second['runs']) == 2 * 2 * 2
+    calls = len(calculator.asked)
+    third = compare(
+        [alloy(0), alloy(1)],
+        {'emt': calculator},
+        model=model,
+        fmax=FMAX,
+        optimizers=['FIRE', 'BFGS'],
+        out=tmp_path,
+    )
+    assert third == second
+    assert len(calculator.asked) == calls
+    for other in ({'fmax': 0.1}, {'steps': 7}, {'model': Dummy()}):
+        with pytest.raises(ConfigError, match='was written with'):
+            compare([alloy(0)], [EMT()], out=tmp_path, **{'model': model} | other)
+
+
+def test_a_changed_structure_of_the_same_name_is_run_anew(tmp_path):
+    one, two = (
+        compare({'x': alloy(k)}, [EMT()], model=Dummy(), fmax=0.1, out=tmp_path)
+        for k in (0, 1)
+    )
+    assert one['runs'][0]['curve'] != two['runs'][0]['curve']
+
+
+def test_journals_refuse_what_they_did_not_write(tmp_path):
+    path = tmp_path / 'notes.txt'
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(ConfigError, match='no settings'):
+        Journal(path)
+    path.write_text('dear diary\n')
+    with pytest.raises(ConfigError, match='not a journal'):
+        Journal(path)
+
+
+def test_pairs_bring_their_reference_and_lists_may_have_some():
+    atoms = alloy()
+    pair = make_pair('p', atoms, minimum(atoms))
+    found = compare(
+        [pair, alloy(1)], [EMT()], model=Dummy(), fmax=0.05, optimizers=['BFGS']
+    )
+    first, second = found['structures']
+    assert (first['id'], second['id']) == ('p', '1')
+    assert first['reference']['volume'] < first['volume']
+    assert second['reference'] is None
+    rmsd = [run['rmsd_to_reference'] for run in found['runs']]
+    assert max(rmsd[:2]) < 0.01
+    assert rmsd[2:] == [None, None]
+    listed = compare([alloy()], [EMT()], model=Dummy(), reference=[None], steps=1)
+    assert not listed['settings']['has_reference']
+
+
+@pytest.mark.parametrize(
+    ('structures', 'reference', 'error', 'match'),
+    [
+        ([bulk('Cu'), bulk('Au')], [bulk('Cu')], StructureError, '1 references for 2'),
+        ({'x': bulk('Cu')}, {'y': bulk('Cu')}, StructureError, "'y' belongs to none"),
+        ([bulk('Cu')], [bulk('Au')], PairFileError, 'atom 0 is Cu'),
+        (2 * [make_pair('p', bulk('Cu'), bulk('Cu'))], None, StructureError, "'p' is the"),
+        (['Cu'], None, StructureError, 'not a structure'),
+    ],
+)
+def test_mistakes_are_found_before_the_work(structures, reference, error, match):
+    with pytest.raises(error, match=match):
+        compare(structures, [EMT()], model=Dummy(), reference=reference)
+
+
+def test_calculators_are_told_apart(tiny_model):
+    made = {'one': EMT(), 'two': EMT}
+    found = compare([alloy()], made, model=tiny_model, fmax=0.1)
+    assert found['settings']['calculators'] == {'one': 'emt', 'two': 'EMT'}
+    one, two = found['summary']
+    assert one['prediction']['calls'] == two['prediction']['calls']
+    [row] = found['predictions']
+    assert row['ok']
+    assert row['energy_per_atom']['one'] == row['energy_per_atom']['two']
+    assert row['sigma'] > 0
+    assert len(row['sigma_atoms']) == 4
+    assert found['structures'][0]['sigma'] == row['sigma']
+    assert len(found['settings']['sha256']) == 64
+
+
+def test_spread():
+    assert spread([]) == {'n': 0, 'q25': None, 'median': None, 'q75': None}
+    assert spread([None, 2.0]) == {'n': 1, 'q25': 2.0, 'median': 2.0, 'q75': 2.0}
+
+
+def test_a_real_potential_on_real_pairs():
+    pytest.importorskip('matgl', exc_type=ImportError)
+    folder = SHARED / 'potentials/TensorNet-MatPES-PBE-v2025.1-PES'
+    file = SHARED / 'data/pairs_wbm_dev.jsonl.gz'
+    if not folder.is_dir() or not file.exists():
+        pytest.skip('needs ../shared/potentials and ../shared/data')
+    small = [p for p in read_pairs(file, ok_only=True) if p.formula in ('HfPt2', 'MgAsRu2')]
+    assert len(small) == 2
+    said = {pair.unrelaxed.positions.tobytes(): pair.relaxed for pair in small}
+
+    def knows_the_answer(structures):
+        return [said[atoms.positions.tobytes()] for atoms in structures]
+
+    found = compare(
+        small,
+        [f'tensornet:{folder}'],
+        optimizers=['CellAwareBFGS'],
+        model=knows_the_answer,
+        batched=True,
+    )
+    [row] = found['summary']
+    assert row['calculator'] == 'tensornet'
+    assert row['both']['n'] == 2
+    assert row['both']['median_calls_ratio'] < 1
+    assert row['both']['equal'] == 1
+    assert row['prediction']['rmsd_to_reference']['q75'] < 0.05
+    for batch in found['batched']:
+        assert (batch['converged'], batch['one_pass']) == (2, True)
