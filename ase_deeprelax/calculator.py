@@ -11,7 +11,7 @@ from ase_deeprelax.data.pair import nearest_shift
 from ase_deeprelax.errors import PredictionError, StructureError
 from ase_deeprelax.predict import relax
 from ase_deeprelax.result import Relaxation
-from ase_deeprelax.solve.edg import HUBER, edge_bounds, Sums
+from ase_deeprelax.solve.edg import HUBER, Sums, edge_bounds
 
 
 class EDGCalculator(Calculator):

@@ -5,12 +5,12 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import RestartError
 
 from ase_deeprelax import keys
-from ase_deeprelax.chain import Chain
 from ase_deeprelax.freedom import unwrap
 from ase_deeprelax.plan import has_calculator
 from ase_deeprelax.prediction import Prediction
-from ase_deeprelax.refine import check_refinable
-from ase_deeprelax.stage import Stage, bare
+from ase_deeprelax.refine.chain import Chain
+from ase_deeprelax.refine.descent import check_refinable
+from ase_deeprelax.refine.stage import Stage, bare
 
 
 class Course:

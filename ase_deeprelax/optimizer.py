@@ -12,9 +12,9 @@ from ase_deeprelax.freedom import unwrap
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.plan import OneShot, has_calculator, make_plan
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.refine import optimizer_name
-from ase_deeprelax.restart import load_restart, save_restart
-from ase_deeprelax.stage import as_stages
+from ase_deeprelax.refine.descent import optimizer_name
+from ase_deeprelax.refine.restart import load_restart, save_restart
+from ase_deeprelax.refine.stage import as_stages
 from ase_deeprelax.weights.store import available_models
 
 

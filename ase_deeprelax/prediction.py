@@ -12,7 +12,7 @@ from ase_deeprelax.errors import (
     warn,
 )
 from ase_deeprelax.plan import OneShot
-from ase_deeprelax.stage import StageRecord, bare
+from ase_deeprelax.refine.stage import StageRecord, bare
 
 # What a structure that is going to be refined can do without a prediction.
 SKIPPED = (PredictionError, StructureError, UnsupportedConstraintError)

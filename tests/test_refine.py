@@ -25,7 +25,7 @@ from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxWarning, ModelError
 from ase_deeprelax.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.potentials.calculators import POTENTIALS
-from ase_deeprelax.stage import Stage, as_stages
+from ase_deeprelax.refine.stage import Stage, as_stages
 
 SHARED = Path(__file__).parents[1] / '../shared/potentials'
 
@@ -397,7 +397,7 @@ SCRIPT = """
     from ase.build import bulk
     from ase.calculators.emt import EMT
     from ase_deeprelax.optimizer import DeepRelaxOptimizer
-    from ase_deeprelax.stage import Stage
+    from ase_deeprelax.refine.stage import Stage
 
     class Killed(EMT):
         left = int(sys.argv[2])

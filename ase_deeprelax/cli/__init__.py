@@ -1,4 +1,4 @@
-"""The command line: ``deeprelax relax | train | label | evaluate | compare | models | doctor``."""
+"""The command line: ``deeprelax relax | train | label | evaluate | compare | ...``."""
 
 from ase_deeprelax.cli import about, compare, measure, relax, train
 from ase_deeprelax.cli.app import app, main

@@ -16,8 +16,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar='STRUCTURES',
-            help='Anything that ase.io reads, or pairs (.jsonl, .jsonl.gz, a folder), whose '
-            'relaxed halves are then the reference.',
+            help='Anything that ase.io reads, or pairs (.jsonl, .jsonl.gz, a folder), '
+            'whose relaxed halves are then the reference.',
         ),
     ],
     *,
@@ -62,6 +62,10 @@ def compare(
     from ase_deeprelax.compare.savings import compare as measure
     from ase_deeprelax.compare.summary import table
 
+    if html_file is not None:
+        from ase_deeprelax.report.drawing import need_matplotlib
+
+        need_matplotlib()  # said now rather than after hours of work
     structures = _structures(files)
     if limit is not None and limit < len(structures):
         structures = [structures[k * len(structures) // limit] for k in range(limit)]
@@ -87,7 +91,7 @@ def compare(
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, allow_nan=False) + '\n')
     if html_file is not None:
-        from ase_deeprelax.compare.report import write_report
+        from ase_deeprelax.report.html import write_report
 
         write_report(html_file, result)
 

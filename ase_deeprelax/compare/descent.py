@@ -15,7 +15,7 @@ from ase.optimize.cellawarebfgs import CellAwareBFGS
 from ase_deeprelax.checks import check_prediction
 from ase_deeprelax.compare.iterative import RUNAWAY
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
-from ase_deeprelax.refine import Refinement, check_refinable
+from ase_deeprelax.refine.descent import Refinement, check_refinable
 
 PROPERTIES = ('energy', 'forces', 'stress')
 

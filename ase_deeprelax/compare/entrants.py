@@ -12,7 +12,7 @@ from ase_deeprelax.compare.metrics import Reference
 from ase_deeprelax.data.convert import as_atoms
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.errors import DeepRelaxError, StructureError
-from ase_deeprelax.refine import check_refinable
+from ase_deeprelax.refine.descent import check_refinable
 from ase_deeprelax.symmetry import spacegroup_number
 
 # What is said of a structure that is not there.

@@ -57,7 +57,9 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
         rank correlation of a structure's sigma with the mean absolute error of its bonds
         (None where the model gives no sigma); ``all`` and ``ok``, each with ``dummy``,
         ``scaled_dummy`` and ``model``: means and medians of `metrics.ERRORS`, and
-        `metrics.SHARES`.
+        `metrics.SHARES`; and ``structures``, for each pair ``id, formula, n_atoms, ok``,
+        ``errors`` {method: all figures}, and by model ``sigma`` and ``bond_error`` (A, the
+        mean absolute error of its bonds), None without a sigma.
 
     Raises
     ------
@@ -82,6 +84,7 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
         **found['models']['model'],
         'all': found['all'],
         'ok': found['ok'],
+        'structures': found['structures'],
     }
 
 
@@ -101,7 +104,7 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
     dict
         Ready for JSON. ``n``, ``n_ok``; ``models``: what `evaluate` says of each model
         besides its errors; ``all`` and ``ok``: the errors of ``dummy``, ``scaled_dummy``
-        and each model under its name.
+        and each model under its name; ``structures`` as `evaluate` gives them.
 
     Raises
     ------
@@ -122,9 +125,9 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
     relaxers = {name: _relaxer(model, device, progress) for name, model in models.items()}
     inputs = [pair.unrelaxed for pair in pairs]
     answers = {name: baseline()(inputs) for name, baseline in BASELINES.items()}
-    records = {}
+    records, said = {}, {}
     for name, (relax, model, place) in relaxers.items():
-        answers[name], record = _answers(pairs, inputs, relax)
+        answers[name], said[name], record = _answers(pairs, inputs, relax)
         records[name] = {'model': model, 'device': place, **record}
     rows = _compare(pairs, answers, jobs, progress)
     ok = [row for pair, row in zip(pairs, rows, strict=True) if pair.ok]
@@ -134,6 +137,18 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
         'models': records,
         'all': _summary(rows, answers),
         'ok': _summary(ok, answers),
+        'structures': [
+            {
+                'id': pair.id,
+                'formula': pair.formula,
+                'n_atoms': len(pair.numbers),
+                'ok': pair.ok,
+                'errors': row,
+                'sigma': {name: pairwise[k][0] for name, pairwise in said.items()},
+                'bond_error': {name: pairwise[k][1] for name, pairwise in said.items()},
+            }
+            for k, (pair, row) in enumerate(zip(pairs, rows, strict=True))
+        ],
     }
 
 
@@ -248,11 +263,18 @@ def _answers(pairs, inputs, relax):
         for result, ok, atoms in zip(results, good, inputs, strict=False)
     ]
     _check_answers(pairs, results, answers)
-    return answers, {
-        'n_failed': len(good) - sum(good),
-        'ms_per_structure': 1e3 * seconds / max(len(pairs), 1),
-        'spearman_sigma': _spearman_sigma(pairs, results),
-    }
+    said = [
+        _sigma_and_error(pair, result) for pair, result in zip(pairs, results, strict=True)
+    ]
+    return (
+        answers,
+        said,
+        {
+            'n_failed': len(good) - sum(good),
+            'ms_per_structure': 1e3 * seconds / max(len(pairs), 1),
+            'spearman_sigma': _spearman_sigma(said),
+        },
+    )
 
 
 def _check_answers(pairs, results, answers):
@@ -293,13 +315,16 @@ def _summary(rows, methods):
     return {method: summarise([row[method] for row in rows]) for method in methods}
 
 
-def _spearman_sigma(pairs, results):
-    """Over the structures with a sigma: does it rank them by the error of their bonds?"""
-    both = [
-        (result.sigma, _bond_error(pair, result))
-        for pair, result in zip(pairs, results, strict=True)
-        if getattr(result, 'ok', False) and np.isfinite(result.sigma)
-    ]
+def _sigma_and_error(pair, result):
+    """Uncertainty and error of a structure, A; None without an uncertainty."""
+    if not getattr(result, 'ok', False) or not np.isfinite(result.sigma):
+        return None, None
+    return float(result.sigma), _bond_error(pair, result)
+
+
+def _spearman_sigma(said):
+    """Does sigma rank the structures that have one by the error of their bonds?"""
+    both = [pair for pair in said if pair[0] is not None]
     value = spearman(*zip(*both, strict=True)) if both else np.nan
     return float(value) if np.isfinite(value) else None
 

@@ -12,12 +12,9 @@ from ase_deeprelax._version import __version__
 from ase_deeprelax.checks import check_prediction
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.potentials.calculators import get_calculator
-from ase_deeprelax.refine import Refinement, check_refinable, optimizer_name
+from ase_deeprelax.refine.attempt import RUNAWAY
+from ase_deeprelax.refine.descent import Refinement, check_refinable, optimizer_name
 from ase_deeprelax.result import Relaxation
-
-# On its way a cell may leave what a relaxed one is held to, but not run away: beyond these
-# ratios of volumes neighbour lists grow without end, or atoms lose sight of each other.
-RUNAWAY = (0.2, 5.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -191,6 +191,7 @@ class _Bounds:
 
 
 def edge_bounds(pos, cell, graph_of_atom, edge_index, offset, *, lower, upper):
+    """Bounds on the lengths of edges, as `solve_edg` takes them."""
     head, tail = edge_index
     graph = graph_of_atom.index_select(0, tail)
     shift = (offset.unsqueeze(1) @ cell.index_select(0, graph)).squeeze(1)

@@ -179,8 +179,14 @@ def test_models_side_by_side_are_what_each_is_alone(predictor):
     for name, model in models.items():
         alone = evaluate(pairs, model)
         assert untimed(together['models'][name]) | {'n': 6, 'n_ok': 4} == {
-            key: value for key, value in untimed(alone).items() if key not in ('all', 'ok')
+            key: value
+            for key, value in untimed(alone).items()
+            if key not in ('all', 'ok', 'structures')
         }
+        for one, both in zip(alone['structures'], together['structures'], strict=True):
+            assert one['errors']['model'] == both['errors'][name]
+            assert one['sigma']['model'] == both['sigma'][name]
+            assert one['bond_error']['model'] == both['bond_error'][name]
         for part in ('all', 'ok'):
             for method, key in (('dummy',) * 2, ('scaled_dummy',) * 2, (name, 'model')):
                 assert together[part][method] == alone[part][key]

@@ -14,7 +14,7 @@ from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxWarning, MissingDependencyError
 from ase_deeprelax.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.potentials.calculators import POTENTIALS
-from ase_deeprelax.stage import Stage
+from ase_deeprelax.refine.stage import Stage
 
 
 class Faulty(EMT):

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from ase import Atoms
 from markupsafe import Markup
 
-from ase_deeprelax.compare.drawing import to_svg
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
-from ase_deeprelax.compare.scene import scene
+from ase_deeprelax.report.drawing import to_svg
+from ase_deeprelax.report.scene import scene
 
 # Phonon figures for so many crystals; the table has all.
 MOST_PHONONS = 12
@@ -120,7 +120,7 @@ def _title(structure):
 
 def savings(comparison):
     """The section of what predictions save."""
-    from ase_deeprelax.compare import plot
+    from ase_deeprelax.report import plot
 
     tables = [_starts(comparison), _both_starts(comparison)]
     if comparison['batched']:
@@ -260,7 +260,7 @@ def predictions(comparison, scenes):
 
 def phonons(comparison):
     """The section of phonons."""
-    from ase_deeprelax.compare import plot_phonons
+    from ase_deeprelax.report import plot_phonons
 
     titles = {s['id']: _title(s) for s in comparison['structures']}
     rows, drawn = [], {}
@@ -301,7 +301,7 @@ def phonons(comparison):
 
 def accuracy(evaluation):
     """The section of errors on pairs."""
-    from ase_deeprelax.compare import plot
+    from ase_deeprelax.report import plot
 
     models = evaluation.get('models') or {'model': evaluation}
     text = [

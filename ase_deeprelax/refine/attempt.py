@@ -7,7 +7,7 @@ import numpy as np
 from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.freedom import unwrap
-from ase_deeprelax.refine import (
+from ase_deeprelax.refine.descent import (
     Refinement,
     check_finite,
     get_origin,
@@ -16,7 +16,7 @@ from ase_deeprelax.refine import (
     put_origin,
     put_state,
 )
-from ase_deeprelax.stage import StageRecord, bare
+from ase_deeprelax.refine.stage import StageRecord, bare
 
 # Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
 # each other.

@@ -8,7 +8,7 @@ the prediction, orange other rivals.
 
 import numpy as np
 
-from ase_deeprelax.compare.drawing import (
+from ase_deeprelax.report.drawing import (
     BLUE,
     DASHED,
     GREEN,

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from ase_deeprelax._version import __version__
-from ase_deeprelax.compare import sections
+from ase_deeprelax.report import sections
 
 PAGE = Path(__file__).with_name('page')
 

@@ -5,11 +5,11 @@ from functools import partial
 from ase.filters import FrechetCellFilter
 from ase.utils.abc import Optimizable
 
-from ase_deeprelax.attempt import Attempt
 from ase_deeprelax.errors import warn
 from ase_deeprelax.freedom import unwrap
-from ase_deeprelax.refine import get_origin, put_origin
-from ase_deeprelax.stage import StageRecord
+from ase_deeprelax.refine.attempt import Attempt
+from ase_deeprelax.refine.descent import get_origin, put_origin
+from ase_deeprelax.refine.stage import StageRecord
 
 
 class Chain(Optimizable):

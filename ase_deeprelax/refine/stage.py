@@ -8,7 +8,7 @@ from typing import Any
 from ase import Atoms
 
 from ase_deeprelax.potentials.calculators import get_calculator
-from ase_deeprelax.refine import optimizer_name
+from ase_deeprelax.refine.descent import optimizer_name
 from ase_deeprelax.symmetry import spacegroup_number
 
 

@@ -3,7 +3,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from ase_deeprelax.compare.scene import scene
+from ase_deeprelax.report.scene import scene
 
 
 def pair(seed=0, n=7):

@@ -18,8 +18,8 @@ from ase_deeprelax.errors import MissingDependencyError
 mpl = pytest.importorskip('matplotlib', reason='matplotlib is not installed')
 pytest.importorskip('phonopy', reason='phonopy is not installed')
 
-from ase_deeprelax.compare import plot, plot_phonons  # noqa: E402
-from ase_deeprelax.compare.drawing import BLUE, to_svg  # noqa: E402
+from ase_deeprelax.report import plot, plot_phonons  # noqa: E402
+from ase_deeprelax.report.drawing import BLUE, to_svg  # noqa: E402
 
 STEPS = 30
 
@@ -258,8 +258,8 @@ def settings():  # but for the back end, which pyplot is asked for
     keys = matplotlib.rcParams.keys() - {'backend'}
     return {key: matplotlib.rcParams[key] for key in keys}
 before = settings()
-from ase_deeprelax.compare import plot
-from ase_deeprelax.compare.drawing import to_svg
+from ase_deeprelax.report import plot
+from ase_deeprelax.report.drawing import to_svg
 row = {'errors': {'dummy': {'coord_mae': 0.1, 'lattice_mae': 0.1, 'volume_mae': 1.0}}}
 figure = plot.error_distributions({'models': {}, 'all': {'dummy': {}}, 'structures': [row]})
 to_svg(figure, 'errors')

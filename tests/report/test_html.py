@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ase_deeprelax.compare.evaluate import evaluate
-from ase_deeprelax.compare.report import embedded, write_report
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import DeepRelaxWarning
 from ase_deeprelax.predict import relax
+from ase_deeprelax.report.html import embedded, write_report
 
 NASTY = '</script><b>x</b> & "quotes" $\\alpha$'
 CHROMIUM = next(
