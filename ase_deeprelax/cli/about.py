@@ -19,7 +19,7 @@ EXTRAS = {
     'mace': ('mace',),
     'orb': ('orb_models',),
     'phonopy': ('phonopy',),
-    'plot': ('matplotlib',),
+    'plot': ('jinja2', 'matplotlib'),
 }
 CORE = (
     'ase',

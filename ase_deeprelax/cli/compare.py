@@ -113,6 +113,8 @@ def _structures(files):
             Exception
         ) as error:  # each of ASE's readers has its own idea of what to raise
             raise typer.BadParameter(f'{file}: cannot be read ({error})') from error
+        if not frames:
+            raise typer.BadParameter(f'{file}: holds no structure')
         found += [
             (f'{file}@{k}' if len(frames) > 1 else str(file), atoms)
             for k, atoms in enumerate(frames)

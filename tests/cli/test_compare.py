@@ -1,0 +1,44 @@
+"""`deeprelax compare` on real structures with a real potential."""
+
+import json
+
+import pytest
+from ase.build import bulk
+from ase.io import write
+from typer.testing import CliRunner
+
+from ase_deeprelax.cli import app
+
+
+@pytest.fixture
+def structures(tmp_path):
+    for name, a in (('NaCl', 5.9), ('MgO', 4.1)):
+        write(tmp_path / f'{name}.cif', bulk(name, 'rocksalt', a=a))
+    return [str(tmp_path / 'NaCl.cif'), str(tmp_path / 'MgO.cif')]
+
+
+def test_every_path_is_in_the_file_and_in_the_report(structures, tmp_path, tiny_model):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    command = ['compare', *structures, '--calculators', 'chgnet', '--optimizers', 'FIRE']
+    command += ['--model', str(tiny_model), '--out', str(tmp_path / 'runs')]
+    files = tmp_path / 'out.json', tmp_path / 'report.html'
+    command += ['--json', str(files[0]), '--html', str(files[1])]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    result = json.loads(files[0].read_text())
+    starts = {(run['structure'], run['start']) for run in result['runs']}
+    assert len(starts) == 4
+    assert all(run['converged'] for run in result['runs'])
+    assert all(len(run['curve']) == run['calls'] for run in result['runs'])
+    page = files[1].read_text()
+    assert 'MgO' in page
+    # Done once, it is not done again: the same rows, the same times.
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert json.loads(files[0].read_text())['runs'] == result['runs']
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / 'broken.cif').write_text('data_\n_cell_length_a x\n')
+    result = CliRunner().invoke(app, ['compare', str(tmp_path / 'broken.cif')])
+    assert result.exit_code != 0
+    assert 'broken.cif' in result.output
