@@ -1,4 +1,4 @@
-"""How many structures per second the shipped model relaxes on this CPU, and on what.
+"""How many structures per second the shipped models relax on this CPU, and on what.
 
 Usage: python benchmarks/throughput.py [PAIRS]
 
@@ -12,7 +12,7 @@ from time import perf_counter
 
 import torch
 
-from ase_deeprelax import Predictor
+from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.testing import symmetric_crystals
 
@@ -43,20 +43,21 @@ def measure(predictor, packs):
 
 
 def main(pairs_file=None):
-    """Both ways: all in one call, and one at a time."""
+    """Each model both ways: all in one call, and one at a time."""
     atoms = structures(pairs_file)
-    predictor = Predictor(device='cpu')
-    predictor.relax(atoms[:8])  # threads and caches are warm from here on
     mean = sum(map(len, atoms)) / len(atoms)
     source = Path(pairs_file).name if pairs_file else 'prototypes'
     print(
-        f'model {predictor.name!r}, {torch.get_num_threads()} threads, {len(atoms)} '
-        f'structures of {mean:.1f} atoms on average from {source}'
+        f'{torch.get_num_threads()} threads, {len(atoms)} structures of {mean:.1f} atoms '
+        f'on average from {source}'
     )
-    print('one call')
-    measure(predictor, [atoms])
-    print('one structure at a time')
-    measure(predictor, [[one] for one in atoms])
+    for name in available_models():
+        predictor = Predictor(name, device='cpu')
+        predictor.relax(atoms[:8])  # threads and caches are warm from here on
+        print(f'{name}, one call')
+        measure(predictor, [atoms])
+        print(f'{name}, one structure at a time')
+        measure(predictor, [[one] for one in atoms])
 
 
 if __name__ == '__main__':

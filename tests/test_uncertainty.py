@@ -8,9 +8,10 @@ from ase.build import bulk
 from ase_deeprelax import relax
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.ensemble import Ensemble, combine
 from ase_deeprelax.models.paegnn import PUBLISHED
 from ase_deeprelax.testing import awaken
-from ase_deeprelax.uncertainty import Ensemble, aggregate, combine
+from ase_deeprelax.uncertainty import aggregate
 
 GRAPHS = torch.tensor([0, 0, 0, 1, 1])
 BONDS = torch.tensor([[0, 0, 1, 3], [1, 2, 2, 4]])

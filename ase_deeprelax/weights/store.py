@@ -1,5 +1,7 @@
 """Models on disk: a folder with ``model.safetensors`` and ``config.json``.
 
+An ensemble is a folder with a config alone, whose ``members`` are names of models.
+
 Nothing is ever unpickled. The config holds the hash of the weights, so that a file that
 was cut short or changed is refused by name instead of giving other numbers.
 """
@@ -16,6 +18,7 @@ import torch
 
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.ensemble import Ensemble
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -51,6 +54,7 @@ def save_model(model, folder, card):
     Examples
     --------
     >>> from ase_deeprelax.models import create_model
+    from ase_deeprelax.models.ensemble import Ensemble
     >>> model = create_model('paegnn', hidden=16, layers=2)
     >>> config = save_model(model, 'my-model', {'elements': [8, 22]})  # doctest: +SKIP
     """
@@ -102,6 +106,8 @@ def load_model(name, device='cpu', *, dtype=torch.float32):
     """
     folder = find_model(name)
     config = _read_config(folder)
+    if 'members' in config:
+        return _load_ensemble(folder, config, device, dtype)
     path = folder / WEIGHTS
     try:
         weights = path.read_bytes()
@@ -127,6 +133,21 @@ def load_model(name, device='cpu', *, dtype=torch.float32):
     model.card, model.sha256 = config, digest
     model.name = config.get('name', folder.name)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _load_ensemble(folder, config, device, dtype):
+    """Shipped models as one; its hash is that of their hashes."""
+    members = [load_model(name, device, dtype=dtype) for name in config['members']]
+    digest = hashlib.sha256(''.join(m.sha256 for m in members).encode()).hexdigest()
+    if digest != config['sha256']:
+        raise ModelError(
+            f'{folder}: its members {", ".join(config["members"])} are not those that it '
+            'was made of; install ase-deeprelax again'
+        )
+    model = Ensemble(members)
+    model.architecture, model.hyperparameters = 'ensemble', {}
+    model.card, model.sha256, model.name = config, digest, config['name']
+    return model.eval().requires_grad_(False)
 
 
 def load_shared(name, device, dtype):

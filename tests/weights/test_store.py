@@ -1,11 +1,14 @@
+import hashlib
 import json
 import shutil
 
 import pytest
 import torch
+from ase.build import bulk
 
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
+from ase_deeprelax.predict import relax
 from ase_deeprelax.weights import store
 from ase_deeprelax.weights.store import (
     available_models,
@@ -189,3 +192,27 @@ def test_shipped_models_load_and_say_where_they_come_from(name):
     model = load_model(name)
     for key in ('elements', 'training', 'metrics'):
         assert model.card[key], key
+
+
+def test_ensemble_is_a_list_of_models_with_the_hash_of_their_hashes(tmp_path, tiny_model):
+    other = tmp_path / 'other'
+    save_model(create_model('painn', hidden=16, layers=2), other, {'elements': [8, 12]})
+    members = [str(tiny_model), str(other)]
+    hashes = ''.join(load_model(member).sha256 for member in members)
+    config = {
+        'name': 'both',
+        'members': members,
+        'format_version': 1,
+        'architecture': 'ensemble',
+        'hyperparameters': {},
+        'sha256': hashlib.sha256(hashes.encode()).hexdigest(),
+    }
+    folder = tmp_path / 'both'
+    folder.mkdir()
+    (folder / 'config.json').write_text(json.dumps(config))
+    model = load_model(folder)
+    assert [type(member).__name__ for member in model.members] == ['PaEGNN', 'PaiNN']
+    assert relax(bulk('MgO', 'rocksalt', a=4.3), model=folder).model == 'both'
+    save_model(create_model('painn', hidden=16, layers=2), other, {'elements': [8, 12]})
+    with pytest.raises(ModelError, match='are not those that it was made of'):
+        load_model(folder)
