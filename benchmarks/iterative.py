@@ -41,9 +41,9 @@ SHOWN = ('coord_mae', 'internal_mae', 'lattice_mae', 'volume_mae')
 CUT = ('coord_mae', 'lattice_mae', 'volume_mae')
 
 
-def sample(path, limit, seed):
+def sample(path, limit, seed, *, ok_only=False):
     """``limit`` pairs; those of a smaller limit come first in those of a larger one."""
-    pairs = read_pairs(path)
+    pairs = read_pairs(path, ok_only=ok_only)
     order = np.random.default_rng(seed).permutation(len(pairs))
     return [pairs[k] for k in order[:limit]]
 

@@ -25,29 +25,14 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
+from iterative import located, sample
 
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.compare.summary import table
-from ase_deeprelax.data.pairs import read_pairs
 
 FMAX, STEPS = 0.05, 500
 MOST_CALLS, LEAST_EQUAL = 0.6, 0.95
-
-
-def sample(path, limit, seed):
-    """``limit`` sane pairs; those of a smaller limit are the first of a larger one's."""
-    pairs = read_pairs(path, ok_only=True)
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    return [pairs[k] for k in order[:limit]]
-
-
-def located(name, weights):
-    """'NAME:FOLDER' where the folder of weights holds a model of that name."""
-    folders = sorted(weights.iterdir()) if weights else ()
-    found = [folder for folder in folders if folder.name.lower().startswith(name)]
-    return f'{name}:{found[0].resolve()}' if found else name
 
 
 def perfect(pairs):
@@ -97,7 +82,7 @@ def main():
     torch.set_num_threads(1)
 
     names = options.potential or ['chgnet', 'tensornet']
-    pairs = sample(options.pairs, options.limit, options.seed)
+    pairs = sample(options.pairs, options.limit, options.seed, ok_only=True)
     result = compare(
         pairs,
         {name: located(name, options.weights) for name in names},

@@ -75,3 +75,11 @@ def relaxed_structure(graph, deformation, displacement):
 def apply_deformation(vectors, deformation, graph_of_atom):
     """Rows ``vectors`` (n, 3) times the deformation of their graph."""
     return (vectors.unsqueeze(1) @ deformation.index_select(0, graph_of_atom)).squeeze(1)
+
+
+def moved_vectors(graph, vectors, deformation, displacement):
+    """(n_edges, 3): edge vectors of the input, A, after displacement and deformation."""
+    j, i = graph.edge_index
+    moved = displacement.index_select(0, j) - displacement.index_select(0, i)
+    graph_of_edge = graph.graph_of_atom.index_select(0, i)
+    return apply_deformation(vectors + moved, deformation, graph_of_edge)

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import GraphSpec
-from ase_deeprelax.models.base import Prediction, RelaxationModel, apply_deformation
+from ase_deeprelax.models.base import Prediction, RelaxationModel, moved_vectors
 from ase_deeprelax.models.e3relax_h2_reference import ReferenceE3RelaxH2
 from ase_deeprelax.models.heads import (
     DistanceHead,
@@ -155,14 +155,6 @@ class E3RelaxH2(RelaxationModel):
         weight = envelope(distance.unsqueeze(1) / self.spec.cutoff) * fade
         angular = legendre_means(unit, weight, graph.edge_index[1], len(graph.z))
         return torch.cat([radial, weight * angular], dim=1), spherical(unit, 2)
-
-
-def moved_vectors(graph, start, deformation, displacement):
-    """(n_edges, 3): edge vectors ``start`` after displacement and deformation, A."""
-    j, i = graph.edge_index
-    moved = displacement.index_select(0, j) - displacement.index_select(0, i)
-    graph_of_edge = graph.graph_of_atom.index_select(0, i)
-    return apply_deformation(start + moved, deformation, graph_of_edge)
 
 
 def legendre_means(unit, weight, centre, n_atoms):

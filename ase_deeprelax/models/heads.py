@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ase_deeprelax.models.base import LOG_B_RANGE, apply_deformation
+from ase_deeprelax.models.base import LOG_B_RANGE, moved_vectors
 from ase_deeprelax.models.layers import (
     mean_over_atoms,
     mlp,
@@ -163,8 +163,5 @@ def predicted_distances(graph, vectors, deformation, displacement):
 
     Detached: each head learns from its own target.
     """
-    j, i = graph.edge_index
     with torch.no_grad(), torch.autocast(graph.pos.device.type, enabled=False):
-        moved = displacement.index_select(0, j) - displacement.index_select(0, i)
-        graph_of_edge = graph.graph_of_atom.index_select(0, i)
-        return apply_deformation(vectors + moved, deformation, graph_of_edge).norm(dim=1)
+        return moved_vectors(graph, vectors, deformation, displacement).norm(dim=1)

@@ -10,8 +10,8 @@ from torch_geometric.data import Batch
 
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.models import create_model
-from ase_deeprelax.models.base import relaxed_structure
-from ase_deeprelax.models.e3relax_h2 import legendre_means, moved_vectors
+from ase_deeprelax.models.base import moved_vectors, relaxed_structure
+from ase_deeprelax.models.e3relax_h2 import legendre_means
 from ase_deeprelax.testing import awaken
 from ase_deeprelax.train.config import Loss
 from ase_deeprelax.train.losses import relaxation_loss
