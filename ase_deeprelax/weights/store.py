@@ -54,7 +54,6 @@ def save_model(model, folder, card):
     Examples
     --------
     >>> from ase_deeprelax.models import create_model
-    from ase_deeprelax.models.ensemble import Ensemble
     >>> model = create_model('paegnn', hidden=16, layers=2)
     >>> config = save_model(model, 'my-model', {'elements': [8, 22]})  # doctest: +SKIP
     """
