@@ -61,14 +61,13 @@ def compare(
     from ase_deeprelax.compare.phonons import compare_phonons
     from ase_deeprelax.compare.savings import compare as measure
     from ase_deeprelax.compare.summary import table
+    from ase_deeprelax.data.pairs import spread
 
     if html_file is not None:
         from ase_deeprelax.report.drawing import need_matplotlib
 
         need_matplotlib()  # said now rather than after hours of work
-    structures = _structures(files)
-    if limit is not None and limit < len(structures):
-        structures = [structures[k * len(structures) // limit] for k in range(limit)]
+    structures = spread(_structures(files), limit)
     potentials = calculators.split(',')
     result = measure(
         dict(structures),

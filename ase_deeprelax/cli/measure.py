@@ -50,14 +50,12 @@ def evaluate(
     isotropically to the volume that its elements have on average (scaled_dummy).
     """
     from ase_deeprelax.compare.evaluate import evaluate_all, table
-    from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.data.pairs import read_pairs, spread
 
     if not models and not potentials:
         models = ['default']
     rivals = _rivals(models or (), potentials or (), device)
-    chosen = read_pairs(pairs, split)
-    if limit is not None and limit < len(chosen):
-        chosen = [chosen[k * len(chosen) // limit] for k in range(limit)]
+    chosen = spread(read_pairs(pairs, split), limit)
     result = evaluate_all(chosen, rivals, progress=True)
     typer.echo(table(result, markdown=markdown))
     if json_file is not None:

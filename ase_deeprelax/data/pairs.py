@@ -12,7 +12,7 @@ from ase_deeprelax.data.layouts import read_layout
 from ase_deeprelax.data.pair import Pair, check_halves, make_pair
 from ase_deeprelax.errors import PairFileError
 
-__all__ = ['Pair', 'make_pair', 'read_pairs', 'write_pairs']
+__all__ = ['Pair', 'make_pair', 'pair_record', 'read_pairs', 'spread', 'write_pairs']
 
 
 def read_pairs(path, split=None, *, ok_only=False):
@@ -99,6 +99,17 @@ def pair_record(pair):
     for key in ('cell0', 'frac0', 'cell1', 'frac1'):
         record[key] = getattr(pair, key).round(9).tolist()
     return record | {'ok': pair.ok, 'split': pair.split, 'scale': pair.scale}
+
+
+def spread(items, limit):
+    """At most ``limit`` items, evenly over the list rather than its first part.
+
+    >>> spread([0, 1, 2, 3, 4, 5], 3), spread([0, 1], None)
+    ([0, 2, 4], [0, 1])
+    """
+    if limit is None or limit >= len(items):
+        return items
+    return [items[k * len(items) // limit] for k in range(limit)]
 
 
 def _read_lines(path, splits, ok_only):

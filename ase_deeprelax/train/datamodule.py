@@ -14,7 +14,7 @@ from torch_geometric.data import Batch
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.pack import runs
 from ase_deeprelax.data.pair import Pair, polar
-from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.errors import ConfigError, PairFileError
 
 
@@ -211,13 +211,6 @@ class PairData(lightning.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
         )
-
-
-def spread(pairs, limit):
-    """At most ``limit`` of the pairs, evenly over the file rather than its first part."""
-    if limit is None or limit >= len(pairs):
-        return pairs
-    return [pairs[k * len(pairs) // limit] for k in range(limit)]
 
 
 def composition(numbers):
