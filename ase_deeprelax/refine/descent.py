@@ -1,5 +1,7 @@
 """The ordinary ASE optimizer that goes on from a prediction."""
 
+from functools import partial
+
 import numpy as np
 from ase.filters import Filter, StrainFilter
 from vesin import NeighborList
@@ -197,8 +199,14 @@ def check_refinable(atoms):
 
 
 def optimizer_name(optimizer):
-    """Name of a class, or of the class in a ``functools.partial``."""
-    optimizer = getattr(optimizer, 'func', optimizer)
+    """Name of a class, or of the class in a ``functools.partial``.
+
+    >>> from ase.optimize import LBFGS
+    >>> optimizer_name(LBFGS), optimizer_name(partial(LBFGS, maxstep=0.1))
+    ('LBFGS', 'LBFGS')
+    """
+    # By type: LBFGS has a method called func.
+    optimizer = optimizer.func if isinstance(optimizer, partial) else optimizer
     return getattr(optimizer, '__name__', type(optimizer).__name__)
 
 
