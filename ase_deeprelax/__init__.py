@@ -17,6 +17,7 @@ from ase_deeprelax._version import __version__
 _HOMES = {
     'DeepRelaxOptimizer': 'optimizer',
     'EDGCalculator': 'calculator',
+    'ElasticBFGS': 'refine.elastic',
     'Predictor': 'predict',
     'Relaxation': 'result',
     'Stage': 'refine.stage',
@@ -28,6 +29,7 @@ _HOMES = {
 __all__ = [
     'DeepRelaxOptimizer',
     'EDGCalculator',
+    'ElasticBFGS',
     'Predictor',
     'Relaxation',
     'Stage',

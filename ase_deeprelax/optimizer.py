@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 from ase.filters import Filter
-from ase.optimize import BFGS
 from ase.optimize.optimize import DEFAULT_MAX_STEPS, Optimizer
 
 from ase_deeprelax.course import Course
@@ -13,6 +12,7 @@ from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.plan import OneShot, has_calculator, make_plan
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.refine.descent import optimizer_name
+from ase_deeprelax.refine.elastic import ElasticBFGS
 from ase_deeprelax.refine.restart import load_restart, save_restart
 from ase_deeprelax.refine.stage import as_stages
 from ase_deeprelax.weights.store import available_models
@@ -69,7 +69,7 @@ class DeepRelaxOptimizer(Optimizer):
         which is ASE's usual call and leaves the cell as it is in all of ASE's optimizers.
     optimizer : callable
         Class of the refinement's optimizer, or anything that makes one from ``(atoms,
-        logfile=None)``, as ``functools.partial(FIRE, dt=0.05)``. Default ``BFGS``.
+        logfile=None)``, as ``functools.partial(FIRE, dt=0.05)``. Default `ElasticBFGS`.
     energy_gate : float, optional, eV/atom
         How much a prediction may raise the energy before it is rolled back; default 0,
         None: any amount.
@@ -107,7 +107,7 @@ class DeepRelaxOptimizer(Optimizer):
         model='default',
         symmetry='keep',
         relax_cell=None,
-        optimizer=BFGS,
+        optimizer=ElasticBFGS,
         energy_gate=0.0,
         device='auto',
         dtype='float32',
@@ -325,7 +325,7 @@ class DeepRelaxOptimizer(Optimizer):
         >>> for record in optimizer.stages:  # doctest: +SKIP
         ...     print(record)
         prediction: converged, 1 step, energy -6.10 -> -7.02 eV, 0.0 s, space group 225
-        chgnet, BFGS: converged, 4 steps, energy -7.02 -> -7.03 eV, fmax 0.0312 eV/A, ...
+        chgnet, ElasticBFGS: converged, 4 steps, energy -7.02 -> -7.03 eV, ...
         >>> json.dumps([record.to_dict() for record in optimizer.stages])  # doctest: +SKIP
         """
         return [] if self.atoms is None else self._course.records

@@ -245,7 +245,7 @@ def test_prediction_that_fails_the_checks(tiny_model):
     optimizer = DeepRelaxOptimizer(FrechetCellFilter(atoms), model=model, logfile=None)
     with pytest.warns(UserWarning, match='without a prediction'):
         assert optimizer.run(fmax=0.05) is True
-    assert atoms.info[keys.STAGE] == 'BFGS (not predicted)'
+    assert atoms.info[keys.STAGE] == 'ElasticBFGS (not predicted)'
 
 
 def test_what_is_not_atoms(one_shot):
@@ -285,7 +285,7 @@ def test_prediction_then_refinement(one_shot, tiny_model, tmp_path):
     frames = read(tmp_path / 'relax.traj', index=':')
     np.testing.assert_allclose(frames[1].positions, goal, atol=1e-6)
     assert len(frames) == optimizer.nsteps + 1
-    assert atoms.info[keys.STAGE] == 'BFGS'
+    assert atoms.info[keys.STAGE] == 'ElasticBFGS'
     assert atoms.info[keys.SIGMA] > 0
     lines = log.read_text().splitlines()
     assert lines[0].split() == ['Step', 'Time', 'Energy', 'fmax']
@@ -507,7 +507,7 @@ def test_calculator_attached_after_the_prediction(one_shot):
     atoms.calc = EMT()
     assert optimizer.run(fmax=0.02) is True
     assert optimizer.nsteps > 1
-    assert atoms.info[keys.STAGE] == 'BFGS'
+    assert atoms.info[keys.STAGE] == 'ElasticBFGS'
     assert np.abs(atoms.get_stress()).max() < 2e-3
 
 

@@ -6,13 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from ase.optimize import BFGS
 
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import pair_record
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.potentials.batched import relax_batched
 from ase_deeprelax.predict import Predictor
+from ase_deeprelax.refine.elastic import ElasticBFGS
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def label(
         ends = relax_batched(
             _predicted(_taken(inputs, todo, bad), start),
             potential,
-            optimizer=BFGS,
+            optimizer=ElasticBFGS,
             fmax=fmax,
             steps=steps,
             batch_atoms=batch_atoms,

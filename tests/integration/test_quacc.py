@@ -39,11 +39,11 @@ def test_relax_job(relax_job, relax_cell, tiny_model):
     )
     assert doc['converged']
     assert doc['parameters_opt']['optimizer'] == 'DeepRelaxOptimizer'
-    assert doc['parameters_opt']['refinement'] == 'BFGS'
+    assert doc['parameters_opt']['refinement'] == 'ElasticBFGS'
     assert len(doc['trajectory']) == len(doc['trajectory_results']) > 1
     moved = not np.array_equal(doc['atoms'].cell.array, start.cell.array)
     assert moved == relax_cell
-    assert doc['atoms'].info['deeprelax_stage'].startswith('BFGS')
+    assert doc['atoms'].info['deeprelax_stage'].startswith('ElasticBFGS')
 
 
 def test_default_model(relax_job):
