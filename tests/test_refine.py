@@ -106,11 +106,11 @@ def test_two_stages(one_shot, tmp_path):
     assert optimizer.converged()
     assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
     assert atoms.calc is last
-    assert atoms.info[keys.STAGE] == 'emt, BFGS'
+    assert atoms.info[keys.STAGE] == 'emt, ElasticBFGS'
 
     said, one, two = optimizer.stages
     assert (said.name, one.name, two.name) == ('prediction', 'counting', 'emt')
-    assert (one.optimizer, two.optimizer) == ('FIRE', 'BFGS')
+    assert (one.optimizer, two.optimizer) == ('FIRE', 'ElasticBFGS')
     assert one.converged
     assert two.converged
     assert one.fmax < 0.3
@@ -242,7 +242,7 @@ def test_molecules_are_refined_without_a_prediction(one_shot):
         assert optimizer.run(fmax=0.05) is True
     assert optimizer.stages[0].status == 'skipped'
     assert 'periodic' in optimizer.stages[0].reason
-    assert atoms.info[keys.STAGE] == 'emt, BFGS (not predicted)'
+    assert atoms.info[keys.STAGE] == 'emt, ElasticBFGS (not predicted)'
     assert optimizer.stages[1].spacegroup == 0
 
 
@@ -253,7 +253,7 @@ def test_steps_of_a_stage_and_of_a_run(one_shot):
     assert [record.status for record in optimizer.stages[1:]] == ['not converged'] * 2
     assert [record.steps for record in optimizer.stages[1:]] == [2, 3]
     assert '3 steps' in optimizer.stages[-1].reason
-    assert atoms.info[keys.STAGE] == 'counting, BFGS (not converged)'
+    assert atoms.info[keys.STAGE] == 'counting, ElasticBFGS (not converged)'
     assert optimizer.converged() is False
     # another run goes on with the last stage
     assert optimizer.run(fmax=0.01, steps=1) is False
@@ -292,7 +292,8 @@ def test_atoms_changed_between_runs_are_what_goes_on(one_shot):
     assert optimizer.run(fmax=0.01) is True
     assert optimizer.stages[-1].energy_before > optimizer.stages[-1].energy_after
     assert set(atoms.symbols) == {'Au'}
-    assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
+    # Its filter measures strain from the first cell, that of `relaxed_forces` from the last.
+    assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.011
 
 
 # --- sigma decides ---------------------------------------------------------------------

@@ -9,6 +9,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
+# Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
+# each other.
+RUNAWAY = (0.2, 5.0)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -37,6 +41,7 @@ class _Run:
 
     def __init__(self, key, atoms, optimizer, cell_filter):
         self.key, self.atoms, self.evaluations = key, atoms, 0
+        self.before = atoms.copy()  # the last one that could be evaluated
         self.volume = atoms.get_volume()
         self.optimizer = optimizer(cell_filter(atoms), logfile=None)
 
@@ -45,6 +50,7 @@ class _Run:
         self.evaluations += 1
         for name, value in results.items():
             if not np.isfinite(value).all():
+                self.atoms = self.before
                 return self.end(f'{name} is not finite')
         self.atoms.calc = SinglePointCalculator(self.atoms, **results)
         gradient = self.optimizer.optimizable.get_gradient()
@@ -53,12 +59,12 @@ class _Run:
             return self.end('')
         if self.evaluations > steps:
             return self.end(f'not converged in {steps} steps')
-        before = self.atoms.copy()
-        before.calc = self.atoms.calc
+        self.before = self.atoms.copy()
+        self.before.calc = self.atoms.calc
         self.optimizer.step()
-        ratio = self.atoms.get_volume() / self.volume
-        if not (np.isfinite(self.atoms.positions).all() and 0.2 < ratio < 5):
-            self.atoms = before
+        ratio, (low, high) = self.atoms.get_volume() / self.volume, RUNAWAY
+        if not (np.isfinite(self.atoms.positions).all() and low < ratio < high):
+            self.atoms = self.before
             return self.end(f'exploded: volume {ratio:.3g} times that of the input')
         return None
 
@@ -146,7 +152,7 @@ def batch_potential(calculator, *, compile_model=False):
     Parameters
     ----------
     calculator : ase Calculator
-        Such as `get_calculator` gives. matgl's potentials without line graph (TensorNet)
+        Such as `get_calculator` gives. matgl's potentials (M3GNet, TensorNet)
         and CHGNet take all crystals in one forward pass, any other calculator is asked one
         by one.
     compile_model : bool
@@ -167,7 +173,7 @@ def batch_potential(calculator, *, compile_model=False):
     """
     bare = getattr(calculator, 'calculator', calculator)
     kind = type(bare).__module__.split('.')[0]
-    if kind == 'matgl' and not getattr(bare.potential.model, 'threebody_cutoff', None):
+    if kind == 'matgl':
         return MatglBatch(bare.potential, compile_model)
     if kind == 'chgnet':
         return ChgnetBatch(bare.model)
@@ -186,7 +192,7 @@ def _ask(calculator, atoms):
 
 
 class MatglBatch:
-    """matgl's two-body potentials, TensorNet first of all, on many crystals at once."""
+    """matgl's potentials, M3GNet and TensorNet, on many crystals at once."""
 
     def __init__(self, potential, compile_model):
         from matgl.ext.ase import Atoms2Graph

@@ -108,7 +108,7 @@ def test_last_stage_fails(one_shot, wrong, n, optimizer, tmp_path):
     assert np.array_equal(place(frames[-1]), place(atoms))
     if n == 1:
         assert np.array_equal(place(atoms), place(first.atoms))
-        assert atoms.info[keys.STAGE] == 'emt, BFGS'
+        assert atoms.info[keys.STAGE] == 'emt, ElasticBFGS'
         assert atoms.calc is good
         assert last.energy_after is None
     else:
@@ -124,7 +124,7 @@ def test_the_chain_goes_on_after_a_stage_that_fails(one_shot, wrong, n):
         assert run.run(fmax=0.02) is True
     assert run.converged()
     assert [record.status for record in run.stages[1:]] == ['failed', 'converged']
-    assert atoms.info[keys.STAGE].startswith('emt, BFGS')
+    assert atoms.info[keys.STAGE].startswith('emt, ElasticBFGS')
     clean = alloy()
     one_shot(clean, refine=EMT()).run(fmax=0.02)
     assert energy(atoms) == pytest.approx(energy(clean), abs=2e-3)
@@ -234,7 +234,7 @@ def test_predictions_that_the_calculator_cannot_stand(one_shot):
     assert run.run(fmax=0.05) is True
     assert [record.status for record in run.stages] == ['failed', 'converged']
     assert run.stages[0].reason == 'RuntimeError: no'
-    assert atoms.info[keys.STAGE] == 'once, BFGS (prediction rolled back)'
+    assert atoms.info[keys.STAGE] == 'once, ElasticBFGS (prediction rolled back)'
     assert keys.SIGMA not in atoms.info
 
 

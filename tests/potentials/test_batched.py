@@ -8,10 +8,12 @@ from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
+from ase_deeprelax import ElasticBFGS
 from ase_deeprelax.potentials.batched import batch_potential, relax_batched
 from ase_deeprelax.potentials.calculators import get_calculator
 
 POTENTIALS = Path(__file__).parents[2] / '../shared/potentials'
+M3GNET = POTENTIALS / 'M3GNet-MP-2021.2.8-PES'
 TENSORNET = POTENTIALS / 'TensorNet-MatPES-PBE-v2025.1-PES'
 
 
@@ -22,7 +24,7 @@ def metals():
     return crystals
 
 
-@pytest.mark.parametrize('optimizer', [FIRE, BFGS, LBFGS])
+@pytest.mark.parametrize('optimizer', [FIRE, BFGS, LBFGS, ElasticBFGS])
 def test_each_crystal_goes_the_way_it_goes_alone(optimizer):
     together = dict(
         relax_batched(
@@ -107,6 +109,21 @@ def test_one_bad_crystal_does_not_spoil_the_others():
     assert all(np.isfinite(end.atoms.positions).all() for end in ends.values())
 
 
+def test_numbers_that_are_not_finite_undo_the_step_to_them():
+    calls = []
+    ask = batch_potential(EMT())
+
+    def potential(structures):
+        [found] = ask(structures)
+        calls.append(structures[0].copy())
+        return [found if len(calls) < 4 else found | {'energy': np.nan}]
+
+    [(_, end)] = relax_batched([('a', bulk('Cu', a=3.3))], potential)
+    assert (end.converged, end.reason, end.steps) == (False, 'energy is not finite', 4)
+    assert end.atoms == calls[-2] != calls[-1]
+    assert end.atoms.get_potential_energy() == pytest.approx(ask([calls[-2]])[0]['energy'])
+
+
 def test_steps_run_out():
     [(_, end)] = relax_batched([('a', bulk('Cu', a=3.3))], batch_potential(EMT()), steps=2)
     assert not end.converged
@@ -115,15 +132,16 @@ def test_steps_run_out():
     assert np.isfinite(end.atoms.get_potential_energy())
 
 
-@pytest.fixture(scope='module', params=['tensornet', 'chgnet'])
+@pytest.fixture(scope='module', params=['m3gnet', 'tensornet', 'chgnet'])
 def calculator(request):
     if request.param == 'chgnet':
         pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
         return get_calculator('chgnet')
     pytest.importorskip('matgl', reason="pip install 'ase-deeprelax[matgl]'")
-    if not TENSORNET.exists():
+    folder = {'m3gnet': M3GNET, 'tensornet': TENSORNET}[request.param]
+    if not folder.exists():
         pytest.skip('the shared potentials are not beside the project')
-    return get_calculator(f'tensornet:{TENSORNET.resolve()}')
+    return get_calculator(f'{request.param}:{folder.resolve()}')
 
 
 def test_batch_says_what_the_calculator_says(calculator):
