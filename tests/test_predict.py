@@ -8,7 +8,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixInternals
 from ase.io import read, write
 
-from ase_deeprelax import keys, predict
+from ase_deeprelax import keys
 from ase_deeprelax.errors import (
     DeviceError,
     ModelError,
@@ -20,6 +20,7 @@ from ase_deeprelax.errors import (
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.paegnn import PUBLISHED, PaEGNN
 from ase_deeprelax.predict import PARTS, Predictor, relax
+from ase_deeprelax.result import Relaxation
 from ase_deeprelax.symmetry import spacegroup_number
 from ase_deeprelax.testing import awaken, generic_crystals, symmetric_crystals
 from ase_deeprelax.weights.store import save_model
@@ -95,7 +96,7 @@ def test_bonds_are_the_users(form):
 
 def test_one_in_one_out_many_in_many_out(model, crystals):
     one = relax(crystals[2], model)
-    assert isinstance(one, predict.Relaxation)
+    assert isinstance(one, Relaxation)
     for many in (crystals, tuple(crystals), iter(crystals), (a for a in crystals)):
         results = relax(many, model)
         assert [r.atoms.symbols.get_chemical_formula() for r in results] == [
@@ -121,7 +122,7 @@ def test_pymatgen_in_and_out(model):
 def test_order_is_kept_over_packs_and_windows(model, monkeypatch):
     crystals = symmetric_crystals(23, seed=5)
     expected = relax(crystals, model)
-    monkeypatch.setattr(predict, 'WINDOW', 7)
+    monkeypatch.setattr('ase_deeprelax.predict.predictor.WINDOW', 7)
     predictor = Predictor(model, device='cpu', batch_edges=500)
     found = predictor.relax(crystals)
     for one, two in zip(expected, found, strict=True):

@@ -1,5 +1,6 @@
 """What all commands share: the app, its errors, and options that mean the same in each."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -27,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help='One-shot relaxation of crystals, with an uncertainty.',
 )
+
+INTERRUPTED = 130  # as shells say it
 
 ModelOption = Annotated[str, typer.Option(help='Name of a shipped model, or a folder.')]
 DeviceOption = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...')]
@@ -56,3 +59,10 @@ def _options(
     ] = False,
 ):
     pass
+
+
+def write_json(file, data, **layout):
+    """Data into a file, or nowhere where ``file`` is None; its folder is made."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(data, allow_nan=False, **layout) + '\n')

@@ -1,12 +1,11 @@
 """``deeprelax compare``: relaxations with and without a prediction, side by side."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import ModelOption
+from ase_deeprelax.cli.app import ModelOption, write_json
 
 PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
 
@@ -28,7 +27,9 @@ def compare(
         str, typer.Option(help="ASE's optimizers by name, with commas between.")
     ] = 'FIRE,BFGS',
     model: ModelOption = 'default',
-    fmax: Annotated[float, typer.Option(help='Largest force to stop at, eV/A.')] = 0.05,
+    fmax: Annotated[
+        float, typer.Option(min=0, help='Largest force to stop at, eV/A.')
+    ] = 0.05,
     steps: Annotated[int, typer.Option(min=1, help='At most so many per run.')] = 500,
     limit: Annotated[
         int | None, typer.Option(min=1, help='Only this many structures, spread over all.')
@@ -58,6 +59,7 @@ def compare(
     Each goes down with each calculator and optimizer, cell included. Failed and unconverged
     runs are counted apart and enter no median.
     """
+    from ase_deeprelax.compare.harmonic import load_phonopy
     from ase_deeprelax.compare.phonons import compare_phonons
     from ase_deeprelax.compare.savings import compare as measure
     from ase_deeprelax.compare.summary import table
@@ -67,7 +69,13 @@ def compare(
         from ase_deeprelax.report.drawing import need_matplotlib
 
         need_matplotlib()  # said now rather than after hours of work
-    structures = spread(_structures(files), limit)
+    if phonons:
+        load_phonopy()
+    found = _structures(files)
+    ids = [id for id, _ in found]
+    if twice := {id for id in ids if ids.count(id) > 1}:
+        raise typer.BadParameter(f'{min(twice)!r} is the id of more than one structure')
+    structures = spread(found, limit)
     potentials = calculators.split(',')
     result = measure(
         dict(structures),
@@ -86,9 +94,7 @@ def compare(
             result, potentials, out=out, device=device, progress=True
         )
     typer.echo(table(result))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, allow_nan=False) + '\n')
+    write_json(json_file, result)
     if html_file is not None:
         from ase_deeprelax.report.html import write_report
 
@@ -108,9 +114,8 @@ def _structures(files):
             continue
         try:
             frames = read(file, index=':')
-        except (
-            Exception
-        ) as error:  # each of ASE's readers has its own idea of what to raise
+        # Each of ASE's many readers has its own idea of what to raise.
+        except Exception as error:
             raise typer.BadParameter(f'{file}: cannot be read ({error})') from error
         if not frames:
             raise typer.BadParameter(f'{file}: holds no structure')

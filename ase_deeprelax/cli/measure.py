@@ -1,12 +1,14 @@
 """``deeprelax evaluate``: models and potentials on pairs with known answers."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption
+from ase_deeprelax.cli.app import DeviceOption, write_json
+
+# So many structures with the largest errors can be turned by hand in a report.
+WORST = 12
 
 
 def evaluate(
@@ -33,6 +35,12 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option('--json', help='Write the figures there too.')
     ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            '--html', help='Write a report: tables, figures, the worst structures.'
+        ),
+    ] = None,
     markdown: Annotated[
         bool, typer.Option('--markdown', help='Print the tables as markdown.')
     ] = False,
@@ -52,15 +60,22 @@ def evaluate(
     from ase_deeprelax.compare.evaluate import evaluate_all, table
     from ase_deeprelax.data.pairs import read_pairs, spread
 
+    if html_file is not None:
+        from ase_deeprelax.report.drawing import need_matplotlib
+
+        need_matplotlib()  # said now rather than after hours of work
     if not models and not potentials:
         models = ['default']
     rivals = _rivals(models or (), potentials or (), device)
     chosen = spread(read_pairs(pairs, split), limit)
     result = evaluate_all(chosen, rivals, progress=True)
     typer.echo(table(result, markdown=markdown))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + '\n')
+    write_json(json_file, result, indent=2)
+    if html_file is not None:
+        from ase_deeprelax.report.html import write_report
+
+        worst = _worst(chosen, rivals, result)
+        write_report(html_file, evaluation=result, relaxations=worst)
 
 
 def _rivals(models, potentials, device):
@@ -83,3 +98,16 @@ def _rivals(models, potentials, device):
     if len(rivals) < len(made):
         raise typer.BadParameter('the same model or potential is given twice')
     return rivals
+
+
+def _worst(pairs, rivals, result):
+    """Relaxations by the first rival where its coordinates are farthest off, by name."""
+    name, rival = next(iter(rivals.items()))
+    errors = [row['errors'][name]['coord_mae'] for row in result['structures']]
+    order = sorted(range(len(pairs)), key=errors.__getitem__, reverse=True)[:WORST]
+    relax = getattr(rival, 'relax', rival)
+    relaxed = relax([pairs[k].unrelaxed for k in order])
+    return {
+        f'{pairs[k].formula}, {pairs[k].id}, off by {errors[k]:.3f} A': relaxation
+        for k, relaxation in zip(order, relaxed, strict=True)
+    }

@@ -3,14 +3,20 @@
 import os
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from ase import Atoms
 
-from ase_deeprelax.cli.app import DeviceOption, ModelOption
+from ase_deeprelax import keys
+from ase_deeprelax.cli.app import INTERRUPTED, DeviceOption, ModelOption, write_json
 from ase_deeprelax.compare.table import as_text
+
+# Of a refinement, where nothing else is asked for.
+FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
 
 
 class Symmetry(StrEnum):
@@ -29,48 +35,147 @@ def relax(
             'one file for all structures.'
         ),
     ] = Path('relaxed'),
+    *,
     model: ModelOption = 'default',
     symmetry: Annotated[
         Symmetry, typer.Option(help='keep the space group of each input, or let it go.')
     ] = Symmetry.KEEP,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            help='Go on from the predictions with potentials, one after another: NAME or '
+            'NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
+        ),
+    ] = None,
+    fmax: Annotated[
+        float, typer.Option(min=0, help='Largest force to refine to, eV/A.')
+    ] = FMAX,
+    steps: Annotated[
+        int, typer.Option(min=1, help='At most so many with each potential.')
+    ] = STEPS,
+    optimizer: Annotated[
+        str, typer.Option(help="Of refinements: this one, or one of ASE's by name.")
+    ] = OPTIMIZER,
+    json_file: Annotated[
+        Path | None,
+        typer.Option('--json', help='Write the table there, with a record of each stage.'),
+    ] = None,
     device: DeviceOption = 'auto',
 ):
-    """Relax all structures of FILES in one shot.
+    """Relax all structures of FILES in one shot, and refine them if asked.
 
     CIF cannot hold the uncertainties; extxyz keeps them per structure and per atom. What
-    cannot be read or relaxed is reported, the others go on, and the exit code is 1.
+    cannot be read or relaxed is reported, the others go on, and the exit code is 1; it is
+    also 1 where a potential failed (the structure is then the best one before) or the last
+    one did not converge. A refinement that was stopped goes on by the same command.
     """
-    from ase.io import write
-
+    from ase_deeprelax.cli.refine import part_file
     from ase_deeprelax.predict import Predictor
 
+    chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer}
+    if refine is None and chosen != {'fmax': FMAX, 'steps': STEPS, 'optimizer': OPTIMIZER}:
+        raise typer.BadParameter('--fmax, --steps and --optimizer need --refine')
     places = _places(files)
     targets = _targets(places, out)
     frames, problems = _read(places)
     _check_format(out, len(frames))
     predictor = Predictor(model, device=device, symmetry=symmetry)
-    with warnings.catch_warnings():
-        # Said in the table, for each structure.
-        warnings.filterwarnings('ignore', '.*outside the training range')
-        results = predictor.relax([atoms for *_, atoms in frames], progress=bool(frames))
-    rows, outputs = [], {}
-    for (file, frame, _), result in zip(frames, results, strict=True):
-        if not result.ok:
-            problems.append(f'{file}{frame}: {result.problem}')
-            continue
-        rows.append((f'{places[file]}{frame}', result))
-        for target in targets[file]:
-            outputs.setdefault(target, []).append(result.atoms)
-    for target, structures in outputs.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(target, structures)
-    if rows:
-        typer.echo(_table(rows))
-        typer.echo(f'wrote {out}' + ('' if _is_file(out) else f': {len(outputs)} files'))
+    if refine is None:
+        answers = _predicted(predictor, [atoms for *_, atoms in frames])
+    else:
+        named = [(f'{places[file]}{frame}', atoms) for file, frame, atoms in frames]
+        answers = _refined(named, out, refine, predictor, model, **chosen)
+    left = Counter(file for file, *_ in frames)
+    rows, structures, n_files = [], [], 0
+    try:
+        for (file, frame, _), answer in zip(frames, answers, strict=True):
+            problems += [f'{file}{frame}: {problem}' for problem in answer.problems]
+            rows.append({'structure': f'{places[file]}{frame}', **answer.row})
+            structures += [] if answer.atoms is None else [answer.atoms]
+            left[file] -= 1
+            if not left[file] and not _is_file(out):  # now: others may take hours
+                n_files += _write(targets[file], structures)
+                structures = []
+    except KeyboardInterrupt as error:
+        typer.echo('interrupted; the same command goes on from here', err=True)
+        raise typer.Exit(INTERRUPTED) from error
+    n_files += _write([out], structures)
+    if refine is not None:
+        part_file(out).unlink()
+    if n_files:
+        typer.echo(_table([row for row in rows if row['ok']]))
+        typer.echo(f'wrote {out}' + ('' if _is_file(out) else f': {n_files} files'))
+    write_json(json_file, rows, indent=1)
     for problem in problems:
         typer.echo(f'failed: {problem}', err=True)
     if problems:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one structure.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms or None
+        None: nothing.
+    row : dict
+        Ready for JSON.
+    problems : list of str
+        What the user has to know.
+    """
+
+    atoms: Atoms | None
+    row: dict
+    problems: list
+
+
+def _predicted(predictor, structures):
+    """Answers in one shot."""
+    with warnings.catch_warnings():
+        # Said in the table, for each structure.
+        warnings.filterwarnings('ignore', '.*outside the training range')
+        results = predictor.relax(structures, progress=bool(structures))
+    for result in results:
+        atoms = result.atoms if result.ok else None
+        row = _row(result.initial, atoms, result.problem)
+        row['seconds'] = sum(result.timings.values())
+        yield Answer(atoms, row, [result.problem] if result.problem else [])
+
+
+def _refined(frames, out, refine, predictor, model, *, fmax, steps, optimizer):
+    """Answers of predictor and potentials, each as soon as it is there."""
+    from ase_deeprelax.cli.refine import SAID, Refiner, put, refine_all
+    from ase_deeprelax.compare.descent import optimizer_class
+    from ase_deeprelax.potentials.calculators import get_calculator
+    from ase_deeprelax.refine.stage import Stage
+
+    device, names = str(predictor.device), refine.split(',')
+    symmetry = str(predictor.symmetry)
+    refiner = Refiner(
+        [Stage(get_calculator(name, device=device), steps=steps) for name in names],
+        optimizer_class(optimizer),
+        fmax,
+        {'model': model, 'symmetry': symmetry, 'device': device},
+        asked=[predictor.sha256, symmetry, refine, optimizer, fmax, steps],
+    )
+    answers = refine_all(frames, refiner, out, progress=bool(frames))
+    for (_, initial), answer in zip(frames, answers, strict=True):
+        atoms = None if answer['problem'] else put(answer, initial)
+        row = _row(initial, atoms, answer['problem'])
+        row |= {name: answer[name] for name in SAID}
+        yield Answer(atoms, row, answer['problems'])
+
+
+def _write(targets, structures):
+    """To how many files structures, if there are any, were written."""
+    from ase.io import write
+
+    for target in targets if structures else ():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target, structures)
+    return len(targets) if structures else 0
 
 
 def _places(files):
@@ -146,22 +251,39 @@ def _read(files):
     return frames, problems
 
 
+def _row(initial, atoms, problem):
+    """What there is to say of a structure, ready for JSON."""
+    info = {} if atoms is None else atoms.info
+    return {
+        'formula': initial.get_chemical_formula('metal', empirical=True),
+        'n_atoms': len(initial),
+        'ok': atoms is not None,
+        'problem': problem,
+        'ood': info.get(keys.OOD, ''),
+        'volume_before': float(initial.cell.volume),
+        'volume': None if atoms is None else float(atoms.cell.volume),
+        'dmax': info.get(keys.DMAX),
+        'sigma': info.get(keys.SIGMA),
+    }
+
+
 def _table(rows):
-    titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3', 'dmax/A', 'sigma/A', 'ms']
-    table = [_row(name, result) for name, result in rows]
+    titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3', 'dmax/A', 'sigma/A']
+    refined = 'stages' in rows[0]
+    titles += ['E/eV', 'fmax/eV/A', 's', 'stages'] if refined else ['ms']
+    table = []
+    for row in rows:
+        cells = [row['structure'], row['formula'], str(row['n_atoms'])]
+        cells += [_cell(row[name], '.2f') for name in ('volume_before', 'volume')]
+        cells += [_cell(row[name], '.3f') for name in ('dmax', 'sigma')]
+        if refined:
+            cells += [_cell(row[name], '.4f') for name in ('energy', 'fmax')]
+            cells += [_cell(row['seconds'], '.1f'), row['way']]
+        else:
+            cells.append(_cell(1e3 * row['seconds'], '.0f'))
+        table.append([*cells, f'! {row["ood"]}' if row['ood'] else ''])
     return as_text([*titles, ''], table, left=2)
 
 
-def _row(name, result):
-    before, after = result.initial, result.atoms
-    return [
-        name,
-        before.get_chemical_formula('metal', empirical=True),
-        str(len(before)),
-        f'{before.cell.volume:.2f}',
-        f'{after.cell.volume:.2f}',
-        f'{result.dmax:.3f}',
-        f'{result.sigma:.3f}',
-        f'{1e3 * sum(result.timings.values()):.0f}',
-        f'! {result.ood}' if result.ood else '',
-    ]
+def _cell(value, form):
+    return '-' if value is None else f'{value:{form}}'

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, pip_line
+from ase_deeprelax.cli.app import INTERRUPTED, DeviceOption, pip_line
 from ase_deeprelax.errors import MissingDependencyError, PairFileError
-
-INTERRUPTED = 130  # as shells say it
 
 
 def train(

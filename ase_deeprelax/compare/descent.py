@@ -13,9 +13,10 @@ from ase.filters import FrechetCellFilter
 from ase.optimize.cellawarebfgs import CellAwareBFGS
 
 from ase_deeprelax.checks import check_prediction
-from ase_deeprelax.compare.iterative import RUNAWAY
-from ase_deeprelax.errors import DeepRelaxError, RefinementError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError, RefinementError
+from ase_deeprelax.potentials.batched import RUNAWAY
 from ase_deeprelax.refine.descent import Refinement, check_refinable
+from ase_deeprelax.refine.elastic import ElasticBFGS
 
 PROPERTIES = ('energy', 'forces', 'stress')
 
@@ -27,7 +28,7 @@ class Descent:
     Attributes
     ----------
     atoms : ase.Atoms
-        Where it ended.
+        Where it ended; where it is ok, with energy, forces and stress attached.
     ok : bool
         False where the calculator raised or returned numbers that are not finite, the
         structure ran away, or ended as what `check_prediction` refuses.
@@ -53,12 +54,13 @@ class Descent:
     curve: list = field(default_factory=list)
 
 
-def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None):
+def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None, cell_filter=None):
     """Relax positions and cell of a crystal, and count.
 
     All optimizers stop by one criterion, that of `largest_force`, which depends on the
     structure alone. ASE's filters measure forces against the cell that they were made
-    with, and optimizers may have a criterion of their own.
+    with, and optimizers may have a criterion of their own; where a filter is given, that
+    decides, because forces that it holds back never vanish.
 
     Parameters
     ----------
@@ -72,6 +74,8 @@ def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None):
         At most so many.
     initial : ase.Atoms, optional
         What the end is held against: how much a relaxation may change; default ``atoms``.
+    cell_filter : callable, optional
+        What of the cell moves; default all of it (`filter_for`).
 
     Returns
     -------
@@ -95,7 +99,7 @@ def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None):
     end.atoms.calc = counted
     start = perf_counter()
     try:
-        _go(end, initial, optimizer, fmax, steps)
+        _go(end, initial, cell_filter, optimizer=optimizer, fmax=fmax, steps=steps)
         check_prediction(initial, end.atoms)
         end.ok = True
     except DeepRelaxError as error:
@@ -105,18 +109,25 @@ def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None):
     end.seconds = perf_counter() - start
     end.converged = end.converged and end.ok
     end.calls = counted.calls
-    end.atoms.calc = None
+    # Numbers instead of a calculator that goes on to the next structure.
+    end.atoms.calc = SinglePointCalculator(end.atoms, **counted.results) if end.ok else None
     return end
 
 
-def _go(end, initial, optimizer, fmax, steps):
+def _go(end, initial, cell_filter, *, optimizer, fmax, steps):
     atoms = end.atoms
     check_refinable(atoms)
     volume, (low, high) = initial.get_volume(), RUNAWAY
-    move = Refinement(_cell_filter(optimizer)(atoms), optimizer, keep=_forget)
+    target = (cell_filter or filter_for(optimizer))(atoms)
+    move = Refinement(target, optimizer, keep=_forget)
     while True:
         atoms.get_potential_energy()
-        end.converged = atoms.calc.curve[-1][1] <= fmax
+        if cell_filter is None:
+            end.converged = atoms.calc.curve[-1][1] <= fmax
+        else:
+            move.optimizer.fmax = fmax
+            gradient = move.optimizer.optimizable.get_gradient()
+            end.converged = bool(move.optimizer.gradient_converged(gradient))
         if end.converged or end.steps == steps:
             break
         move.step(fmax)
@@ -132,11 +143,11 @@ def _go(end, initial, optimizer, fmax, steps):
 
 
 def optimizer_class(optimizer):
-    """A class of ``ase.optimize`` by name, 'CellAwareBFGS' included; a class as it is.
+    """A class of ``ase.optimize``, 'CellAwareBFGS' or 'ElasticBFGS' by name; a class as is.
 
     Raises
     ------
-    ValueError
+    ConfigError
         ASE has no optimizer of that name.
 
     Examples
@@ -146,12 +157,13 @@ def optimizer_class(optimizer):
     """
     if not isinstance(optimizer, str):
         return optimizer
-    if optimizer == CellAwareBFGS.__name__:
-        return CellAwareBFGS
+    for kind in (CellAwareBFGS, ElasticBFGS):
+        if optimizer == kind.__name__:
+            return kind
     if optimizer not in ase.optimize.__all__:
-        raise ValueError(
-            f"optimizer is {optimizer!r}; ASE has 'FIRE', 'BFGS', 'LBFGS', "
-            "'CellAwareBFGS' and others, or give a class"
+        raise ConfigError(
+            f"optimizer is {optimizer!r}; there are 'ElasticBFGS', 'FIRE', 'BFGS', "
+            "'LBFGS', 'CellAwareBFGS' and others of ASE, or give a class"
         )
     return getattr(ase.optimize, optimizer)
 
@@ -164,7 +176,8 @@ def largest_force(atoms, forces, stress):
     atoms : ase.Atoms
         Constraints take away the forces against which they hold.
     forces : (n_atoms, 3), eV/A
-    stress : (6,), eV/A^3
+    stress : (6,), eV/A^3, or None
+        None: the cell does not count.
 
     Returns
     -------
@@ -180,16 +193,19 @@ def largest_force(atoms, forces, stress):
     """
     atoms = atoms.copy()
     atoms.calc = SinglePointCalculator(atoms, forces=forces, stress=stress)
-    on_cell = atoms.get_stress(voigt=False) * atoms.get_volume() / len(atoms)
-    rows = np.concatenate([atoms.get_forces(), on_cell])
+    rows = atoms.get_forces()
+    if stress is not None:
+        on_cell = atoms.get_stress(voigt=False) * atoms.get_volume() / len(atoms)
+        rows = np.concatenate([rows, on_cell])
     return float(np.sqrt((rows**2).sum(axis=1).max()))
 
 
 class Counted(Calculator):
     """A calculator that counts its evaluations and keeps what they said.
 
-    Each evaluation gives energy, forces and stress together and is really made: results
-    that the calculator still holds of an earlier run are not used.
+    Each evaluation gives energy, forces and stress together (a calculator that knows no
+    stress, energy and forces) and is really made: results that the calculator still holds
+    of an earlier run are not used.
 
     Parameters
     ----------
@@ -205,7 +221,8 @@ class Counted(Calculator):
     def __init__(self, calculator):
         super().__init__()
         self.calculator = calculator
-        self.implemented_properties = list(PROPERTIES)
+        known = calculator.implemented_properties
+        self.implemented_properties = [name for name in PROPERTIES if name in known]
         self.calls, self.curve = 0, []
 
     def calculate(self, atoms=None, properties=PROPERTIES, system_changes=all_changes):
@@ -215,16 +232,16 @@ class Counted(Calculator):
         for name, value in results.items():
             if not np.isfinite(value).all():
                 raise RefinementError(f'{_where(self.atoms, name, value)} is not finite')
-        force = largest_force(self.atoms, results['forces'], results['stress'])
+        force = largest_force(self.atoms, results['forces'], results.get('stress'))
         self.curve.append([float(results['energy']) / len(self.atoms), force])
         self.results = results
 
     def _ask(self):
-        inner = self.calculator
+        inner, names = self.calculator, self.implemented_properties
         if isinstance(inner, Calculator):
             # In one go: some calculators would start anew for the stress.
-            inner.calculate(self.atoms, list(PROPERTIES), inner.check_state(self.atoms))
-        return {name: inner.get_property(name, self.atoms) for name in PROPERTIES}
+            inner.calculate(self.atoms, names, inner.check_state(self.atoms))
+        return {name: inner.get_property(name, self.atoms) for name in names}
 
 
 def _where(atoms, name, value):
@@ -234,8 +251,8 @@ def _where(atoms, name, value):
     return f'the force on atom {index} ({atoms.symbols[index]})'
 
 
-def _cell_filter(optimizer):
-    """The filter that an optimizer of positions and cell wants."""
+def filter_for(optimizer):
+    """What an optimizer needs around atoms to relax their whole cell too."""
     kind = optimizer.func if isinstance(optimizer, partial) else optimizer
     if isinstance(kind, type) and issubclass(kind, CellAwareBFGS):
         # Its model of the cell's stiffness is one of true strains.

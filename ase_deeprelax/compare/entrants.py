@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: structures with their references, and the model."""
+"""Who takes part in a comparison: structures and references, the model, calculators."""
 
 import hashlib
 import warnings
@@ -11,8 +11,9 @@ from ase_deeprelax._version import __version__
 from ase_deeprelax.compare.metrics import Reference
 from ase_deeprelax.data.convert import as_atoms
 from ase_deeprelax.data.pair import Pair, make_pair
-from ase_deeprelax.errors import DeepRelaxError, StructureError
-from ase_deeprelax.refine.descent import check_refinable
+from ase_deeprelax.errors import ConfigError, DeepRelaxError, StructureError
+from ase_deeprelax.potentials.calculators import get_calculator
+from ase_deeprelax.refine.descent import calculator_name, check_refinable
 from ase_deeprelax.symmetry import spacegroup_number
 
 # What is said of a structure that is not there.
@@ -113,11 +114,6 @@ class Entry:
         return atoms
 
 
-NOWHERE = dict.fromkeys(
-    ('rmsd_to_reference', 'spacegroup_kept', 'volume', 'lattice', 'cell', 'positions')
-)
-
-
 class Oracle:
     """What predicts, in one form: a model, or any function of structures.
 
@@ -196,3 +192,64 @@ def _spacegroup(atoms):
     except StructureError:
         return 0
     return spacegroup_number(atoms) if atoms.pbc.all() else 0
+
+
+def named_calculators(calculators, device):
+    """Calculators by name, and what was asked for by the same names.
+
+    Parameters
+    ----------
+    calculators : list or mapping
+        As `savings.compare` takes them.
+    device : str
+        Where potentials by name run.
+
+    Returns
+    -------
+    dict of str to ase Calculator
+    dict of str to str
+
+    Raises
+    ------
+    ConfigError
+        There is none, or two go by the same name.
+
+    Examples
+    --------
+    >>> from ase.calculators.emt import EMT
+    >>> named_calculators([EMT], 'cpu')[1]
+    {'EMT': 'EMT'}
+    """
+    if not isinstance(calculators, Mapping):
+        given = list(calculators)
+        calculators = by_name('calculators', _names(given), given)
+    if not calculators:
+        raise ConfigError('calculators is empty; give one or more, such as chgnet')
+    made = {
+        str(name): get_calculator(c, **({'device': device} if isinstance(c, str) else {}))
+        for name, c in calculators.items()
+    }
+    asked = {str(name): _asked(c) for name, c in calculators.items()}
+    return made, asked
+
+
+def by_name(kind, names, things):
+    """A dict of things that have different names; ``ConfigError`` where two share one."""
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(
+            f'{kind}: two are called {min(twice)!r}; leave one out, or give them names'
+        )
+    return dict(zip(names, things, strict=True))
+
+
+def _names(calculators):
+    """Short names where they tell calculators apart."""
+    long = [_asked(calculator) for calculator in calculators]
+    short = [text.partition(':')[0] for text in long]
+    return [s if short.count(s) == 1 else full for s, full in zip(short, long, strict=True)]
+
+
+def _asked(calculator):
+    if isinstance(calculator, str):
+        return calculator
+    return getattr(calculator, '__name__', None) or calculator_name(calculator)

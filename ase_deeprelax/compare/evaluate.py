@@ -15,7 +15,7 @@ from ase_deeprelax.compare.metrics import (
     summarise,
 )
 from ase_deeprelax.compare.table import as_markdown, as_text
-from ase_deeprelax.errors import PredictionError
+from ase_deeprelax.errors import ConfigError, PredictionError
 
 BASELINES = {'dummy': Dummy, 'scaled_dummy': ScaledDummy}
 # What `table` shows of a result, in 100 columns: errors with unit and format, and shares.
@@ -58,13 +58,16 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
         (None where the model gives no sigma); ``all`` and ``ok``, each with ``dummy``,
         ``scaled_dummy`` and ``model``: means and medians of `metrics.ERRORS`, and
         `metrics.SHARES`; and ``structures``, for each pair ``id, formula, n_atoms, ok``,
-        ``errors`` {method: all figures}, and by model ``sigma`` and ``bond_error`` (A, the
-        mean absolute error of its bonds), None without a sigma.
+        ``errors`` {method: all figures}, ``lattice`` {method: [a, b, c, alpha, beta,
+        gamma]} (A, degrees) beside ``relaxed_lattice``, and by model ``sigma`` and
+        ``bond_error`` (A, the mean absolute error of its bonds), None without a sigma.
 
     Raises
     ------
     PredictionError
         The model gave back another number of structures or of atoms.
+    ConfigError
+        There are no pairs.
 
     Examples
     --------
@@ -110,8 +113,8 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
     ------
     PredictionError
         A model gave back another number of structures or of atoms.
-    ValueError
-        A model is called like one of the baselines.
+    ConfigError
+        There are no pairs, or a model is called like one of the baselines.
 
     Examples
     --------
@@ -119,8 +122,10 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
     >>> models = {'mine': 'runs/mine/model', 'chgnet': Iterative('chgnet')}
     >>> print(table(evaluate_all(pairs, models)))  # doctest: +SKIP
     """
+    if not pairs:
+        raise ConfigError('pairs is empty; give one or more')
     if taken := BASELINES.keys() & models.keys():
-        raise ValueError(f'{taken.pop()!r} is a baseline; give the model another name')
+        raise ConfigError(f'{taken.pop()!r} is a baseline; give the model another name')
     # All of them first, so that one that is not there ends it before hours of work.
     relaxers = {name: _relaxer(model, device, progress) for name, model in models.items()}
     inputs = [pair.unrelaxed for pair in pairs]
@@ -144,6 +149,8 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
                 'n_atoms': len(pair.numbers),
                 'ok': pair.ok,
                 'errors': row,
+                'lattice': {name: _lattice(found[k]) for name, found in answers.items()},
+                'relaxed_lattice': _lattice(pair.relaxed),
                 'sigma': {name: pairwise[k][0] for name, pairwise in said.items()},
                 'bond_error': {name: pairwise[k][1] for name, pairwise in said.items()},
             }
@@ -271,10 +278,14 @@ def _answers(pairs, inputs, relax):
         said,
         {
             'n_failed': len(good) - sum(good),
-            'ms_per_structure': 1e3 * seconds / max(len(pairs), 1),
+            'ms_per_structure': 1e3 * seconds / len(pairs),
             'spearman_sigma': _spearman_sigma(said),
         },
     )
+
+
+def _lattice(atoms):
+    return atoms.cell.cellpar().tolist()
 
 
 def _check_answers(pairs, results, answers):

@@ -15,6 +15,7 @@ from ase.units import kJ, mol
 
 from ase_deeprelax.data.lattice import reduced_basis
 from ase_deeprelax.errors import MissingDependencyError, RefinementError
+from ase_deeprelax.refine.descent import calculator_name
 from ase_deeprelax.symmetry import SYMPREC
 
 # Frequencies below minus this are imaginary, and below it left out of thermal properties:
@@ -25,6 +26,8 @@ TOLERANCE = 1e-3
 # Density of the mesh for densities of states: number of points times lattice vector, A.
 MESH = 60.0
 BAND_POINTS = 200
+# Between points of a density of states, THz: flat bands are no wider.
+DOS_STEP = 0.05
 TEMPERATURES = np.arange(0.0, 1001.0, 50.0)
 
 
@@ -213,7 +216,7 @@ def _forces(cell, calculator):
     forces = np.array(calculator.get_property('forces', atoms), dtype=float)
     if not np.isfinite(forces).all():
         raise RefinementError(
-            f'{type(calculator).__name__}: forces on the displaced atoms of '
+            f'{calculator_name(calculator)}: forces on the displaced atoms of '
             f'{atoms.get_chemical_formula()} are not finite; use another calculator'
         )
     return forces
@@ -272,7 +275,7 @@ def _mesh(found):
         found.run_mesh(MESH)
     mesh = found.mesh
     counted = (mesh.frequencies > THRESHOLD).sum(axis=1) @ mesh.weights
-    found.run_total_dos()
+    found.run_total_dos(freq_pitch=DOS_STEP)
     dos = found.total_dos
     found.run_thermal_properties(temperatures=TEMPERATURES, cutoff_frequency=THRESHOLD)
     thermal = found.thermal_properties

@@ -1,19 +1,13 @@
 """Full iterative relaxation with a potential: the rival of a prediction."""
 
 from dataclasses import dataclass
-from time import perf_counter
 
-import ase.optimize
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.filters import FrechetCellFilter
 
 from ase_deeprelax._version import __version__
-from ase_deeprelax.checks import check_prediction
-from ase_deeprelax.errors import DeepRelaxError, RefinementError
+from ase_deeprelax.compare.descent import descend, filter_for, optimizer_class
 from ase_deeprelax.potentials.calculators import get_calculator
-from ase_deeprelax.refine.attempt import RUNAWAY
-from ase_deeprelax.refine.descent import Refinement, check_refinable, optimizer_name
+from ase_deeprelax.refine.descent import calculator_name, optimizer_name
 from ase_deeprelax.result import Relaxation
 
 
@@ -51,8 +45,9 @@ class Iterative:
         As `get_calculator` takes it.
     optimizer : str or callable
         A class of ``ase.optimize`` or its name; default 'FIRE'.
-    cell_filter : callable
-        What of the cell moves, default all of it (``FrechetCellFilter``).
+    cell_filter : callable, optional
+        What of the cell moves, default all of it (``FrechetCellFilter``). Its forces, those
+        on the cell too, decide when a relaxation is over.
     fmax : float, eV/A
         Default 0.05.
     steps : int
@@ -64,7 +59,7 @@ class Iterative:
 
     Raises
     ------
-    ValueError
+    ConfigError
         ASE has no optimizer of that name.
     ModelError, MissingDependencyError
         See `get_calculator`.
@@ -84,20 +79,22 @@ class Iterative:
         potential,
         *,
         optimizer='FIRE',
-        cell_filter=FrechetCellFilter,
+        cell_filter=None,
         fmax=0.05,
         steps=200,
         device='cpu',
         progress=False,
     ):
-        self.optimizer = _optimizer(optimizer)
+        self.optimizer = optimizer_class(optimizer)
         self.calculator = get_calculator(potential, device=device)
-        self.cell_filter = cell_filter
+        self.cell_filter = cell_filter or filter_for(self.optimizer)
         self.fmax = fmax
         self.steps = steps
         self.progress = progress
         # What `evaluate` calls it.
-        self.__name__ = f'{_name(self.calculator)} + {optimizer_name(self.optimizer)}'
+        self.__name__ = (
+            f'{calculator_name(self.calculator)} + {optimizer_name(self.optimizer)}'
+        )
 
     def __call__(self, atoms_list):
         """Relax each structure from where it is.
@@ -120,25 +117,17 @@ class Iterative:
         return [self._relax(atoms.copy()) for atoms in bar]
 
     def _relax(self, initial):
-        start = perf_counter()
-        run = _Run(initial, self)
-        problem = ''
-        try:
-            run.go()
-            check_prediction(initial, run.atoms)
-        except DeepRelaxError as error:
-            problem = str(error)
-        except Exception as error:  # noqa: BLE001 - calculators raise anything
-            problem = f'{type(error).__name__}: {error}'
-        return self._record(run, problem, perf_counter() - start)
-
-    def _record(self, run, problem, seconds):
-        initial, n = run.initial, len(run.initial)
-        atoms, deformation = initial.copy(), np.eye(3)
-        if not problem:
-            atoms = run.atoms
-            # Numbers instead of a calculator that goes on to the next structure.
-            atoms.calc = SinglePointCalculator(atoms, **run.results)
+        end = descend(
+            initial,
+            self.calculator,
+            optimizer=self.optimizer,
+            fmax=self.fmax,
+            steps=self.steps,
+            cell_filter=self.cell_filter,
+        )
+        n, atoms, deformation = len(initial), initial.copy(), np.eye(3)
+        if end.ok:
+            atoms = end.atoms
             deformation = np.linalg.solve(initial.cell.array, atoms.cell.array)
         return IterativeRelaxation(
             atoms=atoms,
@@ -151,80 +140,14 @@ class Iterative:
             bond_offsets=np.zeros((0, 3), dtype=np.int64),
             sigma_bonds=np.zeros(0),
             residual=np.nan,
-            ok=not problem,
-            problem=problem,
+            ok=end.ok,
+            problem='' if end.ok else end.reason,
             ood='',
             model=self.__name__,
             sha256='',
             version=__version__,
-            timings={'relax': seconds},
-            steps=run.steps,
-            converged=run.converged and not problem,
-            reason=problem or run.reason,
+            timings={'relax': end.seconds},
+            steps=end.steps,
+            converged=end.converged,
+            reason=end.reason,
         )
-
-
-class _Run:
-    """One structure on its way down; what it holds is true after an error as well."""
-
-    def __init__(self, initial, settings):
-        self.initial, self.settings = initial, settings
-        self.atoms = initial.copy()
-        self.steps, self.converged, self.reason = 0, False, ''
-        self.results = {}
-
-    def go(self):
-        settings, atoms = self.settings, self.atoms
-        check_refinable(atoms)
-        atoms.calc = settings.calculator
-        target = settings.cell_filter(atoms)
-        refinement = Refinement(target, settings.optimizer, keep=_forget)
-        optimizer = refinement.optimizer
-        optimizer.fmax = settings.fmax
-        while True:
-            gradient = optimizer.optimizable.get_gradient()
-            self.converged = bool(optimizer.gradient_converged(gradient))
-            if self.converged or self.steps == settings.steps:
-                break
-            refinement.step(settings.fmax)
-            self.steps += 1
-            self._check_volume()
-        if not self.converged:
-            self.reason = f'not converged to {settings.fmax:g} eV/A in {self.steps} steps'
-        self._take_results()
-
-    def _check_volume(self):
-        ratio = self.atoms.get_volume() / self.initial.get_volume()
-        low, high = RUNAWAY
-        if not low < ratio < high:
-            raise RefinementError(
-                f'the cell ran away: after {self.steps} steps its volume is {ratio:.3g} '
-                'times that of the input; use another potential or optimizer'
-            )
-
-    def _take_results(self):
-        calculator = self.atoms.calc
-        for name in ('energy', 'forces', 'stress'):
-            if name in calculator.implemented_properties:
-                self.results[name] = calculator.get_property(name, self.atoms)
-                if not np.isfinite(self.results[name]).all():
-                    raise RefinementError(f'the {name} is not finite')
-
-
-def _forget(memory):
-    """Nothing is restarted here, so what an optimizer remembers goes nowhere."""
-
-
-def _optimizer(optimizer):
-    if not isinstance(optimizer, str):
-        return optimizer
-    if optimizer not in ase.optimize.__all__:
-        raise ValueError(
-            f"optimizer is {optimizer!r}; ase.optimize has 'FIRE', 'BFGS', 'LBFGS' and "
-            'others, or give a class'
-        )
-    return getattr(ase.optimize, optimizer)
-
-
-def _name(calculator):
-    return getattr(calculator, 'name', type(calculator).__name__)

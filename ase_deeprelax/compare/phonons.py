@@ -40,10 +40,10 @@ from pathlib import Path
 
 from ase import Atoms
 
+from ase_deeprelax.compare.entrants import named_calculators
 from ase_deeprelax.compare.harmonic import load_phonopy, phonons
 from ase_deeprelax.compare.journal import Journal
-from ase_deeprelax.compare.savings import named_calculators
-from ase_deeprelax.errors import DeepRelaxError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError
 
 KINDS = ('predicted', 'refined', 'iterative')
 
@@ -88,10 +88,9 @@ def compare_phonons(
     ------
     MissingDependencyError
         phonopy is not installed.
-    ValueError
-        The comparison did not use such a calculator or optimizer.
     ConfigError
-        ``out`` was written with other settings.
+        The comparison did not use such a calculator or optimizer; ``out`` was written with
+        other settings.
 
     Examples
     --------
@@ -106,7 +105,7 @@ def compare_phonons(
     optimizer = optimizer or used['optimizers'][0]
     for name, known in ((optimizer, 'optimizers'), *((c, 'calculators') for c in made)):
         if name not in used[known]:
-            raise ValueError(f'the comparison has no {name!r}, only {list(used[known])}')
+            raise ConfigError(f'the comparison has no {name!r}, only {list(used[known])}')
     settings = {
         'min_length': min_length,
         'max_atoms': max_atoms,

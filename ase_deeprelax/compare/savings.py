@@ -42,7 +42,10 @@ structures by ``id``.
     One per calculator and optimizer: [{``calculator, optimizer, n`` (structures),
     ``unrelaxed`` and ``prediction``: {``failed, unconverged, converged`` (numbers that add
     up to n), ``converged_share, steps, calls, seconds`` {spread, over converged runs},
-    ``spacegroup_kept`` (share of converged), ``rmsd_to_reference`` {spread}}, ``both``:
+    ``spacegroup_kept`` (share of converged), ``rmsd_to_reference`` {spread}}, ``alone``
+    (the prediction without a relaxation): {``failed, seconds`` {spread}, ``spacegroup_kept,
+    rmsd_to_reference`` (of those that did not fail), ``energy_difference`` {spread, eV per
+    atom above where the relaxation from the unrelaxed structure converged}}, ``both``:
     {``n`` (converged from both starts), ``steps_saved, calls_saved, seconds_saved,
     calls_ratio`` {spread over structures: difference, prediction over unrelaxed},
     ``median_calls_ratio`` (median calls from the prediction over median calls from the
@@ -57,20 +60,25 @@ structures by ``id``.
 """
 
 import hashlib
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import ase
 
 from ase_deeprelax.compare.descent import descend, optimizer_class
-from ase_deeprelax.compare.entrants import NOWHERE, Oracle, entries
+from ase_deeprelax.compare.entrants import (
+    NOWHERE,
+    Oracle,
+    by_name,
+    entries,
+    named_calculators,
+)
 from ase_deeprelax.compare.journal import Journal
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, spread, summary
-from ase_deeprelax.potentials.calculators import get_calculator
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.refine.descent import optimizer_name
 
 STARTS = ('unrelaxed', 'prediction')
 BATCH_ATOMS = 200
@@ -138,10 +146,9 @@ def compare(
         A reference does not hold its structure's atoms in its order.
     ModelError, MissingDependencyError
         The model or a potential is not there.
-    ValueError
-        There is no such optimizer, or none at all.
     ConfigError
-        ``out`` was written with another model, fmax or steps.
+        There is no such optimizer; two of one name; no structure, calculator or optimizer
+        at all; ``out`` was written with another model, fmax or steps.
 
     Examples
     --------
@@ -159,9 +166,12 @@ def compare(
     from tqdm.auto import tqdm
 
     entrants = entries(structures, reference)
-    makers = {_name(o): o for o in map(optimizer_class, optimizers)}
+    if not entrants:
+        raise ConfigError('structures is empty; give one or more')
+    classes = [optimizer_class(optimizer) for optimizer in optimizers]
+    makers = by_name('optimizers', [optimizer_name(o) for o in classes], classes)
     if not makers:
-        raise ValueError('optimizers is empty; give one or more, such as FIRE')
+        raise ConfigError('optimizers is empty; give one or more, such as FIRE')
     potentials, asked = named_calculators(calculators, device)
     oracle = Oracle(model, device)
     decisive = {**oracle.provenance, 'fmax': fmax, 'steps': steps}
@@ -271,12 +281,12 @@ class _Work:
             with suppress(Exception):  # it will be reported when it counts
                 call()
 
-    def together(self, entries, result):
+    def together(self, entrants, result):
         """The rows of relaxing everything that can be relaxed in batches."""
         failed = {(r['structure'], r['calculator']) for r in result['runs'] if not r['ok']}
         return [
             self._batch(
-                [entry for entry in entries if (entry.id, calculator) not in failed],
+                [entry for entry in entrants if (entry.id, calculator) not in failed],
                 calculator,
                 start,
             )
@@ -284,23 +294,24 @@ class _Work:
             for start in STARTS
         ]
 
-    def _batch(self, entries, calculator, start):
-        ids = [entry.id for entry in entries]
-        which = hashlib.sha256(repr([entry.key for entry in entries]).encode()).hexdigest()
+    def _batch(self, entrants, calculator, start):
+        ids = [entry.id for entry in entrants]
+        keys = repr([entry.key for entry in entrants])
+        which = hashlib.sha256(keys.encode()).hexdigest()
         key = ('batched', calculator, start, which[:16])
         if key in self.journal:
             return self.journal[key]
         names = {'calculator': calculator, 'optimizer': 'FIRE', 'start': start}
         size = {'n': len(ids), 'batch_atoms': BATCH_ATOMS, 'structures': ids}
         try:
-            figures = self._relax_batch(entries, calculator, start) | {'problem': ''}
+            figures = self._relax_batch(entrants, calculator, start) | {'problem': ''}
         except Exception as error:  # noqa: BLE001 - potentials raise anything
             nothing = ('converged', 'calls', 'seconds_per_structure', 'one_pass')
             problem = {'problem': f'{type(error).__name__}: {error}'}
             figures = dict.fromkeys(nothing) | problem
         return self.journal.add(key, names | size | figures)
 
-    def _relax_batch(self, entries, calculator, start):
+    def _relax_batch(self, entrants, calculator, start):
         from ase_deeprelax.potentials.batched import (
             ChgnetBatch,
             MatglBatch,
@@ -309,7 +320,7 @@ class _Work:
         )
 
         potential = batch_potential(self.potentials[calculator])
-        inputs, seconds = [entry.atoms for entry in entries], 0.0
+        inputs, seconds = [entry.atoms for entry in entrants], 0.0
         if start == 'prediction':
             answers, seconds = self.oracle.ask(inputs)
             inputs = [getattr(answer, 'atoms', answer) for answer in answers]
@@ -326,61 +337,9 @@ class _Work:
         return {
             'converged': len(good),
             'calls': spread(good),
-            'seconds_per_structure': seconds / max(len(entries), 1),
+            'seconds_per_structure': seconds / max(len(entrants), 1),
             'one_pass': isinstance(potential, (MatglBatch, ChgnetBatch)),
         }
-
-
-def named_calculators(calculators, device):
-    """Calculators by name, and what was asked for by the same names.
-
-    Parameters
-    ----------
-    calculators : list or mapping
-        As `compare` takes them.
-    device : str
-        Where potentials by name run.
-
-    Returns
-    -------
-    dict of str to ase Calculator
-    dict of str to str
-
-    Examples
-    --------
-    >>> from ase.calculators.emt import EMT
-    >>> named_calculators([EMT], 'cpu')[1]
-    {'EMT': 'EMT'}
-    """
-    if not isinstance(calculators, Mapping):
-        calculators = dict(_named(list(calculators)))
-    if not calculators:
-        raise ValueError('calculators is empty; give one or more, such as chgnet')
-    made = {
-        str(name): get_calculator(c, **({'device': device} if isinstance(c, str) else {}))
-        for name, c in calculators.items()
-    }
-    asked = {str(name): _asked(c) for name, c in calculators.items()}
-    return made, asked
-
-
-def _named(calculators):
-    """``(name, calculator)``: short names where they tell calculators apart."""
-    long = [_asked(calculator) for calculator in calculators]
-    short = [text.partition(':')[0] for text in long]
-    for k, calculator in enumerate(calculators):
-        yield (short[k] if short.count(short[k]) == 1 else long[k]), calculator
-
-
-def _name(optimizer):
-    return (optimizer.func if isinstance(optimizer, partial) else optimizer).__name__
-
-
-def _asked(calculator):
-    if isinstance(calculator, str):
-        return calculator
-    called = '__name__' if hasattr(calculator, '__name__') else 'name'
-    return str(getattr(calculator, called, type(calculator).__name__))
 
 
 def _with_energies(prediction, runs):

@@ -7,6 +7,13 @@ from ase_deeprelax.compare.table import as_text
 # Final energies closer than this are equal, eV per atom.
 ENERGY_TOLERANCE = 0.002
 COSTS = ('steps', 'calls', 'seconds')
+# What `table` calls the three ways down.
+WAYS = {
+    'unrelaxed': 'from unrelaxed',
+    'alone': 'prediction alone',
+    'prediction': 'from prediction',
+}
+_MEV = 1000
 
 
 def spread(values):
@@ -29,13 +36,14 @@ def summary(result):
     Parameters
     ----------
     result : dict
-        With ``settings`` and ``runs``.
+        With ``settings``, ``predictions`` and ``runs``.
 
     Returns
     -------
     list of dict
     """
     settings, groups = result['settings'], {}
+    predictions = {row['structure']: row for row in result['predictions']}
     for run in result['runs']:
         group = groups.setdefault((run['calculator'], run['optimizer']), {})
         group.setdefault(run['start'], {})[run['structure']] = run
@@ -45,6 +53,7 @@ def summary(result):
             'optimizer': optimizer,
             'n': len(group['unrelaxed']),
             **{start: _one_start(list(runs.values())) for start, runs in group.items()},
+            'alone': _alone(predictions, group['unrelaxed'], calculator),
             **_both_starts(**group, tolerance=settings['energy_tolerance']),
         }
         for (calculator, optimizer), group in groups.items()
@@ -63,6 +72,22 @@ def _one_start(runs):
         **{cost: spread(run[cost] for run in good) for cost in COSTS},
         'spacegroup_kept': _share(kept),
         'rmsd_to_reference': spread(run['rmsd_to_reference'] for run in good),
+    }
+
+
+def _alone(predictions, unrelaxed, calculator):
+    good = [row for row in predictions.values() if row['ok']]
+    above = [
+        row['energy_per_atom'][calculator] - run['energy_per_atom']
+        for id, run in unrelaxed.items()
+        if run['converged'] and calculator in (row := predictions[id])['energy_per_atom']
+    ]
+    return {
+        'failed': len(predictions) - len(good),
+        'seconds': spread(row['seconds'] for row in good),
+        'spacegroup_kept': _share(row['spacegroup_kept'] for row in good),
+        'rmsd_to_reference': spread(row['rmsd_to_reference'] for row in good),
+        'energy_difference': spread(above),
     }
 
 
@@ -103,12 +128,12 @@ def _both_starts(unrelaxed, prediction, tolerance):
             'higher_structures': higher,
             'uphill': _share(after > before for before, after in begun),
         },
-        'only_unrelaxed': _alone(unrelaxed, prediction),
-        'only_prediction': _alone(prediction, unrelaxed),
+        'only_unrelaxed': _only(unrelaxed, prediction),
+        'only_prediction': _only(prediction, unrelaxed),
     }
 
 
-def _alone(runs, others):
+def _only(runs, others):
     return [
         id for id, run in runs.items() if run['converged'] and not others[id]['converged']
     ]
@@ -122,6 +147,8 @@ def _share(values):
 def table(result):
     """A comparison as text: median (quartiles) of converged runs, failures apart.
 
+    Energies are above those of the relaxation from the unrelaxed structure.
+
     >>> print(table(compare(structures)))  # doctest: +SKIP
     """
     settings, rows = result['settings'], result['summary']
@@ -130,8 +157,18 @@ def table(result):
         f'{settings["fmax"]:g} eV/A in {settings["steps"]} steps at most, '
         f'{settings["threads"]} threads'
     )
-    counts = ['converged', 'unconverged', 'failed']
-    titles = ['calculator', 'optimizer', 'start', *counts, 'calls', 'steps', 's']
+    parts = [head, as_text(*_costs(rows), left=3), as_text(*_ends(rows), left=3)]
+    if any(row['both']['n'] for row in rows):
+        caption = 'from the prediction, beside from the unrelaxed structure'
+        parts.append(f'{caption}\n{as_text(*_beside(rows), left=2)}')
+    parts += [line for row in rows for line in _warnings(row)]
+    parts += [_batch_line(batch) for batch in result['batched']]
+    return '\n\n'.join(parts)
+
+
+def _costs(rows):
+    """Titles and rows of what it cost to converge."""
+    counts, costs = ('converged', 'unconverged', 'failed'), ('calls', 'steps', 's')
     lines = [
         [
             *(row['calculator'], row['optimizer'], start),
@@ -142,30 +179,40 @@ def table(result):
         for row in rows
         for start in ('unrelaxed', 'prediction')
     ]
-    parts = [head, as_text(titles, lines, left=3)]
+    return ['calculator', 'optimizer', 'start', *counts, *costs], lines
+
+
+def _ends(rows):
+    """Titles and rows of where it led, by all three ways."""
+    lines = []
+    for row in rows:
+        above = row['alone'], row['both']
+        for (way, title), energy in zip(WAYS.items(), (None, *above), strict=True):
+            one = row[way]
+            lines.append(
+                [
+                    *(row['calculator'], row['optimizer'], title),
+                    _percent(one.get('converged_share')),
+                    _cell(energy and energy['energy_difference'], '.1f', _MEV),
+                    _cell(one['rmsd_to_reference'], '.3f'),
+                    _percent(one['spacegroup_kept']),
+                ]
+            )
+    titles = ['calculator', 'optimizer', 'way', 'converged', 'energy/meV per atom']
+    return [*titles, 'RMSD to reference', 'space group kept'], lines
+
+
+def _beside(rows):
+    """Titles and rows of structures that converged from both starts."""
+    lines = []
+    for row in rows:
+        both = row['both']
+        names = (row['calculator'], row['optimizer'], str(both['n']))
+        shares = (_percent(both[key]) for key in ('equal', 'lower', 'higher'))
+        calls = _percent(both['median_calls_ratio'])
+        lines.append([*names, calls, _cell(both['calls_saved'], '.0f'), *shares])
     titles = ['calculator', 'optimizer', 'both converged', 'calls', 'calls saved']
-    titles += ['same energy', 'lower', 'higher', 'space group kept']
-    lines = [_beside(row) for row in rows if row['both']['n']]
-    if lines:
-        caption = 'from the prediction, beside from the unrelaxed structure'
-        parts.append(f'{caption}\n{as_text(titles, lines, left=2)}')
-    parts += [line for row in rows for line in _warnings(row)]
-    parts += [_batch_line(batch) for batch in result['batched']]
-    return '\n\n'.join(parts)
-
-
-def _beside(row):
-    both, kept = row['both'], row['prediction']['spacegroup_kept']
-    shares = (
-        both['median_calls_ratio'],
-        both['equal'],
-        both['lower'],
-        both['higher'],
-        kept,
-    )
-    first, *others = (f'{100 * share:.0f} %' for share in shares)
-    names = (row['calculator'], row['optimizer'], str(both['n']))
-    return [*names, first, _cell(both['calls_saved'], '.0f'), *others]
+    return [*titles, 'same energy', 'lower', 'higher'], lines
 
 
 def _warnings(row):
@@ -187,7 +234,13 @@ def _batch_line(batch):
     )
 
 
-def _cell(values, form):
-    if not values['n']:
+def _percent(share):
+    return '-' if share is None else f'{share:.0%}'
+
+
+def _cell(values, form, unit=1):
+    """Median and quartiles; z: what rounds to zero has no sign."""
+    if not values or not values['n']:
         return '-'
-    return f'{values["median"]:{form}} ({values["q25"]:{form}}-{values["q75"]:{form}})'
+    low, middle, high = (f'{unit * values[k]:z{form}}' for k in ('q25', 'median', 'q75'))
+    return f'{middle} ({low} to {high})'

@@ -7,8 +7,10 @@ import numpy as np
 from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.freedom import unwrap
+from ase_deeprelax.potentials.batched import RUNAWAY
 from ase_deeprelax.refine.descent import (
     Refinement,
+    calculator_name,
     check_finite,
     get_origin,
     get_state,
@@ -18,9 +20,6 @@ from ase_deeprelax.refine.descent import (
 )
 from ase_deeprelax.refine.stage import StageRecord, bare
 
-# Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
-# each other.
-RUNAWAY = (0.2, 5.0)
 # Forces are out of hand above this, eV/A, and above so many times those of the start.
 EXPLOSION = 100.0, 10.0
 # What a stage may end above its start, eV/atom: energies have noise, and basis sets that
@@ -205,7 +204,7 @@ class Attempt:
         """A `StageRecord`."""
         known = self.start is not None
         return StageRecord(
-            name=self.stage.name if self.checked else _calculator_name(self.atoms.calc),
+            name=self.stage.name if self.checked else calculator_name(self.atoms.calc),
             optimizer=optimizer_name(self._optimizer),
             status=self.status,
             reason=self.reason,
@@ -234,8 +233,3 @@ def _reason(error):
     if isinstance(error, (str, DeepRelaxError)):
         return str(error)
     return f'{type(error).__name__}: {error}'
-
-
-def _calculator_name(calculator):
-    name = getattr(calculator, 'name', None)
-    return name if isinstance(name, str) else type(calculator).__name__

@@ -106,7 +106,7 @@ def check_finite(atoms, gradient):
     if np.isfinite(gradient).all():
         return
     raise RefinementError(
-        f'{type(atoms.calc).__name__}: {_where(atoms, gradient)} is not finite; look for '
+        f'{calculator_name(atoms.calc)}: {_where(atoms, gradient)} is not finite; look for '
         'atoms on one site or elements that the calculator does not know. The atoms are as '
         'they were before this step'
     )
@@ -208,6 +208,17 @@ def optimizer_name(optimizer):
     # By type: LBFGS has a method called func.
     optimizer = optimizer.func if isinstance(optimizer, partial) else optimizer
     return getattr(optimizer, '__name__', type(optimizer).__name__)
+
+
+def calculator_name(calculator):
+    """What a calculator calls itself, or else its class.
+
+    >>> from ase.calculators.emt import EMT
+    >>> calculator_name(EMT()), calculator_name(None)
+    ('emt', 'NoneType')
+    """
+    name = getattr(calculator, 'name', None)
+    return name if isinstance(name, str) else type(calculator).__name__
 
 
 def _label(atoms, index):

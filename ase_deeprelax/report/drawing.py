@@ -14,6 +14,8 @@ GREY, BLUE, GREEN, ORANGE = '#8a8f98', '#0072b2', '#009e73', '#e69f00'
 MORE = ('#d55e00', '#cc79a7', '#56b4e9', '#b8a800')
 MARKERS = 'osD^vP'
 DASHED = (0, (4, 2))
+# Below this number of structures, each is drawn to be seen.
+FEW = 30
 # Of an inch on a page: text of a figure is then as large as the page's own.
 _PIXELS = 108
 _STYLE = {
@@ -99,8 +101,10 @@ def to_svg(figure, label):
 
 def panels(rows, columns, *, size=(3.4, 3.3), **settings):
     """A figure and its axes, (rows, columns), each of ``size`` in inches."""
-    figsize = (size[0] * columns, size[1] * rows)
-    figure = need_matplotlib().figure.Figure(figsize, layout='constrained')
+    need_matplotlib()
+    from ase_deeprelax.report.picture import Picture
+
+    figure = Picture((size[0] * columns, size[1] * rows), layout='constrained')
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
@@ -110,7 +114,9 @@ def boxes(ax, columns, names, colors, *, vertical=True):
     for at, (values, color) in enumerate(zip(columns, colors, strict=True)):
         side = at + random.uniform(-0.2, 0.2, len(values))
         places = (side, values) if vertical else (values, side)
-        ax.scatter(*places, 8, color, alpha=0.35, lw=0)
+        few = len(values) < FEW  # each of them is worth a look
+        shape = {'s': 20, 'alpha': 0.9} if few else {'s': 8, 'alpha': 0.35}
+        ax.scatter(*places, color=color, lw=0, zorder=3 if few else 1, **shape)
         ax.boxplot(
             values,
             positions=[at],
@@ -135,7 +141,9 @@ def diagonal(ax, values, label=None):
     if low > 0 and high > 8 * low:
         low, high = low / 1.3, high * 1.3
     else:
-        edge = 0.06 * (high - low) or 0.05 * abs(high) or 1
+        # Values that differ by rounding alone are one value.
+        span = high - low if high - low > 1e-4 * abs(high) else 0
+        edge = 0.06 * span or 0.05 * abs(high) or 1
         low, high = low - edge, high + edge
     ax.plot([low, high], [low, high], color=INK, lw=1, ls=DASHED, label=label)
     ax.set(xlim=(low, high), ylim=(low, high), aspect='equal')
@@ -150,7 +158,7 @@ def log(ax, *names):
         axis = getattr(ax, f'{name}axis')
         low, high = axis.get_view_interval()
         # Where there are few powers of ten, numbers between them.
-        axis.set_major_locator(LogLocator(subs=(1,) if high > 50 * low else (1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f'{value:g}')
         axis.set_minor_formatter('')
 
@@ -172,6 +180,15 @@ def nothing(ax, text):
     """Say in an empty panel why it is empty."""
     ax.text(0.5, 0.5, text, ha='center', va='center', transform=ax.transAxes)
     ax.set(xticks=[], yticks=[])
+
+
+def count(n):
+    """So many structures, in words.
+
+    >>> count(1), count(2)
+    ('1 structure', '2 structures')
+    """
+    return f'{n} structure{"" if n == 1 else "s"}'
 
 
 def plain(text):

@@ -11,6 +11,7 @@ import numpy as np
 from ase_deeprelax.report.drawing import (
     BLUE,
     DASHED,
+    FEW,
     GREEN,
     GREY,
     INK,
@@ -18,6 +19,7 @@ from ase_deeprelax.report.drawing import (
     MORE,
     ORANGE,
     boxes,
+    count,
     diagonal,
     legend,
     log,
@@ -122,7 +124,7 @@ def calibration(evaluation, method='model'):
     log(ax, 'x', 'y')
     rank = evaluation.get('models', {method: evaluation})[method]['spearman_sigma']
     if rank is not None:
-        ax.set_title(f'rank correlation {rank:.2f}, {len(rows)} structures')
+        ax.set_title(f'rank correlation {rank:.2f}, {count(len(rows))}')
     ax.legend(loc='lower right')
     return figure
 
@@ -197,9 +199,10 @@ def energy_boxes(comparison, optimizer=None):
     optimizer = optimizer or optimizers[0]
     figure, [axes] = panels(1, len(calculators), sharey=True, size=(4.0, 3.6))
     said = {p['structure']: p['energy_per_atom'] for p in comparison['predictions']}
+    lowest, highest = -1, 1
     for ax, calculator in zip(axes, calculators, strict=True):
         both = _both(comparison, calculator, optimizer)
-        ax.set_title(plain(f'{calculator}, {optimizer}, {len(both)} structures'))
+        ax.set_title(plain(f'{calculator}, {optimizer}, {count(len(both))}'))
         if not both:
             nothing(ax, 'no structure converged\nfrom both starts')
             continue
@@ -213,6 +216,9 @@ def energy_boxes(comparison, optimizer=None):
         boxes(ax, above.T, names, [GREY, BLUE, GREEN])
         ax.axhline(0, color=INK, lw=1)
         ax.set_yscale('symlog', linthresh=1, linscale=0.6)
+        # Axes are shared: wide enough for all panels.
+        lowest, highest = (min(lowest, above.min()), max(highest, above.max()))
+        ax.set_ylim(1.6 * lowest, 1.6 * highest)
         ax.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
     axes[0].set_ylabel('energy above full relaxation / meV per atom')
     return figure
@@ -249,9 +255,9 @@ def convergence(comparison, calculator, structure=None):
             continue
         _descents(axes[:, k], list(both.values()), comparison['settings']['fmax'])
         longest = [max(run['calls'] for run in pair) for pair in both.values()]
-        axes[1, k].set(
-            xlabel='calls of the calculator', xlim=(0, np.quantile(longest, 0.9))
-        )
+        end = max(longest) if len(both) < FEW else np.quantile(longest, 0.9)
+        axes[1, k].set(xlabel='calls of the calculator', xlim=(0, 1.03 * end))
+        axes[1, k].locator_params(axis='x', integer=True)
     axes[0, 0].set(ylabel='energy above the end /\nmeV per atom')
     axes[1, 0].set(ylabel='largest force / eV Å⁻¹')
     legend(figure, axes[0, 0])
@@ -260,6 +266,7 @@ def convergence(comparison, calculator, structure=None):
 
 def _descents(axes, pairs, fmax):
     n = max(len(run['curve']) for pair in pairs for run in pair)
+    lw, alpha = (2, 1) if len(pairs) == 1 else (0.9, 0.5 if len(pairs) < FEW else 0.25)
     for at, (name, color) in enumerate(STARTS.values()):
         curves = []
         for pair in pairs:
@@ -268,7 +275,6 @@ def _descents(axes, pairs, fmax):
             curve[:, 0] = np.maximum(_MEV * (curve[:, 0] - end), 0.1)
             curves.append(np.vstack([curve, np.repeat(curve[-1:], n - len(curve), axis=0)]))
             for ax, values in zip(axes, curve.T, strict=True):
-                lw, alpha = (2, 1) if len(pairs) == 1 else (0.7, 0.25)
                 x = np.arange(1, len(values) + 1)
                 ax.plot(x, values, color=color, lw=lw, alpha=alpha, label=name)
         if len(pairs) > 1:
@@ -325,9 +331,9 @@ def lattice_parity(comparison, against=None):
         errors = []
         for name, cells, color in (('input', given, GREY), ('prediction', predicted, BLUE)):
             values = cells[:, part].ravel()
-            errors.append(f'{name} {np.abs(values - truths).mean():.3g}')
+            errors.append(f'{name} {np.abs(values - truths).mean():.3f}')
             ax.scatter(truths, values, 16, color, alpha=0.55, lw=0, label=name)
-        ax.set_title(f'mean error: {", ".join(errors)}', fontweight='normal')
+        ax.set_title(f'mean error\n{", ".join(errors)}', fontweight='normal')
         diagonal(ax, np.concatenate([x[:, part].ravel() for x in (true, given, predicted)]))
     axes[0].set(ylabel='input or prediction')
     legend(figure, axes[0])

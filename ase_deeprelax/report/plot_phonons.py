@@ -41,6 +41,7 @@ def phonon_bands(comparison, structure, calculator):
         for part in np.split(np.arange(len(x)), bands['breaks']):
             ax.plot(x[part], y[part], color=KINDS[kind][0], lw=1.3)
         ax.set_xticks(*_ticks(bands))
+        ax.tick_params(axis='x', labelsize=9)
         ax.grid(visible=False, axis='y')
         n, modes = entry['imaginary']['n'], entry['imaginary']['n_modes']
         ax.set(title=f'{kind}: {n} of {modes} imaginary', xlim=(x[0], x[-1]))
@@ -87,11 +88,13 @@ def thermal_properties(comparison, structure, calculator):
 
 
 def _ticks(bands):
-    """Places and labels; the two labels of a break stand at one place."""
-    places = {}
+    """Places and labels; of the two at a break one stands below the other."""
+    places, end = {}, bands['x'][-1]
     for x, label in zip(bands['ticks'], bands['labels'], strict=True):
         places.setdefault(round(x, 6), []).append(label.replace('G', 'Γ'))
-    return list(places), ['|'.join(labels) for labels in places.values()]
+    # Rounded up, the last one would lie outside the axis and not be drawn.
+    ticks = [min(place, end) for place in places]
+    return ticks, ['\n'.join(labels) for labels in places.values()]
 
 
 def _line(ax, x, y, kind):

@@ -10,7 +10,7 @@ from ase import Atoms
 from markupsafe import Markup
 
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
-from ase_deeprelax.report.drawing import to_svg
+from ase_deeprelax.report.drawing import count, to_svg
 from ase_deeprelax.report.scene import scene
 
 # Phonon figures for so many crystals; the table has all.
@@ -75,7 +75,7 @@ def relaxed(named, scenes):
     heads = ['structure', 'atoms', 'relaxed', 'dmax / Å', 'volume ratio', 'sigma / Å']
     table = _table('Relaxations', [*heads, 'space group', 'remark'], rows, words=(0, 2, 7))
     refused = sum(not result.ok for result in named.values())
-    text = [f'{len(named)} structures, {refused} of them refused by the checks.']
+    text = [f'{count(len(named))}, {refused} of them refused by the checks.']
     return _section('Relaxations', text, [table])
 
 
@@ -86,7 +86,7 @@ def about(comparison):
     """One line on what was compared."""
     settings = comparison['settings']
     return (
-        f'{len(comparison["structures"])} structures; model {settings["model"]!r}, '
+        f'{count(len(comparison["structures"]))}; model {settings["model"]!r}, '
         f'package {settings["version"]}; to {settings["fmax"]:g} eV/Å in at most '
         f'{settings["steps"]} steps; {settings["device"]}, threads: {settings["threads"]}.'
     )
@@ -270,10 +270,10 @@ def phonons(comparison):
             rows.append([*names, *4 * [NONE], entry['problem']])
             continue
         bad = entry['imaginary']
-        count = f'{bad["n"]} of {bad["n_modes"]}'
+        share = f'{bad["n"]} of {bad["n_modes"]}'
         forces = _(entry['fmax'], '.3f')
         rows.append(
-            [*names, forces, count, _(bad['lowest'], '.2f'), entry['n_supercell'], '']
+            [*names, forces, share, _(bad['lowest'], '.2f'), entry['n_supercell'], '']
         )
         drawn[entry['structure'], entry['calculator']] = names
     figures = []

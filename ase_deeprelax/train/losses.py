@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ase_deeprelax.models.base import apply_deformation
+from ase_deeprelax.models.base import apply_deformation, moved_vectors
 from ase_deeprelax.models.layers import mean_over_atoms
 
 # Scale of distances where none is learned, A: the usual error.
@@ -107,12 +107,9 @@ def nearest_image(difference, graph):
 
 def target_distances(graph, edges):
     """Relaxed distances of the given edges, A."""
-    j, i = graph.edge_index.index_select(1, edges)
-    u = graph.displacement_target
-    vectors = graph.edge_vectors().index_select(0, edges)
-    vectors = vectors + u.index_select(0, j) - u.index_select(0, i)
-    graph_of_edge = graph.graph_of_atom.index_select(0, i)
-    return apply_deformation(vectors, graph.deformation_target, graph_of_edge).norm(dim=1)
+    target = graph.deformation_target, graph.displacement_target
+    vectors = moved_vectors(graph, graph.edge_vectors(), *target)
+    return vectors.index_select(0, edges).norm(dim=1)
 
 
 def target_cross_distances(graph, prediction):

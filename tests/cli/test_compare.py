@@ -42,3 +42,22 @@ def test_what_cannot_be_read_is_named(tmp_path):
     result = CliRunner().invoke(app, ['compare', str(tmp_path / 'broken.cif')])
     assert result.exit_code != 0
     assert 'broken.cif' in result.output
+
+
+def test_two_structures_of_one_name_are_refused(structures):
+    result = CliRunner().invoke(app, ['compare', structures[0], structures[0]])
+    assert result.exit_code == 2
+    assert 'more than one structure' in ' '.join(result.output.split())
+
+
+def test_a_calculator_given_twice_and_an_unknown_optimizer_are_named(
+    structures, tiny_model
+):
+    for option, value, said in (
+        ('--optimizers', 'fire', "optimizer is 'fire'"),
+        ('--calculators', 'chgnet,chgnet', "two are called 'chgnet'"),
+    ):
+        words = ['compare', *structures, '--model', str(tiny_model), option, value]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 1
+        assert said in ' '.join(result.output.split())

@@ -58,6 +58,28 @@ def test_potentials_stand_beside_models(run, tmp_path, tiny_model):
     assert '\n| chgnet + FIRE | ' in result.stdout
 
 
+def test_a_report_shows_the_worst_to_turn_by_hand(run, tmp_path, tiny_model, monkeypatch):
+    pytest.importorskip('matplotlib', reason="pip install 'ase-deeprelax[plot]'")
+    monkeypatch.setattr('ase_deeprelax.cli.measure.WORST', 2)
+    lengths = {'NaCl': 5.4, 'MgO': 4.9, 'CaO': 4.81}  # the first two far from the end
+    pairs = [
+        make_pair(name, *(bulk(name, 'rocksalt', a=a) for a in (first, 4.8)))
+        for name, first in lengths.items()
+    ]
+    for k, pair in enumerate(pairs):
+        pair.frac1[1] += 0.05 * (2 - k)
+    write_pairs(tmp_path / 'pairs.jsonl', pairs)
+    page = tmp_path / 'new' / 'report.html'
+    words = ['--model', tiny_model, '--html', page]
+    result = run('evaluate', tmp_path / 'pairs.jsonl', *words)
+    assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert 'Accuracy on pairs' in text
+    assert 'ClNa, NaCl, off by 0.' in text
+    assert 'MgO, MgO, off by 0.' in text
+    assert 'CaO, CaO, off by' not in text
+
+
 def test_evaluate_takes_pairs_from_all_over_the_file(run, pairs_file, tmp_path, tiny_model):
     out = tmp_path / 'result.json'
     result = run('evaluate', pairs_file, '--model', tiny_model, '--json', out, '--limit', 2)

@@ -16,7 +16,7 @@ from ase_deeprelax.compare.evaluate import (
 )
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.data.pairs import make_pair
-from ase_deeprelax.errors import ModelError, PredictionError
+from ase_deeprelax.errors import ConfigError, ModelError, PredictionError
 from ase_deeprelax.predict import Predictor
 
 
@@ -58,6 +58,13 @@ def test_a_real_model_gives_the_whole_record(predictor):
     assert result['device'] == 'cpu'
     assert result['ms_per_structure'] > 0
     assert -1 <= result['spearman_sigma'] <= 1
+    for pair, row in zip(pairs, result['structures'], strict=True):
+        [found] = predictor.relax([pair.unrelaxed])
+        assert row['lattice']['model'] == pytest.approx(
+            found.atoms.cell.cellpar(), abs=1e-4
+        )
+        assert row['lattice']['dummy'] == pytest.approx(pair.unrelaxed.cell.cellpar())
+        assert row['relaxed_lattice'] == pytest.approx(pair.relaxed.cell.cellpar())
     for part in ('all', 'ok'):
         assert list(result[part]) == ['dummy', 'scaled_dummy', 'model']
         for figures in result[part].values():
@@ -141,6 +148,11 @@ def test_workers_find_what_one_process_finds():
     pairs = some_pairs(4)
     one, two = (evaluate(pairs, oracle(pairs), jobs=jobs) for jobs in (1, 2))
     assert one['all'] == two['all']
+
+
+def test_no_pairs_at_all_are_refused():
+    with pytest.raises(ConfigError, match='pairs is empty'):
+        evaluate([], Dummy())
 
 
 def test_answers_for_other_structures_are_refused():

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ from ase.units import kB
 from scipy.constants import R
 
 from ase_deeprelax.compare.harmonic import choose_supercell, phonons
-from ase_deeprelax.compare.phonons import compare_phonons
+from ase_deeprelax.compare.phonons import KINDS, compare_phonons
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.errors import ConfigError, MissingDependencyError
 
 pytest.importorskip('phonopy', reason="needs phonopy: pip install 'ase-deeprelax[phonopy]'")
 SHORT = {'min_length': 7.0}
 A_CU = 3.59  # EMT's
+SHARED = Path(__file__).parents[2] / '../shared/potentials'
+TENSORNET = SHARED / 'TensorNet-MatPES-PBE-v2025.1-PES'
 
 
 def prediction(structures):
@@ -196,3 +199,36 @@ def test_unknown_names_and_a_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'phonopy', None)
     with pytest.raises(MissingDependencyError, match=r'ase-deeprelax\[phonopy\]'):
         compare_phonons(result, [EMT()])
+
+
+@pytest.mark.parametrize('name', ['chgnet', 'tensornet'])
+def test_silicon_is_stable_with_a_real_potential(name):
+    pytest.importorskip('matgl' if name == 'tensornet' else name, exc_type=ImportError)
+    if name == 'tensornet':
+        if not TENSORNET.is_dir():
+            pytest.skip(f'needs {TENSORNET.name} in ../shared/potentials')
+        name = f'tensornet:{TENSORNET}'
+    result = compare(
+        [bulk('Si', a=5.6)],
+        [name],
+        model=lambda structures: [bulk('Si', a=5.52) for _ in structures],
+        optimizers=['BFGS'],
+        fmax=0.002,
+    )
+    rows = compare_phonons(result, [name], min_length=7.0)
+    assert [row['kind'] for row in rows if row['ok']] == list(KINDS)
+    for row in rows:
+        assert row['imaginary']['n'] == 0
+        bands = np.array(row['bands']['frequencies'])
+        # The path begins at Gamma: sound, then the threefold optical mode.
+        assert np.abs(bands[0][:3]).max() < 1e-3
+        assert np.ptp(bands[0][3:]) < 0.05
+        thermal, dos = row['thermal'], row['dos']
+        assert thermal['temperatures'][-1] == 1000
+        assert thermal['heat_capacity'][-1] == pytest.approx(3 * R, rel=0.03)
+        density = np.trapezoid(dos['density'], dos['frequencies'])
+        assert density == pytest.approx(3, rel=0.015)
+    optical = [row['imaginary']['gamma']['lowest'] for row in rows]
+    assert 12 < optical[1] < 16.5  # 15.5 THz in experiment; these potentials are softer
+    assert optical[1] == pytest.approx(optical[2], rel=0.01)
+    assert optical[0] < optical[1]  # the predicted cell is too large

@@ -119,8 +119,16 @@ def test_a_good_prediction_saves_calls_with_every_optimizer(result):
         assert abs(both['energy_difference']['median']) < 0.002
         assert both['uphill'] == 0
         assert row['only_unrelaxed'] == row['only_prediction'] == []
+        alone = row['alone']
+        assert alone['failed'] == 0
+        assert alone['seconds']['n'] == alone['rmsd_to_reference']['n'] == 3
+        # Nearly the minimum, and so above it by little.
+        assert 0 < alone['energy_difference']['median'] < 0.01
     text = table(result)
     assert 'CellAwareBFGS' in text
+    for column in ('calls', 'steps', 'converged', 'energy/meV', 'RMSD', 'space group kept'):
+        assert column in text
+    assert text.count('prediction alone') == 4
     assert 'ended higher' not in text
 
 
@@ -210,7 +218,11 @@ def test_calls_are_counted_at_the_calculator(optimizer):
     assert end.calls >= end.steps + 1
     if optimizer is not BFGSLineSearch:
         assert end.calls == end.steps + 1
-    assert end.atoms.calc is None
+    kept = end.atoms.calc.results
+    assert [
+        kept['energy'] / 4,
+        largest_force(end.atoms, kept['forces'], kept['stress']),
+    ] == (pytest.approx(end.curve[-1]))
 
 
 def test_what_a_calculator_remembers_of_another_run_saves_nothing():
@@ -256,6 +268,31 @@ def test_optimizers_by_name():
         compare([alloy()], [EMT()], optimizers=[], model=Dummy())
     with pytest.raises(ValueError, match='calculators is empty'):
         compare([alloy()], [], model=Dummy())
+    with pytest.raises(ValueError, match='structures is empty'):
+        compare([], [EMT()], model=Dummy())
+
+
+def test_two_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="calculators: two are called 'emt'"):
+        compare([alloy()], [EMT(), EMT()], model=Dummy())
+    optimizers = [BFGS, functools.partial(BFGS, maxstep=0.1)]
+    with pytest.raises(ConfigError, match="optimizers: two are called 'BFGS'"):
+        compare([alloy()], [EMT()], optimizers=optimizers, model=Dummy())
+
+
+class NoStress(EMT):
+    implemented_properties = ('energy', 'forces')
+
+
+def test_without_a_stress_only_positions_relax():
+    how = {'optimizer': BFGS, 'fmax': 0.02, 'steps': 100}
+    end = descend(alloy(), NoStress(), **how)
+    assert not end.ok
+    assert 'stress' in end.reason
+    end = descend(alloy(), NoStress(), cell_filter=lambda atoms: atoms, **how)
+    assert end.converged, end.reason
+    assert (end.atoms.cell == alloy().cell).all()
+    assert np.linalg.norm(end.atoms.get_forces(), axis=1).max() <= 0.02
 
 
 @pytest.mark.parametrize(
@@ -320,6 +357,9 @@ def test_failures_are_counted_apart_and_change_no_other_row(result):
         for other in same:
             if (run['structure'], run['start']) == (other['structure'], other['start']):
                 assert run['curve'] == other['curve']
+    alone = row['alone']
+    assert (alone['failed'], alone['seconds']['n']) == (1, 2)
+    assert alone['energy_difference']['n'] == 2
     json.dumps(found, allow_nan=False)
     assert '1' in table(found)
 

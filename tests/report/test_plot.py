@@ -171,7 +171,7 @@ def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
         x = np.ravel([run['lattice'][part] for run in truth])
         y = np.ravel([said[run['structure']]['lattice'][part] for run in truth])
         np.testing.assert_allclose(points(ax, 1), np.transpose([x, y]))
-        assert f'prediction {np.abs(x - y).mean():.3g}' in ax.get_title()
+        assert f'prediction {np.abs(x - y).mean():.3f}' in ax.get_title()
     volumes = points(figure.axes[2], 1)[:, 0]
     np.testing.assert_allclose(volumes, [run['volume'] / 4 for run in truth])
 
@@ -294,3 +294,41 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, comparis
         MissingDependencyError, match=r"pip install 'ase-deeprelax\[plot\]'"
     ):
         plot.calls_saved(comparison)
+
+
+def test_a_notebook_shows_a_figure_without_pyplot(comparison):
+    figure = plot.calls_saved(comparison)
+    png = figure._repr_png_()
+    assert png.startswith(b'\x89PNG')
+    width = int.from_bytes(png[16:20], 'big')
+    assert width == pytest.approx(110 * figure.get_figwidth(), abs=1)
+
+
+def test_the_last_wave_vector_of_a_path_is_named(phonons):
+    figure = plot_phonons.phonon_bands(phonons, 'Cu', 'emt')
+    for ax in figure.axes[:-1]:
+        assert ax.get_xticks()[-1] == ax.get_xlim()[1]
+
+
+def test_all_energies_and_calls_lie_inside_their_panels(comparison):
+    [ax] = plot.energy_boxes(comparison).axes
+    low, high = ax.get_ylim()
+    for k in range(3):
+        energies = points(ax, k)[:, 1]
+        assert low < energies.min()
+        assert energies.max() < high
+    for ax in plot.convergence(comparison, 'emt').axes[2:]:
+        assert max(line.get_xdata()[-1] for line in ax.lines[:-1]) <= ax.get_xlim()[1]
+
+
+def test_angles_that_differ_by_rounding_share_one_number(comparison):
+    known = copy.deepcopy(comparison)
+    for k, run in enumerate(known['runs']):
+        run['lattice'] = [*run['lattice'][:3], 60, 60 + 1e-6 * k, 60] if run['ok'] else None
+    for one in known['structures'] + known['predictions']:
+        one['lattice'] = [*one['lattice'][:3], 60, 60, 60]
+    figure = plot.lattice_parity(known)
+    figure.draw_without_rendering()
+    low, high = figure.axes[1].get_xlim()
+    assert high - low > 1
+    assert figure.axes[1].xaxis.get_major_formatter().get_offset() == ''

@@ -1,0 +1,202 @@
+"""One structure on its way: checks, symmetry, graph; then its answer, checked as well."""
+
+from contextlib import contextmanager
+from time import perf_counter
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from ase_deeprelax import keys
+from ase_deeprelax._version import __version__
+from ase_deeprelax.checks import check_prediction, check_structure
+from ase_deeprelax.data.convert import as_atoms, to_graph
+from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
+from ase_deeprelax.freedom import find_freedom
+from ase_deeprelax.result import Relaxation
+from ase_deeprelax.symmetry import find_symmetry
+
+PARTS = ('checks', 'symmetry', 'graph', 'network', 'solver')
+
+
+class Job:
+    """A structure, made ready for the network; what is wrong with it stays with it.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    structure : ase.Atoms, pymatgen Structure
+        Or anything else, which then is an error.
+
+    Attributes
+    ----------
+    initial : ase.Atoms or None
+        A copy of the input.
+    graph, frame
+        As `to_graph` gives them.
+    error : DeepRelaxError or None
+    result : Relaxation or None
+        Once the job has failed or was finished.
+    timings : dict of str to float, s
+        By `PARTS`.
+    """
+
+    def __init__(self, predictor, structure):
+        self.predictor, self.ood = predictor, ''
+        self.initial = self.symmetry = self.freedom = self.graph = self.frame = None
+        self.error = self.result = None
+        self.timings = dict.fromkeys(PARTS, 0.0)
+        with self._alone():
+            self._prepare(structure)
+
+    def _prepare(self, structure):
+        model, card = self.predictor.model, self.predictor.card
+        with self._timed('checks'):
+            # A copy has no calculator, so no result of it can outlive the move.
+            self.initial = as_atoms(structure).copy()
+            self.ood = check_structure(
+                self.initial, card.get('elements') or None, ranges=card.get('range')
+            )
+            if self.initial.constraints:
+                self.freedom = find_freedom(self.initial, cell_moves=True)
+        with self._timed('symmetry'):
+            if self.predictor.symmetry == 'keep':
+                self.symmetry = find_symmetry(self.initial)
+        with self._timed('graph'):
+            self.graph, self.frame = to_graph(
+                self.initial, model.spec, self.predictor.dtype
+            )
+            _check_neighbors(self.initial, self.graph, self.frame, model.spec)
+
+    def finish(self, answer):
+        """Symmetry, constraints, checks and record of what network and solver said."""
+        with self._alone():
+            if not answer.finite:
+                raise PredictionError(
+                    f'{self.initial.get_chemical_formula()}: model {self.predictor.name!r} '
+                    'returned numbers that are not finite; use another model or float64'
+                )
+            with self._timed('symmetry'):
+                moved = self.frame.to_user(answer.deformation, answer.displacement)
+                if self.symmetry is not None:
+                    moved = self.symmetry.project(*moved)
+                atoms, deformation, displacement = self._moved(*moved)
+            with self._timed('checks'):
+                check_prediction(self.initial, atoms, residual=answer.residual)
+            bonds, offsets = self.frame.bonds(*answer.bonds, answer.offsets)
+            self._record(
+                atoms=atoms,
+                deformation=deformation,
+                displacement=displacement,
+                sigma=answer.sigma,
+                sigma_atoms=self.frame.per_atom(answer.sigma_atoms),
+                bonds=bonds,
+                bond_offsets=offsets,
+                sigma_bonds=answer.sigma_bonds,
+                residual=answer.residual,
+                problem='',
+            )
+            _write_keys(self.result)
+
+    def fail(self, error):
+        """The input is the answer, and ``error`` says why."""
+        self.error = error
+        if self.initial is None:
+            self.initial = Atoms()
+        n = len(self.initial)
+        self._record(
+            atoms=self.initial.copy(),
+            deformation=np.eye(3),
+            displacement=np.zeros((n, 3)),
+            sigma=np.nan,
+            sigma_atoms=np.full(n, np.nan),
+            bonds=np.zeros((0, 2), dtype=np.int64),
+            bond_offsets=np.zeros((0, 3), dtype=np.int64),
+            sigma_bonds=np.zeros(0),
+            residual=np.nan,
+            problem=str(error),
+        )
+
+    def free(self):
+        """Drop what is of no more use, the graph above all."""
+        self.graph = self.frame = self.symmetry = None
+
+    def _record(self, *, problem, **said):
+        self.result = Relaxation(
+            initial=self.initial,
+            ok=self.error is None,
+            problem=problem,
+            ood=self.ood,
+            model=self.predictor.name,
+            sha256=self.predictor.sha256,
+            version=__version__,
+            timings=self.timings,
+            **said,
+        )
+
+    def _moved(self, deformation, displacement):
+        """The relaxed atoms, and the prediction as far as constraints allow it."""
+        atoms = self.initial.copy()
+        cell = atoms.cell.array
+        if self.freedom is None:
+            positions = (atoms.positions + displacement) @ deformation
+            cell = cell @ deformation
+        else:
+            cell, positions = self.freedom.allowed(deformation, displacement)
+            deformation = np.linalg.solve(atoms.cell.array, cell)
+            displacement = positions @ np.linalg.inv(deformation) - atoms.positions
+        atoms.set_cell(cell, apply_constraint=False)
+        atoms.arrays['positions'] = positions  # the input's may be of integers
+        return atoms, deformation, displacement
+
+    @contextmanager
+    def _alone(self):
+        """What goes wrong with one structure stays with it."""
+        try:
+            yield
+        except DeepRelaxError as error:
+            self.fail(error)
+        except Exception as error:  # noqa: BLE001 - constraints and subclasses raise anything
+            named = StructureError(f'{type(error).__name__}: {error}')
+            named.__cause__ = error
+            self.fail(named)
+
+    @contextmanager
+    def _timed(self, part):
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[part] += perf_counter() - start
+
+
+def _check_neighbors(atoms, graph, frame, spec):
+    """A network can say nothing about an atom that has no neighbour."""
+    counts = torch.bincount(graph.edge_index[1], minlength=len(atoms))
+    lonely = (counts == 0).nonzero().flatten()
+    if len(lonely):
+        first = int(lonely[0]) if frame.order is None else int(frame.order[lonely[0]])
+        raise StructureError(
+            f'atom {first} ({atoms.symbols[first]}) has no neighbour within '
+            f'{spec.cutoff:g} A ({len(lonely)} of {len(atoms)} atoms have none); the model '
+            'predicts dense periodic crystals, not molecules or atoms far apart'
+        )
+
+
+def _write_keys(result):
+    """The flat names of `keys` into the relaxed atoms."""
+    info, sigma_atoms = result.atoms.info, result.sigma_atoms
+    keys.strip(result.atoms)
+    info[keys.SIGMA] = result.sigma
+    info[keys.SIGMA_MAX] = float(sigma_atoms.max())
+    info[keys.SIGMA_ATOMS] = sigma_atoms.copy()
+    info[keys.DMAX] = result.dmax
+    info[keys.VOLUME_RATIO] = result.volume_ratio
+    info[keys.RESIDUAL] = result.residual
+    info[keys.MODEL] = result.model
+    info[keys.SHA256] = result.sha256
+    info[keys.VERSION] = result.version
+    info[keys.STAGE] = 'predicted'
+    if result.ood:  # extxyz cannot hold an empty string: it swallows what follows it
+        info[keys.OOD] = result.ood
+    result.atoms.arrays[keys.SIGMA] = sigma_atoms.copy()

@@ -1,0 +1,165 @@
+"""``deeprelax relax --refine``, with a real potential on real files."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.io import read, write
+
+from ase_deeprelax import keys
+from ase_deeprelax.cli.refine import STAGES, Refiner
+from ase_deeprelax.potentials.calculators import get_calculator
+
+
+@pytest.fixture
+def oxides(tmp_path):
+    for name, a in (('MgO', 4.4), ('CaO', 4.7)):
+        atoms = bulk(name, 'rocksalt', a=a)
+        atoms.rattle(0.02, seed=0)
+        write(tmp_path / f'{name}.extxyz', atoms)
+    return [tmp_path / f'{name}.extxyz' for name in ('MgO', 'CaO')]
+
+
+@pytest.fixture
+def refine(run, tmp_path, tiny_model):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+
+    def refine(*words):
+        common = ['--refine', 'chgnet', '--model', tiny_model, '--device', 'cpu']
+        if '--out' not in words:
+            common += ['--out', tmp_path / 'out']
+        return run('relax', *words, *common)
+
+    return refine
+
+
+def test_minima_and_the_record_of_every_stage_are_written(refine, oxides, tmp_path):
+    file = tmp_path / 'table.json'
+    result = refine(*oxides, '--fmax', 0.02, '--optimizer', 'FIRE', '--json', file)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(file.read_text())
+    assert [row['structure'] for row in rows] == ['MgO.extxyz', 'CaO.extxyz']
+    chgnet = get_calculator('chgnet')
+    for name, a, row in zip(('MgO', 'CaO'), (4.26, 4.84), rows, strict=True):
+        atoms = read(tmp_path / f'out/{name}.extxyz')
+        assert (4 * atoms.get_volume()) ** (1 / 3) == pytest.approx(a, abs=0.04)
+        said = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+        assert np.linalg.norm(said[1], axis=1).max() < 0.02
+        atoms.calc = chgnet
+        assert said[0] == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+        np.testing.assert_allclose(said[1], atoms.get_forces(), atol=1e-3)
+        np.testing.assert_allclose(said[2], atoms.get_stress(), atol=1e-4)
+        assert atoms.info[keys.STAGE].startswith('chgnet, FIRE')
+        assert 'chgnet, FIRE: converged, ' in atoms.info[STAGES]
+        first, last = row['stages']
+        assert (first['name'], last['name'], last['optimizer']) == (
+            'prediction',
+            'chgnet',
+            'FIRE',
+        )
+        assert last['status'] == 'converged'
+        assert last['fmax'] == row['fmax'] < 0.02
+        assert row['energy'] == pytest.approx(said[0], abs=1e-4)
+        assert row['volume'] == pytest.approx(atoms.get_volume(), rel=1e-6)
+        assert f'chgnet {last["steps"]}' in result.stdout
+    assert not list(tmp_path.glob('*.part.jsonl'))
+
+
+def test_a_potential_that_fails_leaves_the_prediction_and_is_told(refine, oxides, tmp_path):
+    """CHGNet was not trained on polonium, this network was."""
+    polonium = bulk('Po', 'sc', a=3.4)
+    write(tmp_path / 'Po.cif', polonium)
+    out = tmp_path / 'all.extxyz'
+    result = refine(tmp_path / 'Po.cif', oxides[0], '--out', out)
+    assert result.exit_code == 1
+    assert 'Po.cif: chgnet failed and was rolled back: atom 0 (Po)' in result.stderr
+    assert 'MgO' not in result.stderr.replace('MgO.extxyz:', '')
+    first, second = read(out, ':')
+    assert first.info[keys.STAGE] == 'predicted'
+    assert 'chgnet, ElasticBFGS: failed (atom 0 (Po)' in first.info[STAGES]
+    assert first.calc is None
+    assert second.info[keys.STAGE].startswith('chgnet, ElasticBFGS')
+    assert second.calc is not None
+
+
+def test_where_nothing_could_be_done_nothing_is_written(run, oxides, tmp_path):
+    """No shipped model and no CHGNet knows polonium."""
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    write(tmp_path / 'Po.cif', bulk('Po', 'sc', a=3.4))
+    out = tmp_path / 'out'
+    result = run(
+        'relax', tmp_path / 'Po.cif', oxides[0], '--refine', 'chgnet', '--out', out
+    )
+    assert result.exit_code == 1
+    assert 'Po.cif: chgnet failed' in result.stderr
+    assert sorted(file.name for file in out.iterdir()) == ['MgO.cif', 'MgO.extxyz']
+
+
+def test_what_did_not_converge_is_written_and_told(refine, oxides, tmp_path):
+    result = refine(oxides[0], '--steps', 1, '--fmax', 1e-4)
+    assert result.exit_code == 1
+    assert 'MgO.extxyz: chgnet did not converge: no more than 1 steps' in result.stderr
+    atoms = read(tmp_path / 'out/MgO.extxyz')
+    assert 'not converged' in atoms.info[STAGES]
+    assert np.isfinite(atoms.get_potential_energy())
+
+
+def test_molecules_are_refined_without_a_prediction(refine, tmp_path):
+    atoms = molecule('H2O', vacuum=4)
+    write(tmp_path / 'water.extxyz', atoms)
+    result = refine(tmp_path / 'water.extxyz')
+    assert result.exit_code == 0, result.output
+    assert 'prediction skipped > chgnet' in result.stdout
+    after = read(tmp_path / 'out/water.extxyz')
+    assert keys.SIGMA not in after.info
+    np.testing.assert_allclose(after.cell.array, atoms.cell.array)
+
+
+def test_a_stopped_command_goes_on_where_it_was(refine, oxides, tmp_path, monkeypatch):
+    done, work = [], Refiner.refine
+
+    def stopped(refiner, atoms):
+        if atoms.symbols[0] == 'Ca':
+            raise KeyboardInterrupt
+        done.append(str(atoms.symbols))
+        return work(refiner, atoms)
+
+    def counted(refiner, atoms):
+        done.append(str(atoms.symbols))
+        return work(refiner, atoms)
+
+    monkeypatch.setattr(Refiner, 'refine', stopped)
+    result = refine(*oxides)
+    assert result.exit_code == 130
+    assert 'goes on from here' in result.stderr
+    first = read(tmp_path / 'out/MgO.extxyz')
+    assert not (tmp_path / 'out/CaO.extxyz').exists()
+    monkeypatch.setattr(Refiner, 'refine', counted)
+    assert refine(*oxides).exit_code == 0
+    assert done == ['MgO', 'CaO']
+    again = read(tmp_path / 'out/MgO.extxyz')
+    assert again == first
+    assert again.info[STAGES] == first.info[STAGES]
+    # Finished, it begins anew; with another fmax nothing is taken over either.
+    assert refine(oxides[0]).exit_code == 0
+    assert done == ['MgO', 'CaO', 'MgO']
+
+
+@pytest.mark.parametrize(
+    ('words', 'code', 'said'),
+    [
+        (['--fmax', 0.02], 2, 'need --refine'),
+        (['--refine', 'chgnet', '--optimizer', 'fire'], 1, "optimizer is 'fire'"),
+        (['--refine', 'megnet'], 1, "potential 'megnet' is not known"),
+        (['--refine', 'chgnet,'], 1, "potential '' is not known"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(
+    run, oxides, tmp_path, tiny_model, words, code, said
+):
+    out = tmp_path / 'out'
+    result = run('relax', oxides[0], '--out', out, '--model', tiny_model, *words)
+    assert result.exit_code == code
+    assert said in ' '.join(result.stderr.split())
+    assert not out.exists()
