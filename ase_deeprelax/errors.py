@@ -45,7 +45,7 @@ class PairFileError(DeepRelaxError, ValueError):
 
 
 class ConfigError(DeepRelaxError, ValueError):
-    """A training configuration, or a folder of earlier results, cannot be used."""
+    """A configuration, a choice, or a folder of earlier results cannot be used."""
 
 
 class MissingDependencyError(DeepRelaxError, ImportError):

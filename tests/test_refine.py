@@ -292,7 +292,7 @@ def test_atoms_changed_between_runs_are_what_goes_on(one_shot):
     assert optimizer.run(fmax=0.01) is True
     assert optimizer.stages[-1].energy_before > optimizer.stages[-1].energy_after
     assert set(atoms.symbols) == {'Au'}
-    # Its filter measures strain from the first cell, that of `relaxed_forces` from the last.
+    # Its filter measures strain from the first cell, `relaxed_forces` from the last.
     assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.011
 
 

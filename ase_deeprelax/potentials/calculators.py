@@ -1,7 +1,7 @@
-"""Interatomic potentials by name, as ASE calculators in ASE's units."""
+"""Interatomic potentials and DFT by name, as ASE calculators in ASE's units."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator, all_changes, kpts2sizeandoffsets
 from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -22,6 +22,16 @@ from ase_deeprelax.errors import (
 
 # Without one of them matgl takes a folder for a name and looks for it in the network.
 MATGL_FILES = ('model.json', 'model.pt', 'state.pt')
+
+# Without `dedecut` its stress is that at a fixed number of plane waves, while the energy is
+# that at a fixed cutoff. Cells from files have six decimals, which at its own tolerance is
+# half of a space group or none.
+GPAW_SETTINGS = {
+    'mode': {'name': 'pw', 'ecut': 500, 'dedecut': 'estimate'},
+    'kpts': {'density': 3.5, 'gamma': True},
+    'occupations': {'name': 'fermi-dirac', 'width': 0.1},
+    'symmetry': {'tolerance': 1e-3},
+}
 
 
 class Potential(Calculator):
@@ -63,6 +73,8 @@ class Potential(Calculator):
     def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         self._check_elements()
+        if system_changes:
+            self.calculator.results = {}  # DFT makes only those that are asked for anew
         self.calculator.calculate(self.atoms, properties, system_changes)
         results = dict(self.calculator.results)
         results['energy'] = float(results['energy'])
@@ -101,13 +113,17 @@ def get_calculator(potential, *, device='cpu', **settings):
           needed, or with a name that the potential's package knows: ``'chgnet:r2scan'``,
           ``'sevennet:7net-l3i5'``, ``'mace:small'``. A path starts with ``/``, ``.`` or
           ``~``;
+        - ``'gpaw'``, DFT with plane waves and `GPAW_SETTINGS` for PBE, or with another
+          functional: ``'gpaw:PBEsol'``. Atoms that have initial magnetic moments are
+          spin-polarised, others not;
         - a calculator, which is handed back as it is;
         - a function without arguments, or a class, that makes a calculator: each call
           here makes a new one, as each worker process needs.
     device : str
-        Where a potential by name runs; default 'cpu'.
+        Where a potential by name runs; default 'cpu'. GPAW runs on the CPU.
     **settings
-        Further arguments of the calculator of a potential by name.
+        Further arguments of the calculator of a potential by name; those of GPAW replace
+        the usual ones.
 
     Returns
     -------
@@ -129,6 +145,7 @@ def get_calculator(potential, *, device='cpu', **settings):
     'emt'
     >>> get_calculator('tensornet:~/TensorNet-PES', device='cuda')  # doctest: +SKIP
     >>> get_calculator('chgnet')  # doctest: +SKIP
+    >>> get_calculator('gpaw', kpts={'density': 5, 'gamma': True})  # doctest: +SKIP
     """
     if isinstance(potential, str):
         return _named(potential, device, settings)
@@ -270,6 +287,42 @@ def _orb(weights, device, settings):
     return ORBCalculator(*parts, device=device, **settings), None
 
 
+def _gpaw(functional, _device, settings):
+    from gpaw.calculator import GPAW
+
+    settings = {'xc': functional, 'txt': None} | GPAW_SETTINGS | settings
+    kpts = settings['kpts']
+
+    class SteadyGPAW(GPAW):
+        """GPAW for structures on their way, whose symmetry and cell change."""
+
+        held = None  # atomic numbers and the grid of k-points chosen for them
+
+        def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+            atoms = self.atoms if atoms is None else atoms
+            if isinstance(kpts, Mapping) and 'density' in kpts:
+                self._hold_grid(atoms)
+            try:
+                super().calculate(atoms, properties, system_changes)
+            except RuntimeError as error:
+                if 'Broken symmetry' not in str(error):
+                    raise
+                # While only positions change it holds on to the symmetry it found first.
+                super().calculate(atoms, properties, all_changes)
+
+        def _hold_grid(self, atoms):
+            # Another grid is another energy surface: one point more or less, and a metal
+            # goes uphill by meV on its way down.
+            size = kpts2sizeandoffsets(atoms=atoms, **kpts)[0]
+            numbers, held = self.held or ((), size)
+            if not np.array_equal(numbers, atoms.numbers) or abs(size - held).max() > 1:
+                self.held = atoms.numbers.copy(), size
+                grid = {'size': tuple(map(int, size)), 'gamma': kpts.get('gamma', False)}
+                self.parameters['kpts'] = grid  # read when the cell changes, and it has
+
+    return SteadyGPAW(**settings), None
+
+
 @dataclass(frozen=True)
 class Entry:
     """How a potential is made.
@@ -308,4 +361,5 @@ POTENTIALS = {
     'sevennet': Entry('sevenn', 'sevenn', '7net-0', _sevennet),
     'mace': Entry('mace', 'mace', 'medium-mpa-0', _mace),
     'orb': Entry('orb_models', 'orb', 'orb-v3-conservative-inf-mpa', _orb),
+    'gpaw': Entry('gpaw', 'gpaw', 'PBE', _gpaw),
 }

@@ -53,10 +53,11 @@ class Attempt:
         See `StageRecord`.
     value, gradient : float, eV; array, eV/A
         At the present structure.
-    start : dict or None
-        Energy, volume and largest force that the stage began with.
     best : dict or None
-        The structure of lowest energy, as of `get_state`, with what was measured there.
+        The structure to go back to, that of lowest energy, as of `get_state`, with what was
+        measured there.
+    start : dict or None
+        The same of where the stage began, with volume and largest force.
     seen : ase.Atoms or None
         The structure that was measured last.
     """
@@ -112,8 +113,6 @@ class Attempt:
         if self.checked:
             self._check(value, gradient, norm, volume)
         self.value, self.gradient = float(value), gradient
-        if self.start is None:
-            self.start = {'value': self.value, 'volume': volume, 'norm': float(norm)}
         if self.best is None or value < self.best['value']:
             self.best = {
                 'value': self.value,
@@ -122,6 +121,8 @@ class Attempt:
                 'stage': self.atoms.info.get(keys.STAGE),
                 'steps': self.steps,
             }
+        if self.start is None:
+            self.start = self.best | {'volume': volume, 'norm': float(norm)}
 
     def _check(self, value, gradient, norm, volume):
         if not np.isfinite(value):
@@ -134,6 +135,7 @@ class Attempt:
             raise RefinementError(f'the largest force is {norm:.3g} eV/A')
         low, high = (ratio * self.start['volume'] for ratio in RUNAWAY)
         if not low <= volume <= high:
+            self.best = self.start  # on such a slide the lowest energy is the worst place
             raise RefinementError(
                 f'the cell ran away: its volume is {volume / self.start["volume"]:.3g} '
                 'times that at the start of the stage'

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
-from ase.optimize import BFGS
 
 from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxWarning, DeviceError, PredictionError
 from ase_deeprelax.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.predict import relax
+from ase_deeprelax.refine.elastic import ElasticBFGS
 from tests.faults.faces import bits, both_faces, crystal, gold, laden, model_that
 
 
@@ -65,7 +65,7 @@ def test_model_is_broken_with_calculator(item):
     optimizer = DeepRelaxOptimizer(atoms, model=model_that(BROKEN[item][0]), logfile=None)
     with pytest.warns(DeepRelaxWarning, match='without a prediction'):
         assert optimizer.run(fmax=0.05) is True
-    BFGS(plain, logfile=None).run(fmax=0.05)
+    ElasticBFGS(plain, logfile=None).run(fmax=0.05)
     assert np.array_equal(atoms.positions, plain.positions)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.io import read
 from ase.optimize import BFGS, FIRE
 
@@ -215,6 +216,17 @@ def test_cells_that_run_away(one_shot):
         assert run.run(fmax=1e-9) is False
     assert np.array_equal(place(atoms), place(run.stages[1].atoms))
     assert run.stages[2].steps < 6
+
+
+def test_cells_that_fall_together(one_shot):
+    """Where energy falls all the way, the lowest is not what to go on from."""
+    atoms = alloy()
+    chain = [Stage(EMT(), fmax=0.2), Stage(LennardJones(sigma=1.5, epsilon=0.05))]
+    run = one_shot(atoms, refine=chain)
+    with pytest.warns(DeepRelaxWarning, match='the cell ran away'):
+        assert run.run(fmax=1e-9) is False
+    assert np.array_equal(place(atoms), place(run.stages[1].atoms))
+    assert run.stages[2].energy_after == run.stages[2].energy_before
 
 
 def test_predictions_that_the_calculator_cannot_stand(one_shot):

@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import os
 import pickle
@@ -20,7 +21,7 @@ from ase_deeprelax.errors import (
     ModelError,
     UnsupportedElementError,
 )
-from ase_deeprelax.potentials.calculators import POTENTIALS, get_calculator
+from ase_deeprelax.potentials.calculators import POTENTIALS, Potential, get_calculator
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -141,6 +142,29 @@ def test_copies_and_pickles_answer_alike():
     energy = atoms.get_potential_energy()
     assert again.calc is not atoms.calc
     assert again.get_potential_energy() == energy
+
+
+class OnlyAsked(EMT):
+    """Makes the forces when they are asked for, as DFT does, and keeps them."""
+
+    def calculate(self, atoms, properties, system_changes):
+        kept = copy.deepcopy(self.results)  # EMT writes into its arrays
+        super().calculate(atoms, properties, system_changes)
+        asked = {'energy', *properties}
+        self.results = kept | {name: self.results[name] for name in asked}
+
+
+def test_nothing_of_the_structure_before_is_handed_on():
+    atoms = bulk('Cu', cubic=True)
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = Potential('lazy', OnlyAsked())
+    before = atoms.get_forces()
+    atoms.rattle(0.1, seed=1)
+    atoms.get_potential_energy()
+    forces = atoms.get_forces()
+    atoms.calc = EMT()
+    np.testing.assert_allclose(forces, atoms.get_forces(), atol=1e-9)
+    assert not np.allclose(forces, before)
 
 
 def test_two_calculators_of_one_name_answer_alike():
