@@ -19,6 +19,7 @@ EXTRAS = {
     'mace': ('mace',),
     'orb': ('orb_models',),
     'phonopy': ('phonopy',),
+    'gpaw': ('gpaw',),
     'plot': ('jinja2', 'matplotlib'),
 }
 CORE = (

@@ -25,7 +25,7 @@ def compare(
     ] = 'chgnet',
     optimizers: Annotated[
         str, typer.Option(help="ASE's optimizers by name, with commas between.")
-    ] = 'FIRE,BFGS',
+    ] = 'FIRE,BFGS,ElasticBFGS',
     model: ModelOption = 'default',
     fmax: Annotated[
         float, typer.Option(min=0, help='Largest force to stop at, eV/A.')

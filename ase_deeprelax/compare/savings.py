@@ -31,8 +31,8 @@ structures by ``id``.
     [[energy_per_atom, fmax], one per call]}]. After a failure the numbers of the end are
     None, ``steps, calls, seconds, curve`` say how far it came.
 ``batched``
-    Many structures per forward pass with FIRE, the fair rival for time: [{``calculator,
-    optimizer`` ('FIRE'), ``start, n`` (structures that both starts could be run for),
+    Many structures per forward pass, the fair rival for time: [{``calculator, optimizer``
+    ('ElasticBFGS'), ``start, n`` (structures that both starts could be run for),
     ``problem`` (why it failed as a whole, then the next are None, or ''), ``converged``
     (how many), ``calls`` {spread, over the converged}, ``seconds_per_structure`` (all of
     them together, with the prediction of all at once where they started from it, over n),
@@ -79,6 +79,7 @@ from ase_deeprelax.compare.journal import Journal
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, spread, summary
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.refine.descent import optimizer_name
+from ase_deeprelax.refine.elastic import ElasticBFGS
 
 STARTS = ('unrelaxed', 'prediction')
 BATCH_ATOMS = 200
@@ -113,7 +114,7 @@ def compare(
     calculators : list or mapping
         What `get_calculator` takes; the keys of a mapping are what they are called.
     optimizers : list of str or classes
-        'FIRE', 'BFGS', 'LBFGS', 'CellAwareBFGS' or another of ASE; default FIRE.
+        'FIRE', 'BFGS', 'ElasticBFGS' or another, see `optimizer_class`; default FIRE.
     model : str, path, RelaxationModel, Predictor or callable
         What predicts, as in `compare.evaluate.evaluate`; default 'default'.
     fmax : float, eV/A
@@ -301,7 +302,7 @@ class _Work:
         key = ('batched', calculator, start, which[:16])
         if key in self.journal:
             return self.journal[key]
-        names = {'calculator': calculator, 'optimizer': 'FIRE', 'start': start}
+        names = {'calculator': calculator, 'optimizer': 'ElasticBFGS', 'start': start}
         size = {'n': len(ids), 'batch_atoms': BATCH_ATOMS, 'structures': ids}
         try:
             figures = self._relax_batch(entrants, calculator, start) | {'problem': ''}
@@ -328,6 +329,7 @@ class _Work:
         ends = relax_batched(
             enumerate(inputs),
             potential,
+            optimizer=ElasticBFGS,
             fmax=self.fmax,
             steps=self.steps,
             batch_atoms=BATCH_ATOMS,
