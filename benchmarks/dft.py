@@ -13,10 +13,8 @@ but the volume, half are not.
     python benchmarks/dft.py pairs_wbm_dev.jsonl.gz --out FOLDER
 
 The settings are coarse, so that a call takes seconds on one core: 400 eV, 2.5 k-points per
-1/A. The number of k-points follows the cell, so that two ends of one crystal may differ by
-a few meV per atom where they lie on two sides of a step. ``OUT/runs.jsonl`` holds a line
-for each finished run, ``OUT/dft.json`` all results; a run that was stopped goes on where it
-was.
+1/A. ``OUT/runs.jsonl`` holds a line for each finished run, ``OUT/dft.json`` all results; a
+run that was stopped goes on where it was.
 """
 
 import argparse

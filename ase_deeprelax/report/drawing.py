@@ -16,6 +16,8 @@ MARKERS = 'osD^vP'
 DASHED = (0, (4, 2))
 # Below this number of structures, each is drawn to be seen.
 FEW = 30
+# Above this number of points, they are drawn as an image.
+MANY = 1000
 # Of an inch on a page: text of a figure is then as large as the page's own.
 _PIXELS = 108
 _STYLE = {
@@ -135,7 +137,21 @@ def boxes(ax, columns, names, colors, *, vertical=True):
         ax.invert_yaxis()
 
 
-def diagonal(ax, values, label=None):
+def parity(ax, truths, answers):
+    """Answers, each (name, values, color), against what is true, with their mean errors."""
+    errors, seen = [], [truths]
+    for name, values, color in answers:
+        error = np.abs(values - truths).mean()
+        errors.append(f'{name}: mean error {error:.3f}')
+        seen.append(values)
+        # As shapes, thousands of points would make a page of megabytes.
+        many = len(values) > MANY
+        ax.scatter(truths, values, 16, color, alpha=0.5, lw=0, label=name, rasterized=many)
+    ax.set_title(plain('\n'.join(errors)), fontweight='normal')
+    diagonal(ax, np.concatenate(seen))
+
+
+def diagonal(ax, values):
     """Equal axes around what there is, and the line of equality."""
     low, high = np.min(values), np.max(values)
     if low > 0 and high > 8 * low:
@@ -145,7 +161,7 @@ def diagonal(ax, values, label=None):
         span = high - low if high - low > 1e-4 * abs(high) else 0
         edge = 0.06 * span or 0.05 * abs(high) or 1
         low, high = low - edge, high + edge
-    ax.plot([low, high], [low, high], color=INK, lw=1, ls=DASHED, label=label)
+    ax.plot([low, high], [low, high], color=INK, lw=1, ls=DASHED)
     ax.set(xlim=(low, high), ylim=(low, high), aspect='equal')
 
 

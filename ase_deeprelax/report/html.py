@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ase_deeprelax._version import __version__
 from ase_deeprelax.report import sections
+from ase_deeprelax.report.accuracy import accuracy
 
 PAGE = Path(__file__).with_name('page')
 
@@ -69,7 +70,7 @@ def write_report(path, comparison=None, *, relaxations=None, evaluation=None):
         if comparison.get('phonons'):
             parts.append(sections.phonons(comparison))
     if evaluation is not None:
-        parts.append(sections.accuracy(evaluation))
+        parts.append(accuracy(evaluation))
     loader = jinja2.FileSystemLoader(PAGE)
     pages = jinja2.Environment(
         autoescape=True, loader=loader, undefined=jinja2.StrictUndefined
@@ -81,7 +82,8 @@ def write_report(path, comparison=None, *, relaxations=None, evaluation=None):
         scenes_json=embedded(scenes),
         sections=parts,
         css=_asset('report.css'),
-        script=_asset('viewer.js'),
+        viewer=_asset('viewer.js'),
+        tables=_asset('tables.js'),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Figures of what was measured, drawn from the dictionaries that the other files give.
+"""Figures of a comparison with iterative relaxation.
 
 Every function returns a ``matplotlib.figure.Figure`` of its own (``figure.savefig(path)``)
 and leaves pyplot alone. Colours are Okabe and Ito's, which the colour-blind tell apart, and
@@ -17,7 +17,6 @@ from ase_deeprelax.report.drawing import (
     INK,
     MARKERS,
     MORE,
-    ORANGE,
     boxes,
     count,
     diagonal,
@@ -25,6 +24,7 @@ from ase_deeprelax.report.drawing import (
     log,
     nothing,
     panels,
+    parity,
     plain,
     styled,
 )
@@ -32,101 +32,6 @@ from ase_deeprelax.report.drawing import (
 STARTS = {'unrelaxed': ('unrelaxed', GREY), 'prediction': ('prediction', BLUE)}
 
 _MEV = 1000
-_BASELINES = {'dummy': GREY, 'scaled_dummy': ORANGE}
-# Errors with what they are called; those below the number, such as the zeros that symmetry
-# makes, are drawn at it.
-_ERRORS = {
-    'coord_mae': ('coordinates: mean absolute error / Å', 1e-3),
-    'lattice_mae': ('lattice matrix: mean absolute error / Å', 1e-3),
-    'volume_mae': ('cell volume: absolute error / Å³', 1e-2),
-}
-
-
-@styled
-def error_distributions(evaluation):
-    """How the errors of structures are distributed (as Fig. 2 of the DeepRelax paper).
-
-    Parameters
-    ----------
-    evaluation : dict
-        As `evaluate` or `evaluate_all` gives it.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Coordinates, lattice and volume; Dummy, scaled Dummy and the models. Dashed lines
-        are medians.
-
-    Examples
-    --------
-    >>> error_distributions(evaluate(pairs)).savefig('errors.png')  # doctest: +SKIP
-    """
-    rows, models = evaluation['structures'], iter((BLUE, *MORE))
-    figure, [axes] = panels(1, 3)
-    methods = {
-        method: (_name(evaluation, method), _BASELINES.get(method) or next(models, INK))
-        for method in evaluation['all']
-    }
-    for ax, (key, (label, floor)) in zip(axes, _ERRORS.items(), strict=True):
-        errors = {
-            method: np.maximum([row['errors'][method][key] for row in rows], floor)
-            for method in methods
-        }
-        top = max((values.max(initial=0) for values in errors.values()), default=0)
-        bins = np.geomspace(floor, max(1.1 * top, 10 * floor), 28)
-        for method, (name, color) in methods.items():
-            values = errors[method]
-            ax.hist(values, bins, histtype='stepfilled', color=color, alpha=0.18)
-            ax.hist(values, bins, histtype='step', color=color, lw=1.8, label=plain(name))
-            if len(values):
-                ax.axvline(np.median(values), color=color, lw=1.5, ls=DASHED)
-        log(ax, 'x')
-        ax.set(xlabel=label)
-    axes[0].set(ylabel='structures')
-    legend(figure, axes[0])
-    return figure
-
-
-@styled
-def calibration(evaluation, method='model'):
-    """Predicted uncertainty against what the error turned out to be.
-
-    Parameters
-    ----------
-    evaluation : dict
-        As `evaluate` or `evaluate_all` gives it.
-    method : str
-        Which model; default 'model', the one of `evaluate`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One point per structure; on the diagonal the mean error equals sigma, the Laplace
-        scale. Large points are means over structures of similar sigma.
-    """
-    rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
-    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
-    if not rows:
-        nothing(ax, 'no structure has a sigma')
-        return figure
-    sigma = np.array([row['sigma'][method] for row in rows])
-    error = np.maximum([row['bond_error'][method] for row in rows], 1e-3)
-    ax.scatter(sigma, error, 9, BLUE, alpha=0.35, lw=0, label='structures')
-    groups = np.array_split(np.argsort(sigma), min(10, max(1, len(rows) // 5)))
-    means = np.array(
-        [[values[part].mean() for part in groups] for values in (sigma, error)]
-    )
-    ax.plot(*means, 'o-', color=MORE[0], ms=6, lw=1.5, label='means of similar sigma')
-    ends = np.array([sigma.min() / 1.3, sigma.max() * 1.3])
-    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED, label='error = sigma')
-    ax.set(xlim=ends, xlabel='sigma of the structure / Å')
-    ax.set(ylabel='mean error of its distances / Å')
-    log(ax, 'x', 'y')
-    rank = evaluation.get('models', {method: evaluation})[method]['spearman_sigma']
-    if rank is not None:
-        ax.set_title(f'rank correlation {rank:.2f}, {count(len(rows))}')
-    ax.legend(loc='lower right')
-    return figure
 
 
 @styled
@@ -327,24 +232,11 @@ def lattice_parity(comparison, against=None):
         if not rows:
             nothing(ax, 'nothing to compare')
             continue
-        truths = true[:, part].ravel()
-        errors = []
-        for name, cells, color in (('input', given, GREY), ('prediction', predicted, BLUE)):
-            values = cells[:, part].ravel()
-            errors.append(f'{name} {np.abs(values - truths).mean():.3f}')
-            ax.scatter(truths, values, 16, color, alpha=0.55, lw=0, label=name)
-        ax.set_title(f'mean error\n{", ".join(errors)}', fontweight='normal')
-        diagonal(ax, np.concatenate([x[:, part].ravel() for x in (true, given, predicted)]))
+        truths, *answers = (x[:, part].ravel() for x in (true, given, predicted))
+        parity(ax, truths, zip(('input', 'prediction'), answers, (GREY, BLUE), strict=True))
     axes[0].set(ylabel='input or prediction')
     legend(figure, axes[0])
     return figure
-
-
-def _name(evaluation, method):
-    if method in _BASELINES:
-        return method.replace('_', ' ').replace('dummy', 'Dummy')
-    # The result of `evaluate` says what its only model is called.
-    return method if 'models' in evaluation else evaluation['model']
 
 
 def _settings(comparison):
