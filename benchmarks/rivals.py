@@ -27,7 +27,7 @@ from ase_deeprelax.compare.table import as_markdown
 from ase_deeprelax.potentials.batched import batch_potential, relax_batched
 
 BATCH_ATOMS = 256
-FIRST = 'deeprelax'
+FIRST = 'ensemble'
 
 
 def timed(call):

@@ -1,8 +1,10 @@
 """Trainings side by side: baselines, ablation, learning curve, transfer.
 
 Each study trains a handful of networks on the same data, with the same budget and the same
-rule of selection, and prints their validation errors beside Dummy's. Options after the
-budget go to every training, as `deeprelax train --set` takes them.
+rule of selection, and prints their validation errors beside Dummy's, on 800 pairs spread
+over the split. Options after the budget go to every training, as `deeprelax train --set`
+takes them. A model that is already in its folder is not trained again, so that a study that
+was stopped goes on where it was.
 
     python benchmarks/studies.py baselines --minutes 15
     python benchmarks/studies.py ablation --minutes 15
@@ -19,8 +21,9 @@ from pathlib import Path
 import ase_deeprelax
 from ase_deeprelax.compare.dummy import Dummy
 from ase_deeprelax.compare.evaluate import evaluate
-from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.models.paegnn import PUBLISHED
+from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.run import train
 
 CONFIG = Path(ase_deeprelax.__file__).parent / 'train/configs/deeprelax.yaml'
@@ -93,19 +96,17 @@ def main():
     else:
         runs = globals()[arguments.study](folder)
         tested = 'pairs_mp'
-    pairs = read_pairs(source(folder, tested)['path'], 'val')
+    pairs = spread(read_pairs(source(folder, tested)['path'], 'val'), 800)
     titles = ['', *COLUMNS, 'match', 'steps']
     print(f'| {" | ".join(titles)} |\n|{"---|" * len(titles)}', flush=True)
     row('Dummy', evaluate(pairs, Dummy())['all']['model'], '')
     for name, changes, start in runs:
         overrides = [f'{key}={json.dumps(value)}' for key, value in changes.items()]
         overrides += [f'name={name}', f'optimize.max_minutes={arguments.minutes}']
-        model = train(
-            CONFIG,
-            overrides=[*overrides, *arguments.overrides],
-            start=start,
-            progress=False,
-        )
+        overrides += arguments.overrides
+        model = load_config(CONFIG, overrides).output / name / 'model'
+        if not (model / 'config.json').exists():
+            train(CONFIG, overrides=overrides, start=start, progress=False)
         errors = evaluate(pairs, model)['all']['model']
         card = json.loads((model / 'config.json').read_text())
         row(name, errors, card['training']['steps'])

@@ -24,7 +24,7 @@ def blocks(language):
 
 def commands():
     """The words of each line in a shell block."""
-    lines = '\n'.join(blocks('bash')).splitlines()
+    lines = '\n'.join(blocks('bash')).replace('\\\n', ' ').splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 

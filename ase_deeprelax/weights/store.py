@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 SHIPPED = Path(__file__).parent
 # What 'default' stands for: the shipped model that measured best.
-DEFAULT = 'deeprelax'
+DEFAULT = 'ensemble'
 PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
 
 

@@ -1,7 +1,9 @@
 import base64
+import copy
 import json
 import re
 import shutil
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,10 +13,12 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_deeprelax.compare.evaluate import evaluate
+from ase_deeprelax.compare.evaluate import cuts, evaluate
+from ase_deeprelax.compare.summary import table
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import DeepRelaxWarning
 from ase_deeprelax.predict import relax
+from ase_deeprelax.report import accuracy
 from ase_deeprelax.report.html import embedded, write_report
 
 NASTY = '</script><b>x</b> & "quotes" $\\alpha$'
@@ -127,7 +131,7 @@ def test_names_are_text_wherever_they_stand(page):
     html = page.read_text()
     read = Reader(html)
     assert '<b>' not in html
-    assert [tag for tag, _ in read.elements].count('script') == 2
+    assert [tag for tag, _ in read.elements].count('script') == 3
     assert NASTY in [scene['name'] for scene in scenes_of(html)]
     assert NASTY in read.text['option']
     assert NASTY in read.text['button']
@@ -172,17 +176,63 @@ def test_nothing_to_report_is_an_error(tmp_path):
         write_report(tmp_path / 'r.html')
 
 
-def test_an_evaluation_is_a_table_of_all_methods(tmp_path, tiny_model):
+def table_rows(html):
+    """The texts of the cells of each row of each table."""
+    cell = re.compile('<td[^>]*>(.*?)</td>', re.DOTALL)
+    rows = [cell.findall(row) for row in re.findall('<tr>(.*?)</tr>', html, re.DOTALL)]
+    return [[unescape(re.sub('<[^>]*>', '', text)) for text in row] for row in rows if row]
+
+
+@pytest.fixture(scope='module')
+def evaluated(tiny_model, tmp_path_factory):
+    """A page with enough structures for a table that sorts, and what it was made from."""
     pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+    relaxed = bulk('MgO', 'rocksalt', a=4.25)
     pairs = [
-        make_pair(f'p{k}', bulk('MgO', 'rocksalt', a=a), bulk('MgO', 'rocksalt', a=4.25))
-        for k, a in enumerate((4.1, 4.3, 4.4))
+        make_pair(f'p{k}', bulk('MgO', 'rocksalt', a=4.1 + 0.017 * k), relaxed, ok=k > 0)
+        for k in range(14)
     ]
     found = evaluate(pairs, tiny_model, device='cpu')
+    path = write_report(tmp_path_factory.mktemp('pairs') / 'r.html', evaluation=found)
+    return path, found
+
+
+def test_an_evaluation_is_a_table_of_all_methods(evaluated):
+    path, found = evaluated
+    html = path.read_text()
+    cells = {cell for row in table_rows(html) for cell in row}
+    for part in ('all', 'ok'):
+        for method, figures in found[part].items():
+            below = cuts(found[part], method) if method != 'dummy' else {}
+            for value in figures.values():
+                if isinstance(value, dict):
+                    assert f'{value["mean"]:.4f} / {value["median"]:.4f}' in cells
+                else:
+                    assert f'{value:.4f}' in cells
+            for cut in below.values():
+                assert f'{cut["mean"]:z.1f} / {cut["median"]:z.1f}' in cells
+    captions = Reader(html).text['caption']
+    assert captions[0].startswith('All 14 pairs: mean / median of errors (Å, Å², Å³)')
+    assert captions[1].startswith('13 pairs marked ok: mean / median of errors (Å,')
+    # distributions, lattice parameters, calibration
+    assert Reader(html).elements.count(('figure', {})) == 3
+
+
+def test_each_structure_is_a_row_the_worst_first(evaluated, monkeypatch, tmp_path):
+    path, found = evaluated
+    worst = sorted(
+        found['structures'], key=lambda row: -row['errors']['model']['coord_mae']
+    )
+    rows = [row for row in table_rows(path.read_text()) if row[0].startswith('p')]
+    assert [row[0] for row in rows] == [one['id'] for one in worst]
+    for row, one in zip(rows, worst, strict=True):
+        assert row[1:4] == ['MgO', '2', f'{one["sigma"]["model"]:.3f}']
+        assert f'{one["errors"]["model"]["volume_mae"]:.2f}' in row
+        assert row[-1] == ('no' if one['id'] == 'p0' else 'yes')
+    monkeypatch.setattr(accuracy, 'MOST_ROWS', 5)
     html = write_report(tmp_path / 'r.html', evaluation=found).read_text()
-    figures = found['all']['scaled_dummy']['volume_mae']
-    assert f'{figures["mean"]:.4f} / {figures["median"]:.4f}' in html
-    assert 'All 3 pairs' in html
+    assert sum(row[0].startswith('p') for row in table_rows(html)) == 5
+    assert 'worst coordinates first; 5 of 14' in html
 
 
 @pytest.fixture(scope='module')
@@ -213,11 +263,47 @@ def test_a_comparison_brings_tables_figures_and_the_viewer(full_page):
     both = found['summary'][0]['both']
     assert f'{both["median_calls_ratio"]:.0%}' in html
     for id in found['summary'][0]['both']['higher_structures']:
-        assert f'ended higher: {id}.' in html
+        assert re.search(rf'ended higher: .*{re.escape(escape(id))}', html)
     tags = [tag for tag, _ in Reader(html).elements]
     # calls, energies, convergence, lattices; bands and thermal properties
     assert tags.count('svg') == 6
-    assert tags.count('script') == 2
+    assert tags.count('script') == 3
+
+
+def test_a_report_says_all_that_the_text_says(full_page):
+    path, found = full_page
+    rows = table_rows(path.read_text())
+    cells = {cell for row in rows for cell in row}
+    for line in table(found).splitlines():
+        calculator, *values = re.split(' {2,}', line)
+        if calculator == 'emt':
+            assert {value for value in values if value != '-'} <= cells | {
+                # the table of costs calls starts as that of ends calls ways
+                'unrelaxed',
+                'prediction',
+            }
+    [summary] = found['summary']
+    alone = summary['alone']
+    [cost, end, *_] = [row for row in rows if row[2] == 'prediction alone']
+    assert cost[5] == str(alone['failed'])
+    assert cost[-1].startswith(f'{alone["seconds"]["median"]:.2f} (')
+    for row, energies in (
+        (end, alone['energy_difference']),
+        (rows[rows.index(end) + 1], summary['both']['energy_difference']),
+    ):
+        low, middle, high = (1000 * energies[key] for key in ('q25', 'median', 'q75'))
+        assert row[4] == f'{middle:z.1f} ({low:z.1f} to {high:z.1f})'
+
+
+def test_a_column_stands_where_there_is_something_in_it(full_page, tmp_path):
+    path, found = full_page
+    head = 'RMSD to reference'
+    assert head not in path.read_text()
+    known = copy.deepcopy(found)
+    known['predictions'][0]['rmsd_to_reference'] = 0.123
+    html = write_report(tmp_path / 'r.html', known).read_text()
+    assert Reader(html).text['th'].count(head) == 1
+    assert '<td>0.123</td>' in html
 
 
 # --- in a real browser
@@ -450,6 +536,31 @@ def test_the_table_of_atoms_and_the_links_into_the_viewer(viewer, relaxations):
     rows = viewer.find('atoms').get_property('textContent')
     for moved in np.linalg.norm(relaxations[NASTY].displacement, axis=1):
         assert f'{moved:.3f} Å' in rows
+
+
+def test_a_click_on_a_head_sorts_the_rows(browser, evaluated):
+    path, found = evaluated
+    browser.get(path.as_uri())
+
+    def seen():
+        return browser.execute_script(
+            'return [...document.querySelectorAll("[data-sorts] tbody tr")]'
+            '.map((row) => [...row.cells].map((cell) => cell.textContent))'
+        )
+
+    before = seen()
+    heads = browser.find_elements('css selector', '[data-sorts] th')
+    for name, convert in (('volume_mae', float), ('structure', str)):
+        [place] = [k for k, head in enumerate(heads) if head.text.startswith(name)]
+        for reverse in (True, False):
+            heads[place].find_element('tag name', 'button').click()
+            keys = [convert(row[place]) for row in seen()]
+            assert keys == sorted(keys, reverse=reverse)
+        assert heads[place].get_attribute('aria-sort') == 'ascending'
+    # rows stay together, and one head alone says what the order is
+    assert sorted(seen()) == sorted(before)
+    assert len(browser.find_elements('css selector', '[aria-sort]')) == 1
+    assert len(before) == found['n']
 
 
 @pytest.mark.parametrize('width', [360, 1200])

@@ -18,8 +18,14 @@ from ase_deeprelax.errors import MissingDependencyError
 mpl = pytest.importorskip('matplotlib', reason='matplotlib is not installed')
 pytest.importorskip('phonopy', reason='phonopy is not installed')
 
-from ase_deeprelax.report import plot, plot_phonons  # noqa: E402
-from ase_deeprelax.report.drawing import BLUE, to_svg  # noqa: E402
+from ase_deeprelax.report import plot, plot_accuracy, plot_phonons  # noqa: E402
+from ase_deeprelax.report.drawing import (  # noqa: E402
+    BLUE,
+    MANY,
+    panels,
+    parity,
+    to_svg,
+)
 
 STEPS = 30
 
@@ -77,6 +83,10 @@ def evaluation():
             'errors': {
                 name: Reference(pair).errors(atoms[k]) for name, atoms in answers.items()
             },
+            'lattice': {
+                name: atoms[k].cell.cellpar().tolist() for name, atoms in answers.items()
+            },
+            'relaxed_lattice': pair.relaxed.cell.cellpar().tolist(),
             'sigma': {'model': None if k == 1 else 0.01 * (k + 1)},
             'bond_error': {'model': 0.02 * (k + 1)},
         }
@@ -171,7 +181,7 @@ def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
         x = np.ravel([run['lattice'][part] for run in truth])
         y = np.ravel([said[run['structure']]['lattice'][part] for run in truth])
         np.testing.assert_allclose(points(ax, 1), np.transpose([x, y]))
-        assert f'prediction {np.abs(x - y).mean():.3f}' in ax.get_title()
+        assert f'prediction: mean error {np.abs(x - y).mean():.3f}' in ax.get_title()
     volumes = points(figure.axes[2], 1)[:, 0]
     np.testing.assert_allclose(volumes, [run['volume'] / 4 for run in truth])
 
@@ -190,7 +200,7 @@ def test_references_are_preferred_to_a_calculator(comparison):
 
 
 def test_each_structure_counts_once_in_each_distribution(evaluation):
-    figure = plot.error_distributions(evaluation)
+    figure = plot_accuracy.error_distributions(evaluation)
     for ax in figure.axes:
         filled = ax.containers or ax.patches
         outlines = [p for p in ax.patches if not p.get_fill()]
@@ -202,9 +212,38 @@ def test_each_structure_counts_once_in_each_distribution(evaluation):
 
 
 def test_structures_without_a_sigma_are_left_out_of_the_calibration(evaluation):
-    [ax] = plot.calibration(evaluation).axes
+    [ax] = plot_accuracy.calibration(evaluation).axes
     np.testing.assert_allclose(points(ax), [[0.01, 0.02], [0.03, 0.06]])
     assert '2 structures' in ax.get_title()
+
+
+def test_every_structure_is_a_point_in_each_panel_of_lattice_parameters(evaluation):
+    figure = plot_accuracy.lattice_parameters(evaluation)
+    rows = evaluation['structures']
+    true = np.array([row['relaxed_lattice'] for row in rows])
+    assert len(figure.axes) == 6
+    for k, ax in enumerate(figure.axes):
+        for at, method in enumerate(('dummy', 'model')):
+            y = [row['lattice'][method][k] for row in rows]
+            np.testing.assert_allclose(points(ax, at), np.transpose([true[:, k], y]))
+            assert f'mean error {np.abs(y - true[:, k]).mean():.3f}' in ax.get_title()
+        inside = points(ax, 0)[:, 1]
+        assert ax.get_ylim()[0] < inside.min() <= inside.max() < ax.get_ylim()[1]
+    assert 'nearer' in text_of(figure)
+
+
+def test_very_many_points_are_an_image_within_the_page():
+    sizes = {}
+    for n in (MANY, MANY + 1):
+        figure, [[ax]] = panels(1, 1)
+        values = np.random.default_rng(0).uniform(1, 2, n)
+        parity(ax, values, [('prediction', values + 0.1, BLUE)])
+        sizes[n] = svg = to_svg(figure, 'many')
+        links = [v for e in ET.fromstring(svg).iter() for k, v in e.items() if 'href' in k]
+        images = [link for link in links if link.startswith('data:image/png')]
+        assert len(images) == (n > MANY)
+        assert all(link.startswith(('#', 'data:image/png')) for link in links)
+    assert len(sizes[MANY + 1]) < len(sizes[MANY]) / 2
 
 
 def test_phonons_of_each_way_have_a_panel_with_the_same_wave_vectors(phonons):
@@ -258,10 +297,11 @@ def settings():  # but for the back end, which pyplot is asked for
     keys = matplotlib.rcParams.keys() - {'backend'}
     return {key: matplotlib.rcParams[key] for key in keys}
 before = settings()
-from ase_deeprelax.report import plot
+from ase_deeprelax.report import plot_accuracy
 from ase_deeprelax.report.drawing import to_svg
 row = {'errors': {'dummy': {'coord_mae': 0.1, 'lattice_mae': 0.1, 'volume_mae': 1.0}}}
-figure = plot.error_distributions({'models': {}, 'all': {'dummy': {}}, 'structures': [row]})
+found = {'models': {}, 'all': {'dummy': {}}, 'structures': [row]}
+figure = plot_accuracy.error_distributions(found)
 to_svg(figure, 'errors')
 assert settings() == before
 assert 'matplotlib.pyplot' not in sys.modules

@@ -1,0 +1,166 @@
+"""Figures of how far answers are from known ones.
+
+Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of their own.
+"""
+
+import numpy as np
+
+from ase_deeprelax.report.drawing import (
+    BLUE,
+    DASHED,
+    GREY,
+    INK,
+    MORE,
+    ORANGE,
+    count,
+    legend,
+    log,
+    nothing,
+    panels,
+    parity,
+    plain,
+    styled,
+)
+
+_BASELINES = {'dummy': GREY, 'scaled_dummy': ORANGE}
+# Errors with what they are called; those below the number, such as the zeros that symmetry
+# makes, are drawn at it.
+_ERRORS = {
+    'coord_mae': ('coordinates: mean absolute error / Å', 1e-3),
+    'lattice_mae': ('lattice matrix: mean absolute error / Å', 1e-3),
+    'volume_mae': ('cell volume: absolute error / Å³', 1e-2),
+}
+_LATTICE = ('a / Å', 'b / Å', 'c / Å', 'alpha / °', 'beta / °', 'gamma / °')
+
+
+def called(evaluation, method):
+    """What a method goes by: Dummy, scaled Dummy, or the name of a model."""
+    if method in _BASELINES:
+        return method.replace('_', ' ').replace('dummy', 'Dummy')
+    # The result of `evaluate` says what its only model is called.
+    return method if 'models' in evaluation else evaluation['model']
+
+
+@styled
+def error_distributions(evaluation):
+    """How the errors of structures are distributed (as Fig. 2 of the DeepRelax paper).
+
+    Parameters
+    ----------
+    evaluation : dict
+        As `evaluate` or `evaluate_all` gives it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Coordinates, lattice and volume; Dummy, scaled Dummy and the models. Dashed lines
+        are medians.
+
+    Examples
+    --------
+    >>> error_distributions(evaluate(pairs)).savefig('errors.png')  # doctest: +SKIP
+    """
+    rows, methods = evaluation['structures'], _methods(evaluation)
+    figure, [axes] = panels(1, 3)
+    for ax, (key, (label, floor)) in zip(axes, _ERRORS.items(), strict=True):
+        errors = {
+            method: np.maximum([row['errors'][method][key] for row in rows], floor)
+            for method in methods
+        }
+        top = max((values.max(initial=0) for values in errors.values()), default=0)
+        bins = np.geomspace(floor, max(1.1 * top, 10 * floor), 28)
+        for method, (name, color) in methods.items():
+            values = errors[method]
+            ax.hist(values, bins, histtype='stepfilled', color=color, alpha=0.18)
+            ax.hist(values, bins, histtype='step', color=color, lw=1.8, label=plain(name))
+            if len(values):
+                ax.axvline(np.median(values), color=color, lw=1.5, ls=DASHED)
+        log(ax, 'x')
+        ax.set(xlabel=label)
+    axes[0].set(ylabel='structures')
+    legend(figure, axes[0])
+    return figure
+
+
+@styled
+def calibration(evaluation, method='model'):
+    """Predicted uncertainty against what the error turned out to be.
+
+    Parameters
+    ----------
+    evaluation : dict
+        As `evaluate` or `evaluate_all` gives it.
+    method : str
+        Which model; default 'model', the one of `evaluate`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One point per structure; on the diagonal the mean error equals sigma, the Laplace
+        scale. Large points are means over structures of similar sigma.
+    """
+    rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
+    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    if not rows:
+        nothing(ax, 'no structure has a sigma')
+        return figure
+    sigma = np.array([row['sigma'][method] for row in rows])
+    error = np.maximum([row['bond_error'][method] for row in rows], 1e-3)
+    ax.scatter(sigma, error, 9, BLUE, alpha=0.35, lw=0, label='structures')
+    groups = np.array_split(np.argsort(sigma), min(10, max(1, len(rows) // 5)))
+    means = np.array(
+        [[values[part].mean() for part in groups] for values in (sigma, error)]
+    )
+    ax.plot(*means, 'o-', color=MORE[0], ms=6, lw=1.5, label='means of similar sigma')
+    ends = np.array([sigma.min() / 1.3, sigma.max() * 1.3])
+    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED, label='error = sigma')
+    ax.set(xlim=ends, xlabel='sigma of the structure / Å')
+    ax.set(ylabel='mean error of its distances / Å')
+    log(ax, 'x', 'y')
+    rank = evaluation.get('models', {method: evaluation})[method]['spearman_sigma']
+    if rank is not None:
+        ax.set_title(f'rank correlation {rank:.2f}, {count(len(rows))}')
+    ax.legend(loc='lower right')
+    return figure
+
+
+@styled
+def lattice_parameters(evaluation):
+    """Lattice parameters of inputs and of predictions against those of the references.
+
+    Parameters
+    ----------
+    evaluation : dict
+        As `evaluate` or `evaluate_all` gives it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel each for a, b, c, alpha, beta and gamma, in which every structure is a point
+        for Dummy, whose answer is the input, and one for each model.
+    """
+    rows, methods = evaluation['structures'], _methods(evaluation)
+    del methods['scaled_dummy']  # its angles are the input's
+    true = np.array([row['relaxed_lattice'] for row in rows])
+    figure, axes = panels(2, 3)
+    for k, (ax, label) in enumerate(zip(axes.flat, _LATTICE, strict=True)):
+        parity(
+            ax,
+            true[:, k],
+            (
+                (name, np.array([row['lattice'][method][k] for row in rows]), color)
+                for method, (name, color) in methods.items()
+            ),
+        )
+        ax.set(xlabel=f'reference: {label}', ylabel=f'predicted: {label}')
+    legend(figure, axes[0, 0])
+    return figure
+
+
+def _methods(evaluation):
+    """What each method is called, and its color."""
+    models = iter((BLUE, *MORE))
+    return {
+        method: (called(evaluation, method), _BASELINES.get(method) or next(models, INK))
+        for method in evaluation['all']
+    }
