@@ -164,7 +164,7 @@ def test_unknown_name_tells_the_nearest(folder, monkeypatch):
     shutil.copytree(folder, folder.parent / 'shipped' / 'deeprelax')
     monkeypatch.setattr(store, 'SHIPPED', folder.parent / 'shipped')
     assert list(available_models()) == ['deeprelax']
-    assert load_model('default').name == load_model('deeprelax').name == 'deeprelax'
+    assert load_model('deeprelax').name == 'deeprelax'
     with pytest.raises(ModelError, match=r"'deprelax'; did you mean 'deeprelax'\? avail"):
         load_model('deprelax')
     with pytest.raises(ModelError, match=r'xyz.*; available: deeprelax'):
