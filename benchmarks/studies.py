@@ -19,8 +19,8 @@ import json
 from pathlib import Path
 
 import ase_deeprelax
-from ase_deeprelax.compare.dummy import Dummy
-from ase_deeprelax.compare.evaluate import evaluate
+from ase_deeprelax.compare.evaluate import evaluate_all
+from ase_deeprelax.compare.table import as_markdown
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.models.paegnn import PUBLISHED
 from ase_deeprelax.train.config import load_config
@@ -96,20 +96,22 @@ def main():
     else:
         runs = globals()[arguments.study](folder)
         tested = 'pairs_mp'
-    pairs = spread(read_pairs(source(folder, tested)['path'], 'val'), 800)
-    titles = ['', *COLUMNS, 'match', 'steps']
-    print(f'| {" | ".join(titles)} |\n|{"---|" * len(titles)}', flush=True)
-    row('Dummy', evaluate(pairs, Dummy())['all']['model'], '')
+    models = {}
     for name, changes, start in runs:
         overrides = [f'{key}={json.dumps(value)}' for key, value in changes.items()]
         overrides += [f'name={name}', f'optimize.max_minutes={arguments.minutes}']
         overrides += arguments.overrides
-        model = load_config(CONFIG, overrides).output / name / 'model'
-        if not (model / 'config.json').exists():
+        models[name] = load_config(CONFIG, overrides).output / name / 'model'
+        if not (models[name] / 'config.json').exists():
             train(CONFIG, overrides=overrides, start=start, progress=False)
-        errors = evaluate(pairs, model)['all']['model']
-        card = json.loads((model / 'config.json').read_text())
-        row(name, errors, card['training']['steps'])
+    pairs = spread(read_pairs(source(folder, tested)['path'], 'val'), 800)
+    found = evaluate_all(pairs, models)['all']
+    steps = {
+        name: json.loads((model / 'config.json').read_text())['training']['steps']
+        for name, model in models.items()
+    }
+    titles = ['', *COLUMNS, 'match', 'steps']
+    print(as_markdown(titles, [row(name, found[name], steps) for name in found]))
 
 
 def row(name, errors, steps):
@@ -118,10 +120,7 @@ def row(name, errors, steps):
         f'{errors[key]["mean"]:.4f} / {errors[key]["median"]:.4f}'
         for key in COLUMNS.values()
     ]
-    print(
-        f'| {name} | {" | ".join(cells)} | {errors["match_rate"]:.3f} | {steps} |',
-        flush=True,
-    )
+    return [name, *cells, f'{errors["match_rate"]:.3f}', str(steps.get(name, ''))]
 
 
 if __name__ == '__main__':
