@@ -64,7 +64,7 @@ def ablation(_folder):
 
 def curve(folder):
     """Error against the number of pairs."""
-    for limit in (2_000, 6_000, 20_000, None):
+    for limit in (2_000, 10_000, None):
         pairs = [source(folder, 'pairs_mp', val_limit=800, limit=limit)]
         yield f'curve-{limit or "all"}', {'data.pairs': pairs, 'data.seeds': []}, None
 

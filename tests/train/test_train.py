@@ -104,7 +104,7 @@ def test_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
     resumed, card = weights('parts', resume=checkpoint)
     assert card['training']['steps'] == 60
     # not bit-equal: the epoch in which it stopped is drawn anew
-    assert (resumed - whole).norm() < 0.3 * (resumed - first).norm()
+    assert (resumed - whole).norm() < 0.4 * (resumed - first).norm()
 
 
 def test_transfer_learning_starts_from_the_given_weights(config):
