@@ -140,9 +140,8 @@ plot.calls_saved(result)
 # - ElasticBFGS, which `DeepRelaxOptimizer` takes by itself, begins with the stiffness of a
 #   usual solid and needs a handful of calls from anywhere. From the unrelaxed structure to
 #   the fewest calls it is the optimizer that saves most, and the prediction the rest.
-# - In ZnS and SnO2 the prediction saves next to nothing, or costs a few calls more: BFGS
-#   needs some ten calls from anywhere, and what remains after the prediction is small in
-#   energy, but not in force. The last steps to fmax have to be made from any start.
+# - With WSe2 BFGS takes more calls from the prediction than without it. Look where it goes
+#   before you count: below.
 # - Two averages, two answers: the table compares the median number of calls with the median
 #   number of calls, the line in the box is the median of each crystal's own ratio. Where
 #   crystals differ as much as here, say which one you mean.
@@ -155,8 +154,8 @@ plot.calls_saved(result)
 plot.convergence(result, 'chgnet', 'SnSe in GeS')
 
 # %% [markdown]
-# The prediction begins where BFGS is after a dozen calls and FIRE after two dozen. The
-# dashed line is fmax; a curve that ended above it would be an unconverged run.
+# With the prediction a curve begins where it is without one after some calls. The dashed
+# line is fmax; a curve that ended above it would be an unconverged run.
 #
 # ## Did it end in the same place?
 #
