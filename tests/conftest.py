@@ -1,10 +1,25 @@
 """What the whole test folder shares."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 from hypothesis import settings
+
+
+def import_gpaw():
+    """Leave ``np.empty`` as it is: under pytest GPAW replaces it for the whole process by
+    one full of NaN, which matplotlib, for one, does not survive.
+    """
+    originals = np.empty, np.empty_like
+    with suppress(ImportError):
+        import gpaw  # noqa: F401
+    np.empty, np.empty_like = originals
+
+
+import_gpaw()
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile('any-machine', deadline=None)
