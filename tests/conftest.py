@@ -41,6 +41,15 @@ def _same_random_numbers():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='module')
+def one_thread():
+    """Sums that several threads take differ in their last digits from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope='session')
 def tiny_model(tmp_path_factory):
     """Folder of a small real network, untrained, that moves atoms and cell by a little."""

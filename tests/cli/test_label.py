@@ -7,22 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 from ase import Atoms
 from ase.build import bulk
 
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.train.datamodule import composition
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_thread():
-    """Sums that several threads take differ in their last digits from run to run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 TENSORNET = (
     Path(__file__).parents[2] / '../shared/potentials/TensorNet-MatPES-PBE-v2025.1-PES'

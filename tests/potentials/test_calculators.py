@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
@@ -23,15 +22,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.potentials.calculators import POTENTIALS, Potential, get_calculator
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_thread():
-    """Sums that several threads take differ in their last digits from run to run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 SHARED = Path(__file__).parents[2] / '../shared/potentials'
 FOLDERS = {
