@@ -94,3 +94,19 @@ class Relaxation:
     def volume_ratio(self):
         """Predicted over input volume."""
         return float(np.linalg.det(self.deformation))
+
+
+def no_uncertainty(n_atoms):
+    """The fields of a `Relaxation` of which nothing is known without a model's answer.
+
+    >>> no_uncertainty(2)['sigma_atoms']
+    array([nan, nan])
+    """
+    return {
+        'sigma': np.nan,
+        'sigma_atoms': np.full(n_atoms, np.nan),
+        'bonds': np.zeros((0, 2), dtype=np.int64),
+        'bond_offsets': np.zeros((0, 3), dtype=np.int64),
+        'sigma_bonds': np.zeros(0),
+        'residual': np.nan,
+    }

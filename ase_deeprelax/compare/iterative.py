@@ -8,7 +8,7 @@ from ase_deeprelax._version import __version__
 from ase_deeprelax.compare.descent import descend, filter_for, optimizer_class
 from ase_deeprelax.potentials.calculators import get_calculator
 from ase_deeprelax.refine.descent import calculator_name, optimizer_name
-from ase_deeprelax.result import Relaxation
+from ase_deeprelax.result import Relaxation, no_uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +134,7 @@ class Iterative:
             initial=initial,
             deformation=deformation,
             displacement=atoms.positions @ np.linalg.inv(deformation) - initial.positions,
-            sigma=np.nan,
-            sigma_atoms=np.full(n, np.nan),
-            bonds=np.zeros((0, 2), dtype=np.int64),
-            bond_offsets=np.zeros((0, 3), dtype=np.int64),
-            sigma_bonds=np.zeros(0),
-            residual=np.nan,
+            **no_uncertainty(n),
             ok=end.ok,
             problem='' if end.ok else end.reason,
             ood='',

@@ -13,7 +13,7 @@ from ase_deeprelax.checks import check_prediction, check_structure
 from ase_deeprelax.data.convert import as_atoms, to_graph
 from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
 from ase_deeprelax.freedom import find_freedom
-from ase_deeprelax.result import Relaxation
+from ase_deeprelax.result import Relaxation, no_uncertainty
 from ase_deeprelax.symmetry import find_symmetry
 
 PARTS = ('checks', 'symmetry', 'graph', 'network', 'solver')
@@ -108,12 +108,7 @@ class Job:
             atoms=self.initial.copy(),
             deformation=np.eye(3),
             displacement=np.zeros((n, 3)),
-            sigma=np.nan,
-            sigma_atoms=np.full(n, np.nan),
-            bonds=np.zeros((0, 2), dtype=np.int64),
-            bond_offsets=np.zeros((0, 3), dtype=np.int64),
-            sigma_bonds=np.zeros(0),
-            residual=np.nan,
+            **no_uncertainty(n),
             problem=str(error),
         )
 
