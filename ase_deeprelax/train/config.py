@@ -92,6 +92,9 @@ class Optimize(Section):
     max_steps: int | None = Field(None, gt=0)
     clip: float = 10.0
     ema: float = Field(0.999, ge=0, lt=1)
+    ema_ramp: int = Field(
+        10, ge=1, description='after n steps at most (1 + n) / (ema_ramp + n) is kept'
+    )
     precision: Literal['32', '64', 'bf16'] = '32'
     compile: bool = False
     threads: int | None = None
