@@ -84,6 +84,7 @@ class Ensemble(RelaxationModel):
         self.card = {
             **cards[0],
             'elements': sorted(set.intersection(*seen)) if seen else [],
+            'second_look': all(card.get('second_look', False) for card in cards),
         }
 
     def forward(self, graph):

@@ -1,4 +1,4 @@
-"""One structure on its way: checks, symmetry, graph; then its answer, checked as well."""
+"""One structure on its way: checks, symmetry, graph; then its answers, checked as well."""
 
 from contextlib import contextmanager
 from time import perf_counter
@@ -13,6 +13,7 @@ from ase_deeprelax.checks import check_prediction, check_structure
 from ase_deeprelax.data.convert import as_atoms, to_graph
 from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
 from ase_deeprelax.freedom import find_freedom
+from ase_deeprelax.predict.second_look import add_second, second_weight
 from ase_deeprelax.result import Relaxation, no_uncertainty
 from ase_deeprelax.symmetry import find_symmetry
 
@@ -33,7 +34,9 @@ class Job:
     initial : ase.Atoms or None
         A copy of the input.
     graph, frame
-        As `to_graph` gives them.
+        As `to_graph` gives them, of what the network shall look at next.
+    first : tuple of (3, 3) and (n_atoms, 3) array, or None
+        Deformation and displacement of the first answer, where a second is wanted.
     error : DeepRelaxError or None
     result : Relaxation or None
         Once the job has failed or was finished.
@@ -44,13 +47,13 @@ class Job:
     def __init__(self, predictor, structure):
         self.predictor, self.ood = predictor, ''
         self.initial = self.symmetry = self.freedom = self.graph = self.frame = None
-        self.error = self.result = None
+        self.first = self.said = self.error = self.result = None
         self.timings = dict.fromkeys(PARTS, 0.0)
         with self._alone():
             self._prepare(structure)
 
     def _prepare(self, structure):
-        model, card = self.predictor.model, self.predictor.card
+        card = self.predictor.card
         with self._timed('checks'):
             # A copy has no calculator, so no result of it can outlive the move.
             self.initial = as_atoms(structure).copy()
@@ -62,14 +65,20 @@ class Job:
         with self._timed('symmetry'):
             if self.predictor.symmetry == 'keep':
                 self.symmetry = find_symmetry(self.initial)
-        with self._timed('graph'):
-            self.graph, self.frame = to_graph(
-                self.initial, model.spec, self.predictor.dtype
-            )
-            _check_neighbors(self.initial, self.graph, self.frame, model.spec)
+        self._look_at(self.initial)
 
-    def finish(self, answer):
-        """Symmetry, constraints, checks and record of what network and solver said."""
+    def _look_at(self, atoms):
+        """Make ``graph`` that of these atoms."""
+        spec = self.predictor.model.spec
+        with self._timed('graph'):
+            self.graph, self.frame = to_graph(atoms, spec, self.predictor.dtype)
+            _check_neighbors(atoms, self.graph, self.frame, spec)
+
+    def take(self, answer):
+        """What network and solver said of ``graph``: makes the result.
+
+        Or, where they shall look again, the graph of their answer.
+        """
         with self._alone():
             if not answer.finite:
                 raise PredictionError(
@@ -79,24 +88,49 @@ class Job:
             with self._timed('symmetry'):
                 moved = self.frame.to_user(answer.deformation, answer.displacement)
                 if self.symmetry is not None:
+                    # The answer has the symmetry of the input, so this holds for both.
                     moved = self.symmetry.project(*moved)
-                atoms, deformation, displacement = self._moved(*moved)
-            with self._timed('checks'):
-                check_prediction(self.initial, atoms, residual=answer.residual)
-            bonds, offsets = self.frame.bonds(*answer.bonds, answer.offsets)
+            if self.first is None:
+                self._say(answer)
+                if self.predictor.second_look and second_weight(moved[0]):
+                    self.first = moved
+                    atoms = self._at(*moved)
+                    self._check(atoms)
+                    self._look_at(atoms)
+                    return
+            else:
+                moved = self._with_second(moved)
+            atoms, deformation, displacement = self._allowed(*moved)
+            self._check(atoms)
             self._record(
                 atoms=atoms,
                 deformation=deformation,
                 displacement=displacement,
-                sigma=answer.sigma,
-                sigma_atoms=self.frame.per_atom(answer.sigma_atoms),
-                bonds=bonds,
-                bond_offsets=offsets,
-                sigma_bonds=answer.sigma_bonds,
-                residual=answer.residual,
                 problem='',
+                **self.said,
             )
             _write_keys(self.result)
+
+    def _with_second(self, second):
+        """Both answers as one; the first alone where the second leads too far."""
+        moved = add_second(self.first, second, second_weight(self.first[0]))
+        try:
+            self._check(self._at(*moved))
+        except PredictionError:
+            return self.first
+        return moved
+
+    def _say(self, answer):
+        """Keep what the first answer says beside the structure: that is of its bonds."""
+        bonds, offsets = self.frame.bonds(*answer.bonds, answer.offsets)
+        self.said = {
+            'sigma': answer.sigma,
+            'sigma_atoms': self.frame.per_atom(answer.sigma_atoms),
+            'bonds': bonds,
+            'bond_offsets': offsets,
+            'sigma_bonds': answer.sigma_bonds,
+            'residual': answer.residual,
+        }
 
     def fail(self, error):
         """The input is the answer, and ``error`` says why."""
@@ -114,7 +148,7 @@ class Job:
 
     def free(self):
         """Drop what is of no more use, the graph above all."""
-        self.graph = self.frame = self.symmetry = None
+        self.graph = self.frame = self.symmetry = self.first = self.said = None
 
     def _record(self, *, problem, **said):
         self.result = Relaxation(
@@ -129,20 +163,24 @@ class Job:
             **said,
         )
 
-    def _moved(self, deformation, displacement):
+    def _check(self, atoms):
+        with self._timed('checks'):
+            check_prediction(self.initial, atoms, residual=self.said['residual'])
+
+    def _allowed(self, deformation, displacement):
         """The relaxed atoms, and the prediction as far as constraints allow it."""
-        atoms = self.initial.copy()
-        cell = atoms.cell.array
         if self.freedom is None:
-            positions = (atoms.positions + displacement) @ deformation
-            cell = cell @ deformation
-        else:
-            cell, positions = self.freedom.allowed(deformation, displacement)
-            deformation = np.linalg.solve(atoms.cell.array, cell)
-            displacement = positions @ np.linalg.inv(deformation) - atoms.positions
-        atoms.set_cell(cell, apply_constraint=False)
-        atoms.arrays['positions'] = positions  # the input's may be of integers
-        return atoms, deformation, displacement
+            return self._at(deformation, displacement), deformation, displacement
+        before = self.initial
+        cell, positions = self.freedom.allowed(deformation, displacement)
+        deformation = np.linalg.solve(before.cell.array, cell)
+        displacement = positions @ np.linalg.inv(deformation) - before.positions
+        return _placed(before, cell, positions), deformation, displacement
+
+    def _at(self, deformation, displacement):
+        """The atoms where a prediction puts them."""
+        positions = (self.initial.positions + displacement) @ deformation
+        return _placed(self.initial, self.initial.cell.array @ deformation, positions)
 
     @contextmanager
     def _alone(self):
@@ -163,6 +201,14 @@ class Job:
             yield
         finally:
             self.timings[part] += perf_counter() - start
+
+
+def _placed(atoms, cell, positions):
+    """A copy at another place, whatever its constraints."""
+    atoms = atoms.copy()
+    atoms.set_cell(cell, apply_constraint=False)
+    atoms.arrays['positions'] = positions  # the input's may be of integers
+    return atoms
 
 
 def _check_neighbors(atoms, graph, frame, spec):

@@ -131,6 +131,8 @@ class Predictor:
         self.card = getattr(self.model, 'card', {})
         self.name = getattr(self.model, 'name', type(self.model).__name__)
         self.sha256 = getattr(self.model, 'sha256', '')
+        # A card that says nothing of it: not known to have learned from relaxed inputs.
+        self.second_look = self.card.get('second_look', False)
         self.timings = dict.fromkeys(PARTS, 0.0)
 
     def relax(self, structures, *, progress=False, on_bad='keep'):
@@ -164,15 +166,21 @@ class Predictor:
         return results
 
     def _run(self, jobs, bar):
-        """Network and solver in packs, then the rest one by one; fills ``job.result``."""
+        """Fills ``job.result``: a look at all, then a second one at those far away."""
         ready = [job for job in jobs if job.error is None]
         bar.update(len(jobs) - len(ready))
-        sizes = [(len(job.initial), job.graph.num_edges) for job in ready]
-        packs = pack(*zip(*sizes, strict=True), self.batch_edges) if sizes else []
+        while ready:
+            ready = self._look(ready, bar)
+
+    def _look(self, jobs, bar):
+        """Network and solver in packs, the rest one by one; jobs that want another look."""
+        again = []
+        sizes = [(len(job.initial), job.graph.num_edges) for job in jobs]
+        packs = pack(*zip(*sizes, strict=True), self.batch_edges)
         packs.reverse()
         while packs:
             indices = packs.pop()
-            part = [ready[index] for index in indices]
+            part = [jobs[index] for index in indices]
             answers = self._infer(part)
             if answers is None and len(part) > 1:
                 packs.extend(reversed(halve(indices)))
@@ -181,10 +189,13 @@ class Predictor:
                 part[0].fail(_too_large(part[0], self.device))
             else:
                 for job, answer in zip(part, answers, strict=True):
-                    job.finish(answer)
-            for job in part:
+                    job.take(answer)
+            done = [job for job in part if job.result is not None]
+            for job in done:
                 job.free()
-            bar.update(len(part))
+            bar.update(len(done))
+            again += [job for job in part if job.result is None]
+        return again
 
     def _infer(self, jobs):
         """Answers for a pack, or None where it does not fit into memory."""

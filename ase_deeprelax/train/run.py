@@ -217,6 +217,8 @@ def _card(config, trainer, module, data, errors):
         'name': config.name,
         'licence': config.licence,
         'elements': data.elements,
+        # Only who has learned from relaxed inputs has something to say of its own answers.
+        'second_look': bool(data.seeds),
         'range': {
             'n_atoms': [min(sizes), max(sizes)],
             'volume_per_atom': np.quantile(room, [0.001, 0.999]).round(2).tolist(),

@@ -44,7 +44,9 @@ def save_model(model, folder, card):
         What there is to know about the model, as JSON: ``elements`` (atomic numbers seen
         in training), ``training`` (data, licences, counts), ``metrics``, ``licence``;
         ``range`` may give the training range (low, high) of ``n_atoms`` and of
-        ``volume_per_atom`` in A^3.
+        ``volume_per_atom`` in A^3; ``second_look`` says whether relaxed structures were
+        among the inputs, so that the model is asked again about its own answers
+        (`predict.second_look`), default False.
 
     Returns
     -------
