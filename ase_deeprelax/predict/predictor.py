@@ -96,6 +96,9 @@ class Predictor:
     ----------
     timings : dict of str to float, s
         Wall time of the latest `relax` by part: checks, symmetry, graph, network, solver.
+    second_look : bool
+        Whether the model is asked again about answers far from the input, as its card
+        says (`second_look.add_second`); may be set.
 
     Examples
     --------
