@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms
@@ -175,6 +176,44 @@ def test_a_second_answer_that_leads_too_far_is_left_out(predictor):
     (result,) = other.relax(far()[:1], on_bad='raise')
     assert len(seen) == 2
     assert np.allclose(result.deformation, one.deformation, atol=1e-6)
+
+
+@pytest.mark.parametrize('problem', ['memory', 'nan'])
+def test_where_no_second_look_is_to_be_had_the_first_holds(predictor, problem):
+    (one,) = plainly(predictor, far()[:1])
+    other = Predictor(load_model('deeprelax'), device='cpu')
+    seen = looks(other)
+    if problem == 'memory':
+        other.model.register_forward_pre_hook(lambda *_: run_out() if seen else None)
+    else:
+        other.model.register_forward_hook(lambda *_: spoil(*_) if len(seen) == 2 else None)
+    (result,) = other.relax(far()[:1], on_bad='raise')
+    assert len(seen) == (1 if problem == 'memory' else 2)
+    assert np.allclose(result.deformation, one.deformation, atol=1e-6)
+
+
+def test_an_answer_whose_atoms_have_lost_sight_of_each_other_holds():
+    predictor = Predictor(load_model('deeprelax'), device='cpu')
+    seen = looks(predictor)
+    predictor.model.register_forward_hook(widen)
+    metal = bulk('K', 'bcc', a=4.7)
+    (result,) = predictor.relax([metal], on_bad='raise')
+    assert len(seen) == 1
+    assert result.atoms.get_volume() == pytest.approx(1.4**3 * metal.get_volume())
+
+
+def widen(model, given, said):
+    bonds = given[0].edge_vectors().index_select(0, said.bond_index)
+    said.distance = 1.4 * bonds.norm(dim=1)
+    said.deformation = 1.4 * torch.eye(3).expand_as(said.deformation)
+
+
+def run_out():
+    raise RuntimeError('out of memory')
+
+
+def spoil(model, given, said):
+    said.deformation = said.deformation * np.nan
 
 
 def explode(model, given, said):

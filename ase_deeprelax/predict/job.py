@@ -81,35 +81,52 @@ class Job:
         """
         with self._alone():
             if not answer.finite:
-                raise PredictionError(
-                    f'{self.initial.get_chemical_formula()}: model {self.predictor.name!r} '
-                    'returned numbers that are not finite; use another model or float64'
-                )
+                self.give_up(_not_finite(self.initial, self.predictor.name))
+                return
             with self._timed('symmetry'):
                 moved = self.frame.to_user(answer.deformation, answer.displacement)
                 if self.symmetry is not None:
                     # The answer has the symmetry of the input, so this holds for both.
                     moved = self.symmetry.project(*moved)
+            if self.first is not None:
+                self._conclude(self._with_second(moved))
+                return
+            self._say(answer)
+            if not self._asks_again(moved):
+                self._conclude(moved)
+
+    def give_up(self, error):
+        """No answer is to be had: the first one holds, or ``error`` where there is none."""
+        with self._alone():
             if self.first is None:
-                self._say(answer)
-                if self.predictor.second_look and second_weight(moved[0]):
-                    self.first = moved
-                    atoms = self._at(*moved)
-                    self._check(atoms)
-                    self._look_at(atoms)
-                    return
-            else:
-                moved = self._with_second(moved)
-            atoms, deformation, displacement = self._allowed(*moved)
-            self._check(atoms)
-            self._record(
-                atoms=atoms,
-                deformation=deformation,
-                displacement=displacement,
-                problem='',
-                **self.said,
-            )
-            _write_keys(self.result)
+                raise error
+            self._conclude(self.first)
+
+    def _asks_again(self, moved):
+        """Whether to look at this answer as well; then ``graph`` is made that of it."""
+        if not (self.predictor.second_look and second_weight(moved[0])):
+            return False
+        atoms = self._at(*moved)
+        self._check(atoms)
+        try:
+            self._look_at(atoms)
+        except StructureError:  # neighbours have left the cutoff
+            return False
+        self.first = moved
+        return True
+
+    def _conclude(self, moved):
+        """Constraints, checks and record of what was predicted."""
+        atoms, deformation, displacement = self._allowed(*moved)
+        self._check(atoms)
+        self._record(
+            atoms=atoms,
+            deformation=deformation,
+            displacement=displacement,
+            problem='',
+            **self.said,
+        )
+        _write_keys(self.result)
 
     def _with_second(self, second):
         """Both answers as one; the first alone where the second leads too far."""
@@ -209,6 +226,13 @@ def _placed(atoms, cell, positions):
     atoms.set_cell(cell, apply_constraint=False)
     atoms.arrays['positions'] = positions  # the input's may be of integers
     return atoms
+
+
+def _not_finite(atoms, model):
+    return PredictionError(
+        f'{atoms.get_chemical_formula()}: model {model!r} returned numbers that are not '
+        'finite; use another model or float64'
+    )
 
 
 def _check_neighbors(atoms, graph, frame, spec):

@@ -189,7 +189,7 @@ class Predictor:
                 packs.extend(reversed(halve(indices)))
                 continue
             if answers is None:
-                part[0].fail(_too_large(part[0], self.device))
+                part[0].give_up(_too_large(part[0], self.device))
             else:
                 for job, answer in zip(part, answers, strict=True):
                     job.take(answer)
