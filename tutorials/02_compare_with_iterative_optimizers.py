@@ -140,8 +140,8 @@ plot.calls_saved(result)
 # - ElasticBFGS, which `DeepRelaxOptimizer` takes by itself, begins with the stiffness of a
 #   usual solid and needs a handful of calls from anywhere. From the unrelaxed structure to
 #   the fewest calls it is the optimizer that saves most, and the prediction the rest.
-# - With WSe2 BFGS takes more calls from the prediction than without it. Look where it goes
-#   before you count: below.
+# - With WSe2 BFGS and ElasticBFGS take more calls from the prediction than without it. Look
+#   where they go before you count: below.
 # - Two averages, two answers: the table compares the median number of calls with the median
 #   number of calls, the line in the box is the median of each crystal's own ratio. Where
 #   crystals differ as much as here, say which one you mean.
