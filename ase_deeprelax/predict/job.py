@@ -89,7 +89,7 @@ class Job:
                     # The answer has the symmetry of the input, so this holds for both.
                     moved = self.symmetry.project(*moved)
             if self.first is not None:
-                self._conclude(self._with_second(moved))
+                self._conclude_both(moved)
                 return
             self._say(answer)
             if not self._asks_again(moved):
@@ -128,14 +128,12 @@ class Job:
         )
         _write_keys(self.result)
 
-    def _with_second(self, second):
+    def _conclude_both(self, second):
         """Both answers as one; the first alone where the second leads too far."""
-        moved = add_second(self.first, second, second_weight(self.first[0]))
         try:
-            self._check(self._at(*moved))
+            self._conclude(add_second(self.first, second, second_weight(self.first[0])))
         except PredictionError:
-            return self.first
-        return moved
+            self._conclude(self.first)
 
     def _say(self, answer):
         """Keep what the first answer says beside the structure: that is of its bonds."""
