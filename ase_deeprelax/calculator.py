@@ -214,7 +214,8 @@ _ANEW = 'make another EDGCalculator for other atoms'
 def _objective(pos, cell, edges, offsets, *, lower, upper):
     """The solver's loss for one structure (A), with gradient and virial as arrays."""
     graph = torch.zeros(len(pos), dtype=torch.long)
-    sums = Sums(graph, anchored=torch.zeros(1, dtype=torch.bool))
+    nothing = torch.zeros_like(graph, dtype=torch.bool)
+    sums = Sums(graph, anchored=nothing[:1], fixed=nothing)
     start = pos.new_zeros(3, len(pos) + 1)
     bounds = edge_bounds(pos, cell[None], graph, edges, offsets, lower=lower, upper=upper)
     excess, unit = bounds.measure(start)

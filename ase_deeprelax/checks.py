@@ -5,10 +5,12 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from vesin import NeighborList
 
 from ase_deeprelax.data.lattice import compact
+from ase_deeprelax.data.vacuum import Layer, find_layer
 from ase_deeprelax.errors import PredictionError, StructureError, UnsupportedElementError
 
 # Less room than this is no crystal but a flat or missing cell, A^3 per atom.
@@ -21,6 +23,10 @@ TRAINED = {'n_atoms': (1, 64), 'volume_per_atom': (4.0, 100.0)}
 # radius that edges are estimated with, A.
 BYTES_PER_EDGE = 6_000
 EDGE_RADIUS = 6.0
+
+# Room above and below a layer that counts as its own, together, A: about the gap between
+# the layers of a layered crystal.
+LAYER_MARGIN = 3.0
 
 # The neighbour list is fastest with this radius; with a smaller one it makes many boxes, A.
 SEARCH_RADIUS = 1.5
@@ -59,8 +65,8 @@ def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
     UnsupportedElementError
         Atoms without an element, or of elements never seen in training.
     StructureError
-        No atoms; not periodic along all three vectors; numbers that are not finite; no
-        volume; disorder; atoms on top of each other; more than fits into memory.
+        No atoms; neither a crystal nor one layer (see `find_layer`); numbers that are not
+        finite; no volume; disorder; atoms on top of each other; more than fits into memory.
 
     Examples
     --------
@@ -73,18 +79,40 @@ def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
     n = len(atoms)
     if n == 0:
         raise StructureError('0 atoms: there is nothing to relax')
-    _check_periodicity(atoms.pbc)
+    if not atoms.pbc.any():
+        raise StructureError(
+            'pbc is False along all vectors: the models relax crystals and layers; set '
+            'atoms.pbc = True if this is one'
+        )
     _check_numbers(atoms)
-    volume = _check_cell(atoms)
+    _check_cell(atoms)
+    layer = find_layer(atoms)
     _check_elements(atoms.numbers, elements)
     _check_occupancy(atoms.info)
+    volume = room(atoms, layer)
     _check_size(n, volume)
-    positions, cell, _ = compact(atoms.positions, atoms.cell.array)
-    _check_distances(atoms, positions, cell, min_distance)
+    _check_distances(atoms, *_close_box(atoms, layer), min_distance)
     return _outside(n, volume / n, TRAINED if ranges is None else ranges)
 
 
-def check_prediction(initial, relaxed, *, residual=0.0):
+def room(atoms: Atoms, layer: Layer | None) -> float:
+    """Volume of a crystal, A^3, or of a layer without its vacuum."""
+    if layer is None:
+        return float(atoms.cell.volume)
+    _, cell = layer.standard_box(atoms, LAYER_MARGIN)
+    return float(abs(np.linalg.det(cell)))
+
+
+def _close_box(atoms: Atoms, layer: Layer | None) -> tuple[np.ndarray, np.ndarray]:
+    """Wrapped positions and the cell that close pairs are searched in."""
+    if layer is None:
+        return compact(atoms.positions, atoms.cell.array)[:2]
+    return compact(*layer.standard_box(atoms, 2 * EDGE_RADIUS))[:2]
+
+
+def check_prediction(
+    initial: Atoms, relaxed: Atoms, *, residual: float = 0.0, layer: Layer | None = None
+) -> None:
     """Refuse a relaxed structure that is no plausible crystal.
 
     Parameters
@@ -95,6 +123,8 @@ def check_prediction(initial, relaxed, *, residual=0.0):
         The same atoms in the same order.
     residual : float, A
         Mean violation of the predicted distances' bounds that the solver left; default 0.
+    layer : Layer, optional
+        What `find_layer` found in ``initial``; default none, a crystal.
 
     Raises
     ------
@@ -134,7 +164,7 @@ def check_prediction(initial, relaxed, *, residual=0.0):
             f'predicted distances contradict each other by {residual:.3g} A on average, '
             f'more than {RESIDUAL:g} A; use another model. {_KEPT}'
         )
-    _check_contacts(initial, relaxed)
+    _check_contacts(initial, relaxed, layer)
 
 
 _KEPT = 'the input was kept'
@@ -147,20 +177,6 @@ def _label(atoms, index):
 def _symbol(number):
     return (
         chemical_symbols[number] if 0 <= number < len(chemical_symbols) else f'Z={number}'
-    )
-
-
-def _check_periodicity(pbc):
-    if pbc.all():
-        return
-    if not pbc.any():
-        raise StructureError(
-            'pbc is False along all vectors: periodic crystals only; set atoms.pbc = True '
-            'if this is one'
-        )
-    raise StructureError(
-        f'pbc is {pbc.tolist()}: periodic crystals only, slabs, wires and other mixed '
-        'boundaries are not supported; set atoms.pbc = True if the vacuum may relax'
     )
 
 
@@ -196,18 +212,20 @@ def _check_numbers(atoms):
 
 
 def _check_cell(atoms):
-    """The cell's volume, A^3."""
     cell = atoms.cell.array
     volume = abs(np.linalg.det(cell))
     lengths = np.sqrt(np.einsum('ij,ij->i', cell, cell))
     if lengths.min() == 0:
         row = int(lengths.argmin())
+        remedy = 'set a cell'
+        if not atoms.pbc[row]:
+            remedy = f'make a box with atoms.center(vacuum=10, axis={row})'
         raise StructureError(
-            f'cell vector {"abc"[row]} is zero, cell volume 0; set a cell or pbc=False'
+            f'cell vector {"abc"[row]} is zero, cell volume 0; {remedy}'
         )
     if volume <= 1e-12 * lengths.prod():
         raise StructureError(
-            'cell volume 0: its vectors lie in one plane; set a cell or pbc=False'
+            'cell volume 0: its vectors lie in one plane; set a cell'
         )
     room = volume / len(atoms)
     if room < SMALLEST_VOLUME:
@@ -215,7 +233,6 @@ def _check_cell(atoms):
             f'cell volume is {room:.3g} A^3 per atom, less than {SMALLEST_VOLUME:g}; check '
             'the cell and its unit (A)'
         )
-    return volume
 
 
 def _check_elements(numbers, elements):
@@ -301,15 +318,14 @@ def _check_distances(atoms, positions, cell, min_distance):
     )
 
 
-def _check_contacts(initial, relaxed):
+def _check_contacts(initial, relaxed, layer):
     radii = CONTACT * covalent_radii[relaxed.numbers]
     cutoff = 2 * radii.max()
-    positions, cell, _ = compact(relaxed.positions, relaxed.cell.array)
-    i, j, distance = _close_pairs(positions, cell, cutoff)
+    i, j, distance = _close_pairs(*_close_box(relaxed, layer), cutoff)
     close = distance < radii[i] + radii[j]
     if not close.any():
         return
-    before = _smallest_by_pair(initial, cutoff)
+    before = _smallest_by_pair(_close_box(initial, layer), cutoff)
     for a, b, d in zip(i[close], j[close], distance[close], strict=True):
         d0 = before.get((min(a, b), max(a, b)), math.inf)
         if d < d0 - 1e-6:
@@ -321,10 +337,9 @@ def _check_contacts(initial, relaxed):
             )
 
 
-def _smallest_by_pair(atoms, cutoff):
-    positions, cell, _ = compact(atoms.positions, atoms.cell.array)
+def _smallest_by_pair(box, cutoff):
     smallest = {}
-    for a, b, d in zip(*_close_pairs(positions, cell, cutoff), strict=True):
+    for a, b, d in zip(*_close_pairs(*box, cutoff), strict=True):
         smallest.setdefault((min(a, b), max(a, b)), d)
     return smallest
 

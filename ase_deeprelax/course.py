@@ -1,7 +1,6 @@
 """What happens to one structure: a prediction, then stages of refinement."""
 
 import numpy as np
-from ase.filters import FrechetCellFilter
 from ase.optimize import RestartError
 
 from ase_deeprelax import keys
@@ -11,6 +10,7 @@ from ase_deeprelax.prediction import Prediction
 from ase_deeprelax.refine.chain import Chain
 from ase_deeprelax.refine.descent import check_refinable
 from ase_deeprelax.refine.stage import Stage, bare
+from ase_deeprelax.refine.target import Target, find_target
 
 
 class Course:
@@ -26,18 +26,18 @@ class Course:
         Of stages that have none.
     gate : float or None, eV/atom
         How much a prediction may raise the energy.
-    cell_moves : callable
-        Says whether the cell of bare atoms may change.
+    relax_cell : callable
+        Says what of the cell of bare atoms may change, see `find_freedom`.
     predict : callable
         Returns a `Plan` for the atoms as they are.
     """
 
-    def __init__(self, given, stages, *, optimizer, gate, cell_moves, predict):
+    def __init__(self, given, stages, *, optimizer, gate, relax_cell, predict):
         self.atoms = unwrap(given)
         self.prediction = Prediction(self.atoms, predict)
         self.chain = None
         self._given, self._stages, self._optimizer = given, stages, optimizer
-        self._gate, self._cell_moves = gate, cell_moves
+        self._gate, self._relax_cell = gate, relax_cell
         self._began = None
 
     @property
@@ -45,6 +45,13 @@ class Course:
         """What ASE's dynamics sees: the `Chain`, or the prediction where there is none."""
         chain = self.chain
         return self.prediction.one_shot if chain is None or chain.idle else chain
+
+    @property
+    def target(self) -> Target:
+        """What moves where no stage says otherwise."""
+        if self.chain is not None:
+            return self.chain.target
+        return find_target(self._given, self._relax_cell())
 
     @property
     def over(self):
@@ -98,10 +105,8 @@ class Course:
         if not stages:
             self.chain = None
         elif self.chain is None:
-            target = self._given
-            if target is self.atoms and self._cell_moves():
-                target = FrechetCellFilter(target)
-            sigma = self.prediction.sigma
+            check_refinable(self.atoms)
+            target, sigma = self.target, self.prediction.sigma
             self.chain = Chain(target, stages, self._optimizer, sigma)
         return self.chain is not None
 

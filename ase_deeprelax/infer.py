@@ -9,7 +9,7 @@ from torch_geometric.data import Batch
 
 from ase_deeprelax.errors import DeviceError
 from ase_deeprelax.models.base import apply_deformation, relaxed_structure
-from ase_deeprelax.models.layers import mean_over_atoms
+from ase_deeprelax.models.heads import free_displacement
 from ase_deeprelax.solve.edg import solve_edg
 from ase_deeprelax.uncertainty import aggregate
 
@@ -159,15 +159,16 @@ def _solve(batch, prediction):
         batch.offset.index_select(0, prediction.bond_index),
         (prediction.distance - width).clamp(min=0),
         prediction.distance + width,
+        fixed=batch.fixed,
         **anchors,
     )
 
 
 def _displacement(batch, prediction, pos):
-    """Displacements at the unrelaxed cell that lead to ``pos``, without rigid drift."""
+    """Displacements at the unrelaxed cell that lead to ``pos``."""
     back = torch.linalg.inv(prediction.deformation.double())
     moved = apply_deformation(pos.double(), back, batch.graph_of_atom) - batch.pos
-    return moved - mean_over_atoms(moved, batch).index_select(0, batch.graph_of_atom)
+    return free_displacement(moved, batch)
 
 
 def _array(tensor):

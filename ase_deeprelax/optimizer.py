@@ -7,7 +7,7 @@ from ase.filters import Filter
 from ase.optimize.optimize import DEFAULT_MAX_STEPS, Optimizer
 
 from ase_deeprelax.course import Course
-from ase_deeprelax.freedom import unwrap
+from ase_deeprelax.freedom import check_relax_cell, unwrap
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.plan import OneShot, has_calculator, make_plan
 from ase_deeprelax.predict import Predictor
@@ -63,10 +63,12 @@ class DeepRelaxOptimizer(Optimizer):
         Default 'default', the shipped model that measured best.
     symmetry : 'keep' or 'free'
         Whether the prediction keeps the space group, default 'keep'.
-    relax_cell : bool, optional
-        Whether the cell of bare Atoms may change (a filter decides for itself). Default:
-        yes, except where Atoms with a calculator are handed over here without ``refine``,
-        which is ASE's usual call and leaves the cell as it is in all of ASE's optimizers.
+    relax_cell : bool, str or array, optional
+        What of the cell of bare Atoms may change (a filter decides for itself): True,
+        False, 'in-plane', 'hydrostatic' or a mask, as `relax` takes it. Default: all of it
+        (of a layer, its plane), except where Atoms with a calculator are handed over here
+        without ``refine``, which is ASE's usual call and leaves the cell as it is in all of
+        ASE's optimizers, and except for a layer with fixed atoms.
     optimizer : callable
         Class of the refinement's optimizer, or anything that makes one from ``(atoms,
         logfile=None)``, as ``functools.partial(FIRE, dt=0.05)``. Default `ElasticBFGS`.
@@ -167,6 +169,8 @@ class DeepRelaxOptimizer(Optimizer):
 
     def _take(self, atoms):
         unwrap(atoms)
+        if self._relax_cell is not None:
+            check_relax_cell(self._relax_cell)
         if isinstance(atoms, Filter) and self._relax_cell is not None:
             raise ValueError(
                 f'relax_cell={self._relax_cell} beside {type(atoms).__name__}: a filter '
@@ -181,7 +185,7 @@ class DeepRelaxOptimizer(Optimizer):
             self._refine,
             optimizer=self._optimizer,
             gate=self._energy_gate,
-            cell_moves=self._cell_moves,
+            relax_cell=self._free_cell,
             predict=self._predict,
         )
         self._memory = None  # of an earlier run that goes on in the next one
@@ -332,17 +336,18 @@ class DeepRelaxOptimizer(Optimizer):
 
     # --- what the course asks for ------------------------------------------------------
 
-    def _cell_moves(self):
-        """Whether the cell of bare Atoms may change."""
+    def _free_cell(self):
+        """What of the cell of bare Atoms may change, see `find_freedom`."""
         if self._relax_cell is not None:
             return self._relax_cell
         atoms = unwrap(self.atoms)
         as_in_ase = not (self._bound_later or self._refine) and has_calculator(atoms)
-        return bool(atoms.pbc.all()) and not as_in_ase
+        # A wire or a molecule has no cell that could relax.
+        return False if as_in_ase or atoms.pbc.sum() < 2 else None
 
     def _predict(self):
-        cell_moves = self.atoms is unwrap(self.atoms) and self._cell_moves()
-        return make_plan(self.atoms, cell_moves, Predictor(self._model, **self._how))
+        predictor = Predictor(self._model, **self._how)
+        return make_plan(self.atoms, self._free_cell(), predictor)
 
     # --- restart -----------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.utils.abc import Optimizable
 
 from ase_deeprelax import keys
-from ase_deeprelax.checks import check_prediction
 from ase_deeprelax.freedom import Freedom, find_freedom
 from ase_deeprelax.result import Relaxation
 
@@ -25,7 +24,7 @@ class Plan:
     before, after : ase.Atoms
         Bare copies, without constraints.
     relaxation : Relaxation
-        What the model says, before constraints and filters.
+        What the model says, within constraints and filters.
     """
 
     freedom: Freedom
@@ -95,14 +94,14 @@ class Plan:
         atoms.info[keys.VOLUME_RATIO] = self.volume_ratio
 
 
-def make_plan(target, cell_moves, predictor):
+def make_plan(target, relax_cell, predictor):
     """Predict for a structure, within what filters and constraints leave free.
 
     Parameters
     ----------
     target : ase.Atoms or ase.filters.Filter
-    cell_moves : bool
-        For bare Atoms.
+    relax_cell : bool, str, array or None
+        For bare Atoms, see `find_freedom`.
     predictor : Predictor
 
     Returns
@@ -114,9 +113,9 @@ def make_plan(target, cell_moves, predictor):
     StructureError, UnsupportedConstraintError, PredictionError
         The structure is as it was.
     """
-    freedom = find_freedom(target, cell_moves)
+    [relaxation] = predictor.relax([target], relax_cell=relax_cell, on_bad='raise')
+    freedom = find_freedom(target, relax_cell)
     atoms = freedom.atoms
-    # Constraints act below, together with the filter, and the calculator has no part.
     before = Atoms(
         atoms.numbers,
         positions=atoms.positions,
@@ -125,12 +124,9 @@ def make_plan(target, cell_moves, predictor):
         celldisp=atoms.get_celldisp(),
         info=atoms.info,
     )
-    relaxation = predictor.relax([before], on_bad='raise')[0]
-    cell, positions = freedom.allowed(relaxation.deformation, relaxation.displacement)
     after = before.copy()
-    after.set_cell(cell)
-    after.positions = positions
-    check_prediction(before, after)
+    after.set_cell(relaxation.atoms.cell)
+    after.positions = relaxation.atoms.positions
     return Plan(freedom, before, after, relaxation)
 
 

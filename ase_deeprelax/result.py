@@ -21,7 +21,8 @@ class Relaxation:
     initial : ase.Atoms
         A copy of the input.
     deformation : (3, 3) array
-        Symmetric stretch of the cell (row vectors multiply it from the left).
+        Stretch of the cell (row vectors multiply it from the left); symmetric where all of
+        the cell could change.
     displacement : (n_atoms, 3) array, A
         Displacements at the unrelaxed cell, without rigid drift.
     sigma : float, A
@@ -42,6 +43,9 @@ class Relaxation:
         Why not, or ''.
     ood : str
         Why the input lies outside the training range, or ''.
+    kind : str
+        What was relaxed: 'bulk' or 'layer' (or slab), with ', cell held' where only atoms
+        could move.
     model, sha256, version : str
         Provenance.
     timings : dict of str to float, s
@@ -61,6 +65,7 @@ class Relaxation:
     ok: bool
     problem: str
     ood: str
+    kind: str
     model: str
     sha256: str
     version: str

@@ -2,13 +2,16 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import spglib
+from ase import Atoms
 from scipy.spatial import cKDTree
 
 from ase_deeprelax.data.lattice import compact, lattice_symmetries, reduced_basis
+from ase_deeprelax.data.motion import rotate_projection
+from ase_deeprelax.data.vacuum import Layer
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
 # Work (images x atoms) up to which the search here is faster than spglib's, which also
@@ -32,14 +35,37 @@ class Symmetry:
     permutations : (n_operations, n_primitive) int64
     primitive : (n_atoms,) int64
         The primitive atom that each atom is an image of.
+    floating : bool
+        Whether no atom is fixed, so that rigid drift has no meaning; default True.
     """
 
     rotations: np.ndarray
     permutations: np.ndarray
     primitive: np.ndarray
+    floating: bool = True
+
+    def keeping(self, free_strain: np.ndarray) -> 'Symmetry':
+        """The operations that carry free strains into free strains.
+
+        Parameters
+        ----------
+        free_strain : (6, 6)
+            See `motion.Motion`.
+        """
+        if np.array_equal(free_strain, np.eye(6)) or not free_strain.any():
+            return self
+        same = [
+            np.allclose(rotate_projection(free_strain, rotation), free_strain, atol=1e-3)
+            for rotation in self.rotations
+        ]
+        return replace(
+            self, rotations=self.rotations[same], permutations=self.permutations[same]
+        )
 
     def project(self, deformation, displacement):
-        """The part of a prediction that keeps the space group, without rigid drift.
+        """The part of a prediction that keeps the space group.
+
+        Rigid drift is taken away where no atom is fixed.
 
         The average over all operations. It looks at the prediction alone: zero stays
         zero, and a crystal that has its symmetry only within ``symprec`` is not moved
@@ -77,11 +103,19 @@ class Symmetry:
             displacement = displacement[self.primitive]
         elif len(back) > 1:
             displacement = (displacement[self.permutations] @ back).mean(axis=0)
-        return deformation, displacement - displacement.mean(axis=0)
+        if self.floating:
+            displacement = displacement - displacement.mean(axis=0)
+        return deformation, displacement
 
 
-def find_symmetry(atoms, symprec=SYMPREC):
-    """All space-group operations of a crystal.
+def find_symmetry(
+    atoms: Atoms,
+    symprec: float = SYMPREC,
+    *,
+    labels: np.ndarray | None = None,
+    layer: Layer | None = None,
+) -> Symmetry:
+    """All space-group operations of a crystal, or those of a layer.
 
     Small cells are searched directly, larger ones, and those where the tolerance leaves
     doubt, with spglib.
@@ -92,6 +126,11 @@ def find_symmetry(atoms, symprec=SYMPREC):
         Periodic along all three vectors.
     symprec : float, A
         Default 1e-2.
+    labels : (n_atoms,) int, optional
+        Atoms of different numbers are not equivalent, as free and fixed ones; 1 stands for
+        fixed. Default: all alike.
+    layer : Layer, optional
+        What `find_layer` found; default none, a crystal.
 
     Returns
     -------
@@ -104,10 +143,17 @@ def find_symmetry(atoms, symprec=SYMPREC):
     >>> len(find_symmetry(bulk('Si', 'diamond', a=5.43)).rotations)
     48
     """
-    cell = atoms.cell.array
+    positions, cell = atoms.positions, atoms.cell.array
+    if layer is not None:
+        # A box so high that no operation can carry its height into the plane.
+        longest = np.linalg.norm(cell, axis=1).max() + np.ptp(positions @ layer.normal)
+        positions, cell = layer.standard_box(atoms, 3 * longest)
     cell = reduced_basis(cell) @ cell
-    frac = atoms.positions @ np.linalg.inv(cell)
-    numbers = atoms.numbers
+    frac = positions @ np.linalg.inv(cell)
+    numbers, floating = atoms.numbers, True
+    if labels is not None:
+        numbers = numbers + 1000 * np.unique(labels, return_inverse=True)[1]
+        floating = not (labels == 1).any()
     primitive = np.arange(len(numbers))
     found = _find_primitive(frac, cell, numbers, symprec)
     if found is not None:
@@ -120,7 +166,7 @@ def find_symmetry(atoms, symprec=SYMPREC):
         found = np.eye(3)[None], np.arange(len(numbers))[None]
     matrices, permutations = found
     left, _, right = np.linalg.svd(np.linalg.inv(cell) @ matrices @ cell)
-    return Symmetry(left @ right, permutations, primitive)
+    return Symmetry(left @ right, permutations, primitive, floating)
 
 
 def spacegroup_number(atoms, symprec=SYMPREC):

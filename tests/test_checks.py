@@ -120,7 +120,7 @@ def test_coordinates_beyond_double_precision():
 @pytest.mark.parametrize(
     ('cell', 'text'),
     [
-        (np.zeros((3, 3)), 'cell vector a is zero, cell volume 0; set a cell or pbc=False'),
+        (np.zeros((3, 3)), 'cell vector a is zero, cell volume 0; set a cell'),
         (np.diag([5, 0, 5]), 'cell vector b is zero'),
         ([[5, 0, 0], [0, 5, 0], [5, 5, 0]], 'cell volume 0.*one plane'),
         ([[5, 0, 0], [0, 5, 0], [5, 5, 0.05]], r'0\.625 A\^3 per atom.*unit'),
@@ -134,10 +134,21 @@ def test_cells_without_room(cell, text):
 
 def test_slabs_wires_and_molecules():
     slab = fcc111('Al', (1, 1, 3), vacuum=5.0)
-    with pytest.raises(StructureError, match=r'pbc is \[True, True, False\].*periodic'):
+    assert check_structure(slab) == ''
+    slab.pbc = True
+    assert check_structure(slab) == ''
+    slab.cell[2] = 0
+    slab.pbc = True, True, False
+    with pytest.raises(StructureError, match=r'vector c is zero.*vacuum=10, axis=2'):
         check_structure(slab)
-    with pytest.raises(StructureError, match='periodic crystals only'):
+    wire = fcc111('Al', (1, 1, 3), vacuum=5.0)
+    wire.pbc = True, False, False
+    with pytest.raises(StructureError, match='a wire'):
+        check_structure(wire)
+    with pytest.raises(StructureError, match='crystals and layers'):
         check_structure(molecule('H2O'))
+    with pytest.raises(StructureError, match='a molecule or cluster in a box'):
+        check_structure(molecule('H2O', vacuum=8.0, pbc=True))
 
 
 @quick
@@ -179,7 +190,7 @@ def smallest_distance(atoms):
 
 
 def test_an_atom_on_its_own_image():
-    atoms = Atoms('Cu', cell=[0.4, 20, 20], pbc=True)
+    atoms = Atoms('Cu', cell=[0.4, 6, 6], pbc=True)
     with pytest.raises(
         StructureError, match=r'atom 0 \(Cu\) and its own periodic image are 0\.400 A'
     ):

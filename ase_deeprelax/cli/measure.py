@@ -1,11 +1,16 @@
 """``deeprelax evaluate``: models and potentials on pairs with known answers."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ase_deeprelax.cli.app import DeviceOption, write_json
+
+if TYPE_CHECKING:
+    from ase_deeprelax.data.pair import Pair
+    from ase_deeprelax.result import Relaxation
 
 # So many structures with the largest errors can be turned by hand in a report.
 WORST = 12
@@ -47,12 +52,22 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help='Only pairs of this split: train, val or test.')
     ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--src', help='Only pairs of this collection (their field src); repeatable.'
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help='Only this many pairs, spread over the file.')
     ] = None,
     device: DeviceOption = 'auto',
 ):
     """Measure models on PAIRS with known answers, side by side.
+
+    What a pair says of its structure holds for the models too: layers stay layers, fixed
+    atoms fixed, and a held cell is held. Where the pairs are of several kinds, each kind
+    has its own table.
 
     Beside them stand two answers that cost nothing: the input as it is (dummy), and scaled
     isotropically to the volume that its elements have on average (scaled_dummy).
@@ -67,7 +82,7 @@ def evaluate(
     if not models and not potentials:
         models = ['default']
     rivals = _rivals(models or (), potentials or (), device)
-    chosen = spread(read_pairs(pairs, split), limit)
+    chosen = spread(_of_sources(read_pairs(pairs, split), sources, pairs), limit)
     result = evaluate_all(chosen, rivals, progress=True)
     typer.echo(table(result, markdown=markdown))
     write_json(json_file, result, indent=2)
@@ -78,7 +93,26 @@ def evaluate(
         write_report(html_file, evaluation=result, relaxations=worst)
 
 
-def _rivals(models, potentials, device):
+def _of_sources(pairs: list['Pair'], sources: list[str] | None, path: Path) -> list['Pair']:
+    """The pairs of these collections; all of them without any."""
+    from ase_deeprelax.errors import PairFileError
+
+    if not sources:
+        return pairs
+    there = {pair.src for pair in pairs}
+    for source in sources:
+        if source not in there:
+            known = ', '.join(map(repr, sorted(filter(None, there)))) or 'none'
+            raise PairFileError(
+                f'{path}: holds no pair of src {source!r}, with the split asked for; '
+                f'there are: {known}'
+            )
+    return [pair for pair in pairs if pair.src in sources]
+
+
+def _rivals(
+    models: Iterable[str], potentials: Iterable[str], device: str
+) -> dict[str, Any]:
     """What is compared, by names that tell it apart."""
     from ase_deeprelax.compare.iterative import Iterative
     from ase_deeprelax.infer import resolve_device
@@ -100,13 +134,16 @@ def _rivals(models, potentials, device):
     return rivals
 
 
-def _worst(pairs, rivals, result):
+def _worst(
+    pairs: list['Pair'], rivals: dict[str, Any], result: dict[str, Any]
+) -> dict[str, 'Relaxation']:
     """Relaxations by the first rival where its coordinates are farthest off, by name."""
+    from ase_deeprelax.compare.answers import ask, ready
+
     name, rival = next(iter(rivals.items()))
     errors = [row['errors'][name]['coord_mae'] for row in result['structures']]
     order = sorted(range(len(pairs)), key=errors.__getitem__, reverse=True)[:WORST]
-    relax = getattr(rival, 'relax', rival)
-    relaxed = relax([pairs[k].unrelaxed for k in order])
+    relaxed = ask(ready(rival), [pairs[k] for k in order])
     return {
         f'{pairs[k].formula}, {pairs[k].id}, off by {errors[k]:.3f} A': relaxation
         for k, relaxation in zip(order, relaxed, strict=True)

@@ -8,10 +8,14 @@
 """
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
+
+from ase_deeprelax.data.pair import Pair
 
 ELEMENT_VOLUMES = Path(__file__).with_name('element_volumes.json')
 
@@ -28,13 +32,20 @@ class Dummy:
     Atoms(symbols='Cu', pbc=True, cell=[[0.0, 1.805, 1.805], ...)
     """
 
-    def __call__(self, atoms_list):
-        """Copies of the inputs, list of ase.Atoms."""
+    def __call__(
+        self,
+        atoms_list: Iterable[Atoms],
+        *,
+        relax_cell: bool = True,  # noqa: ARG002 - the answer is the same
+    ) -> list[Atoms]:
+        """Copies of the inputs, list of ase.Atoms, whether the cell relaxes or not."""
         return [atoms.copy() for atoms in atoms_list]
 
 
 class ScaledDummy:
     """The input with its cell scaled isotropically to the sum of its elements' volumes.
+
+    Only a crystal whose cell relaxes is scaled: neither a layer nor a held cell is.
 
     Parameters
     ----------
@@ -50,26 +61,30 @@ class ScaledDummy:
     12.0
     """
 
-    def __init__(self, volumes=None):
+    def __init__(self, volumes: Mapping[str, float] | None = None) -> None:
         if volumes is None:
             volumes = json.loads(ELEMENT_VOLUMES.read_text(encoding='utf-8'))['volumes']
         self._volumes = np.full(len(chemical_symbols), np.nan)
         for symbol, volume in volumes.items():
             self._volumes[atomic_numbers[symbol]] = volume
 
-    def __call__(self, atoms_list):
-        """Scaled copies of the inputs, list of ase.Atoms."""
-        return [self._scale(atoms) for atoms in atoms_list]
+    def __call__(
+        self, atoms_list: Iterable[Atoms], *, relax_cell: bool = True
+    ) -> list[Atoms]:
+        """Copies of the inputs, list of ase.Atoms, scaled if ``relax_cell`` (default)."""
+        return [self._answer(atoms, relax_cell) for atoms in atoms_list]
 
-    def _scale(self, atoms):
+    def _answer(self, atoms: Atoms, relax_cell: bool) -> Atoms:
         atoms = atoms.copy()
+        if not relax_cell or not atoms.pbc.all():
+            return atoms
         ratio = self._volumes[atoms.numbers].sum() / atoms.get_volume()
         if ratio > 0:  # not where an element is unknown: the sum is NaN
             atoms.set_cell(atoms.cell.array * ratio ** (1 / 3), scale_atoms=True)
         return atoms
 
 
-def fit_element_volumes(pairs):
+def fit_element_volumes(pairs: Sequence[Pair]) -> dict[str, float]:
     """Volumes per element whose sums are closest to the relaxed cells of ``pairs``.
 
     Non-negative least squares, re-weighted until it minimises the mean absolute relative

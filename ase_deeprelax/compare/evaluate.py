@@ -1,21 +1,21 @@
 """How good a model is on pairs with a known answer, beside answers that cost nothing."""
 
-from time import perf_counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from ase import Atoms
 from joblib import Parallel, delayed, effective_n_jobs
 
+from ase_deeprelax.compare.alignment import Alignment
+from ase_deeprelax.compare.answers import ask, check_takes_relax_cell, collect, ready
 from ase_deeprelax.compare.dummy import Dummy, ScaledDummy
-from ase_deeprelax.compare.metrics import (
-    ERRORS,
-    Reference,
-    align,
-    distance_error,
-    spearman,
-    summarise,
-)
+from ase_deeprelax.compare.metrics import ERRORS, Errors, Reference, summarise
 from ase_deeprelax.compare.table import as_markdown, as_text
-from ase_deeprelax.errors import ConfigError, PredictionError
+from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.errors import ConfigError
+
+# Titles and rows, as `as_text` and `as_markdown` take them.
+Table = tuple[list[str], list[list[str]]]
 
 BASELINES = {'dummy': Dummy, 'scaled_dummy': ScaledDummy}
 # What `table` shows of a result, in 100 columns: errors with unit and format, and shares.
@@ -27,12 +27,26 @@ SHOWN = {
     'volume_mae': ('A^3', '.2f'),
 }
 SHOWN_SHARES = ('match_rate', 'rmsd', 'spacegroup_kept')
+NONE = '-'
+# This line stands below tables in which a figure has no meaning.
+FOOTNOTE = '-: not scored where the cell is held, or (volume, match, rmsd) there is vacuum'
 # Below this many pairs, workers take longer to start than they save.
 _WORTH_WORKERS = 100
 
 
-def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False):
+def evaluate(
+    pairs: Sequence[Pair],
+    model: Any = 'default',
+    *,
+    device: str = 'auto',
+    jobs: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Errors of a model, of `Dummy` and of `ScaledDummy` on pairs.
+
+    The model is asked what each pair asks: the pair's periodicity and fixed atoms belong to
+    the structures that it gets, and where the cell is held it is called with
+    ``relax_cell=False``.
 
     Parameters
     ----------
@@ -40,7 +54,8 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
     model : str, path, RelaxationModel, Predictor or callable
         Name or folder of a model, a model, a Predictor, or any function from a list of
         ``ase.Atoms`` to a list of relaxed ``ase.Atoms`` (or `Relaxation`) in the same
-        order, atoms and lattice vectors in the same order. Default 'default'.
+        order, atoms and lattice vectors in the same order; with the keyword
+        ``relax_cell`` where there are pairs whose cell is held. Default 'default'.
     device : str
         Where a model that is no Predictor yet runs; default 'auto'.
     jobs : int, optional
@@ -57,17 +72,21 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
         rank correlation of a structure's sigma with the mean absolute error of its bonds
         (None where the model gives no sigma); ``all`` and ``ok``, each with ``dummy``,
         ``scaled_dummy`` and ``model``: means and medians of `metrics.ERRORS`, and
-        `metrics.SHARES`; and ``structures``, for each pair ``id, formula, n_atoms, ok``,
-        ``errors`` {method: all figures}, ``lattice`` {method: [a, b, c, alpha, beta,
-        gamma]} (A, degrees) beside ``relaxed_lattice``, and by model ``sigma`` and
-        ``bond_error`` (A, the mean absolute error of its bonds), None without a sigma.
+        `metrics.SHARES`, over the pairs for which they have a meaning (None: for none,
+        see `Reference.errors`); ``kinds``, for each kind of the pairs ``n`` and ``all``;
+        and ``structures``, for each pair ``id, formula, n_atoms, ok, kind``, ``errors``
+        {method: all figures}, ``lattice`` {method: [a, b, c, alpha, beta, gamma]} (A,
+        degrees; None along the vacuum) beside ``relaxed_lattice``, and by model ``sigma``
+        and ``bond_error`` (A, the mean absolute error of its bonds), None without a sigma.
 
     Raises
     ------
     PredictionError
         The model gave back another number of structures or of atoms.
     ConfigError
-        There are no pairs.
+        There are no pairs, or the cell of some is held and the model cannot be told.
+    PairFileError
+        A pair is neither a crystal nor a layer.
 
     Examples
     --------
@@ -87,11 +106,19 @@ def evaluate(pairs, model='default', *, device='auto', jobs=None, progress=False
         **found['models']['model'],
         'all': found['all'],
         'ok': found['ok'],
+        'kinds': found['kinds'],
         'structures': found['structures'],
     }
 
 
-def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
+def evaluate_all(
+    pairs: Sequence[Pair],
+    models: Mapping[str, Any],
+    *,
+    device: str = 'auto',
+    jobs: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Errors of several models side by side, and of `Dummy` and `ScaledDummy`.
 
     Parameters
@@ -107,14 +134,18 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
     dict
         Ready for JSON. ``n``, ``n_ok``; ``models``: what `evaluate` says of each model
         besides its errors; ``all`` and ``ok``: the errors of ``dummy``, ``scaled_dummy``
-        and each model under its name; ``structures`` as `evaluate` gives them.
+        and each model under its name; ``kinds`` and ``structures`` as `evaluate` gives
+        them.
 
     Raises
     ------
     PredictionError
         A model gave back another number of structures or of atoms.
     ConfigError
-        There are no pairs, or a model is called like one of the baselines.
+        There are no pairs; a model is called like one of the baselines, or cannot be told
+        that the cell is held.
+    PairFileError
+        A pair is neither a crystal nor a layer.
 
     Examples
     --------
@@ -127,14 +158,21 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
     if taken := BASELINES.keys() & models.keys():
         raise ConfigError(f'{taken.pop()!r} is a baseline; give the model another name')
     # All of them first, so that one that is not there ends it before hours of work.
-    relaxers = {name: _relaxer(model, device, progress) for name, model in models.items()}
-    inputs = [pair.unrelaxed for pair in pairs]
-    answers = {name: baseline()(inputs) for name, baseline in BASELINES.items()}
-    records, said = {}, {}
-    for name, (relax, model, place) in relaxers.items():
-        answers[name], said[name], record = _answers(pairs, inputs, relax)
-        records[name] = {'model': model, 'device': place, **record}
+    rivals = {
+        name: ready(model, device=device, progress=progress)
+        for name, model in models.items()
+    }
+    for rival in rivals.values():
+        check_takes_relax_cell(rival, pairs)
+    for pair in pairs:
+        Alignment(pair)  # It refuses what cannot be compared.
+    answers = {name: ask(ready(make()), pairs) for name, make in BASELINES.items()}
+    records, sigma, bond_error = {}, {}, {}
+    for name, rival in rivals.items():
+        answers[name], sigma[name], bond_error[name], record = collect(rival, pairs)
+        records[name] = {'model': rival.name, 'device': rival.device, **record}
     rows = _compare(pairs, answers, jobs, progress)
+    kinds = [kind_of(pair) for pair in pairs]
     ok = [row for pair, row in zip(pairs, rows, strict=True) if pair.ok]
     return {
         'n': len(pairs),
@@ -142,37 +180,63 @@ def evaluate_all(pairs, models, *, device='auto', jobs=None, progress=False):
         'models': records,
         'all': _summary(rows, answers),
         'ok': _summary(ok, answers),
+        'kinds': {
+            kind: {'n': kinds.count(kind), 'all': _summary(_of(kind, kinds, rows), answers)}
+            for kind in dict.fromkeys(kinds)
+        },
         'structures': [
             {
                 'id': pair.id,
                 'formula': pair.formula,
                 'n_atoms': len(pair.numbers),
                 'ok': pair.ok,
+                'kind': kinds[k],
                 'errors': row,
-                'lattice': {name: _lattice(found[k]) for name, found in answers.items()},
-                'relaxed_lattice': _lattice(pair.relaxed),
-                'sigma': {name: pairwise[k][0] for name, pairwise in said.items()},
-                'bond_error': {name: pairwise[k][1] for name, pairwise in said.items()},
+                'lattice': {
+                    name: _lattice(pair, found[k]) for name, found in answers.items()
+                },
+                'relaxed_lattice': _lattice(pair, pair.relaxed),
+                'sigma': {name: values[k] for name, values in sigma.items()},
+                'bond_error': {name: values[k] for name, values in bond_error.items()},
             }
             for k, (pair, row) in enumerate(zip(pairs, rows, strict=True))
         ],
     }
 
 
-def cuts(section, method='model'):
+def kind_of(pair: Pair) -> str:
+    """What a pair counts as in tables.
+
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.data.pair import make_pair
+    >>> cu = bulk('Cu')
+    >>> [kind_of(make_pair('x', cu, cu, fixed_cell=held)) for held in (False, True)]
+    ['bulk', 'fixed-cell']
+    """
+    if pair.kind not in ('', 'bulk'):
+        return pair.kind
+    if pair.fixed_cell:
+        return 'fixed-cell'
+    return 'bulk' if pair.kind or all(pair.pbc) else 'layer'
+
+
+def cuts(
+    section: Mapping[str, Any], method: str = 'model'
+) -> dict[str, dict[str, float] | None]:
     """By how many percent the model's errors lie below Dummy's.
 
     Parameters
     ----------
     section : dict
-        ``result['all']`` or ``result['ok']``.
+        ``result['all']``, ``result['ok']`` or ``result['kinds'][kind]['all']``.
     method : str
         Which of its keys; default 'model', the one that `evaluate` gives.
 
     Returns
     -------
     dict
-        For each of `metrics.ERRORS` the cut of mean and median, %.
+        For each of `metrics.ERRORS` the cut of mean and median, %; None where it has no
+        meaning.
 
     Examples
     --------
@@ -181,21 +245,27 @@ def cuts(section, method='model'):
     >>> cuts({'dummy': error, 'model': half})
     {'coord_mae': {'mean': 50.0, 'median': 75.0}}
     """
+    dummy, model = section['dummy'], section[method]
     return {
-        key: {
-            which: 100 * (1 - section[method][key][which] / value) if value else 0.0
-            for which, value in section['dummy'][key].items()
-        }
+        key: None if dummy[key] is None else _cut(dummy[key], model[key])
         for key in ERRORS
-        if key in section['dummy']
+        if key in dummy
     }
 
 
-def table(result, *, markdown=False):
+def _cut(dummy: Mapping[str, float], model: Mapping[str, float]) -> dict[str, float]:
+    return {
+        which: 100 * (1 - model[which] / value) if value else 0.0
+        for which, value in dummy.items()
+    }
+
+
+def table(result: Mapping[str, Any], *, markdown: bool = False) -> str:
     """What `evaluate` or `evaluate_all` found, with a row for each method.
 
-    Of all pairs, and of those marked ok where these are not all: errors as mean / median;
-    by how many percent they lie below Dummy's; shares, and what belongs to the model.
+    Of all pairs, of those marked ok where these are not all, and of each kind where there
+    are several: errors as mean / median; by how many percent they lie below Dummy's;
+    shares, and what belongs to the model. A dash stands for what has no meaning.
 
     >>> print(table(evaluate(pairs)))  # doctest: +SKIP
     """
@@ -206,11 +276,18 @@ def table(result, *, markdown=False):
     if 0 < result['n_ok'] < result['n']:
         parts += _errors(result['ok'], f'ok, {result["n_ok"]:,}')
         parts.append(_shares(result['ok'], {}))
+    if len(result['kinds']) > 1:
+        for kind, found in result['kinds'].items():
+            parts += _errors(found['all'], f'{kind}, {found["n"]:,}')
+            parts.append(_shares(found['all'], {}))
     write = as_markdown if markdown else as_text
-    return '\n\n'.join(write(titles, rows) for titles, rows in parts)
+    text = [write(titles, rows) for titles, rows in parts]
+    if any(NONE in row for _, rows in parts for row in rows):
+        text.append(FOOTNOTE)
+    return '\n\n'.join(text)
 
 
-def _errors(section, title):
+def _errors(section: Mapping[str, Any], title: str) -> list[Table]:
     """Titles and rows of the errors, and of how far they are below Dummy's."""
     errors = [
         [method, *(_cell(figures[key], form) for key, (_, form) in SHOWN.items())]
@@ -225,12 +302,12 @@ def _errors(section, title):
     return [([title, *units], errors), (['cut below dummy/%', *SHOWN], below)]
 
 
-def _shares(section, models):
+def _shares(section: Mapping[str, Any], models: Mapping[str, Any]) -> Table:
     """Titles and rows of the shares, and of what is known of each model."""
     known = ('n_failed', 'ms_per_structure', 'spearman_sigma') if models else ()
     rows = []
     for method, figures in section.items():
-        row = [method, *(f'{figures[key]:.4f}' for key in SHOWN_SHARES)]
+        row = [method, *(_share(figures[key]) for key in SHOWN_SHARES)]
         for key in known:
             value = models.get(method, {}).get(key)
             form = '.2f' if isinstance(value, float) else ''
@@ -239,70 +316,28 @@ def _shares(section, models):
     return ['', *SHOWN_SHARES, *known], rows
 
 
-def _cell(value, form):
-    return f'{value["mean"]:{form}} / {value["median"]:{form}}'
+def _cell(value: Mapping[str, float] | None, form: str) -> str:
+    return NONE if value is None else f'{value["mean"]:{form}} / {value["median"]:{form}}'
 
 
-def _relaxer(model, device, progress):
-    """A function from list to list, the name of the model, and its device."""
-    from ase_deeprelax.models.base import RelaxationModel
-    from ase_deeprelax.predict import Predictor
-
-    if callable(model) and not isinstance(model, RelaxationModel):
-        return model, getattr(model, '__name__', type(model).__name__), 'cpu'
-    if not isinstance(model, Predictor):
-        model = Predictor(model, device=device)
-
-    def relax(atoms_list):
-        return model.relax(atoms_list, progress=progress)
-
-    return relax, model.name, str(model.device)
+def _share(value: float | None) -> str:
+    return NONE if value is None else f'{value:.4f}'
 
 
-def _answers(pairs, inputs, relax):
-    """The model's structures, and what there is to say of it besides its errors."""
-    start = perf_counter()
-    results = relax([atoms.copy() for atoms in inputs])
-    seconds = perf_counter() - start
-    good = [getattr(result, 'ok', True) for result in results]
-    answers = [
-        getattr(result, 'atoms', result) if ok else atoms
-        for result, ok, atoms in zip(results, good, inputs, strict=False)
-    ]
-    _check_answers(pairs, results, answers)
-    said = [
-        _sigma_and_error(pair, result) for pair, result in zip(pairs, results, strict=True)
-    ]
-    return (
-        answers,
-        said,
-        {
-            'n_failed': len(good) - sum(good),
-            'ms_per_structure': 1e3 * seconds / len(pairs),
-            'spearman_sigma': _spearman_sigma(said),
-        },
-    )
+def _lattice(pair: Pair, atoms: Atoms) -> list[float | None]:
+    """Lengths and angles of a cell, None where the vacuum vector has a part in them."""
+    a, b, c = pair.pbc
+    meant = (a, b, c, b and c, a and c, a and b)
+    values = atoms.cell.cellpar().tolist()
+    return [value if good else None for value, good in zip(values, meant, strict=True)]
 
 
-def _lattice(atoms):
-    return atoms.cell.cellpar().tolist()
-
-
-def _check_answers(pairs, results, answers):
-    if len(results) != len(pairs):
-        raise PredictionError(
-            f'the model gave {len(results)} structures for {len(pairs)}; it must answer '
-            'each, in order'
-        )
-    for pair, atoms in zip(pairs, answers, strict=True):
-        if not np.array_equal(atoms.numbers, pair.numbers):
-            raise PredictionError(
-                f'pair {pair.id!r}: the model gave {atoms.get_chemical_formula()} with its '
-                f'atoms in another order or number than {pair.formula or "the input"}'
-            )
-
-
-def _compare(pairs, answers, jobs, progress):
+def _compare(
+    pairs: Sequence[Pair],
+    answers: Mapping[str, Sequence[Atoms]],
+    jobs: int | None,
+    progress: bool,
+) -> list[dict[str, Errors]]:
     """For each pair a dict of method to figures."""
     from tqdm.auto import tqdm
 
@@ -317,33 +352,16 @@ def _compare(pairs, answers, jobs, progress):
     return list(tqdm(rows, 'compare', len(pairs), disable=not progress, unit='pairs'))
 
 
-def _judge(pair, answers):
+def _judge(pair: Pair, answers: Mapping[str, Atoms]) -> dict[str, Errors]:
     reference = Reference(pair)
     return {method: reference.errors(atoms) for method, atoms in answers.items()}
 
 
-def _summary(rows, methods):
+def _of(kind: str, kinds: Sequence[str], rows: Sequence[Any]) -> list[Any]:
+    return [row for one, row in zip(kinds, rows, strict=True) if one == kind]
+
+
+def _summary(
+    rows: Sequence[Mapping[str, Errors]], methods: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     return {method: summarise([row[method] for row in rows]) for method in methods}
-
-
-def _sigma_and_error(pair, result):
-    """Uncertainty and error of a structure, A; None without an uncertainty."""
-    if not getattr(result, 'ok', False) or not np.isfinite(result.sigma):
-        return None, None
-    return float(result.sigma), _bond_error(pair, result)
-
-
-def _spearman_sigma(said):
-    """Does sigma rank the structures that have one by the error of their bonds?"""
-    both = [pair for pair in said if pair[0] is not None]
-    value = spearman(*zip(*both, strict=True)) if both else np.nan
-    return float(value) if np.isfinite(value) else None
-
-
-def _bond_error(pair, result):
-    """Mean absolute error of the model's own bonds, A."""
-    # The model's offsets hold for wrapped atoms, the pair is written in any images.
-    turns = np.floor(result.initial.positions @ np.linalg.inv(result.initial.cell.array))
-    i, j = result.bonds.T
-    bonds = (i, j, result.bond_offsets - turns[j] + turns[i])
-    return distance_error(*align(result.atoms, pair), pair, bonds)

@@ -1,15 +1,17 @@
 """Structures to graphs, and a prediction back to the user's orientation and order."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from ase import Atoms
 
-from ase_deeprelax.data.canonical import canonicalize
-from ase_deeprelax.data.graph import build_graph
+from ase_deeprelax.data.canonical import CanonicalCrystal, canonicalize
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec, build_graph
 from ase_deeprelax.data.lattice import compact
+from ase_deeprelax.data.motion import Motion, everything_free, rotate_projection
+from ase_deeprelax.data.vacuum import Layer, split_at_widest_gap
 from ase_deeprelax.errors import StructureError
 
 
@@ -163,21 +165,37 @@ class Frame:
 _SAME = Frame()
 
 
-def to_graph(atoms, spec, dtype=torch.float32):
-    """The graph of a crystal, and the way back.
+# Room that a layer gets beyond the cutoff of its graph, A: the layer may get thicker.
+LAYER_MARGIN = 3.0
+
+
+def to_graph(
+    atoms: Atoms,
+    spec: GraphSpec,
+    dtype: torch.dtype = torch.float32,
+    *,
+    motion: Motion | None = None,
+    layer: Layer | None = None,
+) -> tuple[CrystalGraph, Frame]:
+    """The graph of a crystal or layer, and the way back.
 
     Atoms are wrapped in float64 first, wherever they sit. Badly skewed cells are replaced
     by their reduced cell: the radius graph does not depend on the choice, and offsets
     refer to the graph's own cell. With ``spec.canonical`` the crystal is written in its
-    canonical frame before.
+    canonical frame before. A layer is put into a box of agreed height, so that its graph
+    does not depend on the user's box.
 
     Parameters
     ----------
     atoms : ase.Atoms
-        Periodic along all three vectors, as `check_structure` grants.
     spec : GraphSpec
     dtype : torch.dtype
         Default float32.
+    motion : Motion, optional
+        What may move, in the user's axes and order; default everything.
+    layer : Layer, optional
+        What `find_layer` found; default none, a crystal that is periodic along all three
+        vectors.
 
     Returns
     -------
@@ -192,30 +210,61 @@ def to_graph(atoms, spec, dtype=torch.float32):
     >>> graph.num_edges
     12
     """
-    numbers = atoms.numbers
-    given = atoms.cell.array
-    positions, cell, basis = compact(atoms.positions, given)
-    if spec.canonical:
-        crystal = canonicalize(numbers, positions, cell)
-        graph = build_graph(crystal.numbers, crystal.positions, crystal.cell, spec, dtype)
-        shift = crystal.shift
-        if basis is not None:
-            shift = shift + _cells_between(
-                atoms, positions, crystal.basis @ cell, crystal.order
-            )
-            basis = crystal.basis @ basis
-        else:
-            basis = crystal.basis
-        return graph, Frame(crystal.rotation, crystal.order, basis, shift)
-    graph = build_graph(numbers, positions, cell, spec, dtype)
-    if basis is None:
-        return graph, _SAME
-    return graph, Frame(basis=basis, shift=_cells_between(atoms, positions, cell))
+    motion = motion or everything_free(len(atoms))
+    given, own_cell = atoms.positions, atoms.cell.array
+    if layer is not None:
+        given, own_cell = layer.standard_box(atoms, spec.cutoff + LAYER_MARGIN)
+    positions, cell, basis = compact(given, own_cell)
+    if not spec.canonical:
+        graph = build_graph(atoms.numbers, positions, cell, spec, dtype, motion=motion)
+        if basis is None and layer is None:
+            return graph, _SAME
+        whole = basis if layer is None else _product(basis, layer.basis)
+        return graph, Frame(
+            basis=whole, shift=_shift(atoms, given, positions, cell, whole, layer)
+        )
+    crystal = canonicalize(atoms.numbers, positions, cell)
+    order = crystal.order
+    free_strain = rotate_projection(motion.free_strain, crystal.rotation)
+    graph = build_graph(
+        crystal.numbers,
+        crystal.positions,
+        crystal.cell,
+        spec,
+        dtype,
+        motion=Motion(motion.fixed[order], free_strain),
+    )
+    whole, shift = crystal.basis, crystal.shift
+    if basis is not None or layer is not None:
+        before = _product(
+            basis, np.eye(3, dtype=np.int64) if layer is None else layer.basis
+        )
+        whole = crystal.basis @ before
+        moved = _shift(atoms, given, positions, crystal.basis @ cell, whole, layer)
+        shift = shift + moved[order]
+    return graph, Frame(crystal.rotation, order, whole, shift)
 
 
-def _cells_between(atoms, positions, cell, order=slice(None)):
-    """Cells by which ``positions`` lie off the images within the user's own cell."""
-    frac = atoms.positions @ np.linalg.inv(atoms.cell.array)
-    wrapped = (frac - np.floor(frac)) @ atoms.cell.array
-    moved = (positions - wrapped) @ np.linalg.inv(cell)
-    return np.rint(moved).astype(np.int64)[order]
+def _product(basis: np.ndarray | None, first: np.ndarray) -> np.ndarray:
+    return first if basis is None else basis @ first
+
+
+def _shift(  # noqa: PLR0917
+    atoms: Atoms,
+    given: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    basis: np.ndarray,
+    layer: Layer | None,
+) -> np.ndarray:
+    """Cells by which each atom of the graph lies off its image in the user's own cell.
+
+    The atom went from there to ``atoms.positions``, on to ``given`` (by vacuum vectors
+    where it belongs to a layer) and on to ``positions``.
+    """
+    cells = np.floor(atoms.positions @ np.linalg.inv(atoms.cell.array))
+    to_graph_cells = np.linalg.inv(basis)
+    shift = cells @ to_graph_cells - (given - positions) @ np.linalg.inv(cell)
+    if layer is not None:
+        shift += layer.turns[:, None] * (layer.basis[2] @ to_graph_cells)
+    return np.rint(shift).astype(np.int64)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
+from ase_deeprelax.data.motion import Motion, everything_free
 from ase_deeprelax.data.neighbors import intra_cell_pairs, neighbor_list
 
 
@@ -56,6 +57,10 @@ class CrystalGraph(Data):
         Integer lattice translations of the neighbour.
     intra : (n_edges,) bool
         True for the intra-cell pairs of the paper; all False without them.
+    fixed : (n_atoms,) bool
+        Atoms that keep their fractional coordinates.
+    free_strain : (n_graphs, 6, 6)
+        Projection on the free strains of the cell, see `motion.Motion`.
     batch : (n_atoms,) int64
         Graph of each atom; only in batches.
     """
@@ -78,7 +83,9 @@ class CrystalGraph(Data):
         return self.pos.index_select(0, j) + shift - self.pos.index_select(0, i)
 
 
-def build_graph(numbers, positions, cell, spec, dtype=torch.float32):
+def build_graph(
+    numbers, positions, cell, spec, dtype=torch.float32, *, motion: Motion | None = None
+) -> CrystalGraph:
     """The graph of a crystal that is periodic along all three vectors.
 
     Parameters
@@ -90,6 +97,8 @@ def build_graph(numbers, positions, cell, spec, dtype=torch.float32):
     spec : GraphSpec
     dtype : torch.dtype
         Of the floating-point tensors; default float32.
+    motion : Motion, optional
+        What may move; default everything.
 
     Returns
     -------
@@ -115,7 +124,10 @@ def build_graph(numbers, positions, cell, spec, dtype=torch.float32):
         order = np.lexsort((*offset.T[::-1], j, i))
         intra = np.append(intra[inter], np.ones(len(pi), dtype=bool))[order]
         i, j, offset = i[order], j[order], offset[order]
+    motion = motion or everything_free(len(positions))
     return CrystalGraph(
+        fixed=torch.from_numpy(motion.fixed.copy()),
+        free_strain=torch.from_numpy(motion.free_strain).to(dtype).unsqueeze(0),
         z=torch.from_numpy(np.array(numbers, dtype=np.int64)),
         pos=torch.from_numpy(positions).to(dtype),
         cell=torch.from_numpy(cell).to(dtype).unsqueeze(0),

@@ -1,4 +1,8 @@
-"""The papers' data sets as they are published: CIF files with lists of ids, databases."""
+"""The papers' data sets as they are published: CIF files with lists of ids, databases.
+
+The files say neither what their structures are nor what was held when they were relaxed:
+`layout_kinds` finds it out.
+"""
 
 import csv
 import re
@@ -13,6 +17,7 @@ from ase.db import connect
 from ase.io.cif import parse_cif
 from joblib import Parallel, delayed, effective_n_jobs
 
+from ase_deeprelax.data.layout_kinds import as_layers, with_kinds
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.errors import PairFileError
 
@@ -55,7 +60,8 @@ def read_layout(folder, splits=None):
     Returns
     -------
     list of Pair
-        In the order of the lists, or of ``unrelaxed.db`` where there are none.
+        In the order of the lists, or of ``unrelaxed.db`` where there are none; with the
+        kinds of `layout_kinds`.
 
     Raises
     ------
@@ -83,11 +89,13 @@ def read_layout(folder, splits=None):
         for entry in _entries(file, split)
     ]
     if from_databases:
-        return _read_databases(databases, entries if lists else None)
+        pairs = _read_databases(databases, entries if lists else None)
+        return with_kinds(pairs, folder.resolve().name)
     paths = _paths(entries, [*places, folder])
     n_jobs = effective_n_jobs(-1) if len(entries) >= WORTH_WORKERS else 1
     work = zip(entries, paths, strict=True)
-    return Parallel(n_jobs=n_jobs)(delayed(_read_pair)(*item) for item in work)
+    pairs = Parallel(n_jobs=n_jobs)(delayed(_read_pair)(*item) for item in work)
+    return with_kinds(pairs, folder.resolve().name)
 
 
 def _lists(folder):
@@ -192,6 +200,7 @@ def _read_cif(path):
             # Half the time of all symmetry is the identity's.
             plain = block.get_unsymmetrized_structure
             atoms = plain() if _no_symmetry(block) else block.get_atoms()
+            atoms.pbc = True  # what a CIF file describes always is
             occupancies = block.get('_atom_site_occupancy', ())
             occupancies = [float(x) for x in occupancies if x not in ('?', '.')]
             stated = _formula(str(block.get('_chemical_formula_sum', '')))
@@ -248,7 +257,7 @@ def _check_formula(path, atoms, stated):
 
 def _pair(entry, halves, paths):
     try:
-        return make_pair(entry.id, *halves, split=entry.split)
+        return make_pair(entry.id, *as_layers(*halves), split=entry.split)
     except PairFileError as error:
         a, b = (atoms.numbers for atoms in halves)
         hint = ''
@@ -297,5 +306,10 @@ def _row(row, keys):
     if stored is None:
         return row.id, row.get('folder'), row.toatoms()
     record = stored['1']
-    atoms = Atoms(record['numbers'], record['positions'], cell=np.array(record['cell']))
+    atoms = Atoms(
+        record['numbers'],
+        record['positions'],
+        cell=np.array(record['cell']),
+        pbc=record.get('pbc', True),
+    )
     return row.id, row.get('folder'), atoms

@@ -4,12 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 
+from ase_deeprelax.data.motion import Motion, in_plane_strains, strain_projection
+from ase_deeprelax.data.vacuum import Layer, find_layer
 from ase_deeprelax.errors import PairFileError
 
 # A cell with less room than this is flat or missing, A^3 per atom.
 SMALLEST_VOLUME = 1e-3
+# A layer whose atoms lie within this of one plane has no thickness to strain, A (rms).
+FLAT = 0.3
+# Relative changes of a layer's thickness that count as a strain; the rest of larger ones,
+# of layers that lose their form, is displacement.
+GROWTH = (-0.3, 0.4)
 # How many atoms' own shifts are tried as the rigid drift of a pair.
 DRIFT_CANDIDATES = 8
 
@@ -34,6 +42,18 @@ class Pair:
     formula : str
     scale : float
         Isotropic factor for ``cell0`` that brings its volume close; default 1.
+    pbc : tuple of 3 bool
+        Along which vectors the structure is periodic; default all. The target of a layer
+        moves its atoms and the cell in the plane.
+    fixed_cell : bool
+        Whether the cell is held; default False.
+    fixed : (n_atoms,) bool or None
+        Atoms that keep their fractional coordinates; default none.
+    kind : str
+        What the structure is, for tables: 'bulk', 'monolayer', 'slab', 'defect' ...;
+        default ''.
+    src : str
+        The collection that the pair comes from; default ''.
     """
 
     id: str
@@ -46,6 +66,11 @@ class Pair:
     split: str = ''
     formula: str = ''
     scale: float = 1.0
+    pbc: tuple[bool, bool, bool] = (True, True, True)
+    fixed_cell: bool = False
+    fixed: np.ndarray | None = None
+    kind: str = ''
+    src: str = ''
 
     def __len__(self):
         return len(self.numbers)
@@ -53,12 +78,12 @@ class Pair:
     @property
     def unrelaxed(self):
         """The input as ``ase.Atoms``."""
-        return _atoms(self.numbers, self.cell0, self.frac0)
+        return self._atoms(self.cell0, self.frac0)
 
     @property
     def relaxed(self):
         """The target as ``ase.Atoms``, in the orientation and images of the input."""
-        return _atoms(self.numbers, self.cell1, self.frac1)
+        return self._atoms(self.cell1, self.frac1)
 
     def targets(self):
         """What a model has to predict.
@@ -66,9 +91,11 @@ class Pair:
         Returns
         -------
         deformation : (3, 3)
-            Symmetric, positive definite; ``cell0 @ deformation`` is the relaxed cell.
+            Symmetric, positive definite; ``cell0 @ deformation`` is the relaxed cell,
+            beside the vacuum vector of a layer. Along the normal of a layer, whose
+            thickness may change, it is the stretch that fits the heights of its atoms best.
         displacement : (n_atoms, 3), A
-            At the unrelaxed cell, without rigid drift.
+            At the unrelaxed cell; without rigid drift where no atom is fixed.
 
         Examples
         --------
@@ -79,8 +106,57 @@ class Pair:
         [1.0286, 1.0286, 1.0286]
         """
         deformation, _ = polar(np.linalg.solve(self.cell0, self.cell1))
-        shift = self.frac1 - self.frac0
-        return deformation, (shift - shift.mean(axis=0)) @ self.cell0
+        displacement = (self.frac1 - self.frac0) @ self.cell0
+        layer = self.layer
+        if layer is not None and self.thickness_is_free:
+            heights = layer.in_one_piece(self.unrelaxed) @ layer.normal
+            heights = heights - heights.mean()
+            rise = displacement @ layer.normal
+            spread = heights @ heights
+            if spread > FLAT**2 * len(heights):
+                growth = np.clip(heights @ rise / spread, *GROWTH)
+                along = np.outer(layer.normal, layer.normal)
+                deformation = deformation + growth * along
+                # At the unrelaxed thickness:  h + u = (h + rise) / (1 + growth).
+                rest = (heights + rise) / (1 + growth) - heights - rise
+                displacement = displacement + np.outer(rest, layer.normal)
+        if self.fixed is None:
+            displacement = displacement - displacement.mean(axis=0)
+        else:
+            displacement = np.where(self.fixed[:, None], 0.0, displacement)
+        return deformation, displacement
+
+    @property
+    def layer(self) -> Layer | None:
+        """The layer that the input is, or None for a crystal."""
+        return None if all(self.pbc) else find_layer(self.unrelaxed)
+
+    @property
+    def thickness_is_free(self) -> bool:
+        """Whether a strain may make the layer thicker or thinner."""
+        return self.fixed is None and not self.fixed_cell
+
+    def motion(self) -> Motion:
+        """What may move between the two structures.
+
+        >>> from ase.build import bulk
+        >>> make_pair('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6)).motion().all_free
+        True
+        """
+        free_strain, layer = np.eye(6), self.layer
+        if self.fixed_cell:
+            free_strain = np.zeros((6, 6))
+        elif layer is not None:
+            strains = in_plane_strains(layer.normal, thickness=self.thickness_is_free)
+            free_strain = strain_projection(strains)
+        fixed = np.zeros(len(self), dtype=bool) if self.fixed is None else self.fixed
+        return Motion(fixed, free_strain)
+
+    def _atoms(self, cell, frac):
+        atoms = Atoms(self.numbers, cell=cell, positions=frac @ cell, pbc=self.pbc)
+        if self.fixed is not None:
+            atoms.set_constraint(FixAtoms(mask=self.fixed))
+        return atoms
 
 
 def polar(gradient):
@@ -93,15 +169,18 @@ def polar(gradient):
     return (left * stretches) @ left.T, left @ right
 
 
-def make_pair(id, unrelaxed, relaxed, *, ok=True, split='', scale=1.0):
+def make_pair(
+    id, unrelaxed, relaxed, *, ok=True, split='', scale=1.0, fixed_cell=False, kind=''
+):
     """A pair from two structures: nearest images, no drift, no rotation.
 
     Parameters
     ----------
     id : str
     unrelaxed, relaxed : ase.Atoms
-        Same atoms in the same order, lattice vectors in the same order.
-    ok, split, scale
+        Same atoms in the same order, lattice vectors in the same order. Periodicity and
+        fixed atoms (``FixAtoms``) are those of ``unrelaxed``.
+    ok, split, scale, fixed_cell, kind
         As in `Pair`.
 
     Returns
@@ -143,18 +222,42 @@ def make_pair(id, unrelaxed, relaxed, *, ok=True, split='', scale=1.0):
             f'pair {id!r}: the cells are of different handedness; give the lattice vectors '
             'of both structures in the same order'
         )
+    fixed = fixed_atoms(unrelaxed)
+    if fixed.any():  # They say where the other atoms have gone: no drift is taken away.
+        shift = find_mic((frac1 - frac0) @ cell0, cell0, unrelaxed.pbc)[0]
+        shift = np.linalg.solve(cell0.T, np.where(fixed[:, None], 0.0, shift).T).T
+    else:
+        shift = nearest_shift(frac1 - frac0, cell0)
     return Pair(
         id=str(id),
         numbers=unrelaxed.numbers.astype(np.int64),
         cell0=cell0.copy(),
         frac0=frac0,
-        cell1=cell0 @ stretch,
-        frac1=frac0 + nearest_shift(frac1 - frac0, cell0),
+        cell1=cell0.copy() if fixed_cell else cell0 @ stretch,
+        frac1=frac0 + shift,
         ok=bool(ok),
         split=split,
         formula=unrelaxed.get_chemical_formula('hill'),
         scale=float(scale),
+        pbc=tuple(unrelaxed.pbc.tolist()),
+        fixed_cell=bool(fixed_cell),
+        fixed=fixed if fixed.any() else None,
+        kind=kind,
     )
+
+
+def fixed_atoms(atoms: Atoms) -> np.ndarray:
+    """(n_atoms,) bool: atoms that ``FixAtoms`` constraints hold.
+
+    >>> cu = Atoms('Cu2', constraint=FixAtoms([1]))
+    >>> fixed_atoms(cu).tolist()
+    [False, True]
+    """
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed[constraint.index] = True
+    return fixed
 
 
 def nearest_shift(shift, cell):
@@ -197,7 +300,3 @@ def check_halves(name, x0, x1, cell0, cell1):
                 f'{volume:.2g} A^3; a pair needs a crystal that is periodic along all '
                 'three vectors'
             )
-
-
-def _atoms(numbers, cell, frac):
-    return Atoms(numbers=numbers, cell=cell, positions=frac @ cell, pbc=True)

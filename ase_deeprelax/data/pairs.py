@@ -98,7 +98,17 @@ def pair_record(pair):
     record = {'id': pair.id, 'formula': pair.formula, 'numbers': pair.numbers.tolist()}
     for key in ('cell0', 'frac0', 'cell1', 'frac1'):
         record[key] = getattr(pair, key).round(9).tolist()
-    return record | {'ok': pair.ok, 'split': pair.split, 'scale': pair.scale}
+    record |= {'ok': pair.ok, 'split': pair.split, 'scale': pair.scale}
+    if not all(pair.pbc):
+        record['pbc'] = list(pair.pbc)
+    if pair.fixed_cell:
+        record['fixed_cell'] = True
+    if pair.fixed is not None:
+        record['fixed'] = pair.fixed.tolist()
+    for key in ('kind', 'src'):
+        if getattr(pair, key):
+            record[key] = getattr(pair, key)
+    return record
 
 
 def spread(items, limit):
@@ -160,6 +170,15 @@ def _from_record(record, where):
             f'positions, cells of {len(cell0)} and {len(cell1)} vectors'
         )
     check_halves(where, frac0, frac1, cell0, cell1)
+    pbc, fixed = record.get('pbc', [True] * 3), record.get('fixed')
+    if len(pbc) != 3 or (fixed is not None and len(fixed) != n):
+        raise PairFileError(
+            f'{where}: pbc has {len(pbc)} entries (3 are needed), fixed has '
+            f'{0 if fixed is None else len(fixed)} ({n} are needed)'
+        )
+    fixed = None if fixed is None else np.array(fixed, dtype=bool)
+    if fixed is not None and fixed.any():  # The others have moved relative to these.
+        frac1 = frac1 - (frac1 - frac0)[fixed].mean(axis=0)
     return Pair(
         id=str(record.get('id', where)),
         numbers=numbers,
@@ -171,6 +190,11 @@ def _from_record(record, where):
         split=record.get('split', ''),
         formula=record.get('formula', ''),
         scale=float(record.get('scale', 1.0)),
+        pbc=tuple(bool(along) for along in pbc),
+        fixed_cell=bool(record.get('fixed_cell', False)),
+        fixed=fixed if fixed is not None and fixed.any() else None,
+        kind=str(record.get('kind', '')),
+        src=str(record.get('src', '')),
     )
 
 
@@ -229,6 +253,8 @@ def _pair(path, id, unrelaxed, relaxed):
             ok=info.get('ok', True),
             split=info.get('split', ''),
             scale=info.get('scale', 1.0),
+            fixed_cell=info.get('fixed_cell', False),
+            kind=info.get('kind', ''),
         )
     except PairFileError as error:
         raise PairFileError(f'{path}: {error}') from error

@@ -33,11 +33,14 @@ from ase_deeprelax.models.e3relax_h2_reference import ReferenceE3RelaxH2
 from ase_deeprelax.models.heads import (
     DistanceHead,
     Features,
+    free_displacement,
+    free_strain,
     predicted_distances,
     stretch,
     undirected,
 )
 from ase_deeprelax.models.layers import (
+    MotionEmbedding,
     Neighborhood,
     RadialBasis,
     autocast_dtype,
@@ -104,6 +107,7 @@ class E3RelaxH2(RelaxationModel):
         self.moves = nn.ModuleList(Move(hidden) for _ in range(layers))
         self.strains = nn.ModuleList(Strain(hidden) for _ in range(layers))
         self.distances = DistanceHead(hidden, n_radial)
+        self.motion = MotionEmbedding(hidden)
 
     def forward(self, graph):
         """Prediction for a batch of graphs, with the structure after each layer."""
@@ -112,9 +116,9 @@ class E3RelaxH2(RelaxationModel):
             start = graph.edge_vectors()
         # Edges that begin beyond the cutoff are not there: those near it fade out.
         fade = envelope(start.norm(dim=1, keepdim=True) / self.spec.cutoff)
-        s = self.embedding(graph.z)
+        scalars, t = self.motion(graph)
+        s = self.embedding(graph.z) + scalars
         v = s.new_zeros(len(s), 3, s.shape[1])
-        t = s.new_zeros(len(s), 5, s.shape[1])
         lattice_s = self.lattice.expand(graph.n_graphs, -1)
         lattice_t = s.new_zeros(graph.n_graphs, 5, s.shape[1])
         displacement = torch.zeros_like(graph.pos)
@@ -136,7 +140,8 @@ class E3RelaxH2(RelaxationModel):
             s, v, t = self.updates[k](*message(s, v, t, neighborhood))
             displacement = displacement + self.moves[k](v, graph)
             lattice_s, lattice_t = self.to_lattice[k](s, t, lattice_s, lattice_t, graph)
-            log_strain = log_strain + self.strains[k](lattice_s, lattice_t, graph)
+            change = self.strains[k](lattice_s, lattice_t, graph)
+            log_strain = log_strain + free_strain(change, graph)
             deformation = stretch(log_strain)
             layers.append((deformation, displacement))
         bonds = undirected(graph).nonzero().squeeze(1)
@@ -231,7 +236,7 @@ class AtomsToLattice(nn.Module):
 
 
 class Move(nn.Module):
-    """Displacement of each atom by one layer, A: ``v w``, bounded, less its mean."""
+    """Displacement of each atom by one layer, A: ``v w``, bounded; fixed atoms stay."""
 
     def __init__(self, hidden):
         super().__init__()
@@ -241,7 +246,7 @@ class Move(nn.Module):
         u = self.vectors(v).squeeze(-1).to(graph.pos.dtype)
         size = safe_norm(u).unsqueeze(1) / MAX_MOVE
         u = u * (torch.tanh(size) / size)
-        return u - mean_over_atoms(u, graph).index_select(0, graph.graph_of_atom)
+        return free_displacement(u, graph)
 
 
 class Strain(nn.Module):

@@ -28,7 +28,13 @@ from torch import nn
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.errors import UnsupportedElementError
 from ase_deeprelax.models.base import Prediction, RelaxationModel
-from ase_deeprelax.models.heads import predicted_distances, stretch_of, undirected
+from ase_deeprelax.models.heads import (
+    free_deformation,
+    free_displacement,
+    predicted_distances,
+    stretch_of,
+    undirected,
+)
 from ase_deeprelax.models.layers import (
     RadialBasis,
     ScaledSiLU,
@@ -386,11 +392,12 @@ def as_relaxation(graph, pos, cell):
 
     What turns the whole crystal is dropped, and so is rigid drift: with
     ``cell = graph.cell @ F`` and ``F = S @ R`` it is S, and ``pos @ F^-1 - graph.pos``
-    less its mean.
+    less its mean. What is held stays: the published network does not know of it.
     """
     general = torch.linalg.solve(graph.cell, cell)
     index = graph.graph_of_atom
     # Weights that diverged give numbers that are not finite, never an exception.
     back = torch.linalg.inv_ex(general).inverse.index_select(0, index)
     u = (pos.unsqueeze(1) @ back).squeeze(1) - graph.pos
-    return stretch_of(general), u - mean_over_atoms(u, graph).index_select(0, index)
+    deformation = free_deformation(stretch_of(general), graph)
+    return deformation, free_displacement(u, graph)

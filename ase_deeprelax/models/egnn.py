@@ -23,11 +23,14 @@ from ase_deeprelax.models.base import Prediction, RelaxationModel
 from ase_deeprelax.models.heads import (
     DistanceHead,
     Features,
+    free_displacement,
+    free_strain,
     predicted_distances,
     stretch,
     undirected,
 )
 from ase_deeprelax.models.layers import (
+    MotionEmbedding,
     RadialBasis,
     ScaledSiLU,
     envelope,
@@ -69,6 +72,7 @@ class EGNN(RelaxationModel):
         self.layers = nn.ModuleList(Layer(hidden, num_rbf) for _ in range(layers))
         self.trace = zero_last(mlp(hidden, hidden, 1))
         self.distances = DistanceHead(hidden, num_rbf)
+        self.motion = MotionEmbedding(hidden, degree=1)
 
     def forward(self, graph):
         """Prediction for a batch of graphs."""
@@ -81,17 +85,17 @@ class EGNN(RelaxationModel):
         weight = envelope(distance / self.spec.cutoff).unsqueeze(1)
         total = weight.new_zeros(len(graph.z), 1).index_add(0, i, weight)
         c = 1 / (1 + total)
-        h, vectors = self.embedding(graph.z), start
+        h, vectors = self.embedding(graph.z) + self.motion(graph)[0], start
         moves = graph.pos.new_zeros(len(graph.z), 8)
         for layer in self.layers:
             h, pull = layer(h, vectors, weight, graph, self.radial)
             moves = moves + c * pull
             u = moves[:, :3]
             vectors = start + u.index_select(0, j) - u.index_select(0, i)
-        displacement = u - mean_over_atoms(u, graph).index_select(0, graph.graph_of_atom)
+        displacement = free_displacement(u, graph)
         trace = self.trace(h).to(u.dtype)
         strain = mean_over_atoms(torch.cat([trace, moves[:, 3:]], dim=1), graph)
-        deformation = stretch(strain)
+        deformation = stretch(free_strain(strain, graph))
         bonds = undirected(graph).nonzero().squeeze(1)
         said = predicted_distances(graph, start, deformation, displacement)
         features, x = Features(h, None, None), self.radial(distance)

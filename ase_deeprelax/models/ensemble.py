@@ -84,6 +84,11 @@ class Ensemble(RelaxationModel):
         self.card = {
             **cards[0],
             'elements': sorted(set.intersection(*seen)) if seen else [],
+            'learned': [
+                what
+                for what in cards[0].get('learned', ['bulk'])
+                if all(what in card.get('learned', ['bulk']) for card in cards)
+            ],
             'second_look': all(card.get('second_look', False) for card in cards),
         }
 

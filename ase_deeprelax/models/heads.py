@@ -3,11 +3,13 @@
 Equation numbers are those of DeepRelax (Nat. Commun. 15, 8148 (2024)).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ase_deeprelax.data.motion import STRAIN_BASIS
 from ase_deeprelax.models.base import LOG_B_RANGE, moved_vectors
 from ase_deeprelax.models.layers import (
     mean_over_atoms,
@@ -50,7 +52,36 @@ class StrainHead(nn.Module):
         gates = self.gates(s)
         traceless = (self.tensors(t) * gates[:, None, 1:]).sum(-1)
         per_atom = torch.cat([gates[:, :1], traceless], dim=1).to(graph.pos.dtype)
-        return stretch(mean_over_atoms(per_atom, graph))
+        return stretch(free_strain(mean_over_atoms(per_atom, graph), graph))
+
+
+def free_strain(log_strain: torch.Tensor, graph) -> torch.Tensor:
+    """The part of log strains (n_graphs, 6), see `stretch`, that is free to change."""
+    # The identity has the norm sqrt(3), the other five matrices of the basis 1.
+    norms = log_strain.new_tensor([math.sqrt(3), 1, 1, 1, 1, 1])
+    parts = graph.free_strain.to(log_strain.dtype) @ (log_strain * norms).unsqueeze(2)
+    return parts.squeeze(2) / norms
+
+
+def free_deformation(deformation: torch.Tensor, graph) -> torch.Tensor:
+    """The free part of deformations (n_graphs, 3, 3) that are not made from log strains."""
+    basis = torch.from_numpy(STRAIN_BASIS).to(deformation)
+    eye = torch.eye(3, dtype=deformation.dtype, device=deformation.device)
+    parts = torch.einsum('gij,aij->ga', deformation - eye, basis)
+    parts = torch.einsum('gab,gb->ga', graph.free_strain.to(parts.dtype), parts)
+    return eye + torch.einsum('ga,aij->gij', parts, basis)
+
+
+def free_displacement(displacement: torch.Tensor, graph) -> torch.Tensor:
+    """Displacements (n_atoms, 3) that leave fixed atoms in place.
+
+    Where no atom of a structure is fixed, it has no place of its own: its rigid drift is
+    taken away.
+    """
+    index, fixed = graph.graph_of_atom, graph.fixed.unsqueeze(1)
+    floating = mean_over_atoms(fixed.to(displacement.dtype), graph) == 0
+    drift = torch.where(floating, mean_over_atoms(displacement, graph), 0.0)
+    return torch.where(fixed, 0.0, displacement - drift.index_select(0, index))
 
 
 def stretch(log_strain):
@@ -66,7 +97,7 @@ def stretch(log_strain):
 
 
 class DisplacementHead(nn.Module):
-    """Displacement of each atom at the unrelaxed cell, A: gated vectors less their mean."""
+    """Displacement of each free atom at the unrelaxed cell, A: gated vectors."""
 
     def __init__(self, hidden):
         super().__init__()
@@ -76,7 +107,7 @@ class DisplacementHead(nn.Module):
     def forward(self, features, graph):
         s, v, _ = features
         u = (self.vectors(v) * self.gates(s).unsqueeze(1)).sum(-1).to(graph.pos.dtype)
-        return u - mean_over_atoms(u, graph).index_select(0, graph.graph_of_atom)
+        return free_displacement(u, graph)
 
 
 class DistanceHead(nn.Module):
@@ -129,7 +160,7 @@ class LatticeMatrixHead(nn.Module):
             general = torch.linalg.solve(
                 graph.cell, graph.cell + change.to(graph.cell.dtype)
             )
-            return stretch_of(general)
+            return free_deformation(stretch_of(general), graph)
 
 
 def stretch_of(general, iterations=12):

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from ase_deeprelax.data.motion import STRAIN_BASIS
+
 
 class ScaledSiLU(nn.Module):
     """SiLU / 0.6, the activation of the reference networks."""
@@ -180,6 +182,52 @@ class Neighborhood:
         moment = torch.bmm(self.moments[k], gathered)
         moment = moment.view(len(moment), -1, n_radial, moment.shape[2] // f, f)
         return (moment * filters.to(moment.dtype).unsqueeze(1)).sum(2).flatten(1, 2)
+
+
+class MotionEmbedding(nn.Module):
+    """What may move, as features of atoms; nothing is added where all is free.
+
+    A fixed atom, the share of the six strains that is held and whether the volume is held
+    add to the scalars. The direction in which strains are held adds to the features of
+    degree l = 2: the traceless part of  sum_k H_k H_k  over the held strains H_k.
+
+    The weights start at zero, and are zero for weights that were saved before.
+
+    Parameters
+    ----------
+    hidden : int
+        Width F of the features.
+    degree : 1 or 2
+        Highest degree of the network's features.
+    """
+
+    def __init__(self, hidden: int, degree: int = 2):
+        super().__init__()
+        self.scalars = nn.Parameter(torch.zeros(3, hidden))
+        self.tensors = nn.Parameter(torch.zeros(hidden)) if degree == 2 else None
+        basis = torch.from_numpy(STRAIN_BASIS).float()
+        products = torch.einsum('aij,bjk,cik->abc', basis, basis, basis[1:])
+        self.register_buffer('products', products, persistent=False)
+
+    def forward(self, graph) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scalars (n_atoms, F) and tensors (n_atoms, 5, F) or None."""
+        held = torch.eye(6, dtype=graph.pos.dtype, device=graph.pos.device)
+        held = held - graph.free_strain
+        share = held.diagonal(dim1=1, dim2=2).mean(1)
+        by_graph = torch.stack([share, held[:, 0, 0]], dim=1)
+        index = graph.graph_of_atom
+        fixed = graph.fixed.to(share.dtype).unsqueeze(1)
+        scalars = torch.cat([fixed, by_graph.index_select(0, index)], dim=1) @ self.scalars
+        if self.tensors is None:
+            return scalars, None
+        direction = torch.einsum('gab,abc->gc', held, self.products.to(held.dtype))
+        tensors = direction.index_select(0, index).unsqueeze(2) * self.tensors
+        return scalars, tensors
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for name, parameter in self.named_parameters():
+            state_dict.setdefault(prefix + name, torch.zeros_like(parameter))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def mean_over_atoms(x, graph):

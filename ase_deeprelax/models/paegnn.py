@@ -30,6 +30,7 @@ from ase_deeprelax.models.heads import (
     undirected,
 )
 from ase_deeprelax.models.layers import (
+    MotionEmbedding,
     Neighborhood,
     RadialBasis,
     autocast_dtype,
@@ -129,6 +130,7 @@ class PaEGNN(RelaxationModel):
             self.cross_distances = DistanceHead(hidden, n_radial)
             self.lattice = LatticeMatrixHead(hidden)
             self.displacement = None
+        self.motion = MotionEmbedding(hidden, degree)
 
     def forward(self, graph):
         """Prediction for a batch of graphs."""
@@ -167,7 +169,8 @@ class PaEGNN(RelaxationModel):
 
     def features(self, graph, neighborhood):
         """Scalars (n, F), vectors (n, 3, F), tensors (n, 5, F) after all layers."""
-        s, v, t = self.embedding(graph.z), None, None
+        scalars, t = self.motion(graph)
+        s, v = self.embedding(graph.z) + scalars, None
         for message, update in zip(self.messages, self.updates, strict=True):
             s, v, t = update(*message(s, v, t, neighborhood))
         return Features(s, v, t)

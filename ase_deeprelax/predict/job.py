@@ -6,13 +6,14 @@ from time import perf_counter
 import numpy as np
 import torch
 from ase import Atoms
+from ase.filters import Filter
 
 from ase_deeprelax import keys
 from ase_deeprelax._version import __version__
 from ase_deeprelax.checks import check_prediction, check_structure
 from ase_deeprelax.data.convert import as_atoms, to_graph
 from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
-from ase_deeprelax.freedom import find_freedom
+from ase_deeprelax.freedom import find_freedom, unwrap
 from ase_deeprelax.predict.second_look import add_second, second_weight
 from ase_deeprelax.result import Relaxation, no_uncertainty
 from ase_deeprelax.symmetry import find_symmetry
@@ -26,13 +27,17 @@ class Job:
     Parameters
     ----------
     predictor : Predictor
-    structure : ase.Atoms, pymatgen Structure
+    structure : ase.Atoms, pymatgen Structure, ase.filters.Filter
         Or anything else, which then is an error.
+    relax_cell : bool, str, array or None
+        See `find_freedom`.
 
     Attributes
     ----------
     initial : ase.Atoms or None
         A copy of the input.
+    freedom : Freedom or None
+        What may move in it.
     graph, frame
         As `to_graph` gives them, of what the network shall look at next.
     first : tuple of (3, 3) and (n_atoms, 3) array, or None
@@ -44,34 +49,45 @@ class Job:
         By `PARTS`.
     """
 
-    def __init__(self, predictor, structure):
+    def __init__(self, predictor, structure, relax_cell=None):
         self.predictor, self.ood = predictor, ''
         self.initial = self.symmetry = self.freedom = self.graph = self.frame = None
         self.first = self.said = self.error = self.result = None
         self.timings = dict.fromkeys(PARTS, 0.0)
         with self._alone():
-            self._prepare(structure)
+            self._prepare(structure, relax_cell)
 
-    def _prepare(self, structure):
+    def _prepare(self, structure, relax_cell):
         card = self.predictor.card
         with self._timed('checks'):
+            filtered = isinstance(structure, Filter)
             # A copy has no calculator, so no result of it can outlive the move.
-            self.initial = as_atoms(structure).copy()
-            self.ood = check_structure(
+            self.initial = (unwrap(structure) if filtered else as_atoms(structure)).copy()
+            outside = check_structure(
                 self.initial, card.get('elements') or None, ranges=card.get('range')
             )
-            if self.initial.constraints:
-                self.freedom = find_freedom(self.initial, cell_moves=True)
+            target = structure if filtered else self.initial
+            freedom = self.freedom = find_freedom(target, relax_cell)
+            unlearned = _not_learned(freedom, card)
+            self.ood = '; '.join(filter(None, (outside, unlearned)))
         with self._timed('symmetry'):
             if self.predictor.symmetry == 'keep':
-                self.symmetry = find_symmetry(self.initial)
+                labels = freedom.labels if freedom.labels.any() else None
+                found = find_symmetry(self.initial, labels=labels, layer=freedom.layer)
+                self.symmetry = found.keeping(freedom.motion.free_strain)
         self._look_at(self.initial)
 
     def _look_at(self, atoms):
         """Make ``graph`` that of these atoms."""
         spec = self.predictor.model.spec
         with self._timed('graph'):
-            self.graph, self.frame = to_graph(atoms, spec, self.predictor.dtype)
+            self.graph, self.frame = to_graph(
+                atoms,
+                spec,
+                self.predictor.dtype,
+                motion=self.freedom.motion,
+                layer=self.freedom.layer,
+            )
             _check_neighbors(atoms, self.graph, self.frame, spec)
 
     def take(self, answer):
@@ -106,7 +122,7 @@ class Job:
         """Whether to look at this answer as well; then ``graph`` is made that of it."""
         if not (self.predictor.second_look and second_weight(moved[0])):
             return False
-        atoms = self._at(*moved)
+        atoms = _placed(self.initial, *self.freedom.allowed(*moved))
         self._check(atoms)
         try:
             self._look_at(atoms)
@@ -164,6 +180,7 @@ class Job:
     def free(self):
         """Drop what is of no more use, the graph above all."""
         self.graph = self.frame = self.symmetry = self.first = self.said = None
+        self.freedom = None
 
     def _record(self, *, problem, **said):
         self.result = Relaxation(
@@ -171,6 +188,7 @@ class Job:
             ok=self.error is None,
             problem=problem,
             ood=self.ood,
+            kind='' if self.freedom is None else self.freedom.kind,
             model=self.predictor.name,
             sha256=self.predictor.sha256,
             version=__version__,
@@ -180,22 +198,21 @@ class Job:
 
     def _check(self, atoms):
         with self._timed('checks'):
-            check_prediction(self.initial, atoms, residual=self.said['residual'])
+            check_prediction(
+                self.initial,
+                atoms,
+                residual=self.said['residual'],
+                layer=self.freedom.layer,
+            )
 
     def _allowed(self, deformation, displacement):
-        """The relaxed atoms, and the prediction as far as constraints allow it."""
-        if self.freedom is None:
-            return self._at(deformation, displacement), deformation, displacement
+        """The relaxed atoms, and the prediction as far as it is allowed."""
         before = self.initial
         cell, positions = self.freedom.allowed(deformation, displacement)
-        deformation = np.linalg.solve(before.cell.array, cell)
-        displacement = positions @ np.linalg.inv(deformation) - before.positions
+        if not self.freedom.all_free:
+            deformation = np.linalg.solve(before.cell.array, cell)
+            displacement = positions @ np.linalg.inv(deformation) - before.positions
         return _placed(before, cell, positions), deformation, displacement
-
-    def _at(self, deformation, displacement):
-        """The atoms where a prediction puts them."""
-        positions = (self.initial.positions + displacement) @ deformation
-        return _placed(self.initial, self.initial.cell.array @ deformation, positions)
 
     @contextmanager
     def _alone(self):
@@ -233,6 +250,21 @@ def _not_finite(atoms, model):
     )
 
 
+def _not_learned(freedom, card):
+    """What is asked that the model was not trained on, or ''."""
+    # Models of before say nothing of it: they have learned from bulk crystals only.
+    learned = card.get('learned') or ['bulk']
+    asked = ['bulk' if freedom.layer is None else 'layer']
+    if freedom.strain is None:
+        asked.append('held cell')
+    elif not (freedom.all_free or freedom.layer is not None):
+        asked.append('partly held cell')
+    if (freedom.labels == 1).any():
+        asked.append('fixed atoms')
+    missing = [what for what in asked if what not in learned]
+    return f'the model was not trained on: {", ".join(missing)}' if missing else ''
+
+
 def _check_neighbors(atoms, graph, frame, spec):
     """A network can say nothing about an atom that has no neighbour."""
     counts = torch.bincount(graph.edge_index[1], minlength=len(atoms))
@@ -259,6 +291,7 @@ def _write_keys(result):
     info[keys.MODEL] = result.model
     info[keys.SHA256] = result.sha256
     info[keys.VERSION] = result.version
+    info[keys.KIND] = result.kind
     info[keys.STAGE] = 'predicted'
     if result.ood:  # extxyz cannot hold an empty string: it swallows what follows it
         info[keys.OOD] = result.ood

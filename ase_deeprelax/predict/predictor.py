@@ -5,9 +5,11 @@ from itertools import islice
 
 import torch
 from ase import Atoms
+from ase.filters import Filter
 
 from ase_deeprelax.data.pack import halve, pack
 from ase_deeprelax.errors import ModelError, PredictionError, warn
+from ase_deeprelax.freedom import check_relax_cell
 from ase_deeprelax.infer import BATCH_EDGES, DTYPES, infer, is_shortage, resolve_device
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.predict.job import PARTS, Job
@@ -24,6 +26,7 @@ def relax(
     device='auto',
     dtype='float32',
     symmetry='keep',
+    relax_cell=None,
     progress=False,
     on_bad=None,
 ):
@@ -32,10 +35,13 @@ def relax(
     Constraints on atoms are honoured as ASE's cell filters do: a fixed atom keeps its
     fractional coordinates. Calculators are not used and not carried over.
 
+    A structure with vacuum along one lattice vector (``pbc`` is False there, or a wide gap
+    between its atoms tells) is a layer or slab: its vacuum vector stays.
+
     Parameters
     ----------
     structures : ase.Atoms, pymatgen Structure, or an iterable of them
-        Periodic along all three vectors.
+        Crystals and layers. A filter around Atoms says itself what may move.
     model : str, path or RelaxationModel
         Default 'default', the shipped model that measured best.
     device : str
@@ -44,6 +50,11 @@ def relax(
     symmetry : 'keep' or 'free'
         Whether strain and displacements are projected on the input's space group;
         default 'keep'.
+    relax_cell : bool, str or array, optional
+        What of the cells may change: True (of a layer: its two vectors), False,
+        'in-plane', 'hydrostatic', or a mask of the strains xx, yy, zz, yz, xz, xy as
+        ``ase.filters.FrechetCellFilter`` takes it. Default True, but False for a layer
+        with fixed atoms.
     progress : bool
         Show a bar; default False.
     on_bad : 'raise' or 'keep', optional
@@ -73,8 +84,13 @@ def relax(
     """
     predictor = Predictor(model, device=device, dtype=dtype, symmetry=symmetry)
     if _is_one(structures):
-        return predictor.relax([structures], progress=progress, on_bad=on_bad or 'raise')[0]
-    return predictor.relax(structures, progress=progress, on_bad=on_bad or 'keep')
+        [result] = predictor.relax(
+            [structures], relax_cell=relax_cell, progress=progress, on_bad=on_bad or 'raise'
+        )
+        return result
+    return predictor.relax(
+        structures, relax_cell=relax_cell, progress=progress, on_bad=on_bad or 'keep'
+    )
 
 
 class Predictor:
@@ -138,7 +154,7 @@ class Predictor:
         self.second_look = self.card.get('second_look', False)
         self.timings = dict.fromkeys(PARTS, 0.0)
 
-    def relax(self, structures, *, progress=False, on_bad='keep'):
+    def relax(self, structures, *, relax_cell=None, progress=False, on_bad='keep'):
         """Relax an iterable of structures; see `relax`.
 
         Returns
@@ -148,6 +164,8 @@ class Predictor:
         """
         if on_bad not in ('raise', 'keep'):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'keep'")
+        if relax_cell is not None:
+            relax_cell = check_relax_cell(relax_cell)
         from tqdm.auto import tqdm
 
         self.timings = dict.fromkeys(PARTS, 0.0)
@@ -157,7 +175,7 @@ class Predictor:
             total=total, desc='relax', unit='structures', disable=not progress
         ) as bar:
             while window := list(islice(structures, WINDOW)):
-                jobs = [Job(self, structure) for structure in window]
+                jobs = [Job(self, structure, relax_cell) for structure in window]
                 self._run(jobs, bar)
                 for job in jobs:
                     for part, seconds in job.timings.items():
@@ -228,7 +246,7 @@ class Predictor:
 
 
 def _is_one(structures):
-    if isinstance(structures, (Atoms, str)) or hasattr(structures, 'is_ordered'):
+    if isinstance(structures, (Atoms, Filter, str)) or hasattr(structures, 'is_ordered'):
         return True
     return not hasattr(structures, '__iter__')
 

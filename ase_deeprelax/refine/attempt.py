@@ -37,10 +37,9 @@ class Attempt:
     Parameters
     ----------
     stage : Stage
-    target : ase.Atoms or ase.filters.Filter
-        With the calculator of the stage.
+    target : Target
+        Its atoms have the calculator of the stage.
     optimizer : callable
-        Where the stage has none.
     checked : bool
         Whether energies and forces are looked at, and what is wrong with them ends the
         stage, as `fail` does.
@@ -63,13 +62,14 @@ class Attempt:
     """
 
     def __init__(self, stage, target, optimizer, *, checked, before=None):
-        self.stage, self.target, self.checked = stage, target, checked
-        self.atoms = unwrap(target)
-        self.live = target.__ase_optimizable__()
+        self.stage, self.target, self.checked = stage, target.moving, checked
+        self.kind = target.kind
+        self.atoms = unwrap(self.target)
+        self.live = self.target.__ase_optimizable__()
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
         self.value, self.gradient = np.nan, np.full(self.live.ndofs(), np.nan)
         self.start = self.best = self.memory = self.seen = None
-        self._optimizer = stage.optimizer or optimizer
+        self._optimizer = optimizer
         self._before = before
         self._refinement = None
 
@@ -118,7 +118,7 @@ class Attempt:
                 'value': self.value,
                 'gradient': gradient.copy(),
                 'state': get_state(self.target),
-                'stage': self.atoms.info.get(keys.STAGE),
+                'info': self._told(),
                 'steps': self.steps,
             }
         if self.start is None:
@@ -149,7 +149,7 @@ class Attempt:
         finally:
             self.seconds += perf_counter() - begun
         self.steps += 1
-        self.atoms.info[keys.STAGE] = self.title
+        self.atoms.info |= {keys.STAGE: self.title, keys.KIND: self.kind}
         self.measure()
 
     def take_over(self, last):
@@ -197,9 +197,14 @@ class Attempt:
             return
         put_state(self.target, self.best['state'])
         self.value, self.gradient = self.best['value'], np.array(self.best['gradient'])
-        self.atoms.info.pop(keys.STAGE, None)
-        if self.best['stage'] is not None:
-            self.atoms.info[keys.STAGE] = self.best['stage']
+        for name in self._told():
+            del self.atoms.info[name]
+        self.atoms.info.update(self.best['info'])
+
+    def _told(self):
+        """What the atoms say of the step that they are from."""
+        info = self.atoms.info
+        return {name: info[name] for name in (keys.STAGE, keys.KIND) if name in info}
 
     @property
     def record(self):

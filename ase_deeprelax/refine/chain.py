@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from ase.filters import FrechetCellFilter
 from ase.utils.abc import Optimizable
 
 from ase_deeprelax.errors import warn
@@ -10,6 +9,7 @@ from ase_deeprelax.freedom import unwrap
 from ase_deeprelax.refine.attempt import Attempt
 from ase_deeprelax.refine.descent import get_origin, put_origin
 from ase_deeprelax.refine.stage import StageRecord
+from ase_deeprelax.refine.target import find_target
 
 
 class Chain(Optimizable):
@@ -22,7 +22,7 @@ class Chain(Optimizable):
 
     Parameters
     ----------
-    target : ase.Atoms or ase.filters.Filter
+    target : Target
         What relaxes where a stage does not say.
     stages : list of Stage
     optimizer : callable
@@ -40,7 +40,7 @@ class Chain(Optimizable):
 
     def __init__(self, target, stages, optimizer, sigma):
         self.target, self.stages = target, stages
-        self.atoms = unwrap(target)
+        self.atoms = unwrap(target.moving)
         self.ordinary = stages[0].calculator is None
         self.lines = []
         self._optimizer, self._sigma = optimizer, sigma
@@ -132,10 +132,14 @@ class Chain(Optimizable):
             self.atoms.calc = stage.made
         target = self.target
         if stage.relax_cell is not None:
-            free = FrechetCellFilter if stage.relax_cell is True else stage.relax_cell
-            target = free(self.atoms) if free else self.atoms
+            target = find_target(self.atoms, stage.relax_cell)
+        optimizer = stage.optimizer or self._optimizer
         self._attempt = Attempt(
-            stage, target, self._optimizer, checked=not self.ordinary, before=before
+            stage,
+            target.fitted(optimizer),
+            optimizer,
+            checked=not self.ordinary,
+            before=before,
         )
 
     def _again(self):
@@ -199,7 +203,7 @@ class Chain(Optimizable):
         return {
             'index': self._index,
             'upcoming': self._upcoming,
-            'origin': get_origin(self.target),
+            'origin': get_origin(self.target.moving),
             'done': [record.remember() for record in self._done],
             'attempt': None if self._attempt is None else self._attempt.remember(),
         }
@@ -207,7 +211,7 @@ class Chain(Optimizable):
     def recall(self, data):
         """Go on from what `remember` gave; the atoms are where they were then."""
         self._done = [StageRecord(**record) for record in data['done']]
-        put_origin(self.target, data['origin'])
+        put_origin(self.target.moving, data['origin'])
         if data['attempt'] is not None:
             self._enter(data['index'])
             self._attempt.recall(data['attempt'])

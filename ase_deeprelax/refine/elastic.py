@@ -8,6 +8,9 @@ from ase.optimize import BFGS
 from ase.optimize.cellawarebfgs import calculate_isotropic_elasticity_tensor
 from ase.units import GPa
 
+from ase_deeprelax.data.motion import STRAIN_BASIS
+from ase_deeprelax.freedom import FreeCellFilter
+
 # A usual solid: ASE's CellAwareBFGS begins with these too.
 BULK_MODULUS, POISSON_RATIO = 145 * GPa, 0.3
 # Of rotating the cell, eV/A^3: the energy does not feel that, so any large number does.
@@ -65,9 +68,15 @@ class ElasticBFGS(BFGS):
             BULK_MODULUS, POISSON_RATIO, suppress_rotation=ROTATION
         ).reshape(9, 9)
         # Frozen components must not be coupled to free ones, or they would move with them.
-        free = np.ix_(*2 * [np.flatnonzero(self.atoms.mask)])
-        strain = self.H0[-9:, -9:]
-        strain[free] = stiffness[free] * self.atoms.atoms.cell.volume / factor**2
+        target = self.atoms
+        free = np.diag(np.ravel(target.mask != 0).astype(float))
+        volume = target.atoms.cell.volume
+        if isinstance(target, FreeCellFilter):
+            basis = STRAIN_BASIS.reshape(6, 9)
+            free, volume = basis.T @ target.free_strain @ basis, target.volume
+        held = np.eye(9) - free
+        strain = free @ stiffness @ free * volume / factor**2
+        self.H0[-9:, -9:] = strain + held @ self.H0[-9:, -9:] @ held
 
     def determine_step(self, dpos, steplengths):
         """The step, shortened where an atom or the strain would move too far."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ase import Atoms
 
+from ase_deeprelax.freedom import RelaxCell, check_relax_cell
 from ase_deeprelax.potentials.calculators import get_calculator
 from ase_deeprelax.refine.descent import optimizer_name
 from ase_deeprelax.symmetry import spacegroup_number
@@ -27,9 +28,10 @@ class Stage:
         Default: that of ``run``.
     steps : int, optional
         At most so many steps; default as many as it takes.
-    relax_cell : bool or callable, optional
-        Whether the cell relaxes in this stage, or a function from atoms to the filter that
-        says how: ``FrechetCellFilter``, ``partial(FrechetCellFilter, mask=...)``. Default:
+    relax_cell : bool, str, array or callable, optional
+        What of the cell relaxes in this stage: True (of a layer: its plane), False,
+        'in-plane', 'hydrostatic' or a mask, as `relax` takes it, or a function from atoms
+        to the filter that says how, as ``partial(FrechetCellFilter, mask=...)``. Default:
         as everywhere else in the optimizer, whose filter this replaces.
     min_sigma : float, optional, A
         The stage is skipped where the prediction's sigma is below; default: never. It is
@@ -39,7 +41,8 @@ class Stage:
     Raises
     ------
     ValueError
-        ``fmax``, ``steps`` or ``min_sigma`` is no such number.
+        ``fmax``, ``steps`` or ``min_sigma`` is no such number, or ``relax_cell`` not one of
+        the above.
 
     Examples
     --------
@@ -55,7 +58,7 @@ class Stage:
     optimizer: Callable | None = None
     fmax: float | None = None
     steps: int | None = None
-    relax_cell: bool | Callable | None = None
+    relax_cell: RelaxCell | Callable | None = None
     min_sigma: float | None = None
 
     def __post_init__(self):
@@ -65,6 +68,8 @@ class Stage:
             raise ValueError(f'steps is {self.steps}; a stage takes one step or more')
         if self.min_sigma is not None and not self.min_sigma >= 0:
             raise ValueError(f'min_sigma is {self.min_sigma}; it must be a length in A')
+        if self.relax_cell is not None and not callable(self.relax_cell):
+            check_relax_cell(self.relax_cell)
 
     @property
     def name(self):

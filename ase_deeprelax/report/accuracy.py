@@ -1,16 +1,19 @@
 """What a report says of errors on pairs with a known answer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ase_deeprelax.compare.evaluate import SHOWN, cuts
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.report import plot_accuracy
-from ase_deeprelax.report.parts import figure, number, section, table
+from ase_deeprelax.report.parts import NONE, figure, number, section, table
 
 # So many rows of single structures, the worst ones; JSON has all.
 MOST_ROWS = 500
 _UNITS = {'A': 'Å', 'A^3': 'Å³'}
 
 
-def accuracy(evaluation):
+def accuracy(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The section of errors on pairs."""
     models = evaluation.get('models') or {'model': evaluation}
     names = {key: plot_accuracy.called(evaluation, key) for key in evaluation['all']}
@@ -24,6 +27,12 @@ def accuracy(evaluation):
     tables = [_errors(f'All {n:,} pairs', evaluation['all'], names)]
     if 0 < n_ok < n:
         tables.append(_errors(f'{n_ok:,} pairs marked ok', evaluation['ok'], names))
+    kinds = evaluation['kinds']
+    if len(kinds) > 1:
+        tables += [
+            _errors(f'{kind}: {one["n"]:,} pairs', one['all'], names)
+            for kind, one in kinds.items()
+        ]
     tables += [_structures(evaluation, key, names[key]) for key in models]
     caption = (
         'Errors of single structures on a logarithmic axis; dashed: medians. The zeros '
@@ -49,7 +58,9 @@ def accuracy(evaluation):
     return section('Accuracy on pairs with a known answer', text, tables, figures)
 
 
-def _errors(which, found, names):
+def _errors(
+    which: str, found: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
     """A column for each method, and one for how far it is below Dummy."""
     cut = {key: cuts(found, key) for key in found if key != 'dummy'}
     rows = [
@@ -69,16 +80,18 @@ def _errors(which, found, names):
     heads += [f'{names[key]}, cut / %' for key in cut]
     caption = (
         f'{which}: mean / median of errors (Å, Å², Å³), by how much they are cut below '
-        "Dummy's, and shares"
+        "Dummy's, and shares; a dash stands for what is not scored"
     )
     return table(caption, heads, rows)
 
 
-def _both(values, form):
+def _both(values: Mapping[str, float] | None, form: str) -> str:
+    if values is None:
+        return NONE
     return f'{values["mean"]:{form}} / {values["median"]:{form}}'
 
 
-def _structures(evaluation, model, name):
+def _structures(evaluation: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
     """A row for each structure, those with the worst coordinates first."""
     everything = evaluation['structures']
     worst = sorted(everything, key=lambda row: -row['errors'][model]['coord_mae'])
@@ -87,7 +100,7 @@ def _structures(evaluation, model, name):
         errors = row['errors'][model]
         rows.append(
             [
-                *(row['id'], row['formula'], row['n_atoms']),
+                *(row['id'], row['formula'], row['kind'], row['n_atoms']),
                 number(row['sigma'][model], '.3f'),
                 *(number(errors[key], form) for key, (_, form) in SHOWN.items()),
                 number(errors['rmsd'], '.4f'),
@@ -95,10 +108,10 @@ def _structures(evaluation, model, name):
                 'yes' if row['ok'] else 'no',
             ]
         )
-    heads = ['structure', 'formula', 'atoms', 'sigma / Å']
+    heads = ['structure', 'formula', 'kind', 'atoms', 'sigma / Å']
     heads += [f'{key} / {_UNITS[unit]}' for key, (unit, _) in SHOWN.items()]
     heads += ['rmsd', 'space group kept', 'marked ok']
     caption = f'{name}: structures, worst coordinates first'
     if len(rows) < len(everything):
         caption += f'; {len(rows)} of {len(everything):,}'
-    return table(caption, heads, rows, words=(0, 1))
+    return table(caption, heads, rows, words=(0, 1, 2))

@@ -3,6 +3,9 @@
 Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of their own.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from ase_deeprelax.report.drawing import (
@@ -22,6 +25,9 @@ from ase_deeprelax.report.drawing import (
     styled,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _BASELINES = {'dummy': GREY, 'scaled_dummy': ORANGE}
 # Errors with what they are called; those below the number, such as the zeros that symmetry
 # makes, are drawn at it.
@@ -33,7 +39,7 @@ _ERRORS = {
 _LATTICE = ('a / Å', 'b / Å', 'c / Å', 'alpha / °', 'beta / °', 'gamma / °')
 
 
-def called(evaluation, method):
+def called(evaluation: Mapping[str, Any], method: str) -> str:
     """What a method goes by: Dummy, scaled Dummy, or the name of a model."""
     if method in _BASELINES:
         return method.replace('_', ' ').replace('dummy', 'Dummy')
@@ -42,7 +48,7 @@ def called(evaluation, method):
 
 
 @styled
-def error_distributions(evaluation):
+def error_distributions(evaluation: Mapping[str, Any]) -> 'Figure':
     """How the errors of structures are distributed (as Fig. 2 of the DeepRelax paper).
 
     Parameters
@@ -64,9 +70,13 @@ def error_distributions(evaluation):
     figure, [axes] = panels(1, 3)
     for ax, (key, (label, floor)) in zip(axes, _ERRORS.items(), strict=True):
         errors = {
-            method: np.maximum([row['errors'][method][key] for row in rows], floor)
+            method: np.maximum(_known(row['errors'][method][key] for row in rows), floor)
             for method in methods
         }
+        ax.set(xlabel=label)
+        if rows and not any(map(len, errors.values())):
+            nothing(ax, 'not scored')
+            continue
         top = max((values.max(initial=0) for values in errors.values()), default=0)
         bins = np.geomspace(floor, max(1.1 * top, 10 * floor), 28)
         for method, (name, color) in methods.items():
@@ -76,14 +86,13 @@ def error_distributions(evaluation):
             if len(values):
                 ax.axvline(np.median(values), color=color, lw=1.5, ls=DASHED)
         log(ax, 'x')
-        ax.set(xlabel=label)
     axes[0].set(ylabel='structures')
     legend(figure, axes[0])
     return figure
 
 
 @styled
-def calibration(evaluation, method='model'):
+def calibration(evaluation: Mapping[str, Any], method: str = 'model') -> 'Figure':
     """Predicted uncertainty against what the error turned out to be.
 
     Parameters
@@ -125,7 +134,7 @@ def calibration(evaluation, method='model'):
 
 
 @styled
-def lattice_parameters(evaluation):
+def lattice_parameters(evaluation: Mapping[str, Any]) -> 'Figure':
     """Lattice parameters of inputs and of predictions against those of the references.
 
     Parameters
@@ -137,27 +146,40 @@ def lattice_parameters(evaluation):
     -------
     matplotlib.figure.Figure
         A panel each for a, b, c, alpha, beta and gamma, in which every structure is a point
-        for Dummy, whose answer is the input, and one for each model.
+        for Dummy, whose answer is the input, and one for each model. Held cells, and what
+        the vacuum vector of a layer has a part in, are left out.
     """
-    rows, methods = evaluation['structures'], _methods(evaluation)
+    methods = _methods(evaluation)
     del methods['scaled_dummy']  # its angles are the input's
-    true = np.array([row['relaxed_lattice'] for row in rows])
+    free = [
+        row
+        for row in evaluation['structures']
+        if row['errors']['dummy']['lattice_mae'] is not None
+    ]
     figure, axes = panels(2, 3)
     for k, (ax, label) in enumerate(zip(axes.flat, _LATTICE, strict=True)):
+        ax.set(xlabel=f'reference: {label}', ylabel=f'predicted: {label}')
+        rows = [row for row in free if row['relaxed_lattice'][k] is not None]
+        if not rows:
+            nothing(ax, 'no cell relaxes')
+            continue
         parity(
             ax,
-            true[:, k],
+            np.array([row['relaxed_lattice'][k] for row in rows]),
             (
                 (name, np.array([row['lattice'][method][k] for row in rows]), color)
                 for method, (name, color) in methods.items()
             ),
         )
-        ax.set(xlabel=f'reference: {label}', ylabel=f'predicted: {label}')
     legend(figure, axes[0, 0])
     return figure
 
 
-def _methods(evaluation):
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _methods(evaluation: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """What each method is called, and its color."""
     models = iter((BLUE, *MORE))
     return {

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.compare.summary import WAYS
+from ase_deeprelax.data.pair import fixed_atoms
 from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.drawing import count
 from ase_deeprelax.report.parts import (
@@ -17,7 +19,7 @@ from ase_deeprelax.report.parts import (
     spread,
     table,
 )
-from ase_deeprelax.report.scene import scene
+from ase_deeprelax.report.scene import layer_of, periodic_vectors, scene
 
 # Phonon figures for so many crystals; the table has all.
 MOST_PHONONS = 12
@@ -45,25 +47,44 @@ def scenes(named):
             continue
         before, after = result.spacegroup
         notes = _notes(result.initial, result.atoms, result.dmax, result.sigma)
-        notes |= {'space group': f'{before} → {after}', 'model': result.model}
+        notes |= {
+            'relaxed as': result.kind or NONE,
+            'space group': f'{before} → {after}',
+            'model': result.model,
+        }
         scenes.append(scene(name, result.initial, result.atoms, result.sigma_atoms, notes))
     return scenes
 
 
-def _notes(before, after, dmax, sigma):
-    """What the viewer tells beside a crystal."""
-    ratio = after.get_volume() / before.get_volume()
+def _notes(before: Atoms, after: Atoms, dmax: float, sigma: float | None) -> dict[str, str]:
+    """What the viewer tells beside a crystal or layer."""
+    periodic = periodic_vectors(layer_of(before))
+    fixed = int(fixed_atoms(before).sum())
     notes = {
-        'atoms': str(len(before)),
-        'volume / Å³': f'{before.get_volume():.2f} → {after.get_volume():.2f}',
-        'change of volume': f'{100 * (ratio - 1):+.1f} %',
+        'atoms': f'{len(before)}, {fixed} of them fixed' if fixed else f'{len(before)}'
+    }
+    if periodic.all():
+        what, sizes = 'volume / Å³', [atoms.get_volume() for atoms in (before, after)]
+    else:
+        what, sizes = 'area / Å²', [_area(atoms, periodic) for atoms in (before, after)]
+    notes |= {
+        what: f'{sizes[0]:.2f} → {sizes[1]:.2f}',
+        f'change of {what.split()[0]}': f'{100 * (sizes[1] / sizes[0] - 1):+.1f} %',
     }
     lengths = zip('abc', before.cell.lengths(), after.cell.lengths(), strict=True)
-    notes |= {f'{name} / Å': f'{a:.3f} → {b:.3f}' for name, a, b in lengths}
+    notes |= {
+        f'{name} / Å': f'{a:.3f} → {b:.3f}'
+        for (name, a, b), shown in zip(lengths, periodic, strict=True)
+        if shown
+    }
     return notes | {
         'moved at most / Å': number(dmax, '.3f'),
         'sigma / Å': number(sigma, '.3f'),
     }
+
+
+def _area(atoms: Atoms, periodic: np.ndarray) -> float:
+    return float(np.linalg.norm(np.cross(*atoms.cell.array[periodic])))
 
 
 def relaxed(named, scenes):

@@ -61,6 +61,7 @@ def solve_edg(  # noqa: PLR0917
     anchor_pos=None,
     anchor_lower=None,
     anchor_upper=None,
+    fixed=None,
     max_steps=100,
     tol=1e-4,
 ):
@@ -71,7 +72,8 @@ def solve_edg(  # noqa: PLR0917
     of ``anchor_lower <= |X_j - anchor_pos_i| <= anchor_upper``. A lower bound above its
     upper bound is replaced, like it, by the mean of the two.
 
-    Without anchors a structure keeps the centroid it starts with. A structure whose
+    Fixed atoms stay bit-for-bit where they are; without them and without anchors a
+    structure keeps the centroid it starts with. A structure whose
     bounds hold at the start is returned bit-for-bit, as is one with input that is not
     finite. Structures do not influence each other.
 
@@ -93,6 +95,8 @@ def solve_edg(  # noqa: PLR0917
     anchor_pos : (n_atoms, 3), A, optional
         Fixed points that the anchors start from: the strained unrelaxed positions.
     anchor_lower, anchor_upper : (n_anchors,), A, optional
+    fixed : (n_atoms,) bool, optional
+        Atoms that do not move; default none.
     max_steps : int
         Default 100.
     tol : float, A
@@ -124,7 +128,10 @@ def solve_edg(  # noqa: PLR0917
     bounds = edge_bounds(
         pos, cell, graph_of_atom, edge_index, offset, lower=lower, upper=upper
     )
+    if fixed is None:
+        fixed = torch.zeros_like(graph_of_atom, dtype=torch.bool)
     anchored = torch.zeros(n_graphs, dtype=torch.bool, device=pos.device)
+    anchored[graph_of_atom[fixed]] = True
     if anchor_index is not None:
         anchors = _anchor_bounds(
             pos,
@@ -136,7 +143,7 @@ def solve_edg(  # noqa: PLR0917
         )
         bounds = bounds.joined(anchors)
         anchored[anchors.graph] = True
-    sums = Sums(graph_of_atom, anchored)
+    sums = Sums(graph_of_atom, anchored, fixed)
     finite = sums.of_atoms((~torch.isfinite(pos)).sum(1)) == 0
     move, converged, steps = _minimise(sums, bounds, finite, max_steps, tol)
     excess, _ = bounds.measure(move)
@@ -219,14 +226,16 @@ def _bounds(base, head, tail, graph, *, lower, upper):
 class Sums:
     """Sums per structure and per atom.
 
-    Quantities per atom have one more column, of zeros: the fixed points of the anchors.
+    Quantities per atom have one more column: the fixed points of the anchors. Moves and
+    forces are zero there, and on fixed atoms.
     """
 
-    def __init__(self, graph_of_atom, anchored):
+    def __init__(self, graph_of_atom, anchored, fixed):
         self.n_graphs = len(anchored)
         self.graph = torch.cat([graph_of_atom, graph_of_atom.new_zeros(1)])
         self.count = torch.bincount(graph_of_atom, minlength=self.n_graphs).clamp(min=1)
         self.floating = ~anchored
+        self.still = torch.cat([fixed, fixed.new_ones(1)])
 
     def of_bounds(self, values, bounds):
         return values.new_zeros(self.n_graphs).index_add_(0, bounds.graph, values)
@@ -248,8 +257,7 @@ class Sums:
     def onto_atoms(self, values, bounds, start):
         """``start`` plus ``values`` on the heads, minus ``values`` on the tails."""
         out = start.index_add(1, bounds.head, values).index_add_(1, bounds.tail, -values)
-        out[:, -1] = 0
-        return out
+        return out.masked_fill_(self.still, 0)
 
     def stiffness(self, values, bounds):
         out = values.new_zeros(len(self.graph))
@@ -259,8 +267,7 @@ class Sums:
         """The moves at fixed centroid, where nothing anchors it."""
         total = move.new_zeros(3, self.n_graphs).index_add_(1, self.graph, move)
         out = move - self.spread(total * self.floating / self.count)
-        out[:, -1] = 0
-        return out
+        return out.masked_fill_(self.still, 0)
 
 
 def _minimise(sums, bounds, measurable, max_steps, tol):

@@ -33,6 +33,8 @@ class Source(Section):
     ok_only: bool = True
     limit: int | None = Field(None, ge=0, description='train on this many of its pairs')
     val_limit: int | None = Field(None, ge=0, description='validate on this many')
+    src: list[str] | None = Field(None, description='collections to use; default all')
+    copies: float = Field(1, gt=0, description='how often each pair comes in an epoch')
 
 
 class Seeds(Section):
@@ -40,6 +42,7 @@ class Seeds(Section):
 
     path: Path
     licence: str = ''
+    src: list[str] | None = Field(None, description='collections to use; default all')
 
 
 class Denoise(Section):
@@ -50,6 +53,25 @@ class Denoise(Section):
     volume: tuple[float, float] = (-0.15, 0.20)
     shear: float = 0.02
     displacement: tuple[float, float] = Field((0.02, 0.2), description='A, rms')
+    simple_weight: float = Field(
+        1, gt=0, description='how often a simple binary compound is drawn, others: 1'
+    )
+    element_weight: float = Field(1, gt=0, description='how often an element is drawn')
+    simple_volume: tuple[float, float] = Field(
+        (-0.32, 0.40), description='changes of their volumes; lengths by 12 %'
+    )
+    symmetric: float = Field(
+        0.5, ge=0, le=1, description='share of them that keeps its symmetry'
+    )
+
+
+class Hold(Section):
+    """Pairs of which a part may not move: see `augment.hold`."""
+
+    probability: float = Field(0.0, ge=0, le=1, description='share of all samples')
+    fix_probability: float = Field(
+        0.4, ge=0, le=1, description='share with fixed atoms, where the cell is held'
+    )
 
 
 class Data(Section):
@@ -60,6 +82,7 @@ class Data(Section):
     denoise: Denoise = Denoise()
     exclude_formulas: Path | None = None
     augment: Augment = Augment()
+    hold: Hold = Hold()
     batch_atoms: int = Field(400, ge=1, description='atoms per batch')
     batch_crystals: int | None = Field(
         None, ge=1, description='crystals per batch in place of atoms, as in the papers'
@@ -84,6 +107,9 @@ class Optimize(Section):
     """How the weights are found. Defaults other than the paper's say so in the README."""
 
     learning_rate: float = Field(1e-3, gt=0)
+    muon_rate: float | None = Field(
+        None, gt=0, description='learning rate of Muon for weight matrices; else AdamW'
+    )
     weight_decay: float = 0.01
     amsgrad: bool = False
     schedule: Literal['plateau', 'cosine'] = 'cosine'

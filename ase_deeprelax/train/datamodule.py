@@ -2,20 +2,23 @@
 
 import gzip
 import json
+import logging
 
 import lightning
 import numpy as np
 import torch
 from ase import Atoms
-from scipy.linalg import expm
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch_geometric.data import Batch
 
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.pack import runs
-from ase_deeprelax.data.pair import Pair, polar
+from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
-from ase_deeprelax.errors import ConfigError, PairFileError
+from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
+from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold
+
+log = logging.getLogger(__name__)
 
 
 class PairGraphs(Dataset):
@@ -48,60 +51,37 @@ class PairGraphs(Dataset):
     def __getitem__(self, key):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        if index < len(self.pairs):
-            pair = self.pairs[index]
-            if self.data is not None:
-                pair = augment(pair, self.data.augment, rng)
-        else:
+        if index >= len(self.pairs):
             pair = disturb(self.seeds[index - len(self.pairs)], self.data.denoise, rng)
-        graph, frame = to_graph(pair.unrelaxed, self.spec, self.dtype)
+            pair, motion = hold(pair, self.data.hold, rng)
+        elif self.data is None:
+            pair = self.pairs[index]
+            motion = pair.motion()
+        else:
+            pair, motion = hold(self.pairs[index], self.data.hold, rng)
+            pair = augment(pair, motion, self.data.augment, rng)
+        graph, frame = to_graph(
+            pair.unrelaxed, self.spec, self.dtype, motion=motion, layer=pair.layer
+        )
         deformation, displacement = frame.from_user(*pair.targets())
         graph.deformation_target = torch.from_numpy(deformation).to(self.dtype).unsqueeze(0)
         graph.displacement_target = torch.from_numpy(displacement).to(self.dtype)
         return graph
 
 
-def augment(pair, settings, rng):
-    """The pair with its input displaced and strained at random, its target unchanged."""
-    cell0, frac0 = pair.cell0, pair.frac0
-    if pair.scale != 1 and rng.random() < 0.5:
-        cell0 = cell0 * pair.scale
-    if rng.random() < settings.strain_probability:
-        strain = settings.shear * symmetric_noise(rng)
-        cell0 = cell0 @ expm(strain + np.eye(3) * rng.normal(0, settings.strain))
-    if rng.random() < settings.noise_probability:
-        noise = rng.normal(0, rng.uniform(0, settings.noise), frac0.shape)
-        frac0 = frac0 + np.linalg.solve(cell0.T, noise.T).T
-    return repaired(pair, cell0, frac0)
-
-
-def disturb(pair, settings, rng):
-    """A denoising pair: a relaxed structure strained and displaced at random."""
-    low, high = np.log1p(settings.volume)
-    strain = settings.shear * symmetric_noise(rng) + np.eye(3) * rng.uniform(low, high) / 3
-    cell0 = pair.cell1 @ expm(strain)
-    noise = rng.normal(0, rng.uniform(*settings.displacement), pair.frac1.shape)
-    return repaired(pair, cell0, pair.frac1 + np.linalg.solve(cell0.T, noise.T).T)
-
-
-def symmetric_noise(rng):
-    """(3, 3) symmetric normal numbers."""
-    noise = rng.normal(size=(3, 3))
-    return (noise + noise.T) / 2
-
-
-def repaired(pair, cell0, frac0):
-    """A pair with another input: the target turned so that the change is a pure stretch."""
-    stretch, _ = polar(np.linalg.solve(cell0, pair.cell1))
-    return Pair(
-        pair.id,
-        pair.numbers,
-        cell0,
-        frac0,
-        cell0 @ stretch,
-        pair.frac1,
-        formula=pair.formula,
-    )
+def _relaxable(pairs, path):
+    """The pairs without those that are neither a crystal nor one layer."""
+    kept = []
+    for pair in pairs:
+        try:
+            _ = pair.layer
+        except StructureError as error:
+            log.info('%s, id %s is left out: %s', path, pair.id, error)
+        else:
+            kept.append(pair)
+    if len(kept) < len(pairs):
+        log.warning('%s: %d pairs are left out, see above', path, len(pairs) - len(kept))
+    return kept
 
 
 class SizeBatches(Sampler):
@@ -147,18 +127,28 @@ class PairData(lightning.LightningDataModule):
         excluded = set()
         if data.exclude_formulas:
             excluded = read_compositions(data.exclude_formulas)
-        self.train, self.val = [], []
+        self.train, self.val, copies = [], [], []
         for source in data.pairs:
             # Not the tests, whose answers need not be there.
             wanted = ('train', 'val', '')
             pairs = read_pairs(source.path, wanted, ok_only=source.ok_only)
+            pairs = _relaxable(pairs, source.path)
+            if source.src is not None:
+                pairs = [p for p in pairs if p.src in source.src]
             train = [p for p in pairs if p.split != 'val']
             train = [p for p in train if composition(p.numbers) not in excluded]
-            self.train += spread(train, source.limit)
+            train = spread(train, source.limit)
+            self.train += train
+            copies += [source.copies] * len(train)
             self.val += spread([p for p in pairs if p.split == 'val'], source.val_limit)
+        self.copies = np.array(copies)
         self.seeds = []
         for source in data.seeds:
-            self.seeds += read_seeds(source.path, excluded, data.denoise.max_atoms)
+            seeds = read_seeds(source.path, excluded, data.denoise.max_atoms)
+            seeds = _relaxable(seeds, source.path)
+            if source.src is not None:
+                seeds = [seed for seed in seeds if seed.src in source.src]
+            self.seeds += seeds
         if not self.train:
             raise ConfigError('no training pair is left after splits and exclusions')
 
@@ -178,12 +168,17 @@ class PairData(lightning.LightningDataModule):
 
     def train_dataloader(self):
         n, m = len(self.train), len(self.seeds)
-        share = self.config.data.denoise.share if m else 0
-        drawn = round(n * share / (1 - share))
+        denoise = self.config.data.denoise
+        share = denoise.share if m else 0
+        drawn = round(self.copies.sum() * share / (1 - share))
+        chances = np.array([draw_weight(seed, denoise) for seed in self.seeds])
+        chances = chances / chances.sum() if m else chances
 
         def draw(rng):
-            extra = n + rng.choice(m, drawn, replace=drawn > m) if m else []
-            return np.append(np.arange(n), extra).astype(int)
+            # A source with 1.5 copies gives each pair once or twice.
+            times = np.floor(self.copies + rng.random(n)).astype(int)
+            extra = n + rng.choice(m, drawn, p=chances) if m else []
+            return np.append(np.repeat(np.arange(n), times), extra).astype(int)
 
         sampler = SizeBatches(
             self.train_set.sizes(),
@@ -243,8 +238,19 @@ def read_seeds(path, excluded, max_atoms):
                 if composition(numbers) in excluded:
                     continue
                 cell, frac = np.array(r['cell'], float), np.array(r['frac'], float)
+                pbc = tuple(r.get('pbc', (True, True, True)))
                 seeds.append(
-                    Pair(r['id'], numbers, cell, frac, cell, frac, formula=r['formula'])
+                    Pair(
+                        r['id'],
+                        numbers,
+                        cell,
+                        frac,
+                        cell,
+                        frac,
+                        formula=r['formula'],
+                        pbc=pbc,
+                        src=r.get('src', ''),
+                    )
                 )
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise PairFileError(f'{path}: cannot be read as seeds: {error!r}') from error

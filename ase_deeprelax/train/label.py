@@ -1,18 +1,23 @@
 """More pairs, made here: structures relaxed by a potential, many at a time."""
 
-import json
+from __future__ import annotations
+
 import logging
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 
-from ase_deeprelax.data.pair import make_pair
+from ase_deeprelax.data.lines import JsonLines
+from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.pairs import pair_record
-from ase_deeprelax.errors import PairFileError
-from ase_deeprelax.potentials.batched import relax_batched
+from ase_deeprelax.errors import DeepRelaxError, PairFileError
+from ase_deeprelax.potentials.batched import RAISED, Outcome, relax_batched
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.refine.elastic import ElasticBFGS
+from ase_deeprelax.train.inputs import Series, Structures
 
 log = logging.getLogger(__name__)
 
@@ -21,39 +26,44 @@ CHUNK = 64
 # A relaxation that goes farther has left its prototype: the pair would teach chance.
 MAX_DISPLACEMENT = 1.5
 VOLUME_RATIOS = (0.5, 2.0)
+# A potential that fails for so many inputs one after the other is broken, not they.
+BROKEN = 50
 
 
 def label(
-    out,
-    inputs,
-    potential,
+    out: str | Path,
+    inputs: Series | Structures,
+    potential: Callable,
     *,
-    count=None,
-    start='default',
-    fmax=0.05,
-    steps=45,
-    batch_atoms=160,
-):
+    count: int | None = None,
+    start: str | Path | None = 'default',
+    fmax: float = 0.05,
+    steps: int = 45,
+    batch_atoms: int = 160,
+) -> dict[str, int]:
     """Relax structures with a potential and append the pairs to a file.
 
     A run that was interrupted goes on where it stopped. The relaxation starts at the
     prediction of a model where that passes its checks, which saves half of the steps; the
-    pair is from the input as it is to the potential's minimum.
+    pair is from the input as it is to the potential's minimum. A structure that cannot be
+    relaxed is listed as failed and ends nothing but itself.
 
     Parameters
     ----------
     out : path
-        ``.jsonl`` file of pairs (`read_pairs` takes it). Inputs that came to nothing go,
-        with the reason, to ``out`` with the suffix ``.failed.jsonl``.
-    inputs : Substitutions or Structures
-        The numbered series of unrelaxed structures. Several series may go to one file.
+        ``.jsonl`` file of pairs (`read_pairs` takes it). Inputs that failed go, with the
+        reason, to ``out`` with the suffix ``.failed.jsonl``.
+    inputs : Series or Structures
+        The numbered series of unrelaxed structures; it says what may move. Several series
+        may go to one file.
     potential : callable
         See `potentials.batched.batch_potential`.
     count : int, optional
-        How many of the series, those that come to nothing included; default all that it
-        has (`Substitutions` never end).
+        How many of the series, those that fail included; default all that it has (a
+        `Series` never ends).
     start : str, path or None
-        Model to start from, default 'default'; None starts at the input.
+        Model whose predictions relaxations start at, default 'default'; None starts at the
+        input, and so does a model whose card does not say that it has learned this kind.
     fmax, steps, batch_atoms
         See `relax_batched`; defaults 0.05 eV/A, 45, 160.
 
@@ -66,89 +76,122 @@ def label(
     Raises
     ------
     PairFileError
-        ``out`` holds something else.
+        ``out`` holds something else, or another process is writing to it.
+    DeepRelaxError
+        The potential fails for every input.
     """
     out = Path(out)
-    failed = out.with_suffix('.failed.jsonl')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    done = _done(out, inputs.name) | _done(failed, inputs.name)
-    todo = [k for k in range(len(inputs) if count is None else count) if k not in done]
-    with out.open('a') as good, failed.open('a') as bad:
+    with JsonLines(out) as good, JsonLines(out.with_suffix('.failed.jsonl')) as bad:
+        pairs, failed = _done(good, inputs.name), _done(bad, inputs.name)
+        numbers = range(len(inputs) if count is None else count)
+        todo = [k for k in numbers if k not in pairs and k not in failed]
+
+        def fail(k: int, problem: str) -> None:
+            bad.add({'series': inputs.name, 'k': k, 'problem': problem})
+            failed.add(k)
+
         ends = relax_batched(
-            _predicted(_taken(inputs, todo, bad), start),
+            _predicted(_taken(inputs, todo, fail), start, inputs),
             potential,
             optimizer=ElasticBFGS,
+            relax_cell=inputs.relax_cell,
             fmax=fmax,
             steps=steps,
             batch_atoms=batch_atoms,
         )
+        raised = 0
         for (k, parent, atoms), outcome in ends:
-            key = {'series': inputs.name, 'k': k}
-            pair, problem = _pair(f'{parent}-{inputs.name}-{k}', atoms, outcome)
+            raised = raised + 1 if outcome.reason.startswith(RAISED) else 0
+            if raised == BROKEN:
+                raise DeepRelaxError(
+                    f'the potential failed for {BROKEN} inputs one after the other, the '
+                    f'last time with: {outcome.reason}. Mend it, take their lines out of '
+                    f'{bad.path}, and start again'
+                )
+            pair, problem = _pair(f'{parent}-{inputs.name}-{k}', atoms, outcome, inputs)
             if pair is None:
-                _write(bad, key | {'problem': problem})
-            else:
-                energy = outcome.atoms.get_potential_energy() / len(atoms)
-                extra = {'parent': parent, 'steps': outcome.steps}
-                extra |= {'energy_per_atom': energy}
-                _write(good, pair_record(pair) | key | extra)
-    done, lost = _done(out, inputs.name), _done(failed, inputs.name)
-    return {'pairs': len(done), 'failed': len(lost)}
+                fail(k, problem)
+                continue
+            energy = outcome.atoms.get_potential_energy() / len(atoms)
+            record = pair_record(pair) | {'series': inputs.name, 'k': k}
+            record |= {'parent': parent, 'steps': outcome.steps}
+            good.add(record | {'energy_per_atom': energy})
+            pairs.add(k)
+    return {'pairs': len(pairs), 'failed': len(failed)}
 
 
-def _taken(inputs, todo, bad):
+def _done(lines: JsonLines, series: str) -> set[int]:
+    """The inputs of a series that a file has."""
+    try:
+        return {record['k'] for record in lines.records if record['series'] == series}
+    except (KeyError, TypeError) as error:
+        raise PairFileError(f'{lines.path}: not written by label: {error!r}') from error
+
+
+def _taken(
+    inputs: Series | Structures, todo: Iterable[int], fail: Callable
+) -> Iterator[tuple[int, str, Atoms]]:
     """The structures to relax, as (k, parent, atoms)."""
     for position, k in enumerate(todo):
         if position % CHUNK == 0:
             log.info('%d of %d inputs taken', position, len(todo))
-        parent, atoms, problem = inputs[k]
+        try:
+            parent, atoms, problem = inputs[k]
+        except Exception as error:  # noqa: BLE001 - of the tools that make structures
+            fail(k, f'cannot be made: {type(error).__name__}: {error}')
+            continue
         if atoms is None:
-            _write(bad, {'series': inputs.name, 'k': k, 'problem': problem})
+            fail(k, problem)
         else:
             yield k, parent, atoms
 
 
-def _predicted(taken, start):
+def _predicted(
+    taken: Iterator[tuple[int, str, Atoms]],
+    start: str | Path | None,
+    inputs: Series | Structures,
+) -> Iterator[tuple[tuple[int, str, Atoms], Atoms]]:
     """Where each relaxation begins, a chunk of predictions at a time."""
     predictor = None if start is None else Predictor(start)
+    if predictor is not None:
+        # Models that say nothing of it have learned from bulk crystals.
+        missing = inputs.needs - set(predictor.card.get('learned') or ['bulk'])
+        if missing:
+            log.info(
+                'the model %s was not trained on: %s; relaxations start at the inputs',
+                start,
+                ', '.join(sorted(missing)),
+            )
+            predictor = None
     for chunk in iter(lambda: list(islice(taken, CHUNK)), []):
         structures = [atoms for *_, atoms in chunk]
         if predictor is not None:
+            results = predictor.relax(structures, relax_cell=inputs.relax_cell)
             # A refused prediction gives the input back.
-            structures = [result.atoms for result in predictor.relax(structures)]
+            structures = [result.atoms for result in results]
         yield from zip(chunk, structures, strict=True)
 
 
-def _write(file, record):
-    file.write(json.dumps(record, separators=(',', ':')) + '\n')
-    file.flush()
-
-
-def _pair(id, atoms, outcome):
+def _pair(
+    id: str, atoms: Atoms, outcome: Outcome, inputs: Series | Structures
+) -> tuple[Pair | None, str]:
     """The pair, or None and why it is not one."""
     if not outcome.converged:
         return None, outcome.reason
-    pair = make_pair(id, atoms, outcome.atoms, split='train')
-    deformation, displacement = pair.targets()
-    ratio = np.linalg.det(deformation)
+    held = inputs.relax_cell is False
+    if held and outcome.steps == 1 and np.array_equal(outcome.atoms.positions, atoms.positions):
+        return None, 'nothing moves: the input is at its minimum'
+    try:
+        pair = make_pair(
+            id, atoms, outcome.atoms, split='train', fixed_cell=held, kind=inputs.kind
+        )
+    except PairFileError as error:
+        return None, str(error)
+    ratio = np.linalg.det(pair.cell1) / np.linalg.det(pair.cell0)
     if not VOLUME_RATIOS[0] < ratio < VOLUME_RATIOS[1]:
         return None, f'volume {ratio:.3g} times that of the input'
+    _, displacement = pair.targets()
     largest = np.linalg.norm(displacement, axis=1).max()
     if largest > MAX_DISPLACEMENT:
         return None, f'an atom moved by {largest:.2f} A'
     return pair, ''
-
-
-def _done(path, series):
-    """The inputs of a series that a file has; a line that was cut off is taken away."""
-    if not path.exists():
-        return set()
-    text = path.read_bytes()
-    whole = text[: text.rfind(b'\n') + 1]
-    if len(whole) < len(text):
-        path.write_bytes(whole)
-    try:
-        records = [json.loads(line) for line in whole.splitlines()]
-        return {record['k'] for record in records if record['series'] == series}
-    except (ValueError, KeyError, TypeError) as error:
-        raise PairFileError(f'{path}: not written by label: {error!r}') from error

@@ -8,8 +8,10 @@ import lightning
 import torch
 
 from ase_deeprelax.models.base import relaxed_structure
+from ase_deeprelax.models.heads import free_displacement
 from ase_deeprelax.models.layers import mean_over_atoms
 from ase_deeprelax.train.losses import relaxation_loss, target_cross_distances
+from ase_deeprelax.train.muon import muon_and_adamw
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +68,22 @@ class RelaxationModule(lightning.LightningModule):
 
     def configure_optimizers(self):
         o = self.config.optimize
-        optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=o.learning_rate,
-            weight_decay=o.weight_decay,
-            amsgrad=o.amsgrad,
-        )
+        if o.muon_rate is None:
+            optimizer = torch.optim.AdamW(
+                self.parameters(),
+                lr=o.learning_rate,
+                weight_decay=o.weight_decay,
+                amsgrad=o.amsgrad,
+            )
+        else:
+            optimizer = muon_and_adamw(
+                self.model,
+                muon_rate=o.muon_rate,
+                adamw_rate=o.learning_rate,
+                weight_decay=o.weight_decay,
+            )
+        for group in optimizer.param_groups:
+            group['initial_lr'] = group['lr']
         if o.schedule == 'plateau':
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, factor=0.8, patience=5, min_lr=1e-8
@@ -98,7 +110,7 @@ class RelaxationModule(lightning.LightningModule):
             warmup = min(1.0, (self.global_step + 1) / max(1, o.warmup_steps))
             factor = warmup * 0.5 * (1 + math.cos(math.pi * self.fraction()))
             for group in self.optimizers().param_groups:
-                group['lr'] = o.learning_rate * max(factor, 1e-3)
+                group['lr'] = group['initial_lr'] * max(factor, 1e-3)
 
     def on_before_optimizer_step(self, optimizer):
         """One step with gradients that are not finite would end the run in NaN."""
@@ -141,8 +153,7 @@ def structure_errors(graph, prediction):
     cell, pos = relaxed_structure(graph, prediction.deformation, prediction.displacement)
     target = graph.deformation_target, graph.displacement_target
     cell1, pos1 = relaxed_structure(graph, *target)
-    shift = pos - pos1
-    shift = shift - mean_over_atoms(shift, graph).index_select(0, graph.graph_of_atom)
+    shift = free_displacement(pos - pos1, graph)
     coord = mean_over_atoms(shift.abs().mean(1), graph).mean()
     lattice = (cell - cell1).abs().mean()
     volume = (torch.linalg.det(cell) - torch.linalg.det(cell1)).abs().mean()

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from ase_deeprelax.checks import room
+from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.train.config import load_config
@@ -208,20 +210,35 @@ def _callbacks(config, output, validates, progress):
     return callbacks
 
 
+def _learned(config, data):
+    """What may be asked of the model, in the words of `predict.job`."""
+    samples, held = [*data.train, *data.seeds], config.data.hold.probability > 0
+    found = {
+        'bulk': any(all(pair.pbc) for pair in samples),
+        'layer': any(not all(pair.pbc) for pair in samples),
+        'held cell': held or any(pair.fixed_cell for pair in samples),
+        'partly held cell': held,
+        'fixed atoms': held or any(pair.fixed is not None for pair in samples),
+    }
+    return [what for what, there in found.items() if there]
+
+
 def _card(config, trainer, module, data, errors):
     """What there is to know about the model, see `save_model`."""
     sizes = [len(pair) for pair in data.train]
-    room = [abs(np.linalg.det(pair.cell0)) / len(pair) for pair in data.train]
+    some = spread(data.train, 5000)
+    volumes = [room(pair.unrelaxed, pair.layer) / len(pair) for pair in some]
     settings = config.model_dump(mode='json', exclude={'data', 'output', 'name'})
     return {
         'name': config.name,
         'licence': config.licence,
         'elements': data.elements,
+        'learned': _learned(config, data),
         # Only who has learned from relaxed inputs has something to say of its own answers.
         'second_look': bool(data.seeds),
         'range': {
             'n_atoms': [min(sizes), max(sizes)],
-            'volume_per_atom': np.quantile(room, [0.001, 0.999]).round(2).tolist(),
+            'volume_per_atom': np.quantile(volumes, [0.001, 0.999]).round(2).tolist(),
         },
         'training': {
             'sources': [

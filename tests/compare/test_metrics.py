@@ -7,14 +7,12 @@ from ase.build import bulk, make_supercell
 from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
 
+from ase_deeprelax.compare.alignment import Alignment
 from ase_deeprelax.compare.dummy import Dummy, ScaledDummy, fit_element_volumes
 from ase_deeprelax.compare.metrics import (
     ERRORS,
     SHARES,
     Reference,
-    align,
-    coordinate_error,
-    distance_error,
     spearman,
     summarise,
 )
@@ -115,8 +113,9 @@ def test_kept_space_group_is_the_input_s_and_right_is_the_answer_s():
 def test_bond_error_counts_bonds_of_the_unrelaxed_structure():
     pair = make_pair('x', bulk('Cu', a=3.5), bulk('Cu', a=3.6))
     nearest = (np.zeros(1, int), np.zeros(1, int), np.array([[1, 0, 0]]))
-    cell, frac = align(bulk('Cu', a=3.5), pair)
-    assert distance_error(cell, frac, pair, nearest) == pytest.approx(0.1 / 2**0.5)
+    alignment = Alignment(pair)
+    cell, frac = alignment.align(bulk('Cu', a=3.5))
+    assert alignment.distance_error(cell, frac, nearest) == pytest.approx(0.1 / 2**0.5)
     # 30 neighbours in whole shells: 12, 6, 24 at a / sqrt 2, a, a sqrt(3 / 2)
     shells = np.array([12, 6, 24]) * [0.5**0.5, 1, 1.5**0.5]
     error = Reference(pair).errors(bulk('Cu', a=3.5))['bond_mae']
@@ -201,11 +200,12 @@ def test_dummy_on_real_pairs_has_the_errors_measured_elsewhere():
     pairs = read_pairs(DEV)
     rows = []
     for pair, atoms in zip(pairs, Dummy()([p.unrelaxed for p in pairs]), strict=True):
-        cell, frac = align(atoms, pair)
+        alignment = Alignment(pair)
+        cell, frac = alignment.align(atoms)
         volumes = [np.linalg.det(pair.cell0), np.linalg.det(pair.cell1)]
         rows.append(
             {
-                'coord_mae': coordinate_error(cell, frac, pair),
+                'coord_mae': alignment.coordinate_error(cell, frac),
                 'internal_mae': np.abs((frac - pair.frac1) @ pair.cell1).mean(),
                 'lattice_mae': np.abs(cell - pair.cell1).mean(),
                 'volume_mae': abs(volumes[0] - volumes[1]),

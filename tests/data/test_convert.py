@@ -12,8 +12,16 @@ from pymatgen.core import Lattice, Molecule, Structure
 
 from ase_deeprelax.data.convert import as_atoms, to_graph
 from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.data.motion import (
+    Motion,
+    in_plane_strains,
+    project_strain,
+    strain_projection,
+)
+from ase_deeprelax.data.vacuum import find_layer
 from ase_deeprelax.errors import StructureError
-from tests.strategies import crystals, disguise, prototypes, quick
+from tests.layers import written_layers
+from tests.strategies import crystals, disguise, prototypes, quick, seeds
 
 PLAIN = GraphSpec(cutoff=4.0)
 CANONICAL = GraphSpec(cutoff=4.0, intra_neighbors=6, canonical=True)
@@ -174,3 +182,85 @@ def test_dtype(atoms):
     assert single.pos.dtype == torch.float32
     assert double.pos.dtype == torch.float64
     torch.testing.assert_close(single.pos.double(), double.pos, atol=1e-4, rtol=1e-6)
+
+
+# Layers
+
+
+@quick
+@given(written_layers(), SPECS)
+def test_bonds_of_a_layer_lead_to_the_users_atoms(written, spec):
+    """Also across the border of the box, and in boxes of any height."""
+    _, atoms = written
+    graph, frame = to_graph(atoms, spec, torch.float64, layer=find_layer(atoms))
+    j, i = graph.edge_index.numpy()
+    bonds, offsets = frame.bonds(i, j, graph.offset)
+    cell = atoms.cell.array
+    frac = atoms.positions @ np.linalg.inv(cell)
+    wrapped = (frac - np.floor(frac)) @ cell
+    vectors = wrapped[bonds[:, 1]] + offsets @ cell - wrapped[bonds[:, 0]]
+    np.testing.assert_allclose(
+        np.linalg.norm(vectors, axis=1),
+        graph.edge_vectors().norm(dim=1).numpy(),
+        atol=1e-7,
+    )
+    np.testing.assert_array_equal(frame.per_atom(graph.z.numpy()), atoms.numbers)
+
+
+@quick
+@given(written_layers(), SPECS)
+def test_no_edge_of_a_layer_crosses_the_vacuum(written, spec):
+    _, atoms = written
+    layer = find_layer(atoms)
+    graph, frame = to_graph(atoms, spec, torch.float64, layer=layer)
+    pieces = layer.in_one_piece(atoms) @ layer.normal
+    normal = layer.normal if frame.rotation is None else layer.normal @ frame.rotation
+    j, i = graph.edge_index.numpy()
+    order = np.arange(len(atoms)) if frame.order is None else frame.order
+    np.testing.assert_allclose(
+        graph.edge_vectors().numpy() @ normal,
+        pieces[order[j]] - pieces[order[i]],
+        atol=1e-7,
+    )
+
+
+@quick
+@given(written_layers())
+def test_the_canonical_graph_of_a_layer_does_not_depend_on_the_box(written):
+    atoms, other = written
+    a, _ = to_graph(atoms, CANONICAL, torch.float64, layer=find_layer(atoms))
+    b, _ = to_graph(other, CANONICAL, torch.float64, layer=find_layer(other))
+    for key in ('z', 'edge_index', 'offset', 'intra'):
+        assert torch.equal(a[key], b[key]), key
+    torch.testing.assert_close(a.pos, b.pos, atol=1e-7, rtol=0)
+    torch.testing.assert_close(a.cell, b.cell, atol=1e-7, rtol=0)
+
+
+@quick
+@given(written_layers(), SPECS, seeds())
+def test_what_may_move_is_carried_to_the_graph(written, spec, seed):
+    _, atoms = written
+    layer, rng = find_layer(atoms), np.random.default_rng(seed)
+    free = in_plane_strains(layer.normal, thickness=bool(rng.integers(2)))
+    motion = Motion(rng.random(len(atoms)) < 0.5, strain_projection(free))
+    graph, frame = to_graph(atoms, spec, torch.float64, motion=motion, layer=layer)
+    np.testing.assert_array_equal(frame.per_atom(graph.fixed.numpy()), motion.fixed)
+    strain = rng.normal(size=(3, 3))
+    strain = strain + strain.T
+    expected = project_strain(motion.free_strain, strain)
+    there, _ = frame.from_user(strain, np.zeros((len(atoms), 3)))
+    there = project_strain(graph.free_strain[0].numpy(), there)
+    back, _ = frame.to_user(there, np.zeros((len(atoms), 3)))
+    np.testing.assert_allclose(back, expected, atol=1e-9)
+
+
+@quick
+@given(written_layers(), SPECS)
+def test_a_layer_is_not_touched(written, spec):
+    _, atoms = written
+    before = atoms.copy()
+    graph, _ = to_graph(atoms, spec, torch.float64, layer=find_layer(atoms))
+    graph.pos += 1.0
+    graph.cell *= 2.0
+    assert atoms.positions.tobytes() == before.positions.tobytes()
+    assert atoms.cell.array.tobytes() == before.cell.array.tobytes()

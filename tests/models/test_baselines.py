@@ -101,7 +101,12 @@ def test_learns_a_few_pairs_by_heart(architecture):
         graph.deformation_target = torch.from_numpy(deformation)[None]
         graph.displacement_target = torch.from_numpy(u - u.mean(0))
         graphs.append(graph)
-    batch = Batch.from_data_list(graphs)
+    held = graph_of(testing.generic_crystals()[0], model)  # its cell and one atom
+    held.fixed[0], held.free_strain[:] = True, 0.0
+    held.deformation_target = torch.eye(3, dtype=held.pos.dtype)[None]
+    held.displacement_target = 0.1 * torch.randn_like(held.pos)
+    held.displacement_target[0] = 0.0
+    batch = Batch.from_data_list([*graphs, held])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     structure = []
     for _ in range(60):

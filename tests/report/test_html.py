@@ -226,7 +226,7 @@ def test_each_structure_is_a_row_the_worst_first(evaluated, monkeypatch, tmp_pat
     rows = [row for row in table_rows(path.read_text()) if row[0].startswith('p')]
     assert [row[0] for row in rows] == [one['id'] for one in worst]
     for row, one in zip(rows, worst, strict=True):
-        assert row[1:4] == ['MgO', '2', f'{one["sigma"]["model"]:.3f}']
+        assert row[1:5] == ['MgO', 'bulk', '2', f'{one["sigma"]["model"]:.3f}']
         assert f'{one["errors"]["model"]["volume_mae"]:.2f}' in row
         assert row[-1] == ('no' if one['id'] == 'p0' else 'yes')
     monkeypatch.setattr(accuracy, 'MOST_ROWS', 5)

@@ -1,4 +1,4 @@
-// Crystals before and after: a small painter of spheres and lines on a 2D canvas.
+// Crystals and layers before and after: a small painter of spheres and lines on a 2D canvas.
 // Vectors are rows, as in Python: v @ M. z points from the screen to the eye.
 'use strict';
 (() => {
@@ -58,9 +58,16 @@
       return plus(times(plus(moved, times(turns, scene.cell)), S), middle, -1);
     });
   }
+  function inPlane(corner) { // a layer has the cell of its middle plane
+    return corner.map((x, k) => (scene.periodic[k] ? x : 0.5));
+  }
+  function edges() { // without those along the vacuum of a layer, each of the others once
+    const drawn = (k, a, b) => scene.periodic[k] || (CORNERS[a][k] === 0 && CORNERS[b][k] === 0);
+    return EDGES.filter(([a, b]) => [0, 1, 2].every((k) => drawn(k, a, b)));
+  }
   function cornersAt(t) {
     const { cell } = cellAt(t), middle = centre(cell);
-    return CORNERS.map((corner) => plus(times(corner, cell), middle, -1));
+    return CORNERS.map((corner) => plus(times(inPlane(corner), cell), middle, -1));
   }
   function project(v) {
     const [x, y, z] = times(v, rotation);
@@ -100,7 +107,15 @@
     pen.strokeStyle = css(rgb);
     pen.stroke();
   }
-  function sphere(at, r, rgb, label) {
+  function hatch(at, r, rgb) { // lines across the circle that is the path now
+    pen.save();
+    pen.clip();
+    for (let x = -2 * r; x < 2 * r; x += Math.max(0.4 * r, 4)) {
+      line({ x: at.x + x - r, y: at.y + r }, { x: at.x + x + r, y: at.y - r }, rgb, Math.max(0.09 * r, 1));
+    }
+    pen.restore();
+  }
+  function sphere(at, r, rgb, label, fixed) {
     const glow = pen.createRadialGradient(at.x - r / 3, at.y - r / 3, r / 12, at.x, at.y, r);
     glow.addColorStop(0, css(mix(rgb, [255, 255, 255], 0.55)));
     glow.addColorStop(0.45, css(rgb));
@@ -109,8 +124,11 @@
     pen.arc(at.x, at.y, r, 0, 2 * Math.PI);
     pen.fillStyle = glow;
     pen.fill();
-    pen.lineWidth = 1;
-    pen.strokeStyle = css(mix(rgb, theme.ink, 0.5));
+    if (fixed) hatch(at, r, mix(rgb, theme.ink, 0.75));
+    pen.beginPath();
+    pen.arc(at.x, at.y, r, 0, 2 * Math.PI);
+    pen.lineWidth = fixed ? Math.max(0.12 * r, 2) : 1;
+    pen.strokeStyle = css(mix(rgb, theme.ink, fixed ? 0.85 : 0.5));
     pen.stroke();
     if (r < 8) return;
     const light = (0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]) > 120;
@@ -120,7 +138,7 @@
   }
   function outline(t, rgb, width, dashed, parts) {
     const corners = cornersAt(t);
-    for (const [a, b] of EDGES) {
+    for (const [a, b] of edges()) {
       const way = plus(corners[b], corners[a], -1);
       for (let k = 0; k < PIECES; k++) {
         const from = project(plus(corners[a], way, k / PIECES));
@@ -152,10 +170,10 @@
       const at = project(v), atom = scene.sites[k][0];
       const element = scene.elements[scene.numbers[atom]];
       return { ...at, v, atom, size: element.radius, r: element.radius * at.scale,
-        symbol: element.symbol, rgb: colourOf(atom) };
+        symbol: element.symbol, rgb: colourOf(atom), fixed: isFixed(atom) };
     });
     drawn.forEach((at, k) => {
-      parts.push({ z: at.z, paint: () => sphere(at, at.r, hazy(at.rgb, at.z), at.symbol) });
+      parts.push({ z: at.z, paint: () => sphere(at, at.r, hazy(at.rgb, at.z), at.symbol, at.fixed) });
       const from = start[k]; // the way from before, over the sphere that hides it
       if (Math.hypot(at.x - from.x, at.y - from.y) < 3) return;
       parts.push({ z: at.z + 1e-3 * radius, paint: () => {
@@ -189,10 +207,12 @@
 
   // --- words
   function text(value) { return value === null || value === undefined ? '–' : `${value.toFixed(3)} Å`; }
+  function isFixed(atom) { return Boolean(scene.fixed && scene.fixed[atom]); }
+  function movedBy(atom) { return `${text(scene.distance[atom])}${isFixed(atom) ? ', fixed' : ''}`; }
   function about(atom) {
     const { symbol } = scene.elements[scene.numbers[atom]];
     const sigma = scene.sigma ? `, sigma ${text(scene.sigma[atom])}` : '';
-    return `${symbol}, atom ${atom}: moved ${text(scene.distance[atom])}${sigma}`;
+    return `${symbol}, atom ${atom}: moved ${movedBy(atom)}${sigma}`;
   }
   function fill(parent, items) { // [tag, text]
     parent.replaceChildren(...items.map(([tag, words]) => {
@@ -228,10 +248,11 @@
     sigma.disabled = !scene.sigma;
     if (!scene.sigma && $('colour').value === 'sigma') $('colour').value = 'displacement';
     $('name').textContent = scene.name;
+    $('fixed').hidden = !scene.fixed;
     fill($('facts'), Object.entries(scene.notes).flatMap(([k, v]) => [['dt', k], ['dd', v]]));
     $('atoms').replaceChildren(...scene.numbers.map((z, atom) => {
       const row = document.createElement('tr');
-      const cells = [atom, scene.elements[z].symbol, text(scene.distance[atom]),
+      const cells = [atom, scene.elements[z].symbol, movedBy(atom),
         text(scene.sigma && scene.sigma[atom])];
       fill(row, cells.map((cell) => ['td', cell]));
       return row;

@@ -1,0 +1,183 @@
+"""Predictions laid on the relaxed structures that they are compared with."""
+
+from functools import cached_property
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import find_mic
+
+from ase_deeprelax.data.neighbors import neighbor_list
+from ase_deeprelax.data.pair import Pair, nearest_shift, polar
+from ase_deeprelax.data.vacuum import find_layer
+from ase_deeprelax.errors import PairFileError, StructureError
+from ase_deeprelax.result import Relaxation
+
+# Bonds are the edges of the paper's graph of the unrelaxed structure, in whole shells.
+BOND_CUTOFF = 6.0
+BOND_NEIGHBORS = 30
+# A layer is compared in a box of this height, A: no image across the vacuum is near.
+TALL = 1000.0
+_IMAGES = np.stack(np.meshgrid(*3 * [[-1, 0, 1]], indexing='ij'), axis=-1).reshape(-1, 3)
+
+# Centres i, neighbours j and lattice translations of j.
+Bonds = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Alignment:
+    """How predictions are laid on the relaxed structure of a pair.
+
+    A prediction is turned onto the relaxed cell, each atom is taken in the image nearest to
+    where it belongs, and the rigid drift is removed; where atoms are fixed, these say where
+    the structure lies instead. A layer is compared in one piece and in a tall box along its
+    normal, so that neither the height nor the tilt of the given box counts, nor any image
+    across the vacuum.
+
+    Parameters
+    ----------
+    pair : Pair
+
+    Attributes
+    ----------
+    periodic : (3,) bool
+    cell0, cell1 : (3, 3), A
+        The cells of the pair; for a layer those of the tall box.
+    frac0, frac1 : (n_atoms, 3)
+        Fractional coordinates in these cells.
+
+    Raises
+    ------
+    PairFileError
+        The pair is a wire, a molecule or a cluster.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.data.pair import make_pair
+    >>> alignment = Alignment(make_pair('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6)))
+    >>> cell, frac = alignment.align(bulk('Cu', a=3.5))
+    >>> float(abs(cell - alignment.cell1).max())
+    0.05
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        if sum(pair.pbc) < 2:
+            raise PairFileError(
+                f'pair {pair.id!r}: pbc is {list(pair.pbc)}; pairs of crystals (pbc true '
+                'along all vectors) and layers (along two) can be compared, not those of '
+                'wires, molecules or clusters'
+            )
+        self.periodic = np.array(pair.pbc, dtype=bool)
+        self._anchor = np.ones(len(pair), dtype=bool) if pair.fixed is None else pair.fixed
+        self._any_fixed = pair.fixed is not None
+        self.cell0, self.frac0 = pair.cell0, pair.frac0
+        self.cell1, self.frac1 = pair.cell1, pair.frac1
+        if not self.periodic.all():
+            self._vacuum = int(np.flatnonzero(~self.periodic)[0])
+            self._turns = _turns(pair)
+            self.cell0, self.frac0 = self.box(pair.frac0 @ pair.cell0, pair.cell0)
+            self.cell1, self.frac1 = self.box(pair.frac1 @ pair.cell1, pair.cell1)
+
+    def box(self, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cell and fractional coordinates that a structure is compared in.
+
+        Parameters
+        ----------
+        positions : (n_atoms, 3), A
+            Of a layer: in the images of the pair along the vacuum vector.
+        cell : (3, 3), A
+
+        Returns
+        -------
+        cell : (3, 3), A
+            Of a layer: with a vector of `TALL` along the normal for the vacuum vector.
+        frac : (n_atoms, 3)
+        """
+        if not self.periodic.all():
+            k = self._vacuum
+            positions = positions + self._turns[:, None] * cell[k]
+            normal = np.cross(cell[k - 2], cell[k - 1])
+            normal *= np.sign(normal @ cell[k]) / np.linalg.norm(normal)
+            cell = cell.copy()
+            cell[k] = TALL * normal
+        return cell, np.linalg.solve(cell.T, positions.T).T
+
+    def align(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+        """A prediction in the orientation, images and origin of the relaxed structure.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms
+            Atoms and lattice vectors in the order of the pair.
+
+        Returns
+        -------
+        cell : (3, 3), A
+            Turned onto ``cell1`` by a polar decomposition.
+        frac : (n_atoms, 3)
+            In the image nearest ``frac1``; without rigid drift, or relative to the fixed
+            atoms where there are any.
+        """
+        cell, frac = self.box(atoms.positions, atoms.cell.array)
+        stretch, _ = polar(np.linalg.solve(self.cell1, cell))
+        shift = frac - self.frac1
+        if self._any_fixed:
+            shift = shift - shift[self._anchor.argmax()]
+            vectors = find_mic(shift @ self.cell1, self.cell1)[0]
+            vectors -= vectors[self._anchor].mean(axis=0)
+            shift = np.linalg.solve(self.cell1.T, vectors.T).T
+        else:
+            shift = nearest_shift(shift, self.cell1)
+        return self.cell1 @ stretch, self.frac1 + shift
+
+    def coordinate_error(self, cell: np.ndarray, frac: np.ndarray) -> float:
+        """DeepRelax's coordinate MAE of an aligned prediction, A.
+
+        The mean is over all atoms, fixed ones included, and x, y, z. Each atom counts in
+        the nearest of the 27 images built with the relaxed cell (of the 9 in the plane of
+        a layer). The drift is removed before that choice, because it decides the images,
+        and after it, because the choice changes the mean.
+        """
+        vectors = frac @ cell - self.frac1 @ self.cell1
+        vectors -= vectors[self._anchor].mean(axis=0)
+        images = vectors[:, None] + _IMAGES @ self.cell1
+        nearest = (images**2).sum(axis=2).argmin(axis=1)
+        vectors = images[np.arange(len(images)), nearest]
+        return float(np.abs(vectors - vectors[self._anchor].mean(axis=0)).mean())
+
+    def distance_error(self, cell: np.ndarray, frac: np.ndarray, bonds: Bonds) -> float:
+        """Mean absolute error of the lengths of bonds in an aligned prediction, A.
+
+        ``bonds`` are centres ``i``, neighbours ``j`` and lattice translations of ``j``, as
+        `bonds` and `bonds_of` give them; the error is 0 without bonds.
+        """
+        i, j, offset = bonds
+        predicted, true = (
+            np.linalg.norm((f[j] + offset - f[i]) @ c, axis=1)
+            for f, c in ((frac, cell), (self.frac1, self.cell1))
+        )
+        return float(np.abs(predicted - true).mean()) if len(true) else 0.0
+
+    @cached_property
+    def bonds(self) -> Bonds:
+        """Edges of the paper's graph of the unrelaxed structure."""
+        positions = self.frac0 @ self.cell0
+        return neighbor_list(positions, self.cell0, BOND_CUTOFF, BOND_NEIGHBORS)
+
+    def bonds_of(self, result: Relaxation) -> Bonds:
+        """The bonds of the graph that a model's answer comes from."""
+        # The model's offsets hold for atoms wrapped into its input's cell. The pair is
+        # written in any images, and a layer is compared in one piece.
+        initial = result.initial
+        turns = np.floor(initial.positions @ np.linalg.inv(initial.cell.array))
+        if not self.periodic.all():
+            turns[:, self._vacuum] += self._turns
+        i, j = result.bonds.T
+        return i, j, result.bond_offsets - turns[j] + turns[i]
+
+
+def _turns(pair: Pair) -> np.ndarray:
+    """(n_atoms,): vacuum vectors to add, so that a layer is in one piece."""
+    try:
+        return find_layer(pair.unrelaxed).turns
+    except StructureError:  # There is more than one layer: they are compared as written.
+        return np.zeros(len(pair), dtype=np.int64)

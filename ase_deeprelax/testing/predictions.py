@@ -1,0 +1,79 @@
+"""Predictions of a model under test, and their comparison."""
+
+import numpy as np
+
+from ase_deeprelax.predict import Predictor
+from ase_deeprelax.testing.crystals import generic_crystals, symmetric_crystals
+
+# How far predictions for two ways of writing one crystal may differ, A.
+TOLERANCE = {'float32': 1e-4, 'float64': 1e-8}
+BATCH_TOLERANCE = {'float32': 1e-5, 'float64': 1e-9}
+
+
+def known_elements(model):
+    """Eight elements that the model knows."""
+    known = getattr(model, 'card', {}).get('elements') or (3, 8, 12, 13, 22, 26, 38, 50)
+    return tuple(known[:: max(1, len(known) // 8)][:8])
+
+
+def both_kinds(model):
+    """Crystals without symmetry as the network sees them, symmetric ones projected.
+
+    A solver that starts on a symmetric saddle point leaves it to where rounding says.
+    """
+    elements = known_elements(model)
+    return (
+        ('free', generic_crystals(elements)),
+        ('keep', symmetric_crystals(6, elements)),
+    )
+
+
+def predictions(model, dtype, structures, symmetry='free', relax_cell=None):
+    """A `Relaxation` of each structure; what is refused raises."""
+    predictor = Predictor(model, device='cpu', dtype=dtype, symmetry=symmetry)
+    return predictor.relax(structures, relax_cell=relax_cell, on_bad='raise')
+
+
+def expect_same(model, dtype, change):
+    """Predictions before and after ``change(atoms) -> atoms, rotation, order`` agree."""
+    for symmetry, crystals in both_kinds(model):
+        changed = [change(atoms) for atoms in crystals]
+        before = predictions(model, dtype, crystals, symmetry)
+        after = predictions(model, dtype, [new for new, *_ in changed], symmetry)
+        for one, two, (_, r, order) in zip(before, after, changed, strict=True):
+            displacement = one.displacement if order is None else one.displacement[order]
+            where = f'{one.atoms.symbols} (symmetry={symmetry!r})'
+            expect_close(
+                two, r.T @ one.deformation @ r, displacement @ r, TOLERANCE[dtype], where
+            )
+
+
+def expect_close(result, deformation, displacement, tolerance, where):
+    """A result has this deformation and these displacements, within a tolerance in A."""
+    cell = result.initial.cell.array @ (result.deformation - deformation)
+    error = max(np.abs(cell).max(), np.abs(result.displacement - displacement).max())
+    expect(
+        error <= tolerance, f'{where} differs by {error:.1e} A, allowed is {tolerance:g}'
+    )
+
+
+def orthogonal_matrices(n):
+    """Random orthogonal matrices, proper and improper in turn."""
+    rng = np.random.default_rng(3)
+    matrices = np.linalg.qr(rng.standard_normal((n, 3, 3)))[0]
+    sign = np.sign(np.linalg.det(matrices)) * (-1.0) ** np.arange(n)
+    return matrices * sign[:, None, None]
+
+
+def rotated(atoms, rotation):
+    """A copy in another orientation."""
+    rotated = atoms.copy()
+    rotated.set_cell(atoms.cell.array @ rotation)
+    rotated.positions = atoms.positions @ rotation
+    return rotated
+
+
+def expect(holds, message):
+    """Raise, also under ``python -O``."""
+    if not holds:
+        raise AssertionError(message)

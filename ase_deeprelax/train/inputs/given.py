@@ -1,0 +1,52 @@
+"""Unrelaxed structures that come from a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ase import Atoms
+
+from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.train.datamodule import composition
+from ase_deeprelax.train.inputs.series import needs_hubbard
+
+
+@dataclass(frozen=True)
+class Structures:
+    """A numbered series of given structures, such as a generator's.
+
+    Parameters
+    ----------
+    structures : list of Pair
+        Unrelaxed structures, see `datamodule.read_seeds`.
+    elements : collection of int
+        Atomic numbers that the potential knows.
+    name : str
+        Tells this series from others in the same file.
+    excluded : set
+        Compositions to leave out.
+    hubbard : bool
+        Whether to take what `needs_hubbard`, default True.
+    """
+
+    structures: list[Pair]
+    elements: frozenset[int]
+    name: str
+    excluded: frozenset = frozenset()
+    hubbard: bool = True
+
+    def __len__(self):
+        return len(self.structures)
+
+    def __getitem__(self, k):
+        """Id, structure or None, and why there is none or ''."""
+        given = self.structures[k]
+        if composition(given.numbers) in self.excluded:
+            return given.id, None, 'composition excluded'
+        if not self.elements.issuperset(given.numbers.tolist()):
+            return given.id, None, 'element that the potential does not know'
+        if not self.hubbard and needs_hubbard(given.unrelaxed):
+            return given.id, None, 'needs a Hubbard U'
+        return given.id, given.unrelaxed, ''
+
+

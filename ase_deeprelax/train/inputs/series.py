@@ -1,0 +1,125 @@
+"""A numbered series of unrelaxed structures that are made from relaxed ones."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
+
+from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.train.datamodule import composition
+
+# MP and WBM computed oxides and fluorides of these with a Hubbard U: a potential trained
+# without it relaxes them to other volumes than the pairs from DFT have.
+HUBBARD = frozenset({23, 24, 25, 26, 27, 28, 42, 74})
+HUBBARD_ANIONS = frozenset({8, 9})
+# Atoms closer than this share of the sum of their covalent radii are not a structure that
+# anybody relaxes.
+CLOSEST = 0.5
+
+
+@dataclass(frozen=True)
+class Series:
+    """A numbered series of new structures: number ``k`` depends on ``seed`` and ``k`` only.
+
+    Each kind of structure is a subclass that says how one input is made.
+
+    Parameters
+    ----------
+    parents : list of Pair
+        Relaxed structures to start from.
+    elements : collection of int
+        Atomic numbers that may occur.
+    seed : int
+    excluded : set
+        Compositions that must not be made, see `datamodule.composition`; parents of these
+        compositions are not used either.
+    hubbard : bool
+        Whether to make what `needs_hubbard`, default True.
+    recipe : object
+        Settings of the kind.
+
+    Attributes
+    ----------
+    kind : str
+        The kind of structure, as pair files name it.
+    relax_cell : bool or str
+        What of the cell relaxes, see `potentials.batched.relax_batched`.
+    """
+
+    kind: ClassVar[str]
+    relax_cell: ClassVar[bool | str]
+
+    parents: list[Pair]
+    elements: frozenset[int]
+    seed: int = 0
+    excluded: frozenset = frozenset()
+    hubbard: bool = True
+    recipe: Any = field(default=None)
+
+    def __post_init__(self):
+        usable = [p for p in self.parents if self.usable(p)]
+        object.__setattr__(self, 'parents', usable)
+
+    @property
+    def name(self) -> str:
+        """The kind, the seed, and a short hash of the settings and the parents.
+
+        Two series with the same name have the same structure number ``k``.
+        """
+        text = repr((self.recipe, sorted(self.elements), [p.id for p in self.parents]))
+        return f'{self.kind}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+    def __getitem__(self, k: int) -> tuple[str, Atoms | None, str]:
+        """Id of the parent, the new structure or None, and why there is none or ''."""
+        rng = np.random.default_rng((self.seed, k))
+        parent, child = self.make(rng)
+        if child is None:
+            return parent, None, f'no {self.kind} could be made'
+        if composition(child.numbers) in self.excluded:
+            return parent, None, 'composition excluded'
+        if not self.hubbard and needs_hubbard(child):
+            return parent, None, 'needs a Hubbard U'
+        if atoms_overlap(child):
+            return parent, None, 'atoms overlap'
+        return parent, child, ''
+
+    def usable(self, parent: Pair) -> bool:
+        """Whether inputs are made from this parent."""
+        return self.elements.issuperset(parent.numbers.tolist())
+
+    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | None]:
+        """One new structure: the id of its parent, and the structure or None."""
+        raise NotImplementedError
+
+    def draw_parent(self, rng: np.random.Generator) -> Pair | None:
+        """A parent at random; None where its composition is excluded."""
+        parent = self.parents[rng.integers(len(self.parents))]
+        return None if composition(parent.numbers) in self.excluded else parent
+
+
+def needs_hubbard(atoms: Atoms) -> bool:
+    """Whether Materials Project's settings would add a Hubbard U.
+
+    >>> from ase import Atoms
+    >>> needs_hubbard(Atoms('FeO')), needs_hubbard(Atoms('FeS'))
+    (True, False)
+    """
+    present = set(atoms.numbers.tolist())
+    return bool(present & HUBBARD and present & HUBBARD_ANIONS)
+
+
+def atoms_overlap(atoms: Atoms) -> bool:
+    """Whether two atoms are closer than `CLOSEST` times the sum of their covalent radii.
+
+    >>> from ase import Atoms
+    >>> atoms_overlap(Atoms('H2', [[0, 0, 0], [0, 0, 0.2]]))
+    True
+    """
+    cutoffs = CLOSEST * covalent_radii[atoms.numbers]
+    return len(neighbor_list('i', atoms, cutoffs)) > 0
