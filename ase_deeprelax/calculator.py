@@ -33,7 +33,8 @@ class EDGCalculator(Calculator):
 
     Rotations, translations and the periodic images that atoms are written in do not
     change the energy; half a cell away from its predicted place an atom belongs to the next
-    image, and the energy has a kink.
+    image, and the energy has a kink. Bonds between fixed atoms count too, but are as long
+    as the fixed atoms leave them.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ class EDGCalculator(Calculator):
     PredictionError
         The prediction did not pass its checks.
     StructureError
-        On calculation: the atoms are not those of the prediction, are not periodic along
-        all three vectors, or have coordinates that are not finite.
+        On calculation: the atoms are not those of the prediction, are periodic along other
+        vectors, or have coordinates that are not finite.
     ValueError
         A parameter makes no sense.
 
@@ -130,11 +131,6 @@ class EDGCalculator(Calculator):
     def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
         """Fill ``results``; ASE calls it."""
         super().calculate(atoms, properties, system_changes)
-        if not self.atoms.pbc.all():
-            raise StructureError(
-                f'pbc is {self.atoms.pbc.tolist()}: predictions are of crystals; set '
-                'atoms.pbc = True'
-            )
         if self.relaxation is None:
             self._take(relax(self.atoms, model=self._model))
         self._check_same(self.atoms)
@@ -171,6 +167,11 @@ class EDGCalculator(Calculator):
             raise StructureError(
                 f'{len(atoms)} atoms, and a prediction for {len(expected)} '
                 f'({expected.symbols}); {_ANEW}'
+            )
+        if (atoms.pbc != expected.pbc).any():
+            raise StructureError(
+                f'pbc is {atoms.pbc.tolist()}, in the prediction {expected.pbc.tolist()}; '
+                f'{_ANEW}'
             )
         other = np.flatnonzero(atoms.numbers != expected.numbers)
         if len(other):

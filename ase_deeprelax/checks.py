@@ -220,13 +220,9 @@ def _check_cell(atoms):
         remedy = 'set a cell'
         if not atoms.pbc[row]:
             remedy = f'make a box with atoms.center(vacuum=10, axis={row})'
-        raise StructureError(
-            f'cell vector {"abc"[row]} is zero, cell volume 0; {remedy}'
-        )
+        raise StructureError(f'cell vector {"abc"[row]} is zero, cell volume 0; {remedy}')
     if volume <= 1e-12 * lengths.prod():
-        raise StructureError(
-            'cell volume 0: its vectors lie in one plane; set a cell'
-        )
+        raise StructureError('cell volume 0: its vectors lie in one plane; set a cell')
     room = volume / len(atoms)
     if room < SMALLEST_VOLUME:
         raise StructureError(

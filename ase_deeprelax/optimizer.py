@@ -25,12 +25,30 @@ class DeepRelaxOptimizer(Optimizer):
     structure becomes the predicted one once that passed the checks, else an error says
     what is wrong and the atoms stay as they were. ``fmax`` is a force and plays no part;
     the log shows ``dmax``, the largest displacement still to be made, and ``sigma``, both
-    in A. What is frozen by filters and constraints stays so: see `freedom`.
+    in A. What filters and constraints freeze stays so: see `freedom`. Of the cell the same
+    moves in the prediction and the refinement:
+
+    ==================================  ==========================================
+    what is optimized                   what of its cell relaxes
+    ==================================  ==========================================
+    a filter around Atoms               what the filter frees
+    Atoms with ``relax_cell=``          what that says
+    ``DeepRelaxOptimizer(atoms)``,      nothing, as in all of ASE's optimizers
+    with a calculator, no ``refine``
+    else: a crystal                     all of it
+    a layer or slab (vacuum along one   its two lattice vectors; with fixed atoms,
+    vector: ``pbc``, or a wide gap)     nothing
+    a molecule or wire, refined         nothing
+    ==================================  ==========================================
+
+    The vacuum vector of a layer stays in every case, unless the user's own filter moves it
+    in the refinement. The first line of the log says what was decided where it may be
+    unexpected, ``atoms.info['deeprelax_kind']`` in every case.
 
     With a calculator the first step is the prediction, and an ordinary ASE optimizer goes
     on from there to ``fmax``, in the same run, log and trajectory. The prediction is rolled
     back where it raises the energy (``energy_gate``). Where it cannot be made (molecules
-    and slabs, elements that the model has not seen, constraints that it cannot honour), a
+    and wires, elements that the model has not seen, constraints that it cannot honour), a
     warning says so and the relaxation is an ordinary one. Either is told in the log line of
     the step and in ``atoms.info['deeprelax_stage']``. There is one prediction in the life
     of an optimizer; after it, or where the forces are below ``fmax`` from the start, `run`
@@ -64,11 +82,8 @@ class DeepRelaxOptimizer(Optimizer):
     symmetry : 'keep' or 'free'
         Whether the prediction keeps the space group, default 'keep'.
     relax_cell : bool, str or array, optional
-        What of the cell of bare Atoms may change (a filter decides for itself): True,
-        False, 'in-plane', 'hydrostatic' or a mask, as `relax` takes it. Default: all of it
-        (of a layer, its plane), except where Atoms with a calculator are handed over here
-        without ``refine``, which is ASE's usual call and leaves the cell as it is in all of
-        ASE's optimizers, and except for a layer with fixed atoms.
+        What of the cell of bare Atoms may change: True, False, 'in-plane', 'hydrostatic'
+        or a mask, as `relax` takes it. Default: see the table above.
     optimizer : callable
         Class of the refinement's optimizer, or anything that makes one from ``(atoms,
         logfile=None)``, as ``functools.partial(FIRE, dt=0.05)``. Default `ElasticBFGS`.
@@ -118,7 +133,7 @@ class DeepRelaxOptimizer(Optimizer):
         self._model = model
         self._how = {'symmetry': symmetry, 'device': device, 'dtype': dtype}
         self._refine = as_stages(refine)
-        self._relax_cell = relax_cell
+        self._relax_cell = None if relax_cell is None else check_relax_cell(relax_cell)
         self._optimizer = optimizer
         self._energy_gate = energy_gate
         self._ase = {
@@ -169,12 +184,10 @@ class DeepRelaxOptimizer(Optimizer):
 
     def _take(self, atoms):
         unwrap(atoms)
-        if self._relax_cell is not None:
-            check_relax_cell(self._relax_cell)
         if isinstance(atoms, Filter) and self._relax_cell is not None:
             raise ValueError(
-                f'relax_cell={self._relax_cell} beside {type(atoms).__name__}: a filter '
-                'says itself whether the cell relaxes; leave relax_cell out'
+                f'relax_cell={_plain(self._relax_cell)!r} beside {type(atoms).__name__}: a '
+                'filter says itself whether the cell relaxes; leave relax_cell out'
             )
         self._start(atoms)
 
@@ -296,6 +309,8 @@ class DeepRelaxOptimizer(Optimizer):
         name, clock = type(self).__name__, time.strftime('%H:%M:%S')
         if self.nsteps == 0:
             blank = ' ' * len(name)
+            if decision := self._course.target.decision(self._relax_cell):
+                self.logfile.write(f'{decision}\n')
             self.logfile.write(
                 f'{blank}  {"Step":>4} {"Time":>8} {titles[0]:>15}  {titles[1]:>12}\n'
             )
@@ -316,6 +331,7 @@ class DeepRelaxOptimizer(Optimizer):
         return super().todict() | {
             'model': str(model),
             'symmetry': self._how['symmetry'],
+            'relax_cell': _plain(self._relax_cell),
             'refinement': optimizer_name(self._optimizer),
             'stages': [stage.name for stage in self._refine],
         }
@@ -342,8 +358,7 @@ class DeepRelaxOptimizer(Optimizer):
             return self._relax_cell
         atoms = unwrap(self.atoms)
         as_in_ase = not (self._bound_later or self._refine) and has_calculator(atoms)
-        # A wire or a molecule has no cell that could relax.
-        return False if as_in_ase or atoms.pbc.sum() < 2 else None
+        return False if as_in_ase else None
 
     def _predict(self):
         predictor = Predictor(self._model, **self._how)
@@ -375,3 +390,10 @@ class DeepRelaxOptimizer(Optimizer):
 SETTINGS = ('_model', '_how', '_refine', '_relax_cell', '_optimizer', '_energy_gate')
 SETTINGS += ('_ase',)
 BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
+
+
+def _plain(relax_cell):
+    """For a trajectory's header: 'default' where nothing was asked for."""
+    if relax_cell is None:
+        return 'default'
+    return relax_cell.tolist() if isinstance(relax_cell, np.ndarray) else relax_cell

@@ -61,7 +61,9 @@ def layers(draw):
     """Layers along z, real and random ones, with vacuum of some width."""
     if draw(st.booleans()):
         return draw(st.sampled_from(list(real_layers().values())))
-    return random_layer(draw(seeds()), draw(st.integers(1, 12)))
+    layer = random_layer(draw(seeds()), draw(st.integers(1, 12)))
+    layer.info['random'] = True
+    return layer
 
 
 def rewrite(layer, rng, *, vacuum, cells=None, tilt=True, across=False, pbc=True):
@@ -76,7 +78,8 @@ def rewrite(layer, rng, *, vacuum, cells=None, tilt=True, across=False, pbc=True
     tilt : bool
         Lean the vacuum vector over.
     across : bool
-        Put the border of the box into the layer.
+        Put the border of the box into the layer: between any two planes, or, where ``pbc``
+        is False along the vacuum vector, between two that bonds hold together.
     pbc : bool
         Whether pbc is True along the vacuum vector.
     """
@@ -87,11 +90,15 @@ def rewrite(layer, rng, *, vacuum, cells=None, tilt=True, across=False, pbc=True
     if tilt:
         rows[2] += rng.uniform(-1, 1, 2) @ rows[:2]
     positions = layer.positions + rng.uniform(-1, 1, 2) @ rows[:2]
-    start = -rng.uniform(0, thickness) if across else rng.uniform(0.1, vacuum - 0.1)
-    place = (start - heights.min()) / (thickness + vacuum)
-    if rows[2, 2] < 0:
-        place = (-start - heights.max()) / (thickness + vacuum)
-    positions += place * abs(rows[2, 2]) * np.array([0, 0, 1.0])
+    bottom = rng.uniform(0.1, vacuum - 0.1) + min(rows[2, 2], 0.0)
+    if across:
+        planes = np.unique(heights - heights.min())
+        gaps = np.flatnonzero(np.diff(planes) < (np.inf if pbc else 2.6))
+        bottom = 0.0
+        if len(gaps):
+            k = rng.choice(gaps)
+            bottom = -rng.uniform(planes[k], planes[k + 1])
+    positions[:, 2] += bottom - heights.min()
     along = rng.integers(-3, 4, (len(layer), 3)) if pbc else 0
     if cells is not None:
         block = np.eye(3, dtype=int)
@@ -125,17 +132,19 @@ def plane_part(cells):
 
 
 @st.composite
-def written_layers(draw, *, pbc=None, least=7.5, most=57.0):
+def written_layers(draw):
     """A layer along z, and the same layer written down in some other way."""
     layer = draw(layers())
-    rng = np.random.default_rng(draw(seeds()))
+    pbc = draw(st.booleans())
+    # Bonds need not hold random layers together, which pbc False asks for.
+    may_cut = pbc or not layer.info.get('random')
     other = rewrite(
         layer,
-        rng,
-        vacuum=draw(st.floats(least, most)),
+        np.random.default_rng(draw(seeds())),
+        vacuum=draw(st.floats(7.5, 57.0)),
         cells=draw(st.none() | unimodular()),
         tilt=draw(st.booleans()),
-        across=draw(st.booleans()),
-        pbc=draw(st.booleans()) if pbc is None else pbc,
+        across=may_cut and draw(st.booleans()),
+        pbc=pbc,
     )
     return layer, other

@@ -1,15 +1,18 @@
 """BFGS that begins with the stiffness of a solid."""
 
+import itertools
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter, UnitCellFilter
 from ase.optimize import BFGS
 
 from ase_deeprelax import ElasticBFGS
+from ase_deeprelax.freedom import free_cell
 
 STRAIN = np.array([[1.05, 0.02, 0.0], [0.02, 0.97, 0.01], [0.0, 0.01, 1.06]])
 
@@ -87,6 +90,49 @@ def test_it_needs_less_than_half_the_calls_of_bfgs():
 
     total = {kind: sum(steps(kind, k) for k in range(6)) for kind in (BFGS, ElasticBFGS)}
     assert total[ElasticBFGS] < 0.5 * total[BFGS]
+
+
+def layer_steps(vacuum, kind, filtered):
+    """Steps that strained films of one to five planes need to relax in their plane."""
+    total = 0
+    for planes, seed in itertools.product((1, 3, 5), (0, 1)):
+        atoms = fcc111('Cu', (1, 2, planes), a=3.75, vacuum=vacuum / 2)
+        atoms.symbols[0] = 'Au'
+        atoms.pbc = True
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        optimizer = kind(filtered(atoms), logfile=None)
+        assert optimizer.run(fmax=0.02, steps=200)
+        total += optimizer.nsteps
+    return total
+
+
+def test_the_vacuum_beside_a_layer_costs_no_steps():
+    """Its stiffness is that of the layer, however much vacuum the box holds."""
+    plane = partial(FrechetCellFilter, mask=[1, 1, 0, 0, 0, 1])
+    ours, theirs, plain = (
+        [layer_steps(vacuum, kind, made) for vacuum in (15, 40)]
+        for kind, made in ((ElasticBFGS, free_cell), (ElasticBFGS, plane), (BFGS, plane))
+    )
+    assert ours[0] == ours[1]
+    assert ours[0] <= 1.05 * theirs[0]
+    assert ours[1] <= 0.95 * theirs[1]
+    assert ours[1] < 0.6 * plain[1]
+
+
+@pytest.mark.parametrize('relax_cell', ['in-plane', 'hydrostatic', [1, 0, 1, 0, 1, 0]])
+def test_a_partly_held_cell_takes_about_as_many_steps_as_a_free_one(relax_cell):
+    def steps(filtered, seed):
+        atoms = crystal(seed)
+        optimizer = ElasticBFGS(filtered(atoms), logfile=None)
+        assert optimizer.run(fmax=0.02, steps=100)
+        return optimizer.nsteps
+
+    held = partial(free_cell, relax_cell=relax_cell)
+    ours, free = (
+        sum(steps(made, k) for k in range(6)) for made in (held, FrechetCellFilter)
+    )
+    assert ours <= 1.2 * free
 
 
 def test_a_molecule_relaxes_as_with_bfgs():

@@ -2,14 +2,16 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111, mx2
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixInternals
+from ase.filters import FrechetCellFilter
 from ase.io import read, write
 
 from ase_deeprelax import keys
 from ase_deeprelax.errors import (
+    DeepRelaxWarning,
     DeviceError,
     ModelError,
     PredictionError,
@@ -48,6 +50,67 @@ def unchanged(result, atoms):
 
 def overlapping():
     return Atoms('TiO', [[0, 0, 0], [0, 0, 0.01]], cell=4 * np.eye(3), pbc=True)
+
+
+# --- what may move ---------------------------------------------------------------------
+
+
+def test_a_layer_keeps_its_vacuum_and_says_what_it_is(model):
+    for pbc in (True, (True, True, False)):
+        layer = mx2('MoS2', vacuum=9)
+        layer.pbc = pbc
+        result = relax(layer, model)
+        assert result.kind == result.atoms.info[keys.KIND] == 'layer'
+        assert np.array_equal(result.atoms.cell.array[2], layer.cell.array[2])
+        assert not np.allclose(result.atoms.cell.array[:2], layer.cell.array[:2])
+        cell = layer.cell.array @ result.deformation
+        positions = (layer.positions + result.displacement) @ result.deformation
+        assert np.allclose(result.atoms.cell.array, cell, atol=1e-12)
+        assert np.allclose(result.atoms.positions, positions, atol=1e-12)
+
+
+def test_slabs_with_fixed_atoms_keep_their_cell(model):
+    slab = fcc111('Al', (2, 1, 4), vacuum=8)
+    slab.rattle(0.1, seed=0)
+    fixed = slab.positions[:, 2] < slab.positions[:, 2].mean()
+    slab.set_constraint(FixAtoms(mask=fixed))
+    result = relax(slab, model)
+    assert result.kind == 'layer, cell held'
+    assert np.array_equal(result.atoms.cell.array, slab.cell.array)
+    assert np.array_equal(result.atoms.positions[fixed], slab.positions[fixed])
+    assert not np.allclose(result.atoms.positions[~fixed], slab.positions[~fixed])
+    free = relax(slab, model, relax_cell=True)
+    assert free.kind == 'layer'
+    before, after = slab.get_scaled_positions(), free.atoms.get_scaled_positions()
+    assert np.allclose(before[fixed][:, :2], after[fixed][:, :2])
+    assert not np.allclose(free.atoms.cell.array, slab.cell.array)
+
+
+def test_a_filter_says_what_may_move(model, crystals):
+    atoms = crystals[2].copy()
+    target = FrechetCellFilter(atoms, mask=[1, 1, 0, 0, 0, 1])
+    result = relax(target, model)
+    assert np.allclose(result.atoms.cell.array[:, 2], atoms.cell.array[:, 2])
+    assert not np.allclose(result.atoms.cell.array, atoms.cell.array)
+    assert atoms == crystals[2]
+
+
+def test_what_the_model_has_not_learned_is_flagged(model, crystals):
+    atoms = crystals[1]
+    assert not relax(atoms, model).ood
+    with pytest.warns(DeepRelaxWarning, match='not trained on: held cell'):
+        assert 'held cell' in relax(atoms, model, relax_cell=False).ood
+    with pytest.warns(DeepRelaxWarning, match='layer'):
+        assert 'layer' in relax(mx2('MoS2', vacuum=9), model).ood
+    model = awaken(create_model('paegnn', hidden=16, layers=2), scale=0.3)
+    model.card = {'learned': ['bulk', 'held cell']}
+    assert not relax(atoms, model, relax_cell=False).ood
+
+
+@pytest.mark.parametrize('wrong', ['plane', [1, 1, 0], np.ones((2, 2)), 3])
+def test_a_freedom_that_is_not_understood_is_refused(model, crystals, wrong):
+    with pytest.raises(ValueError, match=r'(?s)relax_cell is .* must be True, False'):
+        relax(crystals[0], model, relax_cell=wrong)
 
 
 # --- what goes in and comes out ------------------------------------------------------
@@ -270,7 +333,7 @@ def test_bad_structure_raises_alone_and_is_kept_in_a_list(model, crystals):
 
 
 def test_structure_without_neighbours_is_refused(model):
-    atoms = Atoms('He', cell=[9, 9, 9], pbc=True)
+    atoms = Atoms('He', cell=[6.5, 6.5, 6.5], pbc=True)
     with pytest.raises(StructureError, match='no neighbour within'):
         relax(atoms, model)
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import spglib
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ase_deeprelax.data.motion import in_plane_strains, strain_projection
+from ase_deeprelax.data.vacuum import find_layer
 from ase_deeprelax.symmetry import find_symmetry, spacegroup_number
 from tests.strategies import crystals, disguise, orthogonal, prototypes, quick
 
@@ -289,3 +291,47 @@ def test_real_crystals_agree_with_spglib():
     # at the tolerance's edge the two may judge differently
     assert differ <= 0.01 * len(records)
     assert kept >= 0.99 * len(records)
+
+
+# --- layers, fixed atoms, held strains -------------------------------------------------
+
+
+def test_a_fixed_bottom_takes_operations_away():
+    slab = fcc111('Al', (1, 1, 4), vacuum=8, periodic=True)
+    layer = find_layer(slab)
+    labels = (slab.positions[:, 2] < slab.positions[:, 2].mean()).astype(int)
+    whole = find_symmetry(slab, layer=layer).rotations
+    tagged = find_symmetry(slab, labels=labels, layer=layer).rotations
+    assert len(whole) == 12  # D3d
+    assert len(tagged) == 6  # C3v: nothing turns the slab over
+    np.testing.assert_allclose(tagged @ layer.normal, np.tile(layer.normal, (6, 1)))
+
+
+@pytest.mark.parametrize('height', [2.9, 15.0, 60.0])
+def test_the_group_of_a_layer_does_not_know_the_box(height):
+    """In a box as high as its lattice vectors are long, a square layer is no cube."""
+    square = Atoms('Cu', cell=[2.9, 2.9, height], pbc=(True, True, False))
+    found = find_symmetry(square, layer=find_layer(square))
+    assert len(found.rotations) == 16
+    s, _ = found.project(np.diag([1.1, 1.1, 0.9]), np.zeros((1, 3)))
+    np.testing.assert_allclose(s, np.diag([1.1, 1.1, 0.9]), atol=1e-12)
+
+
+def test_displacements_beside_fixed_atoms_keep_their_drift():
+    nacl = bulk('NaCl', 'rocksalt', a=5.6)
+    nacl.positions += [0.1, 0.0, 0.0] * np.array([[0], [1]])
+    moves = np.array([[0, 0, 0], [0.1, 0.0, 0.0]])
+    _, free = find_symmetry(nacl).project(np.eye(3), moves)
+    _, held = find_symmetry(nacl, labels=np.array([1, 0])).project(np.eye(3), moves)
+    np.testing.assert_allclose(free, moves - moves.mean(0), atol=1e-12)
+    np.testing.assert_allclose(held, moves, atol=1e-12)
+
+
+def test_operations_that_turn_free_strains_into_held_ones_are_left_out():
+    cubic = find_symmetry(bulk('Cu'))
+    plane = strain_projection(in_plane_strains(np.array([0, 0, 1.0]), thickness=False))
+    assert len(cubic.keeping(np.eye(6)).rotations) == 48
+    assert len(cubic.keeping(np.zeros((6, 6))).rotations) == 48
+    assert len(cubic.keeping(plane).rotations) == 16
+    s, _ = cubic.keeping(plane).project(np.diag([1.1, 1.1, 1.0]), np.zeros((1, 3)))
+    np.testing.assert_allclose(s, np.diag([1.1, 1.1, 1.0]), atol=1e-12)

@@ -33,6 +33,34 @@ INTERRUPTED = 130  # as shells say it
 
 ModelOption = Annotated[str, typer.Option(help='Name of a shipped model, or a folder.')]
 DeviceOption = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...')]
+CellOption = Annotated[
+    str,
+    typer.Option(
+        metavar='free|fixed|in-plane|hydrostatic|MASK',
+        help='What of the cells relaxes. free: all of it, of a layer its plane, of a layer '
+        'with fixed atoms nothing. MASK: six 0 or 1 with commas between, for the strains '
+        'xx,yy,zz,yz,xz,xy.',
+    ),
+]
+
+
+def relax_cell_of(cell: str) -> 'bool | str | list[bool] | None':
+    """What ``--cell`` says, as ``relax_cell`` of `relax`; ``BadParameter`` for nonsense.
+
+    >>> relax_cell_of('fixed'), relax_cell_of('1,1,0,0,0,1')
+    (False, [True, True, False, False, False, True])
+    """
+    words = {'free': None, 'fixed': False}
+    words |= {word: word for word in ('in-plane', 'hydrostatic')}
+    if cell in words:
+        return words[cell]
+    entries = [entry.strip() for entry in cell.split(',')]
+    if len(entries) == 6 and set(entries) <= {'0', '1'}:
+        return [entry == '1' for entry in entries]
+    raise typer.BadParameter(
+        f'--cell {cell}: it must be free, fixed, in-plane, hydrostatic, or six 0 or 1 with '
+        'commas between, for the strains xx,yy,zz,yz,xz,xy'
+    )
 
 
 def main():

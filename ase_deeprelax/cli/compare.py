@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import ModelOption, write_json
+from ase_deeprelax.cli.app import CellOption, ModelOption, relax_cell_of, write_json
 
 PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
 
@@ -27,6 +27,7 @@ def compare(
         str, typer.Option(help="ASE's optimizers by name, with commas between.")
     ] = 'FIRE,BFGS,ElasticBFGS',
     model: ModelOption = 'default',
+    cell: CellOption = 'free',
     fmax: Annotated[
         float, typer.Option(min=0, help='Largest force to stop at, eV/A.')
     ] = 0.05,
@@ -56,8 +57,9 @@ def compare(
 ):
     """Relax STRUCTURES from where they are and from their prediction, and compare.
 
-    Each goes down with each calculator and optimizer, cell included. Failed and unconverged
-    runs are counted apart and enter no median.
+    Each goes down with each calculator and optimizer, cell included unless --cell says
+    otherwise; the vacuum of layers and slabs stays, and constraints are honoured. Failed
+    and unconverged runs are counted apart and enter no median.
     """
     from ase_deeprelax.compare.harmonic import load_phonopy
     from ase_deeprelax.compare.phonons import compare_phonons
@@ -71,6 +73,7 @@ def compare(
         need_matplotlib()  # said now rather than after hours of work
     if phonons:
         load_phonopy()
+    relax_cell = relax_cell_of(cell)
     found = _structures(files)
     ids = [id for id, _ in found]
     if twice := {id for id in ids if ids.count(id) > 1}:
@@ -84,6 +87,7 @@ def compare(
         model=model,
         fmax=fmax,
         steps=steps,
+        relax_cell=relax_cell,
         batched=batched,
         out=out,
         device=device,
@@ -94,11 +98,23 @@ def compare(
             result, potentials, out=out, device=device, progress=True
         )
     typer.echo(table(result))
+    for line in _kinds(result):
+        typer.echo(line)
     write_json(json_file, result)
     if html_file is not None:
         from ase_deeprelax.report.html import write_report
 
         write_report(html_file, result)
+
+
+def _kinds(result):
+    """Lines on structures that are no crystals with a free cell, by kind."""
+    named = {}
+    for row in result['structures']:
+        named.setdefault(row['kind'], []).append(row['id'])
+    for kind, ids in named.items():
+        if kind not in ('bulk', ''):
+            yield f'{kind}: {", ".join(ids)}'
 
 
 def _structures(files):

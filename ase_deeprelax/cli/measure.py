@@ -78,11 +78,13 @@ def evaluate(
     if html_file is not None:
         from ase_deeprelax.report.drawing import need_matplotlib
 
-        need_matplotlib()  # said now rather than after hours of work
+        need_matplotlib()  # in_split now rather than after hours of work
     if not models and not potentials:
         models = ['default']
+    in_split = f', split {split}' if split else ''
     rivals = _rivals(models or (), potentials or (), device)
-    chosen = spread(_of_sources(read_pairs(pairs, split), sources, pairs), limit)
+    chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')
+    chosen = spread(chosen, limit)
     result = evaluate_all(chosen, rivals, progress=True)
     typer.echo(table(result, markdown=markdown))
     write_json(json_file, result, indent=2)
@@ -93,7 +95,7 @@ def evaluate(
         write_report(html_file, evaluation=result, relaxations=worst)
 
 
-def _of_sources(pairs: list['Pair'], sources: list[str] | None, path: Path) -> list['Pair']:
+def _of_sources(pairs: list['Pair'], sources: list[str] | None, where: str) -> list['Pair']:
     """The pairs of these collections; all of them without any."""
     from ase_deeprelax.errors import PairFileError
 
@@ -104,8 +106,7 @@ def _of_sources(pairs: list['Pair'], sources: list[str] | None, path: Path) -> l
         if source not in there:
             known = ', '.join(map(repr, sorted(filter(None, there)))) or 'none'
             raise PairFileError(
-                f'{path}: holds no pair of src {source!r}, with the split asked for; '
-                f'there are: {known}'
+                f'{where}: holds no pair of src {source!r}; there are: {known}'
             )
     return [pair for pair in pairs if pair.src in sources]
 

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from ase_deeprelax import keys
 from ase_deeprelax._version import __version__
-from ase_deeprelax.compare.descent import filter_for
 from ase_deeprelax.compare.journal import Journal
 from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
 from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.refine.target import find_target
 
 # A line per stage, in the info of what is written.
 STAGES = f'{keys.PREFIX}stages'
@@ -36,7 +36,7 @@ class Refiner:
         Class of an ASE optimizer.
     fmax : float, eV/A
     how : dict
-        ``model, symmetry, device``, as `DeepRelaxOptimizer` takes them.
+        ``model, symmetry, device, relax_cell``, as `DeepRelaxOptimizer` takes them.
     asked : list
         What else tells an answer from others.
     """
@@ -51,7 +51,8 @@ class Refiner:
     def key(self, name, atoms):
         """By what an answer is known: a file may have changed, and what is asked for."""
         held = [constraint.todict() for constraint in atoms.constraints]
-        digest = hashlib.sha256(repr((__version__, self.asked, held)).encode())
+        asked = self.asked, self.how['relax_cell']
+        digest = hashlib.sha256(repr((__version__, asked, held)).encode())
         for part in (atoms.numbers, atoms.pbc, atoms.cell.array, atoms.positions):
             digest.update(part.tobytes())
         return name, digest.hexdigest()
@@ -76,7 +77,7 @@ class Refiner:
         """
         begun, given, atoms, problem = perf_counter(), atoms, atoms.copy(), ''
         optimizer = DeepRelaxOptimizer(
-            filter_for(self.optimizer)(atoms) if atoms.pbc.all() else atoms,
+            atoms,
             logfile=None,
             refine=self.stages,
             optimizer=self.optimizer,
@@ -93,6 +94,8 @@ class Refiner:
         records = optimizer.stages
         if not problem and atoms == given and not any(r.converged for r in records):
             problem = '; '.join(_problems(records))
+        if not problem and keys.KIND not in atoms.info:  # nothing had to be moved
+            atoms.info[keys.KIND] = find_target(atoms, self.how['relax_cell']).kind
         known = [record for record in records if record.energy_after is not None]
         info = {k: v for k, v in atoms.info.items() if k.startswith(keys.PREFIX)}
         sigma = atoms.arrays.get(keys.SIGMA)

@@ -12,7 +12,14 @@ import typer
 from ase import Atoms
 
 from ase_deeprelax import keys
-from ase_deeprelax.cli.app import INTERRUPTED, DeviceOption, ModelOption, write_json
+from ase_deeprelax.cli.app import (
+    INTERRUPTED,
+    CellOption,
+    DeviceOption,
+    ModelOption,
+    relax_cell_of,
+    write_json,
+)
 from ase_deeprelax.compare.table import as_text
 
 # Of a refinement, where nothing else is asked for.
@@ -40,6 +47,7 @@ def relax(
     symmetry: Annotated[
         Symmetry, typer.Option(help='keep the space group of each input, or let it go.')
     ] = Symmetry.KEEP,
+    cell: CellOption = 'free',
     refine: Annotated[
         str | None,
         typer.Option(
@@ -64,6 +72,9 @@ def relax(
 ):
     """Relax all structures of FILES in one shot, and refine them if asked.
 
+    Crystals, and layers or slabs, whose vacuum stays; constraints in the files are
+    honoured. Last in the table stands what is no crystal with a free cell.
+
     CIF cannot hold the uncertainties; extxyz keeps them per structure and per atom. What
     cannot be read or relaxed is reported, the others go on, and the exit code is 1; it is
     also 1 where a potential failed (the structure is then the best one before) or the last
@@ -75,16 +86,18 @@ def relax(
     chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer}
     if refine is None and chosen != {'fmax': FMAX, 'steps': STEPS, 'optimizer': OPTIMIZER}:
         raise typer.BadParameter('--fmax, --steps and --optimizer need --refine')
+    relax_cell = relax_cell_of(cell)
     places = _places(files)
     targets = _targets(places, out)
     frames, problems = _read(places)
     _check_format(out, len(frames))
     predictor = Predictor(model, device=device, symmetry=symmetry)
     if refine is None:
-        answers = _predicted(predictor, [atoms for *_, atoms in frames])
+        answers = _predicted(predictor, [atoms for *_, atoms in frames], relax_cell)
     else:
         named = [(f'{places[file]}{frame}', atoms) for file, frame, atoms in frames]
-        answers = _refined(named, out, refine, predictor, model, **chosen)
+        how = {'model': model, 'relax_cell': relax_cell}
+        answers = _refined(named, out, refine, predictor, how, **chosen)
     left = Counter(file for file, *_ in frames)
     rows, structures, n_files = [], [], 0
     try:
@@ -131,12 +144,14 @@ class Answer:
     problems: list
 
 
-def _predicted(predictor, structures):
+def _predicted(predictor, structures, relax_cell):
     """Answers in one shot."""
     with warnings.catch_warnings():
         # Said in the table, for each structure.
         warnings.filterwarnings('ignore', '.*outside the training range')
-        results = predictor.relax(structures, progress=bool(structures))
+        results = predictor.relax(
+            structures, relax_cell=relax_cell, progress=bool(structures)
+        )
     for result in results:
         atoms = result.atoms if result.ok else None
         row = _row(result.initial, atoms, result.problem)
@@ -144,7 +159,7 @@ def _predicted(predictor, structures):
         yield Answer(atoms, row, [result.problem] if result.problem else [])
 
 
-def _refined(frames, out, refine, predictor, model, *, fmax, steps, optimizer):
+def _refined(frames, out, refine, predictor, how, *, fmax, steps, optimizer):
     """Answers of predictor and potentials, each as soon as it is there."""
     from ase_deeprelax.cli.refine import SAID, Refiner, put, refine_all
     from ase_deeprelax.compare.descent import optimizer_class
@@ -157,7 +172,7 @@ def _refined(frames, out, refine, predictor, model, *, fmax, steps, optimizer):
         [Stage(get_calculator(name, device=device), steps=steps) for name in names],
         optimizer_class(optimizer),
         fmax,
-        {'model': model, 'symmetry': symmetry, 'device': device},
+        {**how, 'symmetry': symmetry, 'device': device},
         asked=[predictor.sha256, symmetry, refine, optimizer, fmax, steps],
     )
     answers = refine_all(frames, refiner, out, progress=bool(frames))
@@ -259,6 +274,7 @@ def _row(initial, atoms, problem):
         'n_atoms': len(initial),
         'ok': atoms is not None,
         'problem': problem,
+        'kind': info.get(keys.KIND, ''),
         'ood': info.get(keys.OOD, ''),
         'volume_before': float(initial.cell.volume),
         'volume': None if atoms is None else float(atoms.cell.volume),
@@ -281,7 +297,9 @@ def _table(rows):
             cells += [_cell(row['seconds'], '.1f'), row['way']]
         else:
             cells.append(_cell(1e3 * row['seconds'], '.0f'))
-        table.append([*cells, f'! {row["ood"]}' if row['ood'] else ''])
+        notes = [] if row['kind'] == 'bulk' else [row['kind']]
+        notes += [f'! {row["ood"]}'] if row['ood'] else []
+        table.append([*cells, ' '.join(notes)])
     return as_text([*titles, ''], table, left=2)
 
 

@@ -1,15 +1,21 @@
 """``deeprelax train | label``: models from pairs, and pairs from a potential."""
 
+import gzip
 import logging
 import math
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ase_deeprelax.cli.app import INTERRUPTED, DeviceOption, pip_line
 from ase_deeprelax.errors import MissingDependencyError, PairFileError
+
+# Larger seeds are not read.
+PARENT_ATOMS = 20
+# Potentials whose usual weights were trained on energies with a Hubbard U.
+WITH_HUBBARD = frozenset({'chgnet', 'mace', 'orb', 'sevennet'})
 
 
 def train(
@@ -40,12 +46,28 @@ def label(
     potential: Annotated[
         str, typer.Option(help='NAME or NAME:WEIGHTS: tensornet, chgnet, sevennet, ...')
     ],
+    kind: Annotated[
+        Literal['bulk', 'fixed-cell', 'monolayer', 'slab', 'defect'],
+        typer.Option(
+            help='Structures to make. bulk: elements exchanged, atoms and cell relax. '
+            'fixed-cell: elements exchanged, only the atoms relax. monolayer: elements '
+            'exchanged, atoms and cell relax in the plane. slab: surfaces of crystals and '
+            'of random alloys, most with an adsorbate and a fixed lower half, in a held '
+            'cell. defect: point defects in supercells, in a held cell.'
+        ),
+    ] = 'bulk',
     seeds: Annotated[
         list[Path] | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help='Relaxed structures (.jsonl.gz) to substitute elements in; repeatable.',
+            help='Relaxed structures (.jsonl.gz) to make inputs from; repeatable.',
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Use only the seeds of this collection (their 'src'); repeatable."
         ),
     ] = None,
     given: Annotated[
@@ -53,14 +75,17 @@ def label(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help='Or: unrelaxed structures (.jsonl.gz) to relax as they are.',
+            help='Instead of --seeds: unrelaxed structures, or pairs, (.jsonl or .jsonl.gz) '
+            'to relax as they are.',
         ),
     ] = None,
     count: Annotated[
         int | None,
         typer.Option(min=1, help='How many inputs; needed with --seeds.'),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help='Of the substitutions.')] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help='Of the random numbers that make inputs.')
+    ] = 0,
     exclude: Annotated[
         list[Path] | None,
         typer.Option(
@@ -68,17 +93,26 @@ def label(
         ),
     ] = None,
     hubbard: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             help='Make oxides and fluorides that the Materials Project computes with a '
-            'Hubbard U, which most potentials do not know.'
+            'Hubbard U. Default: only with potentials that were trained on such energies.'
         ),
-    ] = True,
+    ] = None,
     start: Annotated[
-        str, typer.Option(help='Model whose prediction relaxations start at, or none.')
+        str,
+        typer.Option(
+            help="Model at whose predictions relaxations start, or 'none'. A model that "
+            'was not trained on the kind is not used.'
+        ),
     ] = 'default',
     fmax: Annotated[float, typer.Option(min=0, help='eV/A, on atoms and cell.')] = 0.05,
-    steps: Annotated[int, typer.Option(min=1, help='At most so many for each.')] = 45,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help='Limit for each relaxation; default 45 for bulk, 120 for others.'
+        ),
+    ] = None,
     batch_atoms: Annotated[
         int, typer.Option(min=1, help='Atoms that go through the potential together.')
     ] = 160,
@@ -89,15 +123,15 @@ def label(
 ):
     """Make training pairs: relax new structures with a potential.
 
-    Interrupted, the same command goes on where it stopped. Inputs that came to nothing go
-    into OUT with the suffix .failed.jsonl, each with its reason.
+    If it is interrupted, the same command goes on where it stopped. Inputs that failed are
+    listed with the reason in OUT with the suffix .failed.jsonl.
     """
     if out.suffix != '.jsonl':
         raise typer.BadParameter(f'OUT is {out}; it must end in .jsonl')
     if bool(seeds) == bool(given):
         raise typer.BadParameter('give either --seeds or --given')
     if seeds and count is None:
-        raise typer.BadParameter('--seeds needs --count: substitutions never end')
+        raise typer.BadParameter('--seeds needs --count: there is no end of inputs')
     with _training_tools():
         from ase_deeprelax.train.label import label as run
     from ase_deeprelax.infer import resolve_device
@@ -107,12 +141,15 @@ def label(
     calculator = get_calculator(potential, device=str(resolve_device(device)))
     # A potential that does not say what it knows refuses nothing.
     elements = frozenset(calculator.elements or range(1, 119))
+    if hubbard is None:
+        hubbard = _knows_hubbard(potential)
     settings = {'excluded': _compositions(exclude or ()), 'hubbard': hubbard}
     if given:
-        series = _structures(given, elements, settings)
+        series = _structures(given, elements, {'kind': kind, **settings})
         count = min(count or len(series), len(series))
     else:
-        series = _substitutions(seeds, elements, {'seed': seed, **settings})
+        settings['seed'] = seed
+        series = _made_from(seeds, source, kind, elements, settings)
     try:
         with _log_on_stderr():
             counts = run(
@@ -129,32 +166,52 @@ def label(
         typer.echo('interrupted; the same command goes on from here', err=True)
         raise typer.Exit(INTERRUPTED) from error
     pairs, failed = counts['pairs'], counts['failed']
-    typer.echo(f'{series.name}: {pairs} pairs in {out}, {failed} inputs came to nothing')
+    typer.echo(f'{series.name}: {pairs} pairs in {out}, {failed} inputs failed')
 
 
 def _structures(file, elements, settings):
-    """The series of given structures, of any size."""
+    """The series of given structures, of any size; of pairs, the unrelaxed ones."""
+    from ase_deeprelax.data.pairs import read_pairs
     from ase_deeprelax.train.datamodule import read_seeds
     from ase_deeprelax.train.inputs import Structures
 
     name = file.name.removesuffix('.gz').removesuffix('.jsonl')
-    return Structures(read_seeds(file, (), math.inf), elements, name, **settings)
+    opener = gzip.open if file.suffix == '.gz' else open
+    with opener(file, 'rb') as lines:
+        pairs = b'"cell0"' in lines.readline()
+    structures = read_pairs(file) if pairs else read_seeds(file, (), math.inf)
+    return Structures(structures, elements, name, **settings)
 
 
-def _substitutions(files, elements, settings):
-    """The series of substitutions in seeds."""
+def _made_from(files, sources, kind, elements, settings):
+    """The series of structures of a kind that are made from seeds."""
     from ase_deeprelax.train.datamodule import read_seeds
-    from ase_deeprelax.train.inputs import Recipe, Substitutions
+    from ase_deeprelax.train.inputs import SERIES
 
-    limit = Recipe.max_atoms
-    parents = [parent for file in files for parent in read_seeds(file, (), limit)]
-    series = Substitutions(parents, elements, **settings)
+    parents = [parent for file in files for parent in read_seeds(file, (), PARENT_ATOMS)]
+    if sources:
+        parents = [parent for parent in parents if parent.src in sources]
+    series = SERIES[kind](parents, elements, **settings)
     if not series.parents:
+        of = f' of the collection {" or ".join(sources)}' if sources else ''
         raise PairFileError(
-            f'{", ".join(map(str, files))}: no structure of at most {limit} atoms and of '
-            'elements that the potential knows; give other seeds'
+            f'{", ".join(map(str, files))}: no structure{of} with at most {PARENT_ATOMS} '
+            f'atoms, and of elements that the potential knows, to make a {kind} from; give '
+            'other seeds'
         )
     return series
+
+
+def _knows_hubbard(potential):
+    """Whether the energies that a potential was trained on had a Hubbard U.
+
+    Its name says so: the Materials Project's trajectories, and what was made to go with
+    them, have a U; MatPES and r2SCAN have none.
+    """
+    name, _, weights = potential.lower().partition(':')
+    if 'matpes' in weights or 'r2scan' in weights:
+        return False
+    return name in WITH_HUBBARD or 'm3gnet-mp' in weights
 
 
 def _compositions(files):

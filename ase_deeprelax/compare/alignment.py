@@ -60,31 +60,29 @@ class Alignment:
     """
 
     def __init__(self, pair: Pair) -> None:
-        if sum(pair.pbc) < 2:
-            raise PairFileError(
-                f'pair {pair.id!r}: pbc is {list(pair.pbc)}; pairs of crystals (pbc true '
-                'along all vectors) and layers (along two) can be compared, not those of '
-                'wires, molecules or clusters'
-            )
+        check_periodicity(pair)
         self.periodic = np.array(pair.pbc, dtype=bool)
         self._anchor = np.ones(len(pair), dtype=bool) if pair.fixed is None else pair.fixed
         self._any_fixed = pair.fixed is not None
         self.cell0, self.frac0 = pair.cell0, pair.frac0
         self.cell1, self.frac1 = pair.cell1, pair.frac1
         if not self.periodic.all():
-            self._vacuum = int(np.flatnonzero(~self.periodic)[0])
-            self._turns = _turns(pair)
-            self.cell0, self.frac0 = self.box(pair.frac0 @ pair.cell0, pair.cell0)
-            self.cell1, self.frac1 = self.box(pair.frac1 @ pair.cell1, pair.cell1)
+            self._turns, self._has_vacuum = _turns(pair.unrelaxed, self.periodic)
+            self.cell0, self.frac0 = self.box(pair.unrelaxed)
+            cell1, self.frac1 = self.box(pair.relaxed)
+            # The relaxed cell is turned so that it is a pure stretch of the unrelaxed one,
+            # whatever the vacuum vectors are.
+            self.cell1 = self.cell0 @ polar(np.linalg.solve(self.cell0, cell1))[0]
 
-    def box(self, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def box(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
         """Cell and fractional coordinates that a structure is compared in.
 
         Parameters
         ----------
-        positions : (n_atoms, 3), A
-            Of a layer: in the images of the pair along the vacuum vector.
-        cell : (3, 3), A
+        atoms : ase.Atoms
+            Atoms and lattice vectors in the order of the pair. Where the box of a layer
+            ends with the layer, its atoms are in the images of the pair across it: they
+            cannot be told from displacements there.
 
         Returns
         -------
@@ -92,12 +90,16 @@ class Alignment:
             Of a layer: with a vector of `TALL` along the normal for the vacuum vector.
         frac : (n_atoms, 3)
         """
+        cell, positions = atoms.cell.array.copy(), atoms.positions
         if not self.periodic.all():
-            k = self._vacuum
-            positions = positions + self._turns[:, None] * cell[k]
+            turns = self._turns
+            if self._has_vacuum:
+                own_turns, has_vacuum = _turns(atoms, self.periodic)
+                turns = own_turns if has_vacuum else turns
+            [k] = np.flatnonzero(~self.periodic)
+            positions = positions + turns[:, None] * cell[k]
             normal = np.cross(cell[k - 2], cell[k - 1])
             normal *= np.sign(normal @ cell[k]) / np.linalg.norm(normal)
-            cell = cell.copy()
             cell[k] = TALL * normal
         return cell, np.linalg.solve(cell.T, positions.T).T
 
@@ -117,7 +119,7 @@ class Alignment:
             In the image nearest ``frac1``; without rigid drift, or relative to the fixed
             atoms where there are any.
         """
-        cell, frac = self.box(atoms.positions, atoms.cell.array)
+        cell, frac = self.box(atoms)
         stretch, _ = polar(np.linalg.solve(self.cell1, cell))
         shift = frac - self.frac1
         if self._any_fixed:
@@ -170,14 +172,36 @@ class Alignment:
         initial = result.initial
         turns = np.floor(initial.positions @ np.linalg.inv(initial.cell.array))
         if not self.periodic.all():
-            turns[:, self._vacuum] += self._turns
+            turns[:, ~self.periodic] += self._turns[:, None]
         i, j = result.bonds.T
         return i, j, result.bond_offsets - turns[j] + turns[i]
 
 
-def _turns(pair: Pair) -> np.ndarray:
-    """(n_atoms,): vacuum vectors to add, so that a layer is in one piece."""
+def check_periodicity(pair: Pair) -> None:
+    """Refuse a pair that is neither of crystals nor of layers with a PairFileError.
+
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.data.pair import make_pair
+    >>> check_periodicity(make_pair('Cu', bulk('Cu'), bulk('Cu')))
+    """
+    if sum(pair.pbc) < 2:
+        raise PairFileError(
+            f'pair {pair.id!r}: pbc is {list(pair.pbc)}; pairs of crystals (pbc true along '
+            'all vectors) and of layers (along two) can be compared, not those of wires, '
+            'molecules or clusters'
+        )
+
+
+def _turns(atoms: Atoms, periodic: np.ndarray) -> tuple[np.ndarray, bool]:
+    """(n_atoms,) vacuum vectors that bring a layer in one piece, and whether it has vacuum.
+
+    Without vacuum, or with more than one layer, they are zero: the structure is compared as
+    it is written.
+    """
+    layer = atoms.copy()
+    layer.pbc = periodic
     try:
-        return find_layer(pair.unrelaxed).turns
-    except StructureError:  # There is more than one layer: they are compared as written.
-        return np.zeros(len(pair), dtype=np.int64)
+        found = find_layer(layer)
+    except StructureError:
+        return np.zeros(len(atoms), dtype=np.int64), False
+    return found.turns, bool(np.isfinite(found.vacuum))

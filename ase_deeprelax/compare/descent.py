@@ -1,22 +1,32 @@
 """One relaxation with a calculator whose evaluations are counted."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
+from typing import Any
 
 import ase.optimize
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.filters import FrechetCellFilter
 from ase.optimize.cellawarebfgs import CellAwareBFGS
 
 from ase_deeprelax.checks import check_prediction
-from ase_deeprelax.errors import ConfigError, DeepRelaxError, RefinementError
+from ase_deeprelax.data.motion import project_strain
+from ase_deeprelax.errors import (
+    ConfigError,
+    DeepRelaxError,
+    RefinementError,
+    StructureError,
+)
+from ase_deeprelax.freedom import RelaxCell
 from ase_deeprelax.potentials.batched import RUNAWAY
 from ase_deeprelax.refine.descent import Refinement, check_refinable
 from ase_deeprelax.refine.elastic import ElasticBFGS
+from ase_deeprelax.refine.target import Target, find_target
 
 PROPERTIES = ('energy', 'forces', 'stress')
 
@@ -31,7 +41,8 @@ class Descent:
         Where it ended; where it is ok, with energy, forces and stress attached.
     ok : bool
         False where the calculator raised or returned numbers that are not finite, the
-        structure ran away, or ended as what `check_prediction` refuses.
+        structure is neither a crystal nor one layer, ran away, or ended as what
+        `check_prediction` refuses.
     converged : bool
         Whether no force on an atom or on the cell exceeds fmax.
     reason : str
@@ -42,6 +53,8 @@ class Descent:
         Wall time.
     curve : list of [float, float]
         Energy per atom (eV) and `largest_force` (eV/A) of each evaluation.
+    kind : str
+        What was relaxed: 'bulk' or 'layer', with ', cell held' where it was.
     """
 
     atoms: Atoms
@@ -52,10 +65,20 @@ class Descent:
     calls: int = 0
     seconds: float = 0.0
     curve: list = field(default_factory=list)
+    kind: str = ''
 
 
-def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None, cell_filter=None):
-    """Relax positions and cell of a crystal, and count.
+def descend(
+    atoms: Atoms,
+    calculator: Any,
+    *,
+    optimizer: Callable,
+    fmax: float,
+    steps: int,
+    initial: Atoms | None = None,
+    relax_cell: RelaxCell | Callable | None = None,
+) -> Descent:
+    """Relax positions and cell of a structure, and count.
 
     All optimizers stop by one criterion, that of `largest_force`, which depends on the
     structure alone. ASE's filters measure forces against the cell that they were made
@@ -74,8 +97,9 @@ def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None, cell_fil
         At most so many.
     initial : ase.Atoms, optional
         What the end is held against: how much a relaxation may change; default ``atoms``.
-    cell_filter : callable, optional
-        What of the cell moves; default all of it (`filter_for`).
+    relax_cell : bool, str, array or callable, optional
+        What of the cell moves, as `relax` takes it, with the same default: all of it, of a
+        layer its plane. Or a function from atoms to the filter that says so.
 
     Returns
     -------
@@ -99,8 +123,13 @@ def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None, cell_fil
     end.atoms.calc = counted
     start = perf_counter()
     try:
-        _go(end, initial, cell_filter, optimizer=optimizer, fmax=fmax, steps=steps)
-        check_prediction(initial, end.atoms)
+        check_refinable(end.atoms)
+        target = _target(end.atoms, relax_cell).fitted(optimizer)
+        end.kind, counted.free_strain = target.kind, target.free_strain
+        move = Refinement(target.moving, optimizer, keep=_forget)
+        volume = initial.get_volume()
+        _go(end, move, volume, fmax=fmax, steps=steps, by_filter=target.given)
+        check_prediction(initial, end.atoms, layer=target.layer)
         end.ok = True
     except DeepRelaxError as error:
         end.reason = str(error)
@@ -114,15 +143,28 @@ def descend(atoms, calculator, *, optimizer, fmax, steps, initial=None, cell_fil
     return end
 
 
-def _go(end, initial, cell_filter, *, optimizer, fmax, steps):
-    atoms = end.atoms
-    check_refinable(atoms)
-    volume, (low, high) = initial.get_volume(), RUNAWAY
-    target = (cell_filter or filter_for(optimizer))(atoms)
-    move = Refinement(target, optimizer, keep=_forget)
+def _target(atoms: Atoms, relax_cell: RelaxCell | Callable | None) -> Target:
+    """What relaxes; ``StructureError`` for what is neither a crystal nor one layer."""
+    target = find_target(atoms, relax_cell)
+    if target.refusal and not target.given:
+        raise StructureError(target.refusal)
+    return target
+
+
+def _go(
+    end: Descent,
+    move: Refinement,
+    volume: float,
+    *,
+    fmax: float,
+    steps: int,
+    by_filter: bool,
+) -> None:
+    """Steps until it is converged; by the filter's criterion, or by the largest force."""
+    atoms, (low, high) = end.atoms, RUNAWAY
     while True:
         atoms.get_potential_energy()
-        if cell_filter is None:
+        if not by_filter:
             end.converged = atoms.calc.curve[-1][1] <= fmax
         else:
             move.optimizer.fmax = fmax
@@ -168,7 +210,12 @@ def optimizer_class(optimizer):
     return getattr(ase.optimize, optimizer)
 
 
-def largest_force(atoms, forces, stress):
+def largest_force(
+    atoms: Atoms,
+    forces: np.ndarray,
+    stress: np.ndarray | None,
+    free_strain: np.ndarray | None = None,
+) -> float:
     """The largest force on an atom, or on the cell per atom as cell filters have it, eV/A.
 
     Parameters
@@ -178,6 +225,8 @@ def largest_force(atoms, forces, stress):
     forces : (n_atoms, 3), eV/A
     stress : (6,), eV/A^3, or None
         None: the cell does not count.
+    free_strain : (6, 6), optional
+        Projection on the strains whose stress counts, see `motion.Motion`; default all.
 
     Returns
     -------
@@ -195,7 +244,9 @@ def largest_force(atoms, forces, stress):
     atoms.calc = SinglePointCalculator(atoms, forces=forces, stress=stress)
     rows = atoms.get_forces()
     if stress is not None:
-        on_cell = atoms.get_stress(voigt=False) * atoms.get_volume() / len(atoms)
+        on_cell = atoms.get_stress(voigt=False) * atoms.cell.volume / len(atoms)
+        if free_strain is not None:
+            on_cell = project_strain(free_strain, on_cell)
         rows = np.concatenate([rows, on_cell])
     return float(np.sqrt((rows**2).sum(axis=1).max()))
 
@@ -216,6 +267,8 @@ class Counted(Calculator):
     calls : int
     curve : list of [float, float]
         As in `Descent`.
+    free_strain : (6, 6) or None
+        As in `largest_force`.
     """
 
     def __init__(self, calculator):
@@ -223,7 +276,7 @@ class Counted(Calculator):
         self.calculator = calculator
         known = calculator.implemented_properties
         self.implemented_properties = [name for name in PROPERTIES if name in known]
-        self.calls, self.curve = 0, []
+        self.calls, self.curve, self.free_strain = 0, [], None
 
     def calculate(self, atoms=None, properties=PROPERTIES, system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
@@ -232,7 +285,8 @@ class Counted(Calculator):
         for name, value in results.items():
             if not np.isfinite(value).all():
                 raise RefinementError(f'{_where(self.atoms, name, value)} is not finite')
-        force = largest_force(self.atoms, results['forces'], results.get('stress'))
+        forces, stress = results['forces'], results.get('stress')
+        force = largest_force(self.atoms, forces, stress, self.free_strain)
         self.curve.append([float(results['energy']) / len(self.atoms), force])
         self.results = results
 
@@ -249,15 +303,6 @@ def _where(atoms, name, value):
         return f'the {name}'
     index = int(np.flatnonzero(~np.isfinite(value).all(axis=1))[0])
     return f'the force on atom {index} ({atoms.symbols[index]})'
-
-
-def filter_for(optimizer):
-    """What an optimizer needs around atoms to relax their whole cell too."""
-    kind = optimizer.func if isinstance(optimizer, partial) else optimizer
-    if isinstance(kind, type) and issubclass(kind, CellAwareBFGS):
-        # Its model of the cell's stiffness is one of true strains.
-        return partial(FrechetCellFilter, exp_cell_factor=1.0)
-    return FrechetCellFilter
 
 
 def _forget(memory):

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Mapping
+from inspect import signature
 from time import perf_counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxError, StructureError
 from ase_deeprelax.potentials.calculators import get_calculator
 from ase_deeprelax.refine.descent import calculator_name, check_refinable
+from ase_deeprelax.refine.target import find_target
 from ase_deeprelax.symmetry import spacegroup_number
 
 # What is said of a structure that is not there.
@@ -22,7 +24,7 @@ NOWHERE = dict.fromkeys(
 )
 
 
-def entries(structures, reference=None):
+def entries(structures, reference=None, relax_cell=None):
     """Structures in any of the forms that `savings.compare` takes, as a list of `Entry`."""
     if not isinstance(structures, Mapping):
         structures = list(structures)
@@ -33,7 +35,10 @@ def entries(structures, reference=None):
     if twice:
         raise StructureError(f'{min(twice)!r} is the id of more than one structure')
     found = _references(ids, reference)
-    return [_entry(id, s, found.get(id)) for id, s in zip(ids, structures, strict=True)]
+    return [
+        _entry(id, s, found.get(id), relax_cell)
+        for id, s in zip(ids, structures, strict=True)
+    ]
 
 
 def _references(ids, reference):
@@ -52,13 +57,13 @@ def _references(ids, reference):
     return {str(id): relaxed for id, relaxed in reference.items() if relaxed is not None}
 
 
-def _entry(id, structure, reference):
+def _entry(id, structure, reference, relax_cell):
     if isinstance(structure, Pair):
-        return Entry(id, structure.unrelaxed, structure)
-    atoms = as_atoms(structure).copy()
-    if reference is None:
-        return Entry(id, atoms)
-    return Entry(id, atoms, make_pair(id, atoms, as_atoms(reference)))
+        return Entry(id, structure.unrelaxed, structure, relax_cell)
+    atoms, pair = as_atoms(structure).copy(), None
+    if reference is not None:
+        pair = make_pair(id, atoms, as_atoms(reference))
+    return Entry(id, atoms, pair, relax_cell)
 
 
 class Entry:
@@ -71,15 +76,29 @@ class Entry:
         Unrelaxed.
     pair : Pair, optional
         It and its reference.
+    relax_cell : bool, str, array or None
+        What of its cell relaxes, see `find_freedom`; that of a pair with a held cell is
+        held in any case.
+
+    Attributes
+    ----------
+    key : tuple of str
+        By what it is known in a journal.
+    held : bool
+        Whether its pair says that the cell is held.
     """
 
-    def __init__(self, id, atoms, pair=None):
+    def __init__(self, id, atoms, pair=None, relax_cell=None):
         self.id, self.atoms, self.pair = id, atoms, pair
+        self.held = pair is not None and pair.fixed_cell
+        self.relax_cell = False if self.held else relax_cell
         self.number = _spacegroup(atoms)
         self.reference = None if pair is None else Reference(pair)
         # Not by id alone: a file may have changed since the journal was written.
         parts = atoms.numbers, atoms.cell.array.round(6), atoms.positions.round(6)
         digest = hashlib.sha256(b''.join(np.ascontiguousarray(x).tobytes() for x in parts))
+        moves = [atoms.pbc.tolist(), [one.todict() for one in atoms.constraints]]
+        digest.update(repr([*moves, self.held]).encode())
         self.key = (self.id, digest.hexdigest()[:16])
 
     @property
@@ -90,6 +109,7 @@ class Entry:
             'formula': self.atoms.get_chemical_formula('metal', empirical=True),
             'n_atoms': len(self.atoms),
             'spacegroup': self.number,
+            'kind': self.kind,
             'numbers': self.atoms.numbers.tolist(),
             **geometry(self.atoms),
             'reference': None,
@@ -99,6 +119,15 @@ class Entry:
             number = {'spacegroup': _spacegroup(relaxed)}
             facts['reference'] = number | geometry(relaxed)
         return facts
+
+    @property
+    def kind(self):
+        """'bulk', 'layer' or 'other', and ', cell held' where it is; '' if it is broken."""
+        try:
+            check_refinable(self.atoms)
+        except StructureError:
+            return ''
+        return find_target(self.atoms, self.relax_cell).kind
 
     def judge(self, atoms):
         """Where a relaxation of this structure ended."""
@@ -136,19 +165,45 @@ class Oracle:
             self._relax = model.relax
             self.provenance |= {'model': model.name, 'sha256': model.sha256}
 
-    def ask(self, structures):
-        """Answers, and the wall time of all together."""
+    def check_can_be_told(self, entrants):
+        """Refuse a function that does not take what has to be said of the cell.
+
+        Raises
+        ------
+        ConfigError
+            It has no keyword ``relax_cell``, and something other than the default is asked.
+        """
+        if all(entry.relax_cell is None for entry in entrants):
+            return
+        known = signature(self._relax).parameters.values()
+        if not any(p.name == 'relax_cell' or p.kind is p.VAR_KEYWORD for p in known):
+            raise ConfigError(
+                f'model {self.provenance["model"]!r} does not take the keyword relax_cell, '
+                'but what of the cells relaxes is asked for, or held in pairs; let it take '
+                'the keyword, or leave these out'
+            )
+
+    def ask(self, structures, relax_cell=None):
+        """Answers, and the wall time of all together.
+
+        Parameters
+        ----------
+        structures : list of ase.Atoms
+        relax_cell : bool, str, array or None
+            What of their cells relaxes; None: the model is not told.
+        """
         start = perf_counter()
+        told = {} if relax_cell is None else {'relax_cell': relax_cell}
         with warnings.catch_warnings():
             # Said in the record of each structure.
             warnings.filterwarnings('ignore', '.*outside the training range')
-            answers = self._relax([atoms.copy() for atoms in structures])
+            answers = self._relax([atoms.copy() for atoms in structures], **told)
         return answers, perf_counter() - start
 
     def record(self, entry):
         """The row of one prediction."""
         try:
-            [answer], seconds = self.ask([entry.atoms])
+            [answer], seconds = self.ask([entry.atoms], entry.relax_cell)
             problem = getattr(answer, 'problem', '')
         except DeepRelaxError as error:
             answer, seconds, problem = None, None, str(error)

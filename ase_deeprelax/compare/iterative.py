@@ -1,11 +1,18 @@
 """Full iterative relaxation with a potential: the rival of a prediction."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from ase_deeprelax._version import __version__
-from ase_deeprelax.compare.descent import descend, filter_for, optimizer_class
+from ase_deeprelax.compare.descent import descend, optimizer_class
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.freedom import RelaxCell, check_relax_cell
 from ase_deeprelax.potentials.calculators import get_calculator
 from ase_deeprelax.refine.descent import calculator_name, optimizer_name
 from ase_deeprelax.result import Relaxation, no_uncertainty
@@ -37,7 +44,7 @@ class IterativeRelaxation(Relaxation):
 class Iterative:
     """A potential and an ordinary optimizer as a function from crystals to relaxed ones.
 
-    `compare.evaluate` takes it as its ``model``.
+    `compare.evaluate` takes it as its ``model``. Constraints of the atoms are honoured.
 
     Parameters
     ----------
@@ -45,9 +52,12 @@ class Iterative:
         As `get_calculator` takes it.
     optimizer : str or callable
         A class of ``ase.optimize`` or its name; default 'FIRE'.
+    relax_cell : bool, str or array, optional
+        What of the cell moves, as `relax` takes it, with the same default: all of it, of a
+        layer its plane, of a layer with fixed atoms nothing.
     cell_filter : callable, optional
-        What of the cell moves, default all of it (``FrechetCellFilter``). Its forces, those
-        on the cell too, decide when a relaxation is over.
+        A function from atoms to the filter that says so, in place of ``relax_cell``. Its
+        forces, those on the cell too, decide when a relaxation is over.
     fmax : float, eV/A
         Default 0.05.
     steps : int
@@ -60,7 +70,9 @@ class Iterative:
     Raises
     ------
     ConfigError
-        ASE has no optimizer of that name.
+        ASE has no optimizer of that name; ``relax_cell`` and ``cell_filter`` together.
+    ValueError
+        ``relax_cell`` makes no sense.
     ModelError, MissingDependencyError
         See `get_calculator`.
 
@@ -76,18 +88,25 @@ class Iterative:
 
     def __init__(
         self,
-        potential,
+        potential: Any,
         *,
-        optimizer='FIRE',
-        cell_filter=None,
-        fmax=0.05,
-        steps=200,
-        device='cpu',
-        progress=False,
+        optimizer: str | Callable = 'FIRE',
+        relax_cell: RelaxCell | None = None,
+        cell_filter: Callable | None = None,
+        fmax: float = 0.05,
+        steps: int = 200,
+        device: str = 'cpu',
+        progress: bool = False,
     ):
+        if relax_cell is not None and cell_filter is not None:
+            raise ConfigError(
+                'relax_cell and cell_filter both say what of the cell relaxes; give one'
+            )
+        if relax_cell is not None:
+            check_relax_cell(relax_cell)
         self.optimizer = optimizer_class(optimizer)
         self.calculator = get_calculator(potential, device=device)
-        self.cell_filter = cell_filter or filter_for(self.optimizer)
+        self.relax_cell = relax_cell if cell_filter is None else cell_filter
         self.fmax = fmax
         self.steps = steps
         self.progress = progress
@@ -96,13 +115,17 @@ class Iterative:
             f'{calculator_name(self.calculator)} + {optimizer_name(self.optimizer)}'
         )
 
-    def __call__(self, atoms_list):
+    def __call__(
+        self, atoms_list: Sequence[Atoms], relax_cell: RelaxCell | None = None
+    ) -> list[IterativeRelaxation]:
         """Relax each structure from where it is.
 
         Parameters
         ----------
         atoms_list : list of ase.Atoms
             Not changed.
+        relax_cell : bool, str or array, optional
+            For these structures; default what was said at the start.
 
         Returns
         -------
@@ -114,16 +137,19 @@ class Iterative:
         from tqdm.auto import tqdm
 
         bar = tqdm(atoms_list, self.__name__, disable=not self.progress, unit='structures')
-        return [self._relax(atoms.copy()) for atoms in bar]
+        free = self.relax_cell if relax_cell is None else check_relax_cell(relax_cell)
+        return [self._relax(atoms.copy(), free) for atoms in bar]
 
-    def _relax(self, initial):
+    def _relax(
+        self, initial: Atoms, relax_cell: RelaxCell | Callable | None
+    ) -> IterativeRelaxation:
         end = descend(
             initial,
             self.calculator,
             optimizer=self.optimizer,
             fmax=self.fmax,
             steps=self.steps,
-            cell_filter=self.cell_filter,
+            relax_cell=relax_cell,
         )
         n, atoms, deformation = len(initial), initial.copy(), np.eye(3)
         if end.ok:
@@ -138,6 +164,7 @@ class Iterative:
             ok=end.ok,
             problem='' if end.ok else end.reason,
             ood='',
+            kind=end.kind,
             model=self.__name__,
             sha256='',
             version=__version__,

@@ -65,7 +65,7 @@ class Reference:
         ----------
         atoms : ase.Atoms
             The predicted structure: atoms and lattice vectors in the order of the pair,
-            in any orientation and images (but for images along the vacuum of a layer).
+            in any orientation and images.
 
         Returns
         -------
@@ -129,7 +129,7 @@ class Reference:
     def _spacegroup(self, atoms: Atoms) -> int:
         cell, positions, numbers = atoms.cell.array, atoms.positions, atoms.numbers
         if not self._alignment.periodic.all():
-            cell, frac = self._alignment.box(positions, cell)
+            cell, frac = self._alignment.box(atoms)
             positions = frac @ cell
         if self.pair.fixed is not None:
             numbers = numbers + FIXED * self.pair.fixed

@@ -8,13 +8,15 @@ structures by ``id``.
 
 ``settings``
     ``model, sha256, version`` (of the prediction), ``fmax`` (eV/A), ``steps`` (the most
-    that a run may take), ``calculators`` {name: what was asked for}, ``optimizers`` [name],
+    that a run may take), ``relax_cell`` (what of the cells relaxes, None: all of them, of
+    layers their plane), ``calculators`` {name: what was asked for}, ``optimizers`` [name],
     ``energy_tolerance`` (eV per atom), ``device, threads``, ``has_reference`` (whether
     structures have one).
 ``structures``
-    [{``id, formula, n_atoms, spacegroup, volume, lattice, numbers, cell, positions`` (of
-    the input), ``sigma`` (of its prediction), ``reference``: None or {``spacegroup, volume,
-    lattice, cell, positions``}}]
+    [{``id, formula, n_atoms, spacegroup, kind`` ('bulk', 'layer' or 'other', with ', cell
+    held' where it is), ``volume, lattice, numbers, cell, positions`` (of the input),
+    ``sigma`` (of its prediction), ``reference``: None or {``spacegroup, volume, lattice,
+    cell, positions``}}]
 ``predictions``
     The one-shot answer alone, one per structure: [{``structure, ok, problem, ood, seconds,
     sigma, sigma_atoms`` [n_atoms], ``dmax, spacegroup_kept, rmsd_to_reference, volume,
@@ -66,6 +68,7 @@ from pathlib import Path
 from time import perf_counter
 
 import ase
+import numpy as np
 
 from ase_deeprelax.compare.descent import descend, optimizer_class
 from ase_deeprelax.compare.entrants import (
@@ -78,6 +81,7 @@ from ase_deeprelax.compare.entrants import (
 from ase_deeprelax.compare.journal import Journal
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, spread, summary
 from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.freedom import check_relax_cell
 from ase_deeprelax.refine.descent import optimizer_name
 from ase_deeprelax.refine.elastic import ElasticBFGS
 
@@ -94,6 +98,7 @@ def compare(
     fmax=0.05,
     steps=500,
     reference=None,
+    relax_cell=None,
     batched=False,
     out=None,
     device='cpu',
@@ -101,9 +106,9 @@ def compare(
 ):
     """Relax structures from where they are and from their prediction, in all ways asked.
 
-    Positions and cell relax together (``FrechetCellFilter``, for CellAwareBFGS with its
-    ``exp_cell_factor=1``), until no force on an atom or on the cell exceeds ``fmax``. A run
-    that fails is a row of the result and changes no other.
+    Positions and cell relax together, until no force on an atom or on what is free of the
+    cell exceeds ``fmax``; the same is free in the predictions and in the relaxations.
+    Constraints are honoured. A run that fails is a row of the result and changes no other.
 
     Parameters
     ----------
@@ -124,6 +129,9 @@ def compare(
     reference : list or mapping, optional
         Relaxed structures to be compared with: a list as long as the structures (None:
         without), or a mapping from ids; atoms and lattice vectors in the same order.
+    relax_cell : bool, str or array, optional
+        What of the cells relaxes, as `relax` takes it, with the same default: all of it, of
+        a layer its plane. The cell of a pair with a held cell is held in any case.
     batched : bool
         Also relax all structures together, many per forward pass; default no.
     out : str or Path, optional
@@ -149,7 +157,10 @@ def compare(
         The model or a potential is not there.
     ConfigError
         There is no such optimizer; two of one name; no structure, calculator or optimizer
-        at all; ``out`` was written with another model, fmax or steps.
+        at all; ``out`` was written with another model, fmax, steps or relax_cell; ``model``
+        is a function that does not take ``relax_cell``, and that is asked for.
+    ValueError
+        ``relax_cell`` makes no sense.
 
     Examples
     --------
@@ -166,7 +177,9 @@ def compare(
     import torch
     from tqdm.auto import tqdm
 
-    entrants = entries(structures, reference)
+    if relax_cell is not None:
+        relax_cell = check_relax_cell(relax_cell)
+    entrants = entries(structures, reference, relax_cell)
     if not entrants:
         raise ConfigError('structures is empty; give one or more')
     classes = [optimizer_class(optimizer) for optimizer in optimizers]
@@ -175,7 +188,9 @@ def compare(
         raise ConfigError('optimizers is empty; give one or more, such as FIRE')
     potentials, asked = named_calculators(calculators, device)
     oracle = Oracle(model, device)
-    decisive = {**oracle.provenance, 'fmax': fmax, 'steps': steps}
+    oracle.check_can_be_told(entrants)
+    free = relax_cell.tolist() if isinstance(relax_cell, np.ndarray) else relax_cell
+    decisive = {**oracle.provenance, 'fmax': fmax, 'steps': steps, 'relax_cell': free}
     journal = Journal(None if out is None else Path(out) / 'runs.jsonl', decisive)
     work = _Work(oracle, potentials, makers, fmax, steps, journal)
     bar = tqdm(entrants, 'compare', disable=not progress, unit='structures')
@@ -221,7 +236,7 @@ class _Work:
         """The prediction of a structure, and its runs."""
         key = ('prediction', *entry.key)
         if key not in self.journal:
-            self._warm('', lambda: self.oracle.ask([entry.atoms]))
+            self._warm('', lambda: self.oracle.ask([entry.atoms], entry.relax_cell))
             self.journal.add(key, self.oracle.record(entry))
         prediction = self.journal[key]
         runs = [
@@ -259,6 +274,7 @@ class _Work:
             fmax=self.fmax,
             steps=self.steps,
             initial=entry.atoms,
+            relax_cell=entry.relax_cell,
         )
         energy, force = end.curve[-1] if end.ok else (None, None)
         record = {
@@ -312,6 +328,20 @@ class _Work:
             figures = dict.fromkeys(nothing) | problem
         return self.journal.add(key, names | size | figures)
 
+    def _ask_all(self, entrants):
+        """What is predicted by place of the structure, and the wall time."""
+        found, seconds = {}, 0.0
+        for held in (False, True):
+            group = {k: entry for k, entry in enumerate(entrants) if entry.held is held}
+            if group:
+                first, *_ = group.values()
+                inputs = [entry.atoms for entry in group.values()]
+                answers, spent = self.oracle.ask(inputs, first.relax_cell)
+                atoms = (getattr(answer, 'atoms', answer) for answer in answers)
+                found |= zip(group, atoms, strict=True)
+                seconds += spent
+        return found, seconds
+
     def _relax_batch(self, entrants, calculator, start):
         from ase_deeprelax.potentials.batched import (
             ChgnetBatch,
@@ -321,15 +351,15 @@ class _Work:
         )
 
         potential = batch_potential(self.potentials[calculator])
-        inputs, seconds = [entry.atoms for entry in entrants], 0.0
+        inputs, seconds = {k: entry.atoms for k, entry in enumerate(entrants)}, 0.0
         if start == 'prediction':
-            answers, seconds = self.oracle.ask(inputs)
-            inputs = [getattr(answer, 'atoms', answer) for answer in answers]
+            inputs, seconds = self._ask_all(entrants)
         begin = perf_counter()
         ends = relax_batched(
-            enumerate(inputs),
+            inputs.items(),
             potential,
             optimizer=ElasticBFGS,
+            relax_cell=lambda k: entrants[k].relax_cell,
             fmax=self.fmax,
             steps=self.steps,
             batch_atoms=BATCH_ATOMS,

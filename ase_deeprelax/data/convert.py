@@ -224,6 +224,8 @@ def to_graph(
             basis=whole, shift=_shift(atoms, given, positions, cell, whole, layer)
         )
     crystal = canonicalize(atoms.numbers, positions, cell)
+    if layer is not None:
+        crystal = _in_one_piece(crystal, layer)
     order = crystal.order
     free_strain = rotate_projection(motion.free_strain, crystal.rotation)
     graph = build_graph(
@@ -243,6 +245,20 @@ def to_graph(
         moved = _shift(atoms, given, positions, crystal.basis @ cell, whole, layer)
         shift = shift + moved[order]
     return graph, Frame(crystal.rotation, order, whole, shift)
+
+
+def _in_one_piece(crystal: CanonicalCrystal, layer: Layer) -> CanonicalCrystal:
+    """The same with the layer in one piece, so that no pair of atoms spans the vacuum."""
+    axis = int(np.abs(crystal.cell @ (layer.normal @ crystal.rotation)).argmax())
+    _, turns = split_at_widest_gap(
+        (crystal.positions @ np.linalg.inv(crystal.cell))[:, axis]
+    )
+    cells = np.outer(turns, np.eye(3, dtype=np.int64)[axis])
+    return replace(
+        crystal,
+        positions=crystal.positions + cells @ crystal.cell,
+        shift=crystal.shift + cells,
+    )
 
 
 def _product(basis: np.ndarray | None, first: np.ndarray) -> np.ndarray:

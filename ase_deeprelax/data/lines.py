@@ -91,7 +91,7 @@ class JsonLines:
         try:
             records = [json.loads(line) for line in text[:whole].splitlines()]
         except ValueError as error:
-            raise PairFileError(f'{self.path}: not a file of JSON lines: {error}') from error
+            raise PairFileError(f'{self.path}: not JSON lines: {error}') from error
         if whole < len(text):
             os.ftruncate(self._file.fileno(), whole)
             os.fsync(self._file.fileno())

@@ -7,7 +7,12 @@ from ase import Atoms
 from ase.cell import Cell
 from ase.filters import Filter, FrechetCellFilter
 
-from ase_deeprelax.data.motion import in_plane_strains, project_strain, strain_projection
+from ase_deeprelax.data.motion import (
+    STRAIN_BASIS,
+    in_plane_strains,
+    project_strain,
+    strain_projection,
+)
 from ase_deeprelax.data.vacuum import Layer
 from ase_deeprelax.freedom.freedom import find_freedom
 from ase_deeprelax.freedom.frozen import SUPPORTED
@@ -84,6 +89,8 @@ class FreeCellFilter(FrechetCellFilter):
     def __init__(self, atoms: Atoms, free_strain: np.ndarray, layer: Layer | None = None):
         super().__init__(atoms)
         self.free_strain, self.layer = free_strain, layer
+        images = [project_strain(free_strain, strain) for strain in STRAIN_BASIS]
+        self._touched = np.abs(images).max(axis=0) > 1e-9
         self.volume = float(atoms.cell.volume)
         if layer is not None:
             solid = layer.standard_box(atoms, LAYER_ROOM)[1]
@@ -109,6 +116,9 @@ class FreeCellFilter(FrechetCellFilter):
         atoms, layer = self.atoms, self.layer
         new = self._projected(new)
         stretch = self.expm(new[-3:] / self.exp_cell_factor)
+        # Rounding must not move what is frozen.
+        still = ~self._touched.any(axis=0)
+        stretch[still], stretch[:, still] = np.eye(3)[still], np.eye(3)[:, still]
         positions, rows = new[:-3] @ stretch, self.orig_cell @ stretch
         # As in ASE, all atoms follow the cell, and constraints act on what is left.
         if layer is None:
@@ -147,5 +157,5 @@ class FreeCellFilter(FrechetCellFilter):
     def _projected(self, rows: np.ndarray) -> np.ndarray:
         rows = np.array(rows)
         strain = (rows[-3:] + rows[-3:].T) / 2
-        rows[-3:] = project_strain(self.free_strain, strain)
+        rows[-3:] = project_strain(self.free_strain, strain) * self._touched
         return rows

@@ -214,6 +214,8 @@ def find_freedom(target: Atoms | Filter, relax_cell: RelaxCell | None = False) -
     labels = constraint_labels(atoms, movable[: len(atoms)])
     if cell_filter is not None:
         relax_cell = bool(movable[-1])
+    elif target is not atoms:
+        relax_cell = False
     elif relax_cell is None:
         relax_cell = layer is None or not (labels == 1).any()
     relax_cell = check_relax_cell(relax_cell)

@@ -4,6 +4,7 @@ import copy
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,6 +64,11 @@ def envelope(x, p=5):
     a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
     return torch.where(x < 1, 1 + a * x**p + b * x ** (p + 1) + c * x ** (p + 2), 0.0)
 
+
+# Traceless parts of the products of two strains, (6, 6, 5).
+STRAIN_PRODUCTS = np.einsum(
+    'aij,bjk,cik->abc', STRAIN_BASIS, STRAIN_BASIS, STRAIN_BASIS[1:]
+)
 
 R2, R6 = math.sqrt(1 / 2), math.sqrt(1 / 6)
 
@@ -205,9 +211,6 @@ class MotionEmbedding(nn.Module):
         super().__init__()
         self.scalars = nn.Parameter(torch.zeros(3, hidden))
         self.tensors = nn.Parameter(torch.zeros(hidden)) if degree == 2 else None
-        basis = torch.from_numpy(STRAIN_BASIS).float()
-        products = torch.einsum('aij,bjk,cik->abc', basis, basis, basis[1:])
-        self.register_buffer('products', products, persistent=False)
 
     def forward(self, graph) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scalars (n_atoms, F) and tensors (n_atoms, 5, F) or None."""
@@ -220,7 +223,8 @@ class MotionEmbedding(nn.Module):
         scalars = torch.cat([fixed, by_graph.index_select(0, index)], dim=1) @ self.scalars
         if self.tensors is None:
             return scalars, None
-        direction = torch.einsum('gab,abc->gc', held, self.products.to(held.dtype))
+        products = torch.from_numpy(STRAIN_PRODUCTS).to(held)
+        direction = torch.einsum('gab,abc->gc', held, products)
         tensors = direction.index_select(0, index).unsqueeze(2) * self.tensors
         return scalars, tensors
 

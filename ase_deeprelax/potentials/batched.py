@@ -1,4 +1,4 @@
-"""Many structures per forward pass of a potential, each with an ASE optimizer of its own."""
+"""Many structures per forward pass of a potential, each with its own ASE optimizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ase.optimize import FIRE
 
 from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.freedom import RelaxCell, free_cell
+from ase_deeprelax.potentials.periodic import periodic_box
 
 # Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
 # each other.
@@ -20,9 +21,6 @@ RUNAWAY = (0.2, 5.0)
 # A cell with less room or less height than this is flat or missing: within the cutoff of a
 # potential lie so many images that memory runs out. A^3 per atom, and A.
 SMALLEST_VOLUME, SMALLEST_HEIGHT = 1.0, 0.7
-# Between a layer and its image lies at least so much vacuum when a potential that knows
-# only periodic crystals is asked, A: more than the cutoff of any of them.
-BOX_VACUUM = 12.0
 # How the reason of an `Outcome` begins where the potential raised an exception.
 RAISED = 'the potential failed: '
 
@@ -262,48 +260,18 @@ def _ask(calculator, atoms):
     # A copy without the results of the last step, so that they cannot be taken for these.
     atoms = atoms.copy()
     atoms.calc = calculator
-    results = {
-        'energy': atoms.get_potential_energy(),
-        'forces': atoms.get_forces(apply_constraint=False),
-    }
-    if 'stress' in calculator.implemented_properties:
-        results['stress'] = atoms.get_stress(apply_constraint=False)
+    try:
+        results = {
+            'energy': atoms.get_potential_energy(),
+            'forces': atoms.get_forces(apply_constraint=False),
+        }
+        if 'stress' in calculator.implemented_properties:
+            results['stress'] = atoms.get_stress(apply_constraint=False)
+    except Exception:
+        # Asked about the same atoms again, it would take itself for prepared.
+        calculator.reset()
+        raise
     return results
-
-
-def periodic_box(atoms: Atoms) -> Atoms:
-    """The structure for a potential that knows only crystals: periodic along all vectors.
-
-    matgl takes a structure that is not periodic along each vector for a molecule.
-
-    Parameters
-    ----------
-    atoms : ase.Atoms
-
-    Returns
-    -------
-    ase.Atoms
-        The same positions. Vectors along which the structure was not periodic are
-        lengthened, where they have to be, until `BOX_VACUUM` lies between the images.
-
-    Examples
-    --------
-    >>> from ase.build import mx2
-    >>> box = periodic_box(mx2('MoS2', vacuum=2))
-    >>> box.pbc.all(), round(float(box.cell[2, 2]), 2)
-    (np.True_, 15.19)
-    """
-    if atoms.pbc.all():
-        return atoms
-    box = Atoms(atoms.numbers, cell=atoms.cell, positions=atoms.positions, pbc=True)
-    for k in np.flatnonzero(~atoms.pbc):
-        cell = box.cell.array
-        normal = np.cross(cell[k - 2], cell[k - 1])
-        normal /= np.linalg.norm(normal)
-        needed = float(np.ptp(box.positions @ normal)) + BOX_VACUUM
-        cell[k] *= max(1.0, needed / abs(cell[k] @ normal))
-        box.cell = cell
-    return box
 
 
 class MatglBatch:

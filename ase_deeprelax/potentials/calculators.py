@@ -19,6 +19,7 @@ from ase_deeprelax.errors import (
     ModelError,
     UnsupportedElementError,
 )
+from ase_deeprelax.potentials.periodic import periodic_box
 
 # Without one of them matgl takes a folder for a name and looks for it in the network.
 MATGL_FILES = ('model.json', 'model.pt', 'state.pt')
@@ -75,7 +76,10 @@ class Potential(Calculator):
         self._check_elements()
         if system_changes:
             self.calculator.results = {}  # DFT makes only those that are asked for anew
-        self.calculator.calculate(self.atoms, properties, system_changes)
+        asked = self.atoms
+        if type(self.calculator).__module__.startswith('matgl'):
+            asked = periodic_box(asked)
+        self.calculator.calculate(asked, properties, system_changes)
         results = dict(self.calculator.results)
         results['energy'] = float(results['energy'])
         results.setdefault('free_energy', results['energy'])
@@ -83,6 +87,8 @@ class Potential(Calculator):
             results[name] = np.array(results[name], dtype=float)
         if 'stress' in results and results['stress'].shape == (3, 3):
             results['stress'] = full_3x3_to_voigt_6_stress(results['stress'])
+        if asked is not self.atoms and 'stress' in results:
+            results['stress'] *= asked.cell.volume / self.atoms.cell.volume
         self.results = results
 
     def _check_elements(self):

@@ -257,7 +257,7 @@ def _not_learned(freedom, card):
     asked = ['bulk' if freedom.layer is None else 'layer']
     if freedom.strain is None:
         asked.append('held cell')
-    elif not (freedom.all_free or freedom.layer is not None):
+    elif freedom.layer is None and not freedom.strain.frees_all:
         asked.append('partly held cell')
     if (freedom.labels == 1).any():
         asked.append('fixed atoms')

@@ -62,10 +62,9 @@ class Attempt:
     """
 
     def __init__(self, stage, target, optimizer, *, checked, before=None):
-        self.stage, self.target, self.checked = stage, target.moving, checked
-        self.kind = target.kind
+        self.stage, self.checked = stage, checked
+        self._aim(target)
         self.atoms = unwrap(self.target)
-        self.live = self.target.__ase_optimizable__()
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
         self.value, self.gradient = np.nan, np.full(self.live.ndofs(), np.nan)
         self.start = self.best = self.memory = self.seen = None
@@ -157,9 +156,21 @@ class Attempt:
         self.target, self.live = last.target, last.live
         self.memory, self._refinement = last.memory, last.refinement
 
-    def begin_here(self):
-        """Forget where it began: the structure was moved by something else."""
+    def begin_here(self, target=None):
+        """Forget where it began: the structure was moved by something else.
+
+        Parameters
+        ----------
+        target : Target, optional
+            One that measures strain from here; default the present one.
+        """
         self.start = self.best = None
+        if target is not None:
+            self._aim(target)
+
+    def _aim(self, target):
+        self.target, self.kind = target.moving, target.kind
+        self.live = self.target.__ase_optimizable__()
 
     def end(self, fmax, steps):
         """Give the stage its status where it is over.

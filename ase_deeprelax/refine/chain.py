@@ -122,22 +122,26 @@ class Chain(Optimizable):
     def moved(self, fmax):
         """The prediction was written into the atoms: the stage begins there."""
         if not self._is_over():
-            self._attempt.begin_here()
+            # What a stage freezes is frozen at the predicted cell, not at that before it.
+            own = self._attempt.stage.relax_cell is not None and self._attempt.steps == 0
+            self._attempt.begin_here(self._target(self._attempt.stage) if own else None)
             self._guard(self._attempt.measure, fmax)
+
+    def _target(self, stage):
+        target = self.target
+        if stage.relax_cell is not None:
+            target = find_target(self.atoms, stage.relax_cell)
+        return target.fitted(stage.optimizer or self._optimizer)
 
     def _enter(self, index):
         self._index, self._again_converged = index, False
         stage, before = self.stages[index], self.atoms.calc
         if not self.ordinary:
             self.atoms.calc = stage.made
-        target = self.target
-        if stage.relax_cell is not None:
-            target = find_target(self.atoms, stage.relax_cell)
-        optimizer = stage.optimizer or self._optimizer
         self._attempt = Attempt(
             stage,
-            target.fitted(optimizer),
-            optimizer,
+            self._target(stage),
+            stage.optimizer or self._optimizer,
             checked=not self.ordinary,
             before=before,
         )

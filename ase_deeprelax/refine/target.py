@@ -124,7 +124,7 @@ def find_target(
     atoms = unwrap(given)
     layer, refusal = None, ''
     try:
-        layer = _layer(atoms)
+        layer = find_layer(atoms)
     except StructureError as error:
         refusal = str(error)
     user_made = given is not atoms or callable(relax_cell)
@@ -143,12 +143,6 @@ def _frees_cell(moving: Atoms | Filter) -> bool:
             return True
         moving = moving.atoms
     return False
-
-
-def _layer(atoms: Atoms) -> Layer | None:
-    if atoms.pbc.sum() > 1 and atoms.cell.rank < 3:
-        raise StructureError(f'cell {atoms.cell.tolist()} has no volume')
-    return find_layer(atoms)
 
 
 def _evidence(layer: Layer) -> str:

@@ -43,17 +43,19 @@ def augment(
 def disturb(pair: Pair, settings: Denoise, rng: np.random.Generator) -> Pair:
     """A denoising pair: a relaxed structure strained and displaced at random.
 
-    Simple crystals are strained farther, and often keep their symmetry: this is how
-    people write down a crystal whose lattice constant they do not know.
+    The size of the change is drawn first, so that small ones are frequent: many inputs of
+    users are nearly relaxed. Simple crystals are strained farther, and often keep their
+    symmetry: this is how people write down a crystal whose lattice constant they do not
+    know.
     """
-    simple = is_simple(pair)
+    simple, size = is_simple(pair), rng.random()
     low, high = np.log1p(settings.simple_volume if simple else settings.volume)
     strain = np.eye(3) * rng.uniform(low, high) / 3
-    symmetric = rng.random() < (settings.symmetric if simple else 0.0)
     noise = np.zeros(pair.frac1.shape)
-    if not symmetric:
-        strain = strain + settings.shear * symmetric_noise(rng)
-        noise = rng.normal(0, rng.uniform(*settings.displacement), pair.frac1.shape)
+    if not (simple and rng.random() < settings.symmetric):
+        strain = size * (strain + settings.shear * symmetric_noise(rng))
+        rms = size * rng.uniform(*settings.displacement)
+        noise = rng.normal(0, rms, pair.frac1.shape)
     if not all(pair.pbc):
         strain = project_strain(pair.motion().free_strain, strain)
     cell0 = strained(pair, pair.cell1, strain)

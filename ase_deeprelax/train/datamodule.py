@@ -222,14 +222,16 @@ def read_compositions(path):
 
 
 def read_seeds(path, excluded, max_atoms):
-    """Relaxed structures of a ``.jsonl.gz`` file as pairs of themselves.
+    """Relaxed structures of a file of JSON lines as pairs of themselves.
 
-    Records hold ``id, formula, numbers, cell, frac``; those with ``fmax`` are frames off
-    equilibrium and are left out, as are excluded compositions and larger cells.
+    Records hold ``id, formula, numbers, cell, frac``, or they are pairs, of which the
+    relaxed structure is taken. Records with ``fmax`` are frames off equilibrium and are
+    left out, as are excluded compositions and larger cells.
     """
     seeds = []
+    opener = gzip.open if str(path).endswith('.gz') else open
     try:
-        with gzip.open(path, 'rt') as lines:
+        with opener(path, 'rt') as lines:
             for line in lines:
                 r = json.loads(line)
                 if r.get('fmax') is not None or len(r['numbers']) > max_atoms:
@@ -237,8 +239,8 @@ def read_seeds(path, excluded, max_atoms):
                 numbers = np.array(r['numbers'])
                 if composition(numbers) in excluded:
                     continue
-                cell, frac = np.array(r['cell'], float), np.array(r['frac'], float)
-                pbc = tuple(r.get('pbc', (True, True, True)))
+                cell = np.array(r.get('cell1', r.get('cell')), float)
+                frac = np.array(r.get('frac1', r.get('frac')), float)
                 seeds.append(
                     Pair(
                         r['id'],
@@ -248,10 +250,10 @@ def read_seeds(path, excluded, max_atoms):
                         cell,
                         frac,
                         formula=r['formula'],
-                        pbc=pbc,
+                        pbc=tuple(r.get('pbc', (True, True, True))),
                         src=r.get('src', ''),
                     )
                 )
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise PairFileError(f'{path}: cannot be read as seeds: {error!r}') from error
     return seeds

@@ -17,7 +17,7 @@ from ase_deeprelax.errors import DeepRelaxError, PairFileError
 from ase_deeprelax.potentials.batched import RAISED, Outcome, relax_batched
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.refine.elastic import ElasticBFGS
-from ase_deeprelax.train.inputs import Series, Structures
+from ase_deeprelax.train.inputs import KINDS, Kind, Series, Structures
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def label(
     count: int | None = None,
     start: str | Path | None = 'default',
     fmax: float = 0.05,
-    steps: int = 45,
+    steps: int | None = None,
     batch_atoms: int = 160,
 ) -> dict[str, int]:
     """Relax structures with a potential and append the pairs to a file.
@@ -65,7 +65,7 @@ def label(
         Model whose predictions relaxations start at, default 'default'; None starts at the
         input, and so does a model whose card does not say that it has learned this kind.
     fmax, steps, batch_atoms
-        See `relax_batched`; defaults 0.05 eV/A, 45, 160.
+        See `relax_batched`; defaults 0.05 eV/A, the `Kind`'s limit, 160.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def label(
     DeepRelaxError
         The potential fails for every input.
     """
-    out = Path(out)
+    out, kind = Path(out), KINDS[inputs.kind]
     with JsonLines(out) as good, JsonLines(out.with_suffix('.failed.jsonl')) as bad:
         pairs, failed = _done(good, inputs.name), _done(bad, inputs.name)
         numbers = range(len(inputs) if count is None else count)
@@ -91,12 +91,12 @@ def label(
             failed.add(k)
 
         ends = relax_batched(
-            _predicted(_taken(inputs, todo, fail), start, inputs),
+            _predicted(_taken(inputs, todo, fail), start, kind),
             potential,
             optimizer=ElasticBFGS,
-            relax_cell=inputs.relax_cell,
+            relax_cell=kind.relax_cell,
             fmax=fmax,
-            steps=steps,
+            steps=kind.steps if steps is None else steps,
             batch_atoms=batch_atoms,
         )
         raised = 0
@@ -149,13 +149,13 @@ def _taken(
 def _predicted(
     taken: Iterator[tuple[int, str, Atoms]],
     start: str | Path | None,
-    inputs: Series | Structures,
+    kind: Kind,
 ) -> Iterator[tuple[tuple[int, str, Atoms], Atoms]]:
     """Where each relaxation begins, a chunk of predictions at a time."""
     predictor = None if start is None else Predictor(start)
     if predictor is not None:
         # Models that say nothing of it have learned from bulk crystals.
-        missing = inputs.needs - set(predictor.card.get('learned') or ['bulk'])
+        missing = kind.needs - set(predictor.card.get('learned') or ['bulk'])
         if missing:
             log.info(
                 'the model %s was not trained on: %s; relaxations start at the inputs',
@@ -166,7 +166,7 @@ def _predicted(
     for chunk in iter(lambda: list(islice(taken, CHUNK)), []):
         structures = [atoms for *_, atoms in chunk]
         if predictor is not None:
-            results = predictor.relax(structures, relax_cell=inputs.relax_cell)
+            results = predictor.relax(structures, relax_cell=kind.relax_cell)
             # A refused prediction gives the input back.
             structures = [result.atoms for result in results]
         yield from zip(chunk, structures, strict=True)
@@ -178,19 +178,20 @@ def _pair(
     """The pair, or None and why it is not one."""
     if not outcome.converged:
         return None, outcome.reason
-    held = inputs.relax_cell is False
-    if held and outcome.steps == 1 and np.array_equal(outcome.atoms.positions, atoms.positions):
+    held = KINDS[inputs.kind].relax_cell is False
+    # Symmetry often leaves nothing to relax where the cell is held.
+    if held and np.array_equal(outcome.atoms.positions, atoms.positions):
         return None, 'nothing moves: the input is at its minimum'
     try:
         pair = make_pair(
             id, atoms, outcome.atoms, split='train', fixed_cell=held, kind=inputs.kind
         )
-    except PairFileError as error:
-        return None, str(error)
+        _, displacement = pair.targets()
+    except DeepRelaxError as error:
+        return None, f'not a pair: {error}'
     ratio = np.linalg.det(pair.cell1) / np.linalg.det(pair.cell0)
     if not VOLUME_RATIOS[0] < ratio < VOLUME_RATIOS[1]:
         return None, f'volume {ratio:.3g} times that of the input'
-    _, displacement = pair.targets()
     largest = np.linalg.norm(displacement, axis=1).max()
     if largest > MAX_DISPLACEMENT:
         return None, f'an atom moved by {largest:.2f} A'

@@ -2,8 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, mx2
 from ase.io import write
 from typer.testing import CliRunner
 
@@ -61,3 +62,31 @@ def test_a_calculator_given_twice_and_an_unknown_optimizer_are_named(
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 1
         assert said in ' '.join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ('cell', 'kind'), [('free', 'layer'), ('fixed', 'layer, cell held')]
+)
+def test_what_of_the_cells_relaxes_can_be_said(tmp_path, tiny_model, cell, kind):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    atoms = mx2('MoS2', vacuum=8)
+    atoms.pbc = True
+    write(tmp_path / 'MoS2.vasp', atoms)
+    words = ['compare', str(tmp_path / 'MoS2.vasp'), '--model', str(tiny_model)]
+    words += ['--optimizers', 'ElasticBFGS', '--json', str(tmp_path / 'out.json')]
+    answer = CliRunner().invoke(app, [*words, '--cell', cell])
+    assert answer.exit_code == 0, answer.output
+    assert f'{kind}: {tmp_path / "MoS2.vasp"}' in answer.output
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert result['structures'][0]['kind'] == kind
+    [start] = [np.array(row['cell']) for row in result['structures']]
+    for row in result['predictions'] + result['runs']:
+        end = np.array(row['cell'])
+        assert np.array_equal(end[2], start[2])
+        assert np.array_equal(end, start) == (cell == 'fixed')
+
+
+def test_a_cell_that_makes_no_sense_is_told_before_the_work(structures):
+    result = CliRunner().invoke(app, ['compare', *structures, '--cell', 'sideways'])
+    assert result.exit_code == 2
+    assert 'in-plane' in ' '.join(result.output.split())

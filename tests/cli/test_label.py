@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, mx2
 
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.train.datamodule import composition
@@ -31,7 +31,7 @@ def seeds(tmp_path_factory):
     with gzip.open(file, 'wt') as lines:
         for formula, a in sizes.items():
             atoms = bulk(formula, 'rocksalt', a=a)
-            record = {'id': formula, 'formula': formula}
+            record = {'id': formula, 'formula': formula, 'src': 'rocksalt'}
             record['numbers'] = atoms.numbers.tolist()
             record['cell'] = atoms.cell.tolist()
             record['frac'] = atoms.get_scaled_positions().tolist()
@@ -61,7 +61,7 @@ def whole(label, tmp_path_factory):
     assert result.exit_code == 0, result.output
     made, lost = records(out), records(out.with_suffix('.failed.jsonl'))
     assert len(made) + len(lost) == COUNT
-    assert f'{len(made)} pairs in {out}, {len(lost)} inputs' in result.stdout
+    assert f'{len(made)} pairs in {out}, {len(lost)} inputs failed' in result.stdout
     assert f'0 of {COUNT} inputs taken' in result.stderr
     assert len(read_pairs(out)) == len(made) > 4
     return made
@@ -126,6 +126,70 @@ def test_given_structures_are_relaxed_as_they_are(label, seeds, tmp_path):
     ]
 
 
+@pytest.fixture(scope='module')
+def layers(tmp_path_factory):
+    file, atoms = tmp_path_factory.mktemp('layers') / 'layers.jsonl.gz', mx2(vacuum=9)
+    record = {'id': 'MoS2', 'formula': 'MoS2', 'src': 'mine', 'pbc': atoms.pbc.tolist()}
+    record |= {'numbers': atoms.numbers.tolist(), 'cell': atoms.cell.tolist()}
+    other = {'id': 'NbSe2', 'formula': 'NbSe2', 'src': 'other', 'numbers': [41, 34, 34]}
+    frac = {'frac': atoms.get_scaled_positions().tolist()}
+    with gzip.open(file, 'wt') as lines:
+        lines.write(json.dumps(record | frac) + '\n' + json.dumps(record | frac | other))
+    return file
+
+
+@needs_potential
+@pytest.mark.parametrize('kind', ['fixed-cell', 'monolayer', 'slab', 'defect'])
+def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path, kind):
+    out = tmp_path / 'pairs.jsonl'
+    source = ('--seeds', layers if kind == 'monolayer' else seeds)
+    # The last of repeated options counts.
+    words = ('--kind', kind, '--count', 3, '--steps', 5, '--fmax', 0.4)
+    result = label(out, *words, source=source)
+    assert result.exit_code == 0, result.output
+    made, lost = records(out), records(out.with_suffix('.failed.jsonl'))
+    assert sorted(r['k'] for r in made + lost) == list(range(3))
+    assert all(r['series'].startswith(f'{kind}-0-') for r in made + lost)
+    for record in made:
+        assert record['kind'] == kind
+        assert record.get('fixed_cell', False) == (kind != 'monolayer')
+        if kind == 'monolayer':
+            assert record['cell1'][2] == record['cell0'][2]
+            assert record['cell1'][0] != record['cell0'][0]
+            assert record['pbc'] == [True, True, False]
+
+
+@needs_potential
+def test_seeds_of_one_collection(label, layers, tmp_path):
+    out = tmp_path / 'pairs.jsonl'
+    words = ('--kind', 'monolayer', '--source', 'mine', '--count', 3, '--steps', 1)
+    result = label(out, *words, source=('--seeds', layers))
+    assert result.exit_code == 0, result.output
+    assert len(records(out.with_suffix('.failed.jsonl'))) + len(records(out)) == 3
+    result = label(out, *words[:3], 'nobody', '--count', 3, source=('--seeds', layers))
+    assert result.exit_code == 1
+    assert 'of the collection nobody' in ' '.join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ('potential', 'known'),
+    [
+        ('chgnet', True),
+        ('chgnet:r2scan', False),
+        ('tensornet', False),
+        ('m3gnet:/somewhere/M3GNet-MP-2021.2.8-PES', True),
+        ('m3gnet', False),
+        ('sevennet:7net-l3i5', True),
+        ('mace:/weights/mace-matpes-pbe-omat-ft.model', False),
+        ('gpaw', False),
+    ],
+)
+def test_hubbard_u_goes_by_what_the_potential_was_trained_on(potential, known):
+    from ase_deeprelax.cli.train import _knows_hubbard
+
+    assert _knows_hubbard(potential) == known
+
+
 @pytest.mark.parametrize(
     ('words', 'code', 'said'),
     [
@@ -133,6 +197,7 @@ def test_given_structures_are_relaxed_as_they_are(label, seeds, tmp_path):
         (['--seeds', 'SEEDS', '--given', 'SEEDS'], 2, 'either --seeds or --given'),
         (['--seeds', 'SEEDS'], 2, 'needs --count'),
         (['--seeds', 'nowhere.gz'], 2, 'nowhere.gz'),
+        (['--seeds', 'SEEDS', '--kind', 'wire'], 2, "'wire' is not one of"),
         (['--given', 'SEEDS', '--potential', 'megnet'], 1, 'megnet'),
         (['--given', 'SEEDS', '--exclude', 'SEEDS'], 1, 'not a list of formulas'),
     ],

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import pytest
-from ase.build import bulk
+from ase.build import bulk, fcc111
+from ase.constraints import FixAtoms
 
-from ase_deeprelax.data.pairs import make_pair, write_pairs
+from ase_deeprelax.data.pairs import make_pair, read_pairs, write_pairs
 from ase_deeprelax.weights import store
 
 
@@ -98,3 +100,41 @@ def test_evaluate_names_what_is_not_there(run, pairs_file, tmp_path, tiny_model)
         result = run('evaluate', *words)
         assert result.exit_code == 1
         assert said in result.stderr
+
+
+def test_collections_are_chosen_by_name(run, pairs_file, tmp_path, tiny_model):
+    pairs = [
+        dataclasses.replace(pair, src='ab'[k % 2], kind='alloy' if k % 3 else 'bulk')
+        for k, pair in enumerate(read_pairs(pairs_file))
+    ]
+    file, out = tmp_path / 'pairs.jsonl', tmp_path / 'result.json'
+    write_pairs(file, pairs)
+    for chosen, count in ((['a'], 3), (['a', 'b'], 6)):
+        words = [word for name in chosen for word in ('--src', name)]
+        result = run('evaluate', file, '--model', tiny_model, '--json', out, *words)
+        assert result.exit_code == 0, result.output
+        figures = json.loads(out.read_text())
+        assert figures['n'] == count
+        assert sum(kind['n'] for kind in figures['kinds'].values()) == count
+        assert 'alloy, ' in result.stdout
+    wrong = run('evaluate', file, '--model', tiny_model, '--src', 'c')
+    assert wrong.exit_code == 1
+    assert "no pair of src 'c'" in wrong.stderr
+    assert "there are: 'a', 'b'" in wrong.stderr
+
+
+def test_held_cells_and_layers_are_evaluated_and_drawn(run, tmp_path, tiny_model):
+    pytest.importorskip('matplotlib', reason="pip install 'ase-deeprelax[plot]'")
+    slab = fcc111('Pt', (2, 2, 3), vacuum=8)
+    slab.set_constraint(FixAtoms(mask=slab.get_tags() == 3))
+    relaxed = slab.copy()
+    relaxed.rattle(0.05, seed=0)
+    pairs = [make_pair('slab', slab, relaxed, fixed_cell=True, kind='slab')]
+    write_pairs(tmp_path / 'pairs.jsonl', pairs)
+    page = tmp_path / 'report.html'
+    words = ['--model', tiny_model, '--html', page]
+    result = run('evaluate', tmp_path / 'pairs.jsonl', *words)
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.stdout.splitlines() if line.startswith('dummy'))
+    assert row.split()[-2:] == ['-', '-']
+    assert 'layer, cell held' in page.read_text()

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule, mx2
+from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from ase_deeprelax import keys
 from ase_deeprelax.cli.refine import STAGES, Refiner
 from ase_deeprelax.potentials.calculators import get_calculator
+from ase_deeprelax.refine.elastic import ElasticBFGS
 
 
 @pytest.fixture
@@ -163,3 +165,44 @@ def test_mistakes_are_told_before_the_work(
     assert result.exit_code == code
     assert said in ' '.join(result.stderr.split())
     assert not out.exists()
+
+
+@pytest.mark.parametrize('cell', ['free', 'fixed'])
+def test_refinement_has_the_freedom_of_the_prediction(refine, tmp_path, cell):
+    layer = mx2('MoS2', vacuum=8)
+    layer.rattle(0.03, seed=0)
+    layer.pbc = True
+    slab = fcc111('Cu', (1, 1, 3), vacuum=8)
+    slab.rattle(0.03, seed=0)
+    slab.set_constraint(FixAtoms([0]))
+    crystal = bulk('MgO', 'rocksalt', a=4.4)
+    files = [tmp_path / f'{name}.vasp' for name in ('layer', 'slab', 'crystal')]
+    for file, atoms in zip(files, (layer, slab, crystal), strict=True):
+        write(file, atoms)
+    out, table = tmp_path / 'out.traj', tmp_path / 'table.json'
+    result = refine(*files, '--cell', cell, '--out', out, '--json', table)
+    assert result.exit_code == 0, result.output
+    found = read(out, ':')
+    held = [cell == 'fixed', True, cell == 'fixed']
+    rows = json.loads(table.read_text())
+    for row, atoms, file, fixed in zip(rows, found, files, held, strict=True):
+        start = read(file)
+        assert np.array_equal(atoms.cell.array, start.cell.array) == fixed
+        if file.stem != 'crystal':
+            assert np.array_equal(atoms.cell.array[2], start.cell.array[2])
+            assert row['kind'].startswith('layer')
+        assert row['kind'].endswith('cell held') == fixed
+        assert atoms.info[keys.KIND] == row['kind']
+        assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.05
+    assert np.array_equal(found[1].positions[0], read(files[1]).positions[0])
+
+
+def test_an_interrupted_command_with_another_cell_begins_anew(tmp_path):
+    """The key of an answer holds what of the cell relaxes."""
+    atoms = bulk('Cu')
+    found = set()
+    for asked in (None, False, 'in-plane', [True, False, False, False, False, False]):
+        how = {'model': 'default', 'relax_cell': asked}
+        refiner = Refiner([], ElasticBFGS, 0.05, how, asked=[])
+        found.add(refiner.key('Cu', atoms))
+    assert len(found) == 4

@@ -1,11 +1,13 @@
 """``deeprelax relax``, on real files with a small real network."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111, mx2
+from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from ase_deeprelax import keys, relax
@@ -167,3 +169,71 @@ def test_out_of_range_is_told_in_the_table(run, salts, tmp_path, tiny_model):
     assert '4 to 20' in back.info[keys.OOD]
     assert f'! {back.info[keys.OOD]}' in result.stdout
     assert back.pbc.all()
+
+
+# --- layers, slabs and held cells -------------------------------------------------------
+
+
+@pytest.fixture
+def kinds(tmp_path):
+    """A crystal, a layer as POSCARs say it, and a slab whose lower atoms are fixed."""
+    crystal = bulk('NaCl', 'rocksalt', a=5.3)
+    crystal.rattle(0.05, seed=0)
+    layer = mx2('MoS2', vacuum=9)
+    layer.rattle(0.05, seed=1)
+    layer.pbc = True
+    slab = fcc111('Cu', (1, 1, 4), vacuum=9)
+    slab.rattle(0.05, seed=2)
+    slab.set_constraint(FixAtoms([0, 1]))
+    write(tmp_path / 'crystal.vasp', crystal)
+    write(tmp_path / 'layer.vasp', layer)
+    write(tmp_path / 'slab.vasp', slab)
+    return [tmp_path / f'{name}.vasp' for name in ('crystal', 'layer', 'slab')]
+
+
+def relaxed(run, files, model, *words):
+    """Rows of the JSON file, what was written, and the table."""
+    out, table = files[0].parent / 'out.traj', files[0].parent / 'table.json'
+    words = ['--out', out, '--json', table, '--model', model, *words]
+    result = run('relax', *files, *words)
+    assert result.exit_code == 0, result.output
+    return json.loads(table.read_text()), read(out, ':'), result.stdout.splitlines()
+
+
+def test_layers_keep_their_vacuum_and_slabs_what_is_fixed(run, kinds, tiny_model):
+    rows, found, table = relaxed(run, kinds, tiny_model)
+    said = ['bulk', 'layer', 'layer, cell held']
+    assert [row['kind'] for row in rows] == said
+    assert [atoms.info[keys.KIND] for atoms in found] == said
+    crystal, layer, slab = (read(file) for file in kinds)
+    assert not np.array_equal(found[0].cell.array, crystal.cell.array)
+    assert np.array_equal(found[1].cell.array[2], layer.cell.array[2])
+    assert not np.array_equal(found[1].cell.array[0], layer.cell.array[0])
+    assert np.array_equal(found[2].cell.array, slab.cell.array)
+    assert np.array_equal(found[2].positions[:2], slab.positions[:2])
+    for line, kind in zip(table[1:], ('', 'layer', 'layer, cell held'), strict=False):
+        assert kind in line
+        assert ('layer' in line.replace('layer.vasp', '')) == bool(kind)
+
+
+@pytest.mark.parametrize(
+    'cell', ['fixed', 'in-plane', 'hydrostatic', '1,1,0,0,0,1', '0,0,0,0,0,0', 'free']
+)
+def test_what_of_the_cells_relaxes_can_be_said(run, kinds, tiny_model, cell):
+    free = {'fixed': False, 'free': None, '1,1,0,0,0,1': [1, 1, 0, 0, 0, 1]}.get(cell, cell)
+    free = np.zeros(6) if cell == '0,0,0,0,0,0' else free
+    rows, found, table = relaxed(run, kinds, tiny_model, '--cell', cell)
+    expected = relax([read(file) for file in kinds], tiny_model, relax_cell=free)
+    for row, atoms, one in zip(rows, found, expected, strict=True):
+        np.testing.assert_allclose(atoms.cell.array, one.atoms.cell.array, atol=1e-6)
+        np.testing.assert_allclose(atoms.positions, one.atoms.positions, atol=1e-5)
+        assert row['kind'] == one.kind
+    if cell == 'fixed':
+        assert 'bulk, cell held' in table[1]
+
+
+@pytest.mark.parametrize('cell', ['sideways', '1,1,0', '1,1,0,0,0,2', ''])
+def test_a_cell_that_makes_no_sense_is_told_before_the_work(run, kinds, cell):
+    result = run('relax', kinds[0], '--cell', cell, '--model', 'nothing')
+    assert result.exit_code == 2
+    assert 'free, fixed, in-plane, hydrostatic' in ' '.join(result.stderr.split())

@@ -146,7 +146,7 @@ def test_there_is_no_image_across_the_vacuum():
 @pytest.mark.parametrize('pbc', [(False, True, False), (False,) * 3])
 def test_wires_and_molecules_are_refused_by_name(pbc):
     atoms = Atoms('C2', [(4, 0, 4), (4, 1.3, 4)], cell=[9, 3, 9], pbc=pbc)
-    with pytest.raises(PairFileError, match="'wire'.*wires, molecules or clusters"):
+    with pytest.raises(PairFileError, match=r"'wire'.*wires, molecules or clusters"):
         Alignment(make_pair('wire', atoms, atoms))
 
 
@@ -221,22 +221,20 @@ def test_bonds_of_a_model_are_its_own_across_the_border_of_the_box(tiny_model, l
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ('file', 'mxenes', 'cells'), [('pairs_2d', True, 0.052), ('pairs_2d', False, 0.095)]
-)
-def test_cells_of_monolayers_are_off_as_measured_elsewhere(file, mxenes, cells):
+@pytest.mark.parametrize(('mxenes', 'cells'), [(True, 0.052), (False, 0.095)])
+def test_cells_of_monolayers_are_off_as_measured_elsewhere(mxenes, cells):
     """The data's own figure is a mean over all nine entries, of which three are held."""
-    path = DATA / f'{file}.jsonl.gz'
+    path = DATA / 'pairs_2d.jsonl.gz'
     if not path.exists():
         pytest.skip(f'{path} is not on this machine')
     pairs = read_pairs(path, 'train', ok_only=True)
-    pairs = spread([pair for pair in pairs if (pair.src == 'mxene-db') == mxenes], 2000)
+    pairs = spread([pair for pair in pairs if (pair.src == 'mxene-db') == mxenes], 1000)
     errors = []
     for pair in pairs:
         alignment = Alignment(pair)
         cell, _ = alignment.align(pair.unrelaxed)
         errors.append(np.abs((cell - alignment.cell1)[alignment.periodic]).mean())
-    assert np.mean(errors) * 6 / 9 == pytest.approx(cells, rel=0.04)
+    assert np.mean(errors) * 6 / 9 == pytest.approx(cells, rel=0.06)
 
 
 def test_slabs_are_off_as_measured_elsewhere():
@@ -244,7 +242,7 @@ def test_slabs_are_off_as_measured_elsewhere():
     if not path.exists():
         pytest.skip(f'{path} is not on this machine')
     errors = []
-    for pair in spread(read_pairs(path), 500):
+    for pair in spread(read_pairs(path), 300):
         alignment = Alignment(pair)
         cell, frac = alignment.align(pair.unrelaxed)
         errors.append(alignment.coordinate_error(cell, frac))

@@ -4,14 +4,19 @@ import json
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import fcc111, mx2
+from ase.constraints import FixAtoms
 
+from ase_deeprelax.compare.answers import ask, ready
 from ase_deeprelax.compare.dummy import Dummy
 from ase_deeprelax.compare.evaluate import (
+    FOOTNOTE,
     SHOWN,
     SHOWN_SHARES,
     cuts,
     evaluate,
     evaluate_all,
+    kind_of,
     table,
 )
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
@@ -259,3 +264,143 @@ def test_table_of_one_model():
     assert 'all, 4' in text
     assert 'ok, ' not in text
     assert sum(line.startswith('model ') for line in text.splitlines()) == 3
+
+
+def kinds_of_pairs():
+    """Two crystals, a slab at a held cell with a fixed bottom, a layer, a held cell."""
+    bulk_pairs = some_pairs(3)
+    layer = mx2(a=3.2, size=(2, 1, 1), vacuum=8)
+    wide = layer.copy()
+    wide.set_cell(layer.cell.array * [1.03, 1.01, 1], scale_atoms=True)
+    slab = fcc111('Cu', (2, 2, 3), vacuum=8)
+    slab.set_constraint(FixAtoms(mask=slab.get_tags() == 3))
+    surface = slab.copy()
+    surface.rattle(0.05, seed=0)
+    held = dataclasses.replace(bulk_pairs[2], fixed_cell=True, cell1=bulk_pairs[2].cell0)
+    return [
+        bulk_pairs[0],
+        make_pair('slab', slab, surface, fixed_cell=True, kind='slab'),
+        bulk_pairs[1],
+        make_pair('layer', wide, layer, kind='monolayer'),
+        held,
+    ]
+
+
+def rattled(atoms_list, relax_cell=True):
+    answers = [atoms.copy() for atoms in atoms_list]
+    for atoms in answers:
+        atoms.rattle(0.02, seed=0)
+    return answers
+
+
+def test_each_kind_has_figures_of_its_own_pairs():
+    pairs = kinds_of_pairs()
+    result = evaluate(pairs, rattled)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    kinds = ['bulk', 'slab', 'bulk', 'monolayer', 'fixed-cell']
+    assert [row['kind'] for row in result['structures']] == kinds
+    assert list(result['kinds']) == ['bulk', 'slab', 'monolayer', 'fixed-cell']
+    for kind, found in result['kinds'].items():
+        own = [pair for pair, its in zip(pairs, kinds, strict=True) if its == kind]
+        assert found == {'n': len(own), 'all': evaluate(own, rattled)['all']}
+    not_scored = {
+        kind: {key for key in ERRORS if found['all']['model'][key] is None}
+        for kind, found in result['kinds'].items()
+    }
+    volume = {'volume_mae', 'relative_volume'}
+    cell = volume | {'lattice_mae', 'metric_error'}
+    assert not_scored == {
+        'bulk': set(),
+        'slab': cell,
+        'monolayer': volume,
+        'fixed-cell': cell,
+    }
+
+
+def test_means_are_over_the_pairs_that_are_scored():
+    pairs = kinds_of_pairs()
+    together, alone = evaluate(pairs, Dummy()), evaluate([pairs[0], pairs[2]], Dummy())
+    for key in ('volume_mae', 'rmsd'):
+        assert together['all']['dummy'][key] == alone['all']['dummy'][key]
+    cuts_of_slabs = cuts(together['kinds']['slab']['all'])
+    assert cuts_of_slabs['lattice_mae'] is None
+    assert cuts_of_slabs['coord_mae'] == {'mean': 0, 'median': 0}
+
+
+def test_the_model_is_asked_what_the_pairs_ask():
+    """Once for the cells that relax, once for those that are held; answers in order."""
+    pairs, calls = kinds_of_pairs(), []
+
+    def relax(atoms_list, **asked):
+        calls.append((asked, atoms_list))
+        by_size = {len(pair): pair for pair in pairs}
+        assert all(len(by_size[len(atoms)]) for atoms in atoms_list)
+        return [atoms.copy() for atoms in atoms_list]
+
+    result = evaluate(pairs, relax)
+    (free, crystals), (held, slabs) = calls
+    assert (free, held) == ({}, {'relax_cell': False})
+    assert [len(atoms) for atoms in crystals] == [len(pairs[k]) for k in (0, 2, 3)]
+    assert [len(atoms) for atoms in slabs] == [len(pairs[k]) for k in (1, 4)]
+    assert crystals[2].pbc.tolist() == slabs[0].pbc.tolist() == [True, True, False]
+    assert slabs[0].constraints[0].index.tolist() == np.flatnonzero(pairs[1].fixed).tolist()
+    assert result['all']['model'] == result['all']['dummy']
+
+
+def test_a_predictor_holds_what_the_pairs_hold(predictor):
+    pairs = kinds_of_pairs()
+    free, slab, *_, layer, held = ask(ready(predictor), pairs)
+    for pair, result in ((pairs[1], slab), (pairs[4], held)):
+        assert result.ok
+        assert np.array_equal(result.atoms.cell.array, pair.cell0)
+    still = pairs[1].fixed
+    assert np.array_equal(slab.atoms.positions[still], slab.initial.positions[still])
+    assert np.array_equal(layer.atoms.cell.array[2], pairs[3].cell0[2])
+    assert not np.allclose(layer.atoms.cell.array[0], pairs[3].cell0[0])
+    assert not np.allclose(free.atoms.cell.array, pairs[0].cell0)
+
+
+def test_a_model_that_cannot_hold_the_cell_is_refused_before_the_work():
+    def relax(atoms_list):
+        raise AssertionError
+
+    with pytest.raises(ConfigError, match=r"'relax' does not take.*2 of 5 pairs is held"):
+        evaluate(kinds_of_pairs(), relax)
+
+
+def test_only_crystals_whose_cell_relaxes_are_scaled():
+    pairs = kinds_of_pairs()
+    found = evaluate(pairs, Dummy())
+    for pair, row in zip(pairs, found['structures'], strict=True):
+        same = row['errors']['scaled_dummy'] == row['errors']['dummy']
+        assert same == (row['kind'] != 'bulk'), pair.id
+
+
+def test_table_has_a_part_for_each_kind_and_a_dash_for_what_is_not_scored(predictor):
+    result = evaluate(kinds_of_pairs(), predictor)
+    text, markdown = table(result), table(result, markdown=True)
+    assert max(map(len, text.splitlines())) <= 100
+    parts = text.split('\n\n')
+    starts = [part.split('  ')[0] for part in parts[::3]]
+    assert starts[2:] == ['bulk, 2', 'slab, 1', 'monolayer, 1', 'fixed-cell, 1', FOOTNOTE]
+    slab = next(part for part in parts if part.startswith('slab'))
+    for row in slab.splitlines()[1:]:
+        assert row.split()[-2:] == ['-', '-']
+    assert '| - | - |' in markdown
+    only = table(evaluate(some_pairs(3), Dummy()))
+    assert 'bulk' not in only
+    assert FOOTNOTE not in only
+
+
+def test_what_a_pair_counts_as():
+    [pair] = some_pairs(1)
+    open_c = (True, True, False)
+    for change, kind in (
+        ({}, 'bulk'),
+        ({'fixed_cell': True}, 'fixed-cell'),
+        ({'kind': 'bulk', 'fixed_cell': True}, 'fixed-cell'),
+        ({'kind': 'defect', 'fixed_cell': True}, 'defect'),
+        ({'pbc': open_c}, 'layer'),
+        ({'kind': 'alloy'}, 'alloy'),
+    ):
+        assert kind_of(dataclasses.replace(pair, **change)) == kind

@@ -187,8 +187,9 @@ def test_dtype(atoms):
 # Layers
 
 
+@pytest.mark.parametrize('spec', [PLAIN, CANONICAL], ids=['plain', 'canonical'])
 @quick
-@given(written_layers(), SPECS)
+@given(written=written_layers())
 def test_bonds_of_a_layer_lead_to_the_users_atoms(written, spec):
     """Also across the border of the box, and in boxes of any height."""
     _, atoms = written
@@ -207,8 +208,9 @@ def test_bonds_of_a_layer_lead_to_the_users_atoms(written, spec):
     np.testing.assert_array_equal(frame.per_atom(graph.z.numpy()), atoms.numbers)
 
 
+@pytest.mark.parametrize('spec', [PLAIN, CANONICAL], ids=['plain', 'canonical'])
 @quick
-@given(written_layers(), SPECS)
+@given(written=written_layers())
 def test_no_edge_of_a_layer_crosses_the_vacuum(written, spec):
     _, atoms = written
     layer = find_layer(atoms)
@@ -236,8 +238,9 @@ def test_the_canonical_graph_of_a_layer_does_not_depend_on_the_box(written):
     torch.testing.assert_close(a.cell, b.cell, atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize('spec', [PLAIN, CANONICAL], ids=['plain', 'canonical'])
 @quick
-@given(written_layers(), SPECS, seeds())
+@given(written=written_layers(), seed=seeds())
 def test_what_may_move_is_carried_to_the_graph(written, spec, seed):
     _, atoms = written
     layer, rng = find_layer(atoms), np.random.default_rng(seed)
@@ -254,8 +257,9 @@ def test_what_may_move_is_carried_to_the_graph(written, spec, seed):
     np.testing.assert_allclose(back, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize('spec', [PLAIN, CANONICAL], ids=['plain', 'canonical'])
 @quick
-@given(written_layers(), SPECS)
+@given(written=written_layers())
 def test_a_layer_is_not_touched(written, spec):
     _, atoms = written
     before = atoms.copy()

@@ -11,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
+from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import GraphSpec, build_graph
+from ase_deeprelax.data.motion import Motion, in_plane_strains, strain_projection
 from ase_deeprelax.data.neighbors import SHELL_TOLERANCE, intra_cell_pairs, neighbor_list
-from tests.strategies import crystals, prototypes, quick
+from ase_deeprelax.data.vacuum import find_layer
+from tests.layers import written_layers
+from tests.strategies import crystals, prototypes, quick, seeds
 
 
 def edges_of(i, j, offset):
@@ -167,3 +171,50 @@ def test_symmetric_sites_have_equal_neighbourhoods():
             for a, b in itertools.pairwise(neighbourhoods):
                 assert len(a) == len(b), name
                 np.testing.assert_allclose(a, b, atol=2e-3, err_msg=name)
+
+
+@quick
+@given(written_layers(), st.sampled_from([3.0, 5.0]))
+def test_edges_of_a_layer_are_those_of_ase_without_periodicity_across(written, cutoff):
+    _, atoms = written
+    layer = find_layer(atoms)
+    graph, _ = to_graph(atoms, GraphSpec(cutoff=cutoff), torch.float64, layer=layer)
+    piece = atoms.copy()
+    piece.set_cell(layer.basis @ atoms.cell.array)
+    piece.positions = layer.in_one_piece(atoms)
+    piece.pbc = True, True, False
+    i, j, vectors = ase_neighbor_list('ijD', piece, cutoff)
+    mine = np.column_stack([*graph.edge_index.flip(0).numpy(), graph.edge_vectors()])
+    theirs = np.column_stack([i, j, vectors])
+    assert len(mine) == len(theirs)
+    for rows in (mine, theirs):
+        rows[:] = rows[np.lexsort(rows.round(4).T[::-1])]
+    np.testing.assert_allclose(mine, theirs, atol=1e-7)
+
+
+@quick
+@given(crystals(max_atoms=6))
+def test_everything_may_move_unless_said(atoms):
+    graph = graph_of(atoms, GraphSpec(cutoff=4.0), torch.float32)
+    assert graph.fixed.dtype == torch.bool
+    assert graph.fixed.tolist() == [False] * len(atoms)
+    assert torch.equal(graph.free_strain, torch.eye(6).unsqueeze(0))
+
+
+@quick
+@given(st.lists(crystals(max_atoms=6), min_size=1, max_size=4), seeds())
+def test_a_batch_knows_what_may_move_in_each_graph(many, seed):
+    rng = np.random.default_rng(seed)
+    spec, graphs, motions = GraphSpec(cutoff=4.0), [], []
+    for atoms in many:
+        strains = in_plane_strains(np.eye(3)[rng.integers(3)], thickness=False)
+        motion = Motion(rng.random(len(atoms)) < 0.5, strain_projection(strains))
+        motions.append(motion)
+        graphs.append(
+            build_graph(atoms.numbers, atoms.positions, atoms.cell, spec, motion=motion)
+        )
+    batch = Batch.from_data_list(graphs)
+    expected = np.concatenate([motion.fixed for motion in motions])
+    np.testing.assert_array_equal(batch.fixed.numpy(), expected)
+    expected = np.array([motion.free_strain for motion in motions])
+    np.testing.assert_allclose(batch.free_strain.numpy(), expected, atol=1e-6)

@@ -101,15 +101,88 @@ def test_point_defect_in_a_large_supercell(tmp_path):
     write_c2db(tmp_path, written)
     (pair,) = read_pairs(tmp_path, 'test')
     assert len(pair) == 191
+    assert (pair.kind, pair.fixed_cell, pair.pbc) == ('defect', True, (True, True, False))
     assert_read_as_written([pair], written)
 
 
 def test_layers_in_vacuum_are_evaluated(tmp_path, tiny_model):
-    """Files drop the non-periodic direction; relaxed as crystals with much room."""
+    """Files drop the non-periodic direction; the vacuum tells it."""
     write_c2db(tmp_path, list(layers(np.random.default_rng(0))))
     result = evaluate(read_pairs(tmp_path, 'test'), tiny_model)
     assert (result['n'], result['n_failed']) == (1, 0)
-    assert result['all']['dummy']['lattice_mae']['mean'] > 0.01
+    assert list(result['kinds']) == ['monolayer']
+    dummy = result['all']['dummy']
+    assert dummy['lattice_mae']['mean'] == pytest.approx(0.0376, abs=1e-4)  # 3 % of 3.18 A
+    assert dummy['volume_mae'] is None
+
+
+@pytest.mark.parametrize('writer', [write_c2db, write_databases])
+def test_layers_are_monolayers_whatever_the_boxes(tmp_path, writer):
+    """The relaxed layer stands in another box, and across its border."""
+    written = []
+    for id, split, unrelaxed, relaxed in layers(np.random.default_rng(0)):
+        lower = relaxed.copy()
+        lower.set_cell([*relaxed.cell.array[:2], (0, 0, 13)])
+        lower.positions[:, 2] -= relaxed.positions[:, 2].mean()
+        lower.positions[:, 2] %= 13
+        written.append((id, split, unrelaxed, lower))
+    writer(tmp_path, written)
+    straight = {id: make_pair(id, *halves) for id, _, *halves in layers_at_rest()}
+    for pair in read_pairs(tmp_path):
+        assert (pair.pbc, pair.kind, pair.fixed_cell) == ((1, 1, 0), 'monolayer', False)
+        assert np.allclose(pair.cell0[2], pair.cell1[2])
+        expected = straight[pair.id]
+        for found, known in zip(pair.targets(), expected.targets(), strict=True):
+            assert np.allclose(found, known, atol=1e-5)
+
+
+def layers_at_rest():
+    return layers(np.random.default_rng(0))
+
+
+def test_a_vacuum_along_any_vector_is_found(tmp_path):
+    written = []
+    for id, split, *halves in layers(np.random.default_rng(0)):
+        for atoms in halves:
+            atoms.set_cell(atoms.cell.array[[2, 0, 1]])
+            atoms.pbc = True
+        written.append((id, split, *halves))
+    write_c2db(tmp_path, written)
+    assert {pair.pbc for pair in read_pairs(tmp_path)} == {(False, True, True)}
+
+
+def test_crystals_are_of_no_kind_but_in_a_set_of_layered_ones(tmp_path):
+    for name, kind in (('mp', ''), ('vdW', 'layered')):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_c2db(folder, list(crystals(np.random.default_rng(0))))
+        for pair in read_pairs(folder):
+            assert (pair.kind, pair.fixed_cell, all(pair.pbc)) == (kind, False, True)
+
+
+def test_cells_that_stay_were_held(tmp_path):
+    """In any set all of whose cells stay; pair by pair in a set of defects."""
+    free = list(crystals(np.random.default_rng(0)))
+    held = []
+    for id, split, unrelaxed, _ in free:
+        relaxed = unrelaxed.copy()
+        relaxed.rattle(0.05, seed=1)
+        relaxed.cell[0, 0] += 2e-5  # as much as files round
+        held.append((id, split, unrelaxed, relaxed))
+    mixed = [*held[:3], *free[3:]]
+    for name, written, count in (
+        ('a', held, 7),
+        ('b', mixed, 0),
+        ('defects', mixed, 3),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_c2db(folder, written)
+        pairs = read_pairs(folder)
+        assert sum(pair.fixed_cell for pair in pairs) == count
+        for pair in pairs:
+            assert pair.kind == ('defect' if pair.fixed_cell else '')
+            assert np.array_equal(pair.cell0, pair.cell1) == pair.fixed_cell
 
 
 def test_symmetry_of_a_cif_is_applied(tmp_path):

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
+from ase.constraints import FixAtoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,8 @@ def crystals():
     )
     perovskite.rattle(0.05, seed=1)
     overlapping = Atoms('H2', positions=[(0, 0, 0), (0, 0, 0.01)], cell=3 * [4], pbc=True)
+    slab = fcc111('Cu', (2, 2, 3), vacuum=8)
+    slab.set_constraint(FixAtoms(mask=slab.get_tags() == 3))
     many = bulk('Cu', cubic=True) * (5, 5, 2)
     many.rattle(0.05, seed=2)
     return {
@@ -66,6 +69,7 @@ def crystals():
         'refused': overlapping,
         'one atom': bulk('Cu'),
         'many': many,
+        'slab': slab,
     }
 
 
@@ -153,7 +157,7 @@ def test_what_was_refused_is_in_the_table_with_its_reason(page, relaxations):
     rows = re.findall(r'<tr>(.*?)</tr>', html, re.DOTALL)
     [row] = [row for row in rows if '>refused</td>' in row]
     assert relaxations['refused'].problem[:20] in row
-    assert '5 structures, 1 of them refused' in html
+    assert '6 structures, 1 of them refused' in html
 
 
 def test_all_refused_leaves_no_viewer(tmp_path, relaxations):
@@ -522,6 +526,34 @@ def test_the_colour_bar_has_the_ends_of_what_it_shows(viewer, relaxations):
     viewer.choose('colour', 'element')
     assert not viewer.find('bar').is_displayed()
     assert viewer.find('elements').text.split() == ['O', 'Mg']
+
+
+def test_fixed_atoms_are_marked_and_explained(viewer, relaxations):
+    viewer.choose('structure', 'MgO')
+    assert not viewer.find('fixed').is_displayed()
+    viewer.choose('structure', 'slab')
+    assert viewer.find('fixed').text == 'fixed atoms'
+    held = relaxations['slab'].initial.constraints[0].index
+    for atom in range(12):
+        sites = viewer.browser.execute_script(f'return sitesOnScreen({atom})')
+        assert all(site['fixed'] == (atom in held) for site in sites)
+    lowest = max(viewer.sites(held[0]), key=lambda site: site[1])
+    viewer.point(*lowest)
+    assert viewer.find('tip').text.split(': ')[1].startswith('moved 0.000 Å, fixed')
+
+
+def test_a_layer_is_drawn_as_wide_as_it_is(viewer, relaxations):
+    """Seen from the side, it fills the canvas; with its vacuum it would be a stripe."""
+    viewer.choose('structure', 'slab')
+    viewer.browser.find_element('css selector', '[data-along=a]').click()
+    viewer.settle()
+    sites = viewer.all_sites(12)
+    thickness = np.ptp(relaxations['slab'].atoms.positions[:, 2])
+    [site, *_] = viewer.browser.execute_script('return sitesOnScreen(0)')
+    assert np.ptp(sites[:, 1]) == pytest.approx(thickness * site['scale'], rel=0.3)
+    size = viewer.canvas.size
+    used = max(np.ptp(sites[:, 0]) / size['width'], np.ptp(sites[:, 1]) / size['height'])
+    assert used > 0.5
 
 
 def test_the_table_of_atoms_and_the_links_into_the_viewer(viewer, relaxations):

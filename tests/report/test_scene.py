@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, mx2
+from ase.constraints import FixAtoms
 
 from ase_deeprelax.report.scene import scene
 
@@ -81,3 +82,45 @@ def test_the_length_of_a_move_is_that_at_the_cell_before():
     after.set_cell(1.1 * before.cell.array, scale_atoms=True)
     picture = scene('x', before, after)
     np.testing.assert_allclose(picture['distance'], [0, 0, 0, 0.5, 0, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize('axis', [0, 1, 2])
+@pytest.mark.parametrize('lift', [0, 8])
+def test_a_layer_is_drawn_in_one_piece_without_its_vacuum(axis, lift):
+    before = mx2(a=3.18, thickness=3.13, size=(2, 1, 1), vacuum=8)
+    before.rattle(0.05, seed=0)
+    before.positions[:, 2] = (before.positions[:, 2] + lift) % before.cell[2, 2]
+    before.set_cell(np.roll(before.cell.array, axis - 2, axis=0))
+    before.pbc = np.arange(3) != axis
+    after = before.copy()
+    after.set_cell(before.cell.array * [1.05, 1.02, 1], scale_atoms=True)
+    picture = scene('MoS2', before, after)
+    assert picture['periodic'] == before.pbc.tolist()
+    for done in (False, True):
+        heights = drawn(picture, after=done)[:, 2]
+        assert np.ptp(heights) < 3.6
+        assert abs(heights.max() + heights.min() - picture_height(picture, axis)) < 0.02
+    # Nothing has moved beside what the cell did.
+    assert max(picture['distance']) < 1e-5
+    assert all(site[1 + axis] == 0 for site in picture['sites'])
+    bonds = drawn(picture, after=False)[np.array(picture['bonds'])]
+    lengths = np.linalg.norm(bonds[:, 1] - bonds[:, 0], axis=1)
+    assert len(lengths) >= 6  # each of the two Mo to S above and below, in the cell
+    assert 2.2 < lengths.min() <= lengths.max() < 2.7
+
+
+def picture_height(picture, axis):
+    return picture['cell'][axis][2]
+
+
+def test_a_wide_gap_is_a_vacuum_for_the_viewer_as_for_the_models():
+    before = mx2(a=3.18, thickness=3.13, vacuum=12)
+    before.pbc = True
+    assert scene('MoS2', before, before)['periodic'] == [True, True, False]
+
+
+def test_fixed_atoms_are_told():
+    before = bulk('NaCl', 'rocksalt', a=5.6)
+    assert scene('NaCl', before, before)['fixed'] is None
+    before.set_constraint(FixAtoms([1]))
+    assert scene('NaCl', before, before)['fixed'] == [False, True]

@@ -1,16 +1,35 @@
 import gzip
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import read_pairs
-from ase_deeprelax.errors import PairFileError
+from ase_deeprelax.errors import DeepRelaxError, PairFileError
 from ase_deeprelax.potentials.batched import batch_potential
 from ase_deeprelax.train.datamodule import composition, read_seeds
-from ase_deeprelax.train.inputs import Recipe, Structures, Substitutions, substitute
+from ase_deeprelax.train.inputs import (
+    KINDS,
+    DefectRecipe,
+    Defects,
+    FixedCells,
+    Recipe,
+    SlabRecipe,
+    Slabs,
+    Structures,
+    Substitutions,
+    substitute,
+)
 from ase_deeprelax.train.label import label
 
 EMT_ELEMENTS = frozenset({13, 28, 29, 46, 47, 78, 79})
@@ -141,6 +160,208 @@ def test_lost_relaxations_are_kept_with_their_reason(tmp_path, series):
     failed = out.with_suffix('.failed.jsonl').read_text().splitlines()
     assert counts['failed'] == len(failed)
     assert any('not converged in 1 steps' in line for line in failed)
+
+
+@pytest.fixture(params=['fixed-cell', 'slab', 'defect'])
+def held(request, seeds):
+    """Series of which the cell is held."""
+    make, recipe = {
+        'fixed-cell': (FixedCells, Recipe(partial=0.8, max_atoms=8, scaled=0.5)),
+        'slab': (Slabs, SlabRecipe(max_atoms=16, noble=1, adsorbate=0)),
+        'defect': (Defects, DefectRecipe(min_atoms=16, max_atoms=32)),
+    }[request.param]
+    return make(seeds, EMT_ELEMENTS, seed=4, recipe=recipe)
+
+
+def test_held_cells_and_fixed_atoms_stay_to_the_last_digit(tmp_path, held):
+    out = tmp_path / 'held.jsonl'
+    counts = run(out, held, fmax=0.03, steps=200)
+    pairs = read_pairs(out)
+    assert len(pairs) == counts['pairs'] > 3
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    for pair, record in zip(pairs, records, strict=True):
+        assert record['kind'] == pair.kind == held.kind
+        assert record['series'] == held.name
+        assert {'k', 'parent', 'steps', 'energy_per_atom'} <= set(record)
+        assert record['fixed_cell'] is True
+        assert record['cell1'] == record['cell0']
+        if pair.fixed is not None:
+            same = np.array(record['frac1']) == np.array(record['frac0'])
+            assert same[pair.fixed].all()
+            assert not same[~pair.fixed].all()
+        _, atoms, _ = held[record['k']]
+        assert pair.pbc == tuple(atoms.pbc)
+        assert np.allclose(pair.unrelaxed.positions, atoms.positions, atol=1e-7)
+        relaxed = pair.relaxed
+        relaxed.calc = EMT()
+        # FixAtoms of the pair takes the forces on fixed atoms away.
+        assert np.abs(relaxed.get_forces()).max() < 0.031
+        energy = relaxed.get_potential_energy() / len(relaxed)
+        assert energy == pytest.approx(record['energy_per_atom'], abs=1e-4)
+    if held.kind == 'slab':
+        assert any(pair.fixed is not None for pair in pairs)
+
+
+def test_what_symmetry_holds_is_no_pair(tmp_path, seeds):
+    given = Structures(seeds[:3], EMT_ELEMENTS, 'given', kind='fixed-cell')
+    out = tmp_path / 'still.jsonl'
+    assert run(out, given, count=None) == {'pairs': 0, 'failed': 3}
+    assert 'nothing moves' in out.with_suffix('.failed.jsonl').read_text()
+
+
+def test_models_that_do_not_know_a_kind_are_not_asked(tmp_path, held, tiny_model, caplog):
+    plain, asked = tmp_path / 'plain.jsonl', tmp_path / 'asked.jsonl'
+    with caplog.at_level('INFO', 'ase_deeprelax'):
+        run(asked, held, count=6, start=tiny_model)
+    assert 'was not trained on' in caplog.text
+    assert 'held cell' in caplog.text
+    run(plain, held, count=6)
+    assert asked.read_text() == plain.read_text()
+
+
+def hostile():
+    """Structures that no potential can relax, between good ones."""
+    good = bulk('Cu', a=3.5)
+    nan = bulk('Cu', a=3.6)
+    nan.positions[0, 1] = np.nan
+    return {
+        'first': good,
+        'zero': Atoms('Cu', cell=[0, 0, 0], pbc=True),
+        'flat': Atoms('Cu', cell=[900, 900, 0.01], pbc=True),
+        'dense': Atoms('H20', cell=[1.5, 1.5, 1.5], pbc=True),
+        'nan': nan,
+        'unknown': bulk('Fe'),  # EMT raises an exception
+        'last': bulk('Au', a=4.2),
+    }
+
+
+def as_given(structures, **settings):
+    pairs = []
+    for name, atoms in structures.items():
+        # Past the checks of `make_pair`: files hold what they like.
+        pair = make_pair(
+            name, bulk('Cu') * (len(atoms), 1, 1), bulk('Cu') * (len(atoms), 1, 1)
+        )
+        for key in ('cell0', 'cell1'):
+            object.__setattr__(pair, key, atoms.cell.array)
+        frac = atoms.positions @ np.linalg.pinv(atoms.cell.array)
+        object.__setattr__(pair, 'frac0', frac)
+        object.__setattr__(pair, 'numbers', atoms.numbers)
+        pairs.append(pair)
+    return Structures(pairs, frozenset(range(1, 119)), 'hostile', **settings)
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+@pytest.mark.filterwarnings('ignore:invalid value')
+def test_bad_inputs_end_only_themselves(tmp_path, kind):
+    out = tmp_path / 'pairs.jsonl'
+    structures = hostile()
+    given = as_given(structures, kind=kind)
+    counts = run(out, given, count=None)
+    assert counts['pairs'] + counts['failed'] == len(structures)
+    failed = [
+        json.loads(line)
+        for line in out.with_suffix('.failed.jsonl').read_text().splitlines()
+    ]
+    problems = {list(structures)[record['k']]: record['problem'] for record in failed}
+    assert {'zero', 'flat', 'dense', 'nan', 'unknown'} <= set(problems)
+    assert 'not finite' in problems['nan']
+    assert 'flat' in problems['flat']
+    assert 'A^3' in problems['zero']
+    assert 'the potential failed' in problems['unknown']
+    if kind == 'bulk':
+        assert counts['pairs'] == 2
+    assert run(out, given, count=None) == counts
+
+
+class Unlucky:
+    """A series of which some numbers raise."""
+
+    name, kind = 'unlucky', 'bulk'
+
+    def __getitem__(self, k):
+        if k % 2:
+            raise ZeroDivisionError('no such structure')
+        return 'Cu', bulk('Cu', a=3.5), ''
+
+
+def test_input_that_cannot_be_made_ends_only_itself(tmp_path):
+    out = tmp_path / 'pairs.jsonl'
+    assert run(out, Unlucky(), count=4) == {'pairs': 2, 'failed': 2}
+    assert 'ZeroDivisionError' in out.with_suffix('.failed.jsonl').read_text()
+
+
+def test_broken_potential_ends_the_run_before_all_inputs_are_lost(tmp_path, series):
+    def broken(structures):
+        raise RuntimeError('the device is gone')
+
+    out = tmp_path / 'pairs.jsonl'
+    with pytest.raises(DeepRelaxError, match='the device is gone'):
+        label(out, series, broken, count=2000, start=None)
+    assert len(out.with_suffix('.failed.jsonl').read_text().splitlines()) < 500
+
+
+def test_other_series_in_the_file_are_left_alone(tmp_path, seeds, series):
+    out = tmp_path / 'both.jsonl'
+    first = run(out, series)
+    other = Substitutions(seeds, EMT_ELEMENTS, seed=8)
+    second = run(out, other)
+    names = [json.loads(line)['series'] for line in out.read_text().splitlines()]
+    assert names.count(series.name) == first['pairs']
+    assert names.count(other.name) == second['pairs'] > 3
+
+
+def test_second_process_on_one_file_is_refused(tmp_path, series):
+    out = tmp_path / 'pairs.jsonl'
+    code = (
+        'import sys\n'
+        'from ase_deeprelax.data.lines import JsonLines\n'
+        'with JsonLines(sys.argv[1]):\n'
+        '    print("open", flush=True)\n'
+        '    sys.stdin.read()\n'
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, '-c', code, out], stdin=pipe, stdout=pipe
+    ) as holder:
+        assert holder.stdout.readline() == b'open\n'
+        with pytest.raises(PairFileError, match='another process is writing'):
+            run(out, series)
+        holder.kill()
+        holder.wait()
+    assert run(out, series)['pairs'] > 3  # the lock went with the process
+
+
+def relax_slowly(out, seeds):
+    """For another process: label, a moment after each structure."""
+    ask = batch_potential(EMT())
+
+    def potential(structures):
+        time.sleep(0.002)
+        return ask(structures)
+
+    series = Substitutions(seeds, EMT_ELEMENTS, seed=3)
+    label(out, series, potential, count=14, start=None, fmax=0.02, batch_atoms=1)
+
+
+def test_killed_runs_go_on_to_the_same_file(tmp_path, seeds, series):
+    whole, killed = tmp_path / 'whole.jsonl', tmp_path / 'killed.jsonl'
+    counts = run(whole, series, batch_atoms=1)
+    context = multiprocessing.get_context('spawn')
+    for lines in (1, 3):
+        process = context.Process(target=relax_slowly, args=(killed, seeds))
+        process.start()
+        deadline = time.monotonic() + 120
+        while not (killed.exists() and killed.read_bytes().count(b'\n') >= lines):
+            assert time.monotonic() < deadline
+            assert process.is_alive()
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert run(killed, series, batch_atoms=1) == counts
+    for suffix in ('.jsonl', '.failed.jsonl'):
+        one, two = (path.with_suffix(suffix).read_text() for path in (whole, killed))
+        assert one == two
 
 
 def test_foreign_file_is_not_appended_to(tmp_path, series):

@@ -2,7 +2,7 @@
 
 from ase_deeprelax.train.inputs.defects import DefectRecipe, Defects
 from ase_deeprelax.train.inputs.given import Structures
-from ase_deeprelax.train.inputs.series import Series, needs_hubbard
+from ase_deeprelax.train.inputs.series import KINDS, Kind, Series, needs_hubbard
 from ase_deeprelax.train.inputs.slabs import SlabRecipe, Slabs
 from ase_deeprelax.train.inputs.substitutions import (
     FixedCells,
@@ -12,10 +12,19 @@ from ase_deeprelax.train.inputs.substitutions import (
     substitute,
 )
 
+# The series of each kind that are made from relaxed structures.
+SERIES = {
+    series.kind: series
+    for series in (Substitutions, FixedCells, Monolayers, Slabs, Defects)
+}
+
 __all__ = [
+    'KINDS',
+    'SERIES',
     'DefectRecipe',
     'Defects',
     'FixedCells',
+    'Kind',
     'Monolayers',
     'Recipe',
     'Series',

@@ -25,7 +25,7 @@ ADSORBATES = {
     'NH3': [[0, 0, 0], [0.94, 0, 0.38], [-0.47, 0.81, 0.38], [-0.47, -0.81, 0.38]],
     'CH3': [[0, 0, 0], [1.03, 0, 0.36], [-0.51, 0.89, 0.36], [-0.51, -0.89, 0.36]],
 }
-# The first five and the commonest molecules come in three times as often.
+# These are drawn three times as often as the others.
 COMMON = frozenset({'H', 'O', 'N', 'C', 'OH', 'CO', 'NO'})
 # Atoms within this of the highest one are the surface, A.
 SURFACE = 1.0
@@ -59,8 +59,9 @@ def add_adsorbate(slab: Atoms, elements: frozenset[int], rng: np.random.Generato
     >>> len(covered) > len(slab)
     True
     """
+    allowed = set(elements)
     known = [
-        name for name in ADSORBATES if set(elements).issuperset(Atoms(name).numbers.tolist())
+        name for name in ADSORBATES if allowed.issuperset(Atoms(name).numbers.tolist())
     ]
     if not known:
         return slab.copy()
@@ -71,9 +72,7 @@ def add_adsorbate(slab: Atoms, elements: frozenset[int], rng: np.random.Generato
     place = _site(slab, int(rng.integers(1, 4)), rng)
     place[2] = _contact_height(slab, place, molecule.numbers[0])
     molecule.translate(place)
-    covered = slab + molecule
-    covered.wrap(pbc=(True, True, False))
-    return covered
+    return slab + molecule
 
 
 def _site(slab: Atoms, corners: int, rng: np.random.Generator) -> np.ndarray:
@@ -105,4 +104,5 @@ def _contact_height(slab: Atoms, place: np.ndarray, number: int) -> float:
     reach = covalent_radii[slab.numbers] + covalent_radii[number]
     touching = sideways < reach
     rise = np.sqrt(np.maximum(reach**2 - sideways**2, 0.0))
-    return float((slab.positions[:, 2] + rise)[touching].max(initial=slab.positions[:, 2].max()))
+    heights = slab.positions[:, 2]
+    return float((heights + rise)[touching].max(initial=heights.max()))

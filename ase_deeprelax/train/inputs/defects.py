@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import product
 from typing import ClassVar
 
 import numpy as np
@@ -68,7 +67,6 @@ class Defects(Series):
     """
 
     kind: ClassVar[str] = 'defect'
-    relax_cell: ClassVar[bool] = False
 
     recipe: DefectRecipe = field(default_factory=DefectRecipe)
 
@@ -76,15 +74,17 @@ class Defects(Series):
         """Whether the crystal is small enough, and made of known elements."""
         return super().usable(parent) and len(parent) <= self.recipe.max_parent_atoms
 
-    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | None]:
-        """One supercell with its defect."""
-        parent = self.draw_parent(rng)
-        if parent is None:
-            return 'excluded', None
-        host = best_supercell(parent.relaxed, self.recipe.min_atoms, self.recipe.max_atoms)
+    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
+        """One supercell with its defect, or why there is none."""
+        parent, problem = self.draw_parent(rng)
+        if problem:
+            return parent.id, problem
+        smallest, largest = self.recipe.min_atoms, self.recipe.max_atoms
+        host = best_supercell(parent.relaxed, smallest, largest)
         if host is None:
-            return parent.id, None
-        return parent.id, make_defect(host, self.elements, rng, self.recipe)
+            return parent.id, f'no supercell of {smallest} to {largest} atoms'
+        defect = make_defect(host, self.elements, rng, self.recipe)
+        return parent.id, 'nothing to substitute' if defect is None else defect
 
 
 def best_supercell(crystal: Atoms, min_atoms: int, max_atoms: int) -> Atoms | None:
@@ -110,13 +110,18 @@ def best_supercell(crystal: Atoms, min_atoms: int, max_atoms: int) -> Atoms | No
     # The height of the cell along each vector, A.
     heights = 1 / np.linalg.norm(np.linalg.inv(crystal.cell.array), axis=0)
     candidates = [
-        times
-        for times in product(range(1, most + 1), repeat=3)
-        if min_atoms <= np.prod(times) * len(crystal) <= max_atoms
+        (i, j, k)
+        for i in range(1, most + 1)
+        for j in range(1, most // i + 1)
+        for k in range(1, most // (i * j) + 1)
+        if i * j * k * len(crystal) >= min_atoms
     ]
     if not candidates:
         return None
-    times = max(candidates, key=lambda t: (round(float((heights * t).min()), 3), -np.prod(t)))
+    # The smallest height first, rounded so that its last digit decides nothing; then size.
+    times = max(
+        candidates, key=lambda t: (round(float((heights * t).min()), 3), -np.prod(t))
+    )
     return make_supercell(crystal, np.diag(times))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ase import Atoms
-
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.train.datamodule import composition
 from ase_deeprelax.train.inputs.series import needs_hubbard
@@ -27,6 +25,8 @@ class Structures:
         Compositions to leave out.
     hubbard : bool
         Whether to take what `needs_hubbard`, default True.
+    kind : str
+        A key of `KINDS`, which says what relaxes; default 'bulk'.
     """
 
     structures: list[Pair]
@@ -34,6 +34,7 @@ class Structures:
     name: str
     excluded: frozenset = frozenset()
     hubbard: bool = True
+    kind: str = 'bulk'
 
     def __len__(self):
         return len(self.structures)
@@ -48,5 +49,3 @@ class Structures:
         if not self.hubbard and needs_hubbard(given.unrelaxed):
             return given.id, None, 'needs a Hubbard U'
         return given.id, given.unrelaxed, ''
-
-

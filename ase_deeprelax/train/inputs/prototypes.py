@@ -56,9 +56,8 @@ class Prototypes(Series):
     """
 
     kind: ClassVar[str] = 'prototype'
-    relax_cell: ClassVar[bool | str] = True
 
-    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | None]:
+    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
         recipe = self.recipe or PrototypeRecipe()
         known = sorted(self.elements - NOBLE_GASES)
         anions = [z for z in ANIONS if z in self.elements]
@@ -67,7 +66,7 @@ class Prototypes(Series):
         if draw < recipe.elements:
             return _element(rng.choice(known), rng.choice(list(ELEMENTS)))
         if not anions or len(metals) < 2:
-            return 'prototype', None
+            return 'prototype', 'too few elements'
         first, second = rng.permutation(metals)[:2]
         anion = rng.choice(anions)
         if draw < recipe.elements + recipe.alloys:

@@ -24,6 +24,36 @@ CLOSEST = 0.5
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What relaxes in structures of one kind.
+
+    Attributes
+    ----------
+    relax_cell : bool or str
+        See `potentials.batched.relax_batched`.
+    needs : frozenset of str
+        What a model has to have learned, as its card says, to predict such structures.
+    steps : int
+        The usual limit of steps of a relaxation; lower for bulk crystals, which start near
+        their minimum with a model.
+    """
+
+    relax_cell: bool | str
+    needs: frozenset[str]
+    steps: int = 120
+
+
+KINDS = {
+    'bulk': Kind(True, frozenset({'bulk'}), steps=45),
+    'prototype': Kind(True, frozenset({'bulk'})),
+    'fixed-cell': Kind(False, frozenset({'bulk', 'held cell'})),
+    'monolayer': Kind('in-plane', frozenset({'layer'})),
+    'slab': Kind(False, frozenset({'layer', 'held cell', 'fixed atoms'})),
+    'defect': Kind(False, frozenset({'bulk', 'held cell'})),
+}
+
+
+@dataclass(frozen=True)
 class Series:
     """A numbered series of new structures: number ``k`` depends on ``seed`` and ``k`` only.
 
@@ -47,13 +77,10 @@ class Series:
     Attributes
     ----------
     kind : str
-        The kind of structure, as pair files name it.
-    relax_cell : bool or str
-        What of the cell relaxes, see `potentials.batched.relax_batched`.
+        A key of `KINDS`.
     """
 
     kind: ClassVar[str]
-    relax_cell: ClassVar[bool | str]
 
     parents: list[Pair]
     elements: frozenset[int]
@@ -79,8 +106,8 @@ class Series:
         """Id of the parent, the new structure or None, and why there is none or ''."""
         rng = np.random.default_rng((self.seed, k))
         parent, child = self.make(rng)
-        if child is None:
-            return parent, None, f'no {self.kind} could be made'
+        if isinstance(child, str):
+            return parent, None, child
         if composition(child.numbers) in self.excluded:
             return parent, None, 'composition excluded'
         if not self.hubbard and needs_hubbard(child):
@@ -93,14 +120,15 @@ class Series:
         """Whether inputs are made from this parent."""
         return self.elements.issuperset(parent.numbers.tolist())
 
-    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | None]:
-        """One new structure: the id of its parent, and the structure or None."""
+    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
+        """Id of the parent, and one new structure or the reason why there is none."""
         raise NotImplementedError
 
-    def draw_parent(self, rng: np.random.Generator) -> Pair | None:
-        """A parent at random; None where its composition is excluded."""
+    def draw_parent(self, rng: np.random.Generator) -> tuple[Pair, str]:
+        """A parent at random, and why it must not be used or ''."""
         parent = self.parents[rng.integers(len(self.parents))]
-        return None if composition(parent.numbers) in self.excluded else parent
+        excluded = composition(parent.numbers) in self.excluded
+        return parent, 'composition of the parent excluded' if excluded else ''
 
 
 def needs_hubbard(atoms: Atoms) -> bool:

@@ -85,7 +85,6 @@ class Slabs(Series):
     """
 
     kind: ClassVar[str] = 'slab'
-    relax_cell: ClassVar[bool] = False
 
     recipe: SlabRecipe = field(default_factory=SlabRecipe)
 
@@ -93,24 +92,26 @@ class Slabs(Series):
         """Whether the crystal is small enough, and made of known elements."""
         return super().usable(parent) and len(parent) <= self.recipe.max_parent_atoms
 
-    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | None]:
-        """One slab, with its adsorbate and its fixed atoms."""
+    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
+        """One slab, with its adsorbate and its fixed atoms, or why there is none."""
         recipe, vacuum = self.recipe, rng.uniform(*self.recipe.vacuum)
         if not self.parents or rng.random() < recipe.alloy:
             name, slab = random_alloy(self.elements, rng, recipe)
         else:
-            parent = self.draw_parent(rng)
-            if parent is None:
-                return 'excluded', None
+            parent, problem = self.draw_parent(rng)
+            if problem:
+                return parent.id, problem
             name, slab = parent.id, cut_slab(parent.relaxed, rng, recipe)
         if slab is None:
-            return name, None
+            return name, f'no slab of at most {recipe.max_atoms} atoms'
         slab = stand_up(slab, vacuum)
-        if slab is None or len(slab) > recipe.max_atoms:
-            return name, None
+        if slab is None:
+            return name, 'not one slab: vacuum within it'
         fixed = lower_half(slab)
         if rng.random() < recipe.adsorbate and _room(slab) > ADSORBATE_ROOM:
             slab = stand_up(add_adsorbate(slab, self.elements, rng), vacuum)
+            if slab is None:
+                return name, 'the adsorbate is too far from the slab'
             fixed = np.append(fixed, np.zeros(len(slab) - len(fixed), dtype=bool))
         if rng.random() >= recipe.free:
             slab.set_constraint(FixAtoms(mask=fixed))
@@ -134,12 +135,15 @@ def cut_slab(crystal: Atoms, rng: np.random.Generator, recipe: SlabRecipe) -> At
     """
     miller = MILLER[rng.integers(len(MILLER))]
     structure = AseAtomsAdaptor.get_structure(crystal)
-    conventional = SpacegroupAnalyzer(structure).get_conventional_standard_structure()
+    # Low-index planes of the reduced primitive cell. To look for the primitive cell of each
+    # slab instead would be slow, and can crash in pymatgen.
+    primitive = SpacegroupAnalyzer(structure).find_primitive() or structure
     generator = SlabGenerator(
-        conventional,
+        primitive.get_reduced_structure('niggli'),
         miller,
         min_slab_size=rng.uniform(*recipe.thickness),
         min_vacuum_size=recipe.vacuum[0],
+        primitive=False,
         lll_reduce=True,
         max_normal_search=1,
     )

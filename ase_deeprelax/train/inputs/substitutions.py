@@ -62,7 +62,6 @@ class Substitutions(Series):
     """
 
     kind: ClassVar[str] = 'bulk'
-    relax_cell: ClassVar[bool | str] = True
 
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -78,11 +77,13 @@ class Substitutions(Series):
         object.__setattr__(self, 'excluded', self.excluded | known)
         object.__setattr__(self, 'elements', self.elements & seen)
 
-    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | None]:
-        """One crystal with one or two elements replaced."""
+    def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
+        """One crystal with one or two elements replaced, or why there is none."""
         parent = self.parents[rng.integers(len(self.parents))]
         child = substitute(parent.relaxed, self.elements, rng, self.recipe)
-        if child is not None and self.recipe.scaled and rng.random() < self.recipe.scaled:
+        if child is None:
+            return parent.id, 'nothing to substitute'
+        if self.recipe.scaled and rng.random() < self.recipe.scaled:
             factor = 1 + rng.uniform(-self.recipe.scale, self.recipe.scale)
             child.set_cell(child.cell.array * factor, scale_atoms=True)
         return parent.id, child
@@ -102,7 +103,6 @@ class FixedCells(Substitutions):
     """
 
     kind: ClassVar[str] = 'fixed-cell'
-    relax_cell: ClassVar[bool | str] = False
 
     recipe: Recipe = field(default_factory=lambda: Recipe(partial=0.4, scaled=0.5))
 
@@ -121,7 +121,6 @@ class Monolayers(Substitutions):
     """
 
     kind: ClassVar[str] = 'monolayer'
-    relax_cell: ClassVar[bool | str] = 'in-plane'
 
     name = Series.name
 
@@ -169,7 +168,7 @@ def substitute(parent, elements, rng, recipe=None):
 
 
 def draw_element(candidates, old, rng, reach, bold):
-    """One of ``candidates``, preferably a neighbour of ``old``; None where there is none."""
+    """One of ``candidates``, preferably a neighbour of ``old``; None of an empty list."""
     if not len(candidates):
         return None
     distance = np.abs(_mendeleev(candidates) - _mendeleev([old]))
