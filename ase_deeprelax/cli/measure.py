@@ -78,11 +78,11 @@ def evaluate(
     if html_file is not None:
         from ase_deeprelax.report.drawing import need_matplotlib
 
-        need_matplotlib()  # in_split now rather than after hours of work
+        need_matplotlib()  # said now rather than after hours of work
     if not models and not potentials:
         models = ['default']
-    in_split = f', split {split}' if split else ''
     rivals = _rivals(models or (), potentials or (), device)
+    in_split = f', split {split}' if split else ''
     chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')
     chosen = spread(chosen, limit)
     result = evaluate_all(chosen, rivals, progress=True)

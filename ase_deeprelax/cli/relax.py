@@ -287,7 +287,7 @@ def _table(rows):
     titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3', 'dmax/A', 'sigma/A']
     refined = 'stages' in rows[0]
     titles += ['E/eV', 'fmax/eV/A', 's', 'stages'] if refined else ['ms']
-    table = []
+    table, remarks = [], ['']
     for row in rows:
         cells = [row['structure'], row['formula'], str(row['n_atoms'])]
         cells += [_cell(row[name], '.2f') for name in ('volume_before', 'volume')]
@@ -299,8 +299,12 @@ def _table(rows):
             cells.append(_cell(1e3 * row['seconds'], '.0f'))
         notes = [] if row['kind'] == 'bulk' else [row['kind']]
         notes += [f'! {row["ood"]}'] if row['ood'] else []
-        table.append([*cells, ' '.join(notes)])
-    return as_text([*titles, ''], table, left=2)
+        table.append(cells)
+        remarks.append(' '.join(notes))
+    lines = as_text(titles, table, left=2).splitlines()
+    return '\n'.join(
+        f'{line}  {remark}'.rstrip() for line, remark in zip(lines, remarks, strict=True)
+    )
 
 
 def _cell(value, form):

@@ -226,7 +226,7 @@ def _learned(config, data):
 def _card(config, trainer, module, data, errors):
     """What there is to know about the model, see `save_model`."""
     sizes = [len(pair) for pair in data.train]
-    some = spread(data.train, 5000)
+    some = spread([p for p in data.train if all(p.pbc)] or data.train, 5000)
     volumes = [room(pair.unrelaxed, pair.layer) / len(pair) for pair in some]
     settings = config.model_dump(mode='json', exclude={'data', 'output', 'name'})
     return {

@@ -46,7 +46,9 @@ def save_model(model, folder, card):
         ``range`` may give the training range (low, high) of ``n_atoms`` and of
         ``volume_per_atom`` in A^3; ``second_look`` says whether relaxed structures were
         among the inputs, so that the model is asked again about its own answers
-        (`predict.second_look`), default False.
+        (`predict.second_look`), default False; ``learned`` lists what was asked in
+        training, of 'bulk', 'layer', 'held cell', 'partly held cell' and 'fixed atoms',
+        default 'bulk' alone: other questions are flagged as outside the training range.
 
     Returns
     -------
