@@ -47,13 +47,14 @@ def label(
         str, typer.Option(help='NAME or NAME:WEIGHTS: tensornet, chgnet, sevennet, ...')
     ],
     kind: Annotated[
-        Literal['bulk', 'fixed-cell', 'monolayer', 'slab', 'defect'],
+        Literal['bulk', 'fixed-cell', 'monolayer', 'slab', 'defect', 'prototype'],
         typer.Option(
             help='Structures to make. bulk: elements exchanged, atoms and cell relax. '
             'fixed-cell: elements exchanged, only the atoms relax. monolayer: elements '
             'exchanged, atoms and cell relax in the plane. slab: surfaces of crystals and '
             'of random alloys, most with an adsorbate and a fixed lower half, in a held '
-            'cell. defect: point defects in supercells, in a held cell.'
+            'cell. defect: point defects in supercells, in a held cell. prototype: '
+            'textbook structures of elements and simple compounds, without seeds.'
         ),
     ] = 'bulk',
     seeds: Annotated[
@@ -75,8 +76,8 @@ def label(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help='Instead of --seeds: unrelaxed structures, or pairs, (.jsonl or .jsonl.gz) '
-            'to relax as they are.',
+            help='Instead of --seeds: unrelaxed structures or pairs (.jsonl, .jsonl.gz) to '
+            'relax as they are.',
         ),
     ] = None,
     count: Annotated[
@@ -128,10 +129,10 @@ def label(
     """
     if out.suffix != '.jsonl':
         raise typer.BadParameter(f'OUT is {out}; it must end in .jsonl')
-    if bool(seeds) == bool(given):
+    if kind != 'prototype' and bool(seeds) == bool(given):
         raise typer.BadParameter('give either --seeds or --given')
-    if seeds and count is None:
-        raise typer.BadParameter('--seeds needs --count: there is no end of inputs')
+    if not given and count is None:
+        raise typer.BadParameter('--count is missing: there is no end of inputs')
     with _training_tools():
         from ase_deeprelax.train.label import label as run
     from ase_deeprelax.infer import resolve_device
@@ -149,7 +150,7 @@ def label(
         count = min(count or len(series), len(series))
     else:
         settings['seed'] = seed
-        series = _made_from(seeds, source, kind, elements, settings)
+        series = _made_from(seeds or (), source, kind, elements, settings)
     try:
         with _log_on_stderr():
             counts = run(
@@ -186,13 +187,13 @@ def _structures(file, elements, settings):
 def _made_from(files, sources, kind, elements, settings):
     """The series of structures of a kind that are made from seeds."""
     from ase_deeprelax.train.datamodule import read_seeds
-    from ase_deeprelax.train.inputs import SERIES
+    from ase_deeprelax.train.inputs import SERIES, Prototypes
 
     parents = [parent for file in files for parent in read_seeds(file, (), PARENT_ATOMS)]
     if sources:
         parents = [parent for parent in parents if parent.src in sources]
     series = SERIES[kind](parents, elements, **settings)
-    if not series.parents:
+    if not series.parents and kind != Prototypes.kind:
         of = f' of the collection {" or ".join(sources)}' if sources else ''
         raise PairFileError(
             f'{", ".join(map(str, files))}: no structure{of} with at most {PARENT_ATOMS} '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase.filters import Filter, StrainFilter
@@ -96,18 +96,23 @@ class StrainRule:
 
     @property
     def frees_all(self) -> bool:
-        """Whether no strain is held."""
+        """Whether no strain is held, beside those that ``FixSymmetry`` holds."""
         return (
             self.free_strain is None
             and self.mask.all()
-            and not (self.hydrostatic or self.constant_volume or self.rotations)
+            and not (self.hydrostatic or self.constant_volume)
         )
 
     def projection(self) -> np.ndarray:
-        """(6, 6): the projection on all that is free, in `motion.STRAIN_BASIS`."""
+        """(6, 6): the projection on all that is free, in `motion.STRAIN_BASIS`.
+
+        What ``FixSymmetry`` holds counts as free: a network that keeps the symmetry by
+        itself need not be told.
+        """
         if self.frees_all:
             return np.eye(6)
-        images = [self.project(strain) for strain in STRAIN_BASIS]
+        told = replace(self, rotations=[])
+        images = [told.project(strain) for strain in STRAIN_BASIS]
         return np.tensordot(np.array(images), STRAIN_BASIS, ([1, 2], [1, 2]))
 
     def project(self, strain: np.ndarray) -> np.ndarray:

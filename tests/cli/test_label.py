@@ -195,7 +195,7 @@ def test_hubbard_u_goes_by_what_the_potential_was_trained_on(potential, known):
     [
         ([], 2, 'either --seeds or --given'),
         (['--seeds', 'SEEDS', '--given', 'SEEDS'], 2, 'either --seeds or --given'),
-        (['--seeds', 'SEEDS'], 2, 'needs --count'),
+        (['--seeds', 'SEEDS'], 2, '--count is missing'),
         (['--seeds', 'nowhere.gz'], 2, 'nowhere.gz'),
         (['--seeds', 'SEEDS', '--kind', 'wire'], 2, "'wire' is not one of"),
         (['--given', 'SEEDS', '--potential', 'megnet'], 1, 'megnet'),

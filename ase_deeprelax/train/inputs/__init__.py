@@ -2,6 +2,7 @@
 
 from ase_deeprelax.train.inputs.defects import DefectRecipe, Defects
 from ase_deeprelax.train.inputs.given import Structures
+from ase_deeprelax.train.inputs.prototypes import PrototypeRecipe, Prototypes
 from ase_deeprelax.train.inputs.series import KINDS, Kind, Series, needs_hubbard
 from ase_deeprelax.train.inputs.slabs import SlabRecipe, Slabs
 from ase_deeprelax.train.inputs.substitutions import (
@@ -12,10 +13,10 @@ from ase_deeprelax.train.inputs.substitutions import (
     substitute,
 )
 
-# The series of each kind that are made from relaxed structures.
+# The series of each kind; `Prototypes` need no relaxed structures.
 SERIES = {
     series.kind: series
-    for series in (Substitutions, FixedCells, Monolayers, Slabs, Defects)
+    for series in (Substitutions, FixedCells, Monolayers, Slabs, Defects, Prototypes)
 }
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     'FixedCells',
     'Kind',
     'Monolayers',
+    'PrototypeRecipe',
+    'Prototypes',
     'Recipe',
     'Series',
     'SlabRecipe',
