@@ -14,11 +14,15 @@ from ase_deeprelax.data.lattice import reduced_basis
 from ase_deeprelax.data.neighbors import neighbor_list
 from ase_deeprelax.errors import StructureError
 
-# A wider gap between planes of nuclei is vacuum, A.
+# A wider gap between planes of nuclei is vacuum, A. The widest gaps by benchmarks/vacuum.py
+# are 7.3 to 43 A in 31,635 layers, at most 4.4 A in 909 porous crystals, and at most 6.9 A
+# in 3,397 layered ones, save stacks (see below) and 349 that hold vacuum (58 below 10 A).
 VACUUM_GAP = 7.0
-# Parts of a layer that lie farther apart than this are two layers, A.
+# Parts of a layer that lie farther apart than this are two layers, A. Gaps within those
+# 31,635 are at most 5.2 A, save six of 9 A and more between two sheets.
 LAYER_GAP = 6.0
-# Like sheets with equal gaps below this are a crystal with open galleries, A.
+# Like sheets with equal gaps below this are a crystal with open galleries, A. DFT closes
+# the galleries of 137 of 143 such inputs (Pandey et al.).
 STACK_GAP = 9.0
 # Gaps that differ by less than this are equal, A.
 EQUAL_GAPS = 0.5
@@ -229,7 +233,7 @@ def _layer_by_pbc(atoms: Atoms, axis: int) -> Layer:
     basis = np.roll(np.eye(3, dtype=np.int64), 2 - axis, axis=0)
     rows = basis @ atoms.cell.array
     normal, height = _across(rows)
-    if not height > 0:
+    if height < 1e-6:
         raise StructureError(
             f'pbc is {atoms.pbc.tolist()}, and there is no box along cell vector '
             f'{"abc"[axis]} ({atoms.cell.array[axis].tolist()}); make one with '

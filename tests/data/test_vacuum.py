@@ -307,8 +307,10 @@ def test_a_layer_without_a_box_is_refused_with_the_remedy(axis):
 def test_an_open_vector_within_the_plane_is_refused():
     atoms = graphene(vacuum=10)
     atoms.cell[2] = atoms.cell[0] + atoms.cell[1]
-    with pytest.raises(StructureError, match=r'no box along cell vector c'):
-        find_layer(atoms)
+    for angle in (0, 13, 71):
+        atoms.rotate(angle, (1, 2, 3), rotate_cell=True)
+        with pytest.raises(StructureError, match=r'no box along cell vector c'):
+            find_layer(atoms)
 
 
 def test_vectors_of_a_layer_that_span_no_plane_are_refused():

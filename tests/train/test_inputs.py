@@ -25,7 +25,6 @@ from ase_deeprelax.train.inputs import (
 )
 from ase_deeprelax.train.inputs.adsorbates import ADSORBATES, add_adsorbate
 from ase_deeprelax.train.inputs.defects import best_supercell, make_defect
-from ase_deeprelax.train.inputs.prototypes import Prototypes
 from ase_deeprelax.train.inputs.slabs import cut_slab, lower_half, random_alloy, stand_up
 
 DATA = Path(__file__).parents[2] / '../shared/data'
@@ -78,9 +77,9 @@ def made(series, count=COUNT):
     return [(k, parent, atoms) for k, parent, atoms, _ in found if atoms is not None]
 
 
-def test_each_series_is_of_a_kind_that_can_be_labelled():
-    assert set(SERIES) < set(KINDS)
-    assert Prototypes.kind in KINDS
+def test_there_is_a_series_for_each_kind():
+    assert set(SERIES) == set(KINDS)
+    assert all(series.kind == kind for kind, series in SERIES.items())
 
 
 def test_input_depends_on_its_number_only(series, crystals, layers):
@@ -99,7 +98,8 @@ def test_inputs_are_structures_that_can_be_relaxed(series):
     assert len(found) > 0.6 * COUNT
     for _, _, atoms in found:
         assert np.isfinite(atoms.positions).all()
-        assert atoms.cell.volume > 2 * len(atoms)
+        # Prototypes of hydrogen are denser; `relax_batched` refuses the densest.
+        assert atoms.cell.volume > (0.2 if 1 in atoms.numbers else 2) * len(atoms)
         assert set(atoms.numbers.tolist()) <= ELEMENTS
         assert not len(neighbor_list('i', atoms, 0.5 * covalent_radii[atoms.numbers]))
 

@@ -181,7 +181,7 @@ def test_augmented_inputs_keep_the_target():
     rng = np.random.default_rng(0)
     settings = Augment(noise_probability=1, strain_probability=1)
     for pair in rocksalts(5):
-        changed = augment(pair, settings, rng)
+        changed = augment(pair, pair.motion(), settings, rng)
         assert np.abs(changed.cell0 - pair.cell0).max() > 1e-4
         # the same relaxed crystal, turned
         np.testing.assert_allclose(
