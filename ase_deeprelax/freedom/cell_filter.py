@@ -55,7 +55,7 @@ def free_cell(atoms: Atoms, relax_cell: RelaxCell | None = True) -> Atoms | Filt
     freedom = find_freedom(known, relax_cell)
     if freedom.strain is None:
         return atoms
-    free_strain, layer = freedom.motion.free_strain, freedom.layer
+    free_strain, layer = freedom.strain.projection(), freedom.layer
     if layer is None and np.array_equal(free_strain, np.eye(6)):
         return FrechetCellFilter(atoms)
     if layer is not None:

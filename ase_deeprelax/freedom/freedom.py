@@ -85,9 +85,14 @@ class Freedom:
 
     @cached_property
     def motion(self) -> Motion:
-        """Fixed atoms and free strains, as the network is told."""
-        strain = self.strain
-        free = np.zeros((6, 6)) if strain is None else strain.projection()
+        """Fixed atoms and free strains, as the network is told.
+
+        What ``FixSymmetry`` holds counts as free: a network that keeps the symmetry by
+        itself need not be told.
+        """
+        free = np.zeros((6, 6))
+        if self.strain is not None:
+            free = replace(self.strain, rotations=[]).projection()
         return Motion(self.labels == 1, free)
 
     @cached_property

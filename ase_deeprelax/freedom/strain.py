@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase.filters import Filter, StrainFilter
@@ -104,15 +104,10 @@ class StrainRule:
         )
 
     def projection(self) -> np.ndarray:
-        """(6, 6): the projection on all that is free, in `motion.STRAIN_BASIS`.
-
-        What ``FixSymmetry`` holds counts as free: a network that keeps the symmetry by
-        itself need not be told.
-        """
-        if self.frees_all:
+        """(6, 6): the projection on all that is free, in `motion.STRAIN_BASIS`."""
+        if self.frees_all and not self.rotations:
             return np.eye(6)
-        told = replace(self, rotations=[])
-        images = [told.project(strain) for strain in STRAIN_BASIS]
+        images = [self.project(strain) for strain in STRAIN_BASIS]
         return np.tensordot(np.array(images), STRAIN_BASIS, ([1, 2], [1, 2]))
 
     def project(self, strain: np.ndarray) -> np.ndarray:
