@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ase_deeprelax.errors import ConfigError
+
 
 def muon_and_adamw(
     model: nn.Module, *, muon_rate: float, adamw_rate: float, weight_decay: float
@@ -32,6 +34,11 @@ def muon_and_adamw(
     -------
     torch.optim.Optimizer
 
+    Raises
+    ------
+    ConfigError
+        This version of torch has no Muon.
+
     Examples
     --------
     >>> network = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
@@ -41,6 +48,11 @@ def muon_and_adamw(
     >>> [len(group['params']) for group in optimizer.param_groups]
     [1, 2]
     """
+    if not hasattr(torch.optim, 'Muon'):
+        raise ConfigError(
+            f'optimize.muon_rate needs torch 2.9 or newer, here is {torch.__version__}; '
+            'install it, or leave muon_rate out and train with AdamW'
+        )
     tables = {
         id(parameter)
         for module in model.modules()
