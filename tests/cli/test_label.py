@@ -3,6 +3,7 @@
 import _thread
 import gzip
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def interrupt_after(out, n_lines, over):
 @needs_potential
 def test_interrupted_run_goes_on_and_ends_alike(label, whole, tmp_path):
     out, over = tmp_path / 'parts.jsonl', threading.Event()
+    # Programs that other tests use may have left a handler of their own.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watch = threading.Thread(target=interrupt_after, args=(out, 2, over))
     watch.start()
     try:
@@ -89,6 +92,7 @@ def test_interrupted_run_goes_on_and_ends_alike(label, whole, tmp_path):
     finally:
         over.set()
         watch.join()
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert 'the same command goes on' in result.stderr
     assert 'Traceback' not in result.output
