@@ -24,10 +24,6 @@ TRAINED = {'n_atoms': (1, 64), 'volume_per_atom': (4.0, 100.0)}
 BYTES_PER_EDGE = 6_000
 EDGE_RADIUS = 6.0
 
-# Room above and below a layer that counts as its own, together, A: about the gap between
-# the layers of a layered crystal.
-LAYER_MARGIN = 3.0
-
 # The neighbour list is fastest with this radius; with a smaller one it makes many boxes, A.
 SEARCH_RADIUS = 1.5
 
@@ -97,10 +93,7 @@ def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
 
 def room(atoms: Atoms, layer: Layer | None) -> float:
     """Volume of a crystal, A^3, or of a layer without its vacuum."""
-    if layer is None:
-        return float(atoms.cell.volume)
-    _, cell = layer.standard_box(atoms, LAYER_MARGIN)
-    return float(abs(np.linalg.det(cell)))
+    return float(atoms.cell.volume) if layer is None else layer.solid_volume(atoms)
 
 
 def _close_box(atoms: Atoms, layer: Layer | None) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,7 @@ class Course:
 
     @property
     def target(self) -> Target:
-        """What moves where no stage says otherwise."""
+        """The target of all stages that do not choose their own."""
         if self.chain is not None:
             return self.chain.target
         return find_target(self._given, self._relax_cell())

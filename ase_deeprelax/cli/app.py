@@ -45,7 +45,7 @@ CellOption = Annotated[
 
 
 def relax_cell_of(cell: str) -> 'bool | str | list[bool] | None':
-    """What ``--cell`` says, as ``relax_cell`` of `relax`; ``BadParameter`` for nonsense.
+    """The value of ``--cell`` as ``relax_cell`` of `relax`, or ``BadParameter``.
 
     >>> relax_cell_of('fixed'), relax_cell_of('1,1,0,0,0,1')
     (False, [True, True, False, False, False, True])

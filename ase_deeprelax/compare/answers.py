@@ -15,7 +15,7 @@ from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError, PredictionError
 from ase_deeprelax.result import Relaxation
 
-# What a model gives for a structure.
+# A model answers with one of these for each structure.
 Answer = Atoms | Relaxation
 
 

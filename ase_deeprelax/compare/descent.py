@@ -144,7 +144,7 @@ def descend(
 
 
 def _target(atoms: Atoms, relax_cell: RelaxCell | Callable | None) -> Target:
-    """What relaxes; ``StructureError`` for what is neither a crystal nor one layer."""
+    """The target of a relaxation, or ``StructureError`` for a wire or a molecule."""
     target = find_target(atoms, relax_cell)
     if target.refusal and not target.given:
         raise StructureError(target.refusal)

@@ -166,7 +166,7 @@ class Oracle:
             self.provenance |= {'model': model.name, 'sha256': model.sha256}
 
     def check_can_be_told(self, entrants):
-        """Refuse a function that does not take what has to be said of the cell.
+        """Refuse a function that cannot be told whether the cell is held.
 
         Raises
         ------

@@ -205,7 +205,7 @@ def evaluate_all(
 
 
 def kind_of(pair: Pair) -> str:
-    """What a pair counts as in tables.
+    """The kind under which tables count a pair.
 
     >>> from ase.build import bulk
     >>> from ase_deeprelax.data.pair import make_pair

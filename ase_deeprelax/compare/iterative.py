@@ -125,7 +125,7 @@ class Iterative:
         atoms_list : list of ase.Atoms
             Not changed.
         relax_cell : bool, str or array, optional
-            For these structures; default what was said at the start.
+            Freedom of the cells of these structures; default that of the constructor.
 
         Returns
         -------

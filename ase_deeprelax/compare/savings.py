@@ -329,7 +329,7 @@ class _Work:
         return self.journal.add(key, names | size | figures)
 
     def _ask_all(self, entrants):
-        """What is predicted by place of the structure, and the wall time."""
+        """Predictions by index of the structure, and the wall time."""
         found, seconds = {}, 0.0
         for held in (False, True):
             group = {k: entry for k, entry in enumerate(entrants) if entry.held is held}

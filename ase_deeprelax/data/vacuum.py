@@ -26,6 +26,9 @@ LAYER_GAP = 6.0
 STACK_GAP = 9.0
 # Gaps that differ by less than this are equal, A.
 EQUAL_GAPS = 0.5
+# Room above and below a layer that counts as its own, together, A: about the gap between
+# the layers of a layered crystal.
+LAYER_ROOM = 3.0
 # Atoms closer than this many times the sum of their covalent radii are bonded.
 BOND = 1.3
 
@@ -96,6 +99,10 @@ class Layer:
         cell[2] = height * self.normal
         lift = height / 2 - self.middle(positions)
         return positions + lift * self.normal, cell
+
+    def solid_volume(self, atoms: Atoms) -> float:
+        """Volume of the layer, A^3, with `LAYER_ROOM` in place of the vacuum."""
+        return float(abs(np.linalg.det(self.standard_box(atoms, LAYER_ROOM)[1])))
 
     def strain(
         self, atoms: Atoms, deformation: np.ndarray

@@ -18,9 +18,6 @@ from ase_deeprelax.freedom.freedom import find_freedom
 from ase_deeprelax.freedom.frozen import SUPPORTED
 from ase_deeprelax.freedom.strain import RelaxCell
 
-# Room above and below a layer that counts as its own, together, A.
-LAYER_ROOM = 3.0
-
 
 def free_cell(atoms: Atoms, relax_cell: RelaxCell | None = True) -> Atoms | Filter:
     """The atoms themselves where the cell is held, else a cell filter around them.
@@ -93,8 +90,7 @@ class FreeCellFilter(FrechetCellFilter):
         self._touched = np.abs(images).max(axis=0) > 1e-9
         self.volume = float(atoms.cell.volume)
         if layer is not None:
-            solid = layer.standard_box(atoms, LAYER_ROOM)[1]
-            self.volume = float(abs(np.linalg.det(solid)))
+            self.volume = layer.solid_volume(atoms)
             self.orig_cell = self._upright()
 
     def get_positions(self) -> np.ndarray:
