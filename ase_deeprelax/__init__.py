@@ -10,19 +10,21 @@ nor a model; that happens on first use of a name below.
 
 from importlib import import_module
 
-from ase_deeprelax import accessor, errors
-from ase_deeprelax._version import __version__
+from ase_deeprelax import errors
+from ase_deeprelax.optimize import accessor
+
+__version__ = '0.1.0'
 
 # Where each public name lives.
 _HOMES = {
-    'DeepRelaxOptimizer': 'optimizer',
-    'EDGCalculator': 'calculator',
-    'ElasticBFGS': 'refine.elastic',
+    'DeepRelaxOptimizer': 'optimize.optimizer',
+    'EDGCalculator': 'predict.edg_calculator',
+    'ElasticBFGS': 'optimize.elastic_bfgs',
     'Predictor': 'predict',
     'Relaxation': 'result',
-    'Stage': 'refine.stage',
-    'available_models': 'weights.store',
-    'load_model': 'weights.store',
+    'Stage': 'optimize.stage',
+    'available_models': 'models.store',
+    'load_model': 'models.store',
     'relax': 'predict',
 }
 

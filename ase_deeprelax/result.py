@@ -84,7 +84,7 @@ class Relaxation:
 
         Found when first asked for: finding them takes longer than the prediction.
         """
-        from ase_deeprelax.symmetry import spacegroup_number
+        from ase_deeprelax.geometry.symmetry import spacegroup_number
 
         if not self.ok:
             return 0, 0

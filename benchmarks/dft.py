@@ -28,11 +28,11 @@ import torch
 from ase.data import chemical_symbols
 from savings import verdict
 
+from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.compare.summary import table
-from ase_deeprelax.compare.table import as_text
+from ase_deeprelax.compare.tables import as_text
 from ase_deeprelax.data.pairs import read_pairs
-from ase_deeprelax.potentials.calculators import get_calculator
 
 FMAX, STEPS, MOST_ATOMS = 0.05, 60, 4
 MAGNETIC = {*range(23, 29), *range(58, 72), *range(89, 104)}

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import torch
 
-from ase_deeprelax.data.neighbors import neighbor_list
-from ase_deeprelax.solve import solve_edg
+from ase_deeprelax.geometry.neighbors import neighbor_list
+from ase_deeprelax.predict.edg_solver import solve_edg
 
 # Start moved by (A rms), noise of the distances (A), half width of the bounds (A).
 CASES = {

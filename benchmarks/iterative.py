@@ -29,7 +29,7 @@ from ase.build import bulk
 from tqdm import tqdm
 
 from ase_deeprelax import Predictor, available_models
-from ase_deeprelax.compare.dummy import Dummy, ScaledDummy
+from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
 from ase_deeprelax.compare.evaluate import cuts
 from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.metrics import Reference, summarise

@@ -20,7 +20,7 @@ from ase import Atoms
 
 from ase_deeprelax import Predictor
 from ase_deeprelax.compare.iterative import Iterative
-from ase_deeprelax.compare.table import as_markdown
+from ase_deeprelax.compare.tables import as_markdown
 
 STRAINS = (-0.03, 0.03)
 RIGHT = 1.5

@@ -16,9 +16,9 @@ import numpy as np
 from iterative import sample
 
 from ase_deeprelax import Predictor, available_models
-from ase_deeprelax.compare.dummy import Dummy
+from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.metrics import Reference, summarise
-from ase_deeprelax.compare.table import as_markdown
+from ase_deeprelax.compare.tables import as_markdown
 from ase_deeprelax.data.pair import make_pair
 
 LEVELS = ((0.0, 0.05), (0.0, 0.15), (0.03, 0.0), (0.08, 0.0), (0.03, 0.05), (0.08, 0.15))

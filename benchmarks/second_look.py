@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.evaluate import cuts, evaluate_all
-from ase_deeprelax.compare.table import as_markdown
+from ase_deeprelax.compare.tables import as_markdown
 from ase_deeprelax.data.pairs import read_pairs, spread
 
 SHOWN = ('coord_mae', 'bond_mae', 'lattice_mae', 'volume_mae')

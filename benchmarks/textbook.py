@@ -14,7 +14,7 @@ import warnings
 from ase.build import bulk
 
 from ase_deeprelax import Predictor, available_models
-from ase_deeprelax.compare.table import as_markdown
+from ase_deeprelax.compare.tables import as_markdown
 
 # Prototype and lattice constant of PBE, A.
 CRYSTALS = {

@@ -25,11 +25,11 @@ from ase import Atoms
 from ase.data import covalent_radii, vdw_radii
 from scipy.spatial import cKDTree
 
-from ase_deeprelax.compare.table import as_markdown
-from ase_deeprelax.data.lattice import reduced_basis
-from ase_deeprelax.data.neighbors import neighbor_list
-from ase_deeprelax.data.vacuum import find_layer
+from ase_deeprelax.compare.tables import as_markdown
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.lattice import reduced_basis
+from ase_deeprelax.geometry.neighbors import neighbor_list
+from ase_deeprelax.geometry.vacuum import find_layer
 
 BOND, SHEETS, CAVITY, GRID = 1.25, 2.5, 1.9, 0.6
 PLANES = np.array(

@@ -54,9 +54,9 @@ def one_thread():
 def tiny_model(tmp_path_factory):
     """Folder of a small real network, untrained, that moves atoms and cell by a little."""
     from ase_deeprelax.models import create_model
+    from ase_deeprelax.models.store import save_model
     from ase_deeprelax.predict import relax
     from ase_deeprelax.testing import awaken
-    from ase_deeprelax.weights.store import save_model
 
     folder = tmp_path_factory.mktemp('models') / 'tiny'
     torch.manual_seed(0)

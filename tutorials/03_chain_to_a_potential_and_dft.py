@@ -34,8 +34,8 @@ from ase.io import read
 from ase.optimize import FIRE
 
 from ase_deeprelax import DeepRelaxOptimizer, ElasticBFGS, Stage
+from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.errors import DeepRelaxWarning
-from ase_deeprelax.potentials.calculators import get_calculator
 
 folder = Path(tempfile.mkdtemp())
 warnings.filterwarnings('ignore', module='chgnet')  # of how it makes its tensors

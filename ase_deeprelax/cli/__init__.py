@@ -1,6 +1,8 @@
 """The command line: ``deeprelax relax | train | label | evaluate | compare | ...``."""
 
-from ase_deeprelax.cli import about, compare, measure, relax, train
+from ase_deeprelax.cli import compare, relax, train
+from ase_deeprelax.cli import evaluate as measure
+from ase_deeprelax.cli import info as about
 from ase_deeprelax.cli.app import app, main
 
 __all__ = ['app', 'main']

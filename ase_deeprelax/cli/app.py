@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax._version import __version__
+from ase_deeprelax import __version__
 from ase_deeprelax.errors import DeepRelaxError
 
 

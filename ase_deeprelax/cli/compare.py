@@ -61,14 +61,14 @@ def compare(
     otherwise; the vacuum of layers and slabs stays, and constraints are honoured. Failed
     and unconverged runs are counted apart and enter no median.
     """
-    from ase_deeprelax.compare.harmonic import load_phonopy
+    from ase_deeprelax.compare.phonon_calculation import load_phonopy
     from ase_deeprelax.compare.phonons import compare_phonons
     from ase_deeprelax.compare.savings import compare as measure
     from ase_deeprelax.compare.summary import table
     from ase_deeprelax.data.pairs import spread
 
     if html_file is not None:
-        from ase_deeprelax.report.drawing import need_matplotlib
+        from ase_deeprelax.report.style import need_matplotlib
 
         need_matplotlib()  # said now rather than after hours of work
     if phonons:

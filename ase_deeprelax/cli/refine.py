@@ -10,12 +10,11 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm.auto import tqdm
 
-from ase_deeprelax import keys
-from ase_deeprelax._version import __version__
-from ase_deeprelax.compare.journal import Journal
+from ase_deeprelax import __version__, keys
+from ase_deeprelax.compare.results_cache import Journal
 from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
-from ase_deeprelax.refine.target import find_target
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.target import find_target
 
 # A line per stage, in the info of what is written.
 STAGES = f'{keys.PREFIX}stages'

@@ -20,7 +20,7 @@ from ase_deeprelax.cli.app import (
     relax_cell_of,
     write_json,
 )
-from ase_deeprelax.compare.table import as_text
+from ase_deeprelax.compare.tables import as_text
 
 # Of a refinement, where nothing else is asked for.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
@@ -161,10 +161,10 @@ def _predicted(predictor, structures, relax_cell):
 
 def _refined(frames, out, refine, predictor, how, *, fmax, steps, optimizer):
     """Answers of predictor and potentials, each as soon as it is there."""
+    from ase_deeprelax.calculators.registry import get_calculator
     from ase_deeprelax.cli.refine import SAID, Refiner, put, refine_all
-    from ase_deeprelax.compare.descent import optimizer_class
-    from ase_deeprelax.potentials.calculators import get_calculator
-    from ase_deeprelax.refine.stage import Stage
+    from ase_deeprelax.compare.relaxation_run import optimizer_class
+    from ase_deeprelax.optimize.stage import Stage
 
     device, names = str(predictor.device), refine.split(',')
     symmetry = str(predictor.symmetry)

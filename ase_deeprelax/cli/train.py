@@ -135,9 +135,9 @@ def label(
         raise typer.BadParameter('--count is missing: there is no end of inputs')
     with _training_tools():
         from ase_deeprelax.train.label import label as run
-    from ase_deeprelax.infer import resolve_device
-    from ase_deeprelax.potentials.batched import batch_potential
-    from ase_deeprelax.potentials.calculators import get_calculator
+    from ase_deeprelax.calculators.batched import batch_potential
+    from ase_deeprelax.calculators.registry import get_calculator
+    from ase_deeprelax.predict.forward import resolve_device
 
     calculator = get_calculator(potential, device=str(resolve_device(device)))
     # A potential that does not say what it knows refuses nothing.

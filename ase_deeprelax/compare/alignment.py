@@ -6,10 +6,10 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
-from ase_deeprelax.data.neighbors import neighbor_list
 from ase_deeprelax.data.pair import Pair, nearest_shift, polar
-from ase_deeprelax.data.vacuum import find_layer
 from ase_deeprelax.errors import PairFileError, StructureError
+from ase_deeprelax.geometry.neighbors import neighbor_list
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.result import Relaxation
 
 # Bonds are the edges of the paper's graph of the unrelaxed structure, in whole shells.

@@ -55,7 +55,7 @@ def ready(model: Any, *, device: str = 'auto', progress: bool = False) -> Asked:
 
     Examples
     --------
-    >>> from ase_deeprelax.compare.dummy import Dummy
+    >>> from ase_deeprelax.compare.baselines import Dummy
     >>> ready(Dummy()).name
     'Dummy'
     """
@@ -116,7 +116,7 @@ def ask(asked: Asked, pairs: Sequence[Pair]) -> list[Answer]:
     Examples
     --------
     >>> from ase.build import bulk
-    >>> from ase_deeprelax.compare.dummy import Dummy
+    >>> from ase_deeprelax.compare.baselines import Dummy
     >>> from ase_deeprelax.data.pair import make_pair
     >>> cu = make_pair('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6))
     >>> ask(ready(Dummy()), [cu])

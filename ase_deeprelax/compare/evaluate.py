@@ -8,9 +8,9 @@ from joblib import Parallel, delayed, effective_n_jobs
 
 from ase_deeprelax.compare.alignment import check_periodicity
 from ase_deeprelax.compare.answers import ask, check_takes_relax_cell, collect, ready
-from ase_deeprelax.compare.dummy import Dummy, ScaledDummy
+from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
 from ase_deeprelax.compare.metrics import ERRORS, Errors, Reference, summarise
-from ase_deeprelax.compare.table import as_markdown, as_text
+from ase_deeprelax.compare.tables import as_markdown, as_text
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from ase_deeprelax._version import __version__
-from ase_deeprelax.compare.descent import descend, optimizer_class
+from ase_deeprelax import __version__
+from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.compare.relaxation_run import descend, optimizer_class
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.freedom import RelaxCell, check_relax_cell
-from ase_deeprelax.potentials.calculators import get_calculator
-from ase_deeprelax.refine.descent import calculator_name, optimizer_name
+from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
+from ase_deeprelax.optimize.relaxation_step import calculator_name, optimizer_name
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
 

@@ -15,7 +15,7 @@ from ase import Atoms
 
 from ase_deeprelax.compare.alignment import Alignment
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.symmetry import spacegroup_number
+from ase_deeprelax.geometry.symmetry import spacegroup_number
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -40,9 +40,9 @@ from pathlib import Path
 
 from ase import Atoms
 
-from ase_deeprelax.compare.entrants import named_calculators
-from ase_deeprelax.compare.harmonic import load_phonopy, phonons
-from ase_deeprelax.compare.journal import Journal
+from ase_deeprelax.compare.cases import named_calculators
+from ase_deeprelax.compare.phonon_calculation import load_phonopy, phonons
+from ase_deeprelax.compare.results_cache import Journal
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
 
 KINDS = ('predicted', 'refined', 'iterative')

@@ -70,20 +70,20 @@ from time import perf_counter
 import ase
 import numpy as np
 
-from ase_deeprelax.compare.descent import descend, optimizer_class
-from ase_deeprelax.compare.entrants import (
+from ase_deeprelax.compare.cases import (
     NOWHERE,
     Oracle,
     by_name,
     entries,
     named_calculators,
 )
-from ase_deeprelax.compare.journal import Journal
+from ase_deeprelax.compare.relaxation_run import descend, optimizer_class
+from ase_deeprelax.compare.results_cache import Journal
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, spread, summary
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.freedom import check_relax_cell
-from ase_deeprelax.refine.descent import optimizer_name
-from ase_deeprelax.refine.elastic import ElasticBFGS
+from ase_deeprelax.geometry.free_strain import check_relax_cell
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.relaxation_step import optimizer_name
 
 STARTS = ('unrelaxed', 'prediction')
 BATCH_ATOMS = 200
@@ -343,7 +343,7 @@ class _Work:
         return found, seconds
 
     def _relax_batch(self, entrants, calculator, start):
-        from ase_deeprelax.potentials.batched import (
+        from ase_deeprelax.calculators.batched import (
             ChgnetBatch,
             MatglBatch,
             batch_potential,

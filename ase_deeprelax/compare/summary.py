@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ase_deeprelax.compare.table import as_text
+from ase_deeprelax.compare.tables import as_text
 
 # Final energies closer than this are equal, eV per atom.
 ENERGY_TOLERANCE = 0.002

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from ase_deeprelax.data.canonical import CanonicalCrystal, canonicalize
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec, build_graph
-from ase_deeprelax.data.lattice import compact
-from ase_deeprelax.data.motion import Motion, everything_free, rotate_projection
-from ase_deeprelax.data.vacuum import Layer, split_at_widest_gap
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.canonical import CanonicalCrystal, canonicalize
+from ase_deeprelax.geometry.lattice import compact
+from ase_deeprelax.geometry.motion import Motion, everything_free, rotate_projection
+from ase_deeprelax.geometry.vacuum import Layer, split_at_widest_gap
 
 
 def as_atoms(obj):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
-from ase_deeprelax.data.motion import Motion, everything_free
-from ase_deeprelax.data.neighbors import intra_cell_pairs, neighbor_list
+from ase_deeprelax.geometry.motion import Motion, everything_free
+from ase_deeprelax.geometry.neighbors import intra_cell_pairs, neighbor_list
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.data.vacuum import Layer, find_layer
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # Cells that differ by less than this, A, were held: files are written with few digits.
 SAME_CELL = 1e-4

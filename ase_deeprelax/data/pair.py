@@ -7,9 +7,9 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 
-from ase_deeprelax.data.motion import Motion, in_plane_strains, strain_projection
-from ase_deeprelax.data.vacuum import Layer, find_layer
 from ase_deeprelax.errors import PairFileError
+from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
+from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # A cell with less room than this is flat or missing, A^3 per atom.
 SMALLEST_VOLUME = 1e-3

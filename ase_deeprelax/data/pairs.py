@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from ase.io import iread
 
-from ase_deeprelax.data.layouts import read_layout
 from ase_deeprelax.data.pair import Pair, check_halves, make_pair
+from ase_deeprelax.data.published_layouts import read_layout
 from ase_deeprelax.errors import PairFileError
 
 __all__ = ['Pair', 'make_pair', 'pair_record', 'read_pairs', 'spread', 'write_pairs']

@@ -1,4 +1,4 @@
-"""The one contract of all models: a batch of graphs in, a Prediction out."""
+"""The one contract of all models: a batch of graphs in, a ModelOutput out."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from ase_deeprelax.data.graph import GraphSpec
 
 
 @dataclass
-class Prediction:
+class ModelOutput:
     """What a network says about a batch, in the frame of its graphs.
 
     With rows as vectors the predicted structure is ``cell @ deformation`` and
@@ -62,7 +62,7 @@ class RelaxationModel(nn.Module):
 
     spec: GraphSpec
 
-    def forward(self, graph) -> Prediction:
+    def forward(self, graph) -> ModelOutput:
         raise NotImplementedError
 
 

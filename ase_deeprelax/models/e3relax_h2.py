@@ -3,7 +3,7 @@ graph, and a structure that moves layer by layer.
 
 Each layer passes messages lattice -> atoms, atoms -> atoms and atoms -> lattice, and then
 displaces the atoms and strains the cell; the next layer sees the moved structure, and
-training supervises every layer (`Prediction.layers`). Where this differs from the
+training supervises every layer (`ModelOutput.layers`). Where this differs from the
 published code, which `reference=True` reproduces (`e3relax_h2_reference`):
 
 * The three lattice nodes, with a vector each, are one matrix per channel. Written in the
@@ -28,8 +28,7 @@ import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import GraphSpec
-from ase_deeprelax.models.base import Prediction, RelaxationModel, moved_vectors
-from ase_deeprelax.models.e3relax_h2_reference import ReferenceE3RelaxH2
+from ase_deeprelax.models.base import ModelOutput, RelaxationModel, moved_vectors
 from ase_deeprelax.models.heads import (
     DistanceHead,
     Features,
@@ -52,6 +51,7 @@ from ase_deeprelax.models.layers import (
     zero_last,
 )
 from ase_deeprelax.models.paegnn import Message, Update
+from ase_deeprelax.models.published.e3relax_h2 import ReferenceE3RelaxH2
 
 # Angular invariants of an edge: l = 1, 2, 3 (l = 0 is constant).
 N_ANGULAR = 3
@@ -110,7 +110,7 @@ class E3RelaxH2(RelaxationModel):
         self.motion = MotionEmbedding(hidden)
 
     def forward(self, graph):
-        """Prediction for a batch of graphs, with the structure after each layer."""
+        """ModelOutput for a batch of graphs, with the structure after each layer."""
         device = graph.pos.device.type
         with torch.autocast(device, enabled=False):
             start = graph.edge_vectors()
@@ -148,7 +148,7 @@ class E3RelaxH2(RelaxationModel):
         said = predicted_distances(graph, start, deformation, displacement)
         features = Features(s, v, t)
         distance, log_b = self.distances(features, x, graph, bonds, said)
-        return Prediction(
+        return ModelOutput(
             deformation, displacement, bonds, distance, log_b, layers=tuple(layers)
         )
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import GraphSpec
-from ase_deeprelax.models.base import Prediction, RelaxationModel
+from ase_deeprelax.models.base import ModelOutput, RelaxationModel
 from ase_deeprelax.models.heads import (
     DistanceHead,
     Features,
@@ -75,7 +75,7 @@ class EGNN(RelaxationModel):
         self.motion = MotionEmbedding(hidden, degree=1)
 
     def forward(self, graph):
-        """Prediction for a batch of graphs."""
+        """ModelOutput for a batch of graphs."""
         j, i = graph.edge_index
         with torch.autocast(graph.pos.device.type, enabled=False):
             start = graph.edge_vectors()
@@ -100,7 +100,7 @@ class EGNN(RelaxationModel):
         said = predicted_distances(graph, start, deformation, displacement)
         features, x = Features(h, None, None), self.radial(distance)
         distance, log_b = self.distances(features, x, graph, bonds, said)
-        return Prediction(deformation, displacement, bonds, distance, log_b)
+        return ModelOutput(deformation, displacement, bonds, distance, log_b)
 
 
 class Layer(nn.Module):

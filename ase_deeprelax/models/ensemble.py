@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ase_deeprelax.errors import ModelError
-from ase_deeprelax.models.base import Prediction, RelaxationModel
+from ase_deeprelax.models.base import ModelOutput, RelaxationModel
 
 
 def combine(distances, log_b):
@@ -93,10 +93,10 @@ class Ensemble(RelaxationModel):
         }
 
     def forward(self, graph):
-        """Prediction for a batch of graphs."""
+        """ModelOutput for a batch of graphs."""
         said = [member(graph) for member in self.members]
         distance, log_b = self._combine([(p.distance, p.log_b) for p in said])
-        prediction = Prediction(
+        prediction = ModelOutput(
             torch.stack([p.deformation for p in said]).mean(0),
             torch.stack([p.displacement for p in said]).mean(0),
             said[0].bond_index,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ase_deeprelax.data.motion import STRAIN_BASIS
+from ase_deeprelax.geometry.motion import STRAIN_BASIS
 from ase_deeprelax.models.base import LOG_B_RANGE, moved_vectors
 from ase_deeprelax.models.layers import (
     mean_over_atoms,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ase_deeprelax.data.motion import STRAIN_BASIS
+from ase_deeprelax.geometry.motion import STRAIN_BASIS
 
 
 class ScaledSiLU(nn.Module):

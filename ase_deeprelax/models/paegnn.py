@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import GraphSpec
-from ase_deeprelax.models.base import Prediction, RelaxationModel
+from ase_deeprelax.models.base import ModelOutput, RelaxationModel
 from ase_deeprelax.models.heads import (
     DisplacementHead,
     DistanceHead,
@@ -133,7 +133,7 @@ class PaEGNN(RelaxationModel):
         self.motion = MotionEmbedding(hidden, degree)
 
     def forward(self, graph):
-        """Prediction for a batch of graphs."""
+        """ModelOutput for a batch of graphs."""
         x, neighborhood, vectors = self.edge_features(graph)
         features = self.features(graph, neighborhood)
         deformation = self.lattice(features, graph)
@@ -144,7 +144,7 @@ class PaEGNN(RelaxationModel):
         bonds = undirected(graph).nonzero().squeeze(1)
         said = predicted_distances(graph, vectors, deformation, displacement)
         distance, log_b = self.distances(features, x, graph, bonds, said)
-        prediction = Prediction(deformation, displacement, bonds, distance, log_b)
+        prediction = ModelOutput(deformation, displacement, bonds, distance, log_b)
         if self.cross_distances is not None:
             anchors = graph.intra.nonzero().squeeze(1)
             prediction.anchor_index = anchors

@@ -3,7 +3,7 @@
 checks -> graphs -> packs -> network -> distance geometry -> symmetry -> checks
 """
 
-from ase_deeprelax.predict.job import PARTS
 from ase_deeprelax.predict.predictor import Predictor, relax
+from ase_deeprelax.predict.prepare import PARTS
 
 __all__ = ['PARTS', 'Predictor', 'relax']

@@ -7,13 +7,19 @@ import torch
 from ase import Atoms
 from ase.filters import Filter
 
-from ase_deeprelax.data.pack import halve, pack
+from ase_deeprelax.data.batching import halve, pack
 from ase_deeprelax.errors import ModelError, PredictionError, warn
-from ase_deeprelax.freedom import check_relax_cell
-from ase_deeprelax.infer import BATCH_EDGES, DTYPES, infer, is_shortage, resolve_device
+from ase_deeprelax.geometry.free_strain import check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.predict.job import PARTS, Job
-from ase_deeprelax.weights.store import load_shared
+from ase_deeprelax.models.store import load_shared
+from ase_deeprelax.predict.forward import (
+    BATCH_EDGES,
+    DTYPES,
+    is_shortage,
+    resolve_device,
+    run_model,
+)
+from ase_deeprelax.predict.prepare import PARTS, Job
 
 # Structures whose graphs are held, and sorted by size, at a time.
 WINDOW = 1024
@@ -221,7 +227,9 @@ class Predictor:
     def _infer(self, jobs):
         """Answers for a pack, or None where it does not fit into memory."""
         try:
-            answers, seconds = infer(self.model, [job.graph for job in jobs], self.device)
+            answers, seconds = run_model(
+                self.model, [job.graph for job in jobs], self.device
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise

@@ -6,7 +6,7 @@ from typing import Any
 from ase_deeprelax.compare.evaluate import SHOWN, cuts
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.report import plot_accuracy
-from ase_deeprelax.report.parts import NONE, figure, number, section, table
+from ase_deeprelax.report.html_blocks import NONE, figure, number, section, table
 
 # So many rows of single structures, the worst ones; JSON has all.
 MOST_ROWS = 500

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ase_deeprelax._version import __version__
+from ase_deeprelax import __version__
 from ase_deeprelax.report import sections
 from ase_deeprelax.report.accuracy import accuracy
 

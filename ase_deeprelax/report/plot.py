@@ -8,7 +8,7 @@ the prediction, orange other rivals.
 
 import numpy as np
 
-from ase_deeprelax.report.drawing import (
+from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
     FEW,

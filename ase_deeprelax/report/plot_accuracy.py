@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_deeprelax.report.drawing import (
+from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
     GREY,

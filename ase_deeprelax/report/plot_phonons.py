@@ -5,7 +5,7 @@ Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of the
 
 import numpy as np
 
-from ase_deeprelax.report.drawing import BLUE, GREEN, INK, ORANGE, legend, panels, styled
+from ase_deeprelax.report.style import BLUE, GREEN, INK, ORANGE, legend, panels, styled
 
 # Color, width and dashes: lines that lie upon each other must all be seen.
 KINDS = {

@@ -8,8 +8,7 @@ from ase import Atoms
 from ase_deeprelax.compare.summary import WAYS
 from ase_deeprelax.data.pair import fixed_atoms
 from ase_deeprelax.report import plot, plot_phonons
-from ase_deeprelax.report.drawing import count
-from ase_deeprelax.report.parts import (
+from ase_deeprelax.report.html_blocks import (
     NONE,
     figure,
     link,
@@ -19,7 +18,8 @@ from ase_deeprelax.report.parts import (
     spread,
     table,
 )
-from ase_deeprelax.report.scene import layer_of, periodic_vectors, scene
+from ase_deeprelax.report.style import count
+from ase_deeprelax.report.viewer_data import layer_of, periodic_vectors, scene
 
 # Phonon figures for so many crystals; the table has all.
 MOST_PHONONS = 12

@@ -9,10 +9,10 @@ from ase.build import bulk
 from torch_geometric.data import Batch
 
 from ase_deeprelax.data.convert import to_graph
-from ase_deeprelax.infer import DTYPES
+from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.models.base import LOG_B_RANGE
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.symmetry import find_symmetry
+from ase_deeprelax.predict.forward import DTYPES
 from ase_deeprelax.testing.crystals import generic_crystals, symmetric_crystals
 from ase_deeprelax.testing.predictions import (
     BATCH_TOLERANCE,

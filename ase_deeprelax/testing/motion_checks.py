@@ -7,9 +7,9 @@ from ase import Atoms
 from ase.build import mx2
 from ase.constraints import FixAtoms
 
-from ase_deeprelax.data.vacuum import find_layer
+from ase_deeprelax.geometry.symmetry import find_symmetry
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.symmetry import find_symmetry
 from ase_deeprelax.testing.crystals import generic_crystals, symmetric_crystals
 from ase_deeprelax.testing.predictions import (
     TOLERANCE,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.linalg import expm
 
-from ase_deeprelax.data.motion import (
+from ase_deeprelax.data.pair import Pair, polar
+from ase_deeprelax.geometry.motion import (
     Motion,
     in_plane_strains,
     project_strain,
     strain_projection,
 )
-from ase_deeprelax.data.pair import Pair, polar
 
 if TYPE_CHECKING:
     from ase_deeprelax.train.config import Augment, Denoise, Hold
@@ -48,7 +48,7 @@ def disturb(pair: Pair, settings: Denoise, rng: np.random.Generator) -> Pair:
     symmetry: this is how people write down a crystal whose lattice constant they do not
     know.
     """
-    simple, size = is_simple(pair), rng.random()
+    simple, size = is_simple(pair), rng.random() ** 2
     low, high = np.log1p(settings.simple_volume if simple else settings.volume)
     strain = np.eye(3) * rng.uniform(low, high) / 3
     noise = np.zeros(pair.frac1.shape)

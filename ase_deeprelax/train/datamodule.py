@@ -11,8 +11,8 @@ from ase import Atoms
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch_geometric.data import Batch
 
+from ase_deeprelax.data.batching import runs
 from ase_deeprelax.data.convert import to_graph
-from ase_deeprelax.data.pack import runs
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError

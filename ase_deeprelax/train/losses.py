@@ -33,7 +33,7 @@ def relaxation_loss(graph, prediction, weights):
     graph : CrystalGraph
         With ``deformation_target`` (n_graphs, 3, 3) and ``displacement_target``
         (n_atoms, 3), A.
-    prediction : Prediction
+    prediction : ModelOutput
     weights : train.config.Loss
 
     Returns

@@ -14,14 +14,14 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ase_deeprelax.checks import room
 from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.store import load_model, save_model
+from ase_deeprelax.predict.checks import room
 from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule
-from ase_deeprelax.weights.store import load_model, save_model
 
 PRECISION = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
 

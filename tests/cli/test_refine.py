@@ -9,9 +9,9 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from ase_deeprelax import keys
+from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.cli.refine import STAGES, Refiner
-from ase_deeprelax.potentials.calculators import get_calculator
-from ase_deeprelax.refine.elastic import ElasticBFGS
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from ase_deeprelax import keys, relax
-from ase_deeprelax.weights import store
+from ase_deeprelax.models import store
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ase_deeprelax.weights import store
+from ase_deeprelax.models import store
 
 
 @pytest.mark.filterwarnings('ignore:.*outside the training range')

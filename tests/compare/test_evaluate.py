@@ -8,7 +8,7 @@ from ase.build import fcc111, mx2
 from ase.constraints import FixAtoms
 
 from ase_deeprelax.compare.answers import ask, ready
-from ase_deeprelax.compare.dummy import Dummy
+from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.evaluate import (
     FOOTNOTE,
     SHOWN,

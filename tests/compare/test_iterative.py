@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
-from ase_deeprelax.compare.dummy import Dummy
+from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.evaluate import cuts, evaluate
 from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.data.pairs import make_pair

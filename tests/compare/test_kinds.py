@@ -10,7 +10,7 @@ from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
-from ase_deeprelax.compare.entrants import entries
+from ase_deeprelax.compare.cases import entries
 from ase_deeprelax.compare.evaluate import cuts, evaluate
 from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.savings import compare

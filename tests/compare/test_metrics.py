@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
 
 from ase_deeprelax.compare.alignment import Alignment
-from ase_deeprelax.compare.dummy import Dummy, ScaledDummy, fit_element_volumes
+from ase_deeprelax.compare.baselines import Dummy, ScaledDummy, fit_element_volumes
 from ase_deeprelax.compare.metrics import (
     ERRORS,
     SHARES,

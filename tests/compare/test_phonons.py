@@ -9,7 +9,7 @@ from ase.calculators.emt import EMT
 from ase.units import kB
 from scipy.constants import R
 
-from ase_deeprelax.compare.harmonic import choose_supercell, phonons
+from ase_deeprelax.compare.phonon_calculation import choose_supercell, phonons
 from ase_deeprelax.compare.phonons import KINDS, compare_phonons
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.errors import ConfigError, MissingDependencyError

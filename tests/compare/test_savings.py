@@ -14,9 +14,14 @@ from ase.optimize import BFGS, FIRE, LBFGS, BFGSLineSearch
 from ase.optimize.cellawarebfgs import CellAwareBFGS
 
 from ase_deeprelax import ElasticBFGS
-from ase_deeprelax.compare.descent import Counted, descend, largest_force, optimizer_class
-from ase_deeprelax.compare.dummy import Dummy
-from ase_deeprelax.compare.journal import Journal
+from ase_deeprelax.compare.baselines import Dummy
+from ase_deeprelax.compare.relaxation_run import (
+    Counted,
+    descend,
+    largest_force,
+    optimizer_class,
+)
+from ase_deeprelax.compare.results_cache import Journal
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.compare.summary import spread, table
 from ase_deeprelax.data.pairs import make_pair, read_pairs

@@ -12,14 +12,14 @@ from pymatgen.core import Lattice, Molecule, Structure
 
 from ase_deeprelax.data.convert import as_atoms, to_graph
 from ase_deeprelax.data.graph import GraphSpec
-from ase_deeprelax.data.motion import (
+from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.motion import (
     Motion,
     in_plane_strains,
     project_strain,
     strain_projection,
 )
-from ase_deeprelax.data.vacuum import find_layer
-from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.vacuum import find_layer
 from tests.layers import written_layers
 from tests.strategies import crystals, disguise, prototypes, quick, seeds
 

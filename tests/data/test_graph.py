@@ -13,9 +13,13 @@ from torch_geometric.data import Batch
 
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import GraphSpec, build_graph
-from ase_deeprelax.data.motion import Motion, in_plane_strains, strain_projection
-from ase_deeprelax.data.neighbors import SHELL_TOLERANCE, intra_cell_pairs, neighbor_list
-from ase_deeprelax.data.vacuum import find_layer
+from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
+from ase_deeprelax.geometry.neighbors import (
+    SHELL_TOLERANCE,
+    intra_cell_pairs,
+    neighbor_list,
+)
+from ase_deeprelax.geometry.vacuum import find_layer
 from tests.layers import written_layers
 from tests.strategies import crystals, prototypes, quick, seeds
 

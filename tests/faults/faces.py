@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from ase_deeprelax.models.paegnn import PaEGNN
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.predict import relax
 from ase_deeprelax.testing import awaken
 

@@ -23,7 +23,7 @@ from ase.constraints import (
 from ase.filters import FrechetCellFilter
 from pymatgen.core import Lattice, Structure
 
-from ase_deeprelax import checks, keys
+from ase_deeprelax import keys
 from ase_deeprelax.errors import (
     DeepRelaxWarning,
     StructureError,
@@ -31,8 +31,8 @@ from ase_deeprelax.errors import (
     UnsupportedElementError,
 )
 from ase_deeprelax.models import create_model
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
-from ase_deeprelax.predict import relax
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.predict import checks, relax
 from tests.faults.faces import (
     bits,
     both_faces,

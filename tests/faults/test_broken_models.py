@@ -10,9 +10,9 @@ from ase.calculators.emt import EMT
 
 from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxWarning, DeviceError, PredictionError
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.predict import relax
-from ase_deeprelax.refine.elastic import ElasticBFGS
 from tests.faults.faces import bits, both_faces, crystal, gold, laden, model_that
 
 

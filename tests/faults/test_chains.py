@@ -12,10 +12,10 @@ from ase.io import read
 from ase.optimize import BFGS, FIRE
 
 from ase_deeprelax import keys
+from ase_deeprelax.calculators.registry import POTENTIALS
 from ase_deeprelax.errors import DeepRelaxWarning, MissingDependencyError
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
-from ase_deeprelax.potentials.calculators import POTENTIALS
-from ase_deeprelax.refine.stage import Stage
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.stage import Stage
 
 
 class Faulty(EMT):

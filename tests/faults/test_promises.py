@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 
 from ase_deeprelax.errors import DeepRelaxWarning, StructureError
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.predict import Predictor, relax
 from tests.faults.faces import (
     bits,

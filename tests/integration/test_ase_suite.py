@@ -14,8 +14,8 @@ import pytest
 from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 
-from ase_deeprelax import accessor
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize import accessor
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:relaxed without a prediction'),

@@ -18,10 +18,10 @@ from ase.calculators.vasp import Vasp
 from ase.optimize import BFGS
 
 from ase_deeprelax import keys
+from ase_deeprelax.calculators.registry import GPAW_SETTINGS, get_calculator
 from ase_deeprelax.compare.savings import compare
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
-from ase_deeprelax.potentials.calculators import GPAW_SETTINGS, get_calculator
-from ase_deeprelax.refine.stage import Stage
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.stage import Stage
 
 # Where Debian's quantum-espresso-data puts them.
 PSEUDO = Path('/usr/share/espresso/pseudo')

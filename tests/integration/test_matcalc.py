@@ -5,7 +5,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 
 matcalc = pytest.importorskip(
     'matcalc', reason='matcalc is not installed: pip install matcalc'
@@ -52,7 +52,7 @@ def test_relax_calc(optimizer, relax_cell, fix, tmp_path):
 
 def test_default_model():
     """The line of the documentation, where a model is shipped."""
-    from ase_deeprelax.weights.store import DEFAULT, available_models
+    from ase_deeprelax.models.store import DEFAULT, available_models
 
     if DEFAULT not in available_models():
         pytest.skip('no model is shipped yet')

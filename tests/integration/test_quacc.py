@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from ase_deeprelax.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 
 quacc = pytest.importorskip('quacc', reason='quacc is not installed: pip install quacc')
 
@@ -48,7 +48,7 @@ def test_relax_job(relax_job, relax_cell, tiny_model):
 
 def test_default_model(relax_job):
     """The line of the documentation, where a model is shipped."""
-    from ase_deeprelax.weights.store import DEFAULT, available_models
+    from ase_deeprelax.models.store import DEFAULT, available_models
 
     if DEFAULT not in available_models():
         pytest.skip('no model is shipped yet')

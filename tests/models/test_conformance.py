@@ -4,7 +4,7 @@ import torch
 from ase_deeprelax import testing
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.paegnn import PUBLISHED
-from ase_deeprelax.weights.store import available_models, load_model
+from ase_deeprelax.models.store import available_models, load_model
 
 # Hyperparameters, and how loud the read-outs are: displacements of about 0.1 A. Distances
 # that contradict each other wildly would test the solver's chaos instead.

@@ -8,7 +8,7 @@ from torch_geometric.data import Batch
 
 from ase_deeprelax import testing
 from ase_deeprelax.data.convert import to_graph
-from ase_deeprelax.data.motion import (
+from ase_deeprelax.geometry.motion import (
     Motion,
     everything_free,
     in_plane_strains,

@@ -8,7 +8,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from ase_deeprelax.compare.dummy import Dummy, ScaledDummy
+from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
 from ase_deeprelax.compare.metrics import Reference
 from ase_deeprelax.compare.phonons import compare_phonons
 from ase_deeprelax.compare.savings import compare
@@ -19,7 +19,7 @@ mpl = pytest.importorskip('matplotlib', reason='matplotlib is not installed')
 pytest.importorskip('phonopy', reason='phonopy is not installed')
 
 from ase_deeprelax.report import plot, plot_accuracy, plot_phonons  # noqa: E402
-from ase_deeprelax.report.drawing import (  # noqa: E402
+from ase_deeprelax.report.style import (  # noqa: E402
     BLUE,
     MANY,
     panels,
@@ -298,7 +298,7 @@ def settings():  # but for the back end, which pyplot is asked for
     return {key: matplotlib.rcParams[key] for key in keys}
 before = settings()
 from ase_deeprelax.report import plot_accuracy
-from ase_deeprelax.report.drawing import to_svg
+from ase_deeprelax.report.style import to_svg
 row = {'errors': {'dummy': {'coord_mae': 0.1, 'lattice_mae': 0.1, 'volume_mae': 1.0}}}
 found = {'models': {}, 'all': {'dummy': {}}, 'structures': [row]}
 figure = plot_accuracy.error_distributions(found)

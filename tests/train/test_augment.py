@@ -12,8 +12,8 @@ from scipy.linalg import logm
 pytest.importorskip('pydantic')
 
 from ase_deeprelax.data.graph import GraphSpec
-from ase_deeprelax.data.motion import project_strain
 from ase_deeprelax.data.pair import make_pair
+from ase_deeprelax.geometry.motion import project_strain
 from ase_deeprelax.models.base import moved_vectors
 from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold, is_simple
 from ase_deeprelax.train.config import Augment, Data, Denoise, Hold, Source

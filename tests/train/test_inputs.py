@@ -10,7 +10,7 @@ from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
 from ase_deeprelax.data.pair import fixed_atoms, make_pair
-from ase_deeprelax.data.vacuum import find_layer
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.train.datamodule import composition, read_compositions, read_seeds
 from ase_deeprelax.train.inputs import (
     KINDS,

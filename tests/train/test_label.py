@@ -13,10 +13,10 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.errors import DeepRelaxError, PairFileError
-from ase_deeprelax.potentials.batched import batch_potential
 from ase_deeprelax.train.datamodule import composition, read_seeds
 from ase_deeprelax.train.inputs import (
     KINDS,
@@ -315,7 +315,7 @@ def test_second_process_on_one_file_is_refused(tmp_path, series):
     out = tmp_path / 'pairs.jsonl'
     code = (
         'import sys\n'
-        'from ase_deeprelax.data.lines import JsonLines\n'
+        'from ase_deeprelax.files import JsonLines\n'
         'with JsonLines(sys.argv[1]):\n'
         '    print("open", flush=True)\n'
         '    sys.stdin.read()\n'

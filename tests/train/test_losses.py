@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 
 from ase_deeprelax.data.graph import CrystalGraph, build_graph
 from ase_deeprelax.models import create_model
-from ase_deeprelax.models.base import Prediction, relaxed_structure
+from ase_deeprelax.models.base import ModelOutput, relaxed_structure
 from ase_deeprelax.models.paegnn import PUBLISHED
 from ase_deeprelax.train.config import Loss
 from ase_deeprelax.train.losses import (
@@ -54,7 +54,7 @@ def perfect(graph):
     edges = torch.arange(graph.num_edges)
     distance = target_distances(graph, edges)
     log_b = torch.full_like(distance, -9.0)
-    return Prediction(
+    return ModelOutput(
         graph.deformation_target, graph.displacement_target, edges, distance, log_b
     )
 

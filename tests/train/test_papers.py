@@ -10,10 +10,10 @@ from ase_deeprelax.compare.evaluate import evaluate, table
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.paegnn import PUBLISHED
+from ase_deeprelax.models.store import load_model
 from ase_deeprelax.train import config as config_module
 from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.run import train
-from ase_deeprelax.weights.store import load_model
 from tests.published import (
     crystals,
     layers,

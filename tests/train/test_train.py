@@ -16,6 +16,7 @@ from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import write_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.store import load_model
 from ase_deeprelax.train.config import Augment, Denoise, load_config
 from ase_deeprelax.train.datamodule import (
     PairData,
@@ -28,7 +29,6 @@ from ase_deeprelax.train.datamodule import (
 )
 from ase_deeprelax.train.module import structure_errors
 from ase_deeprelax.train.run import train
-from ase_deeprelax.weights.store import load_model
 
 
 def rocksalts(n, seed=0):

@@ -15,8 +15,8 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.data.vacuum import find_layer
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.train.inputs.adsorbates import add_adsorbate
 from ase_deeprelax.train.inputs.series import Series
 

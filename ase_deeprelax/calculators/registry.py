@@ -1,0 +1,371 @@
+"""Interatomic potentials and DFT by name, as ASE calculators in ASE's units."""
+
+import io
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes, kpts2sizeandoffsets
+from ase.data import atomic_numbers
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_deeprelax.calculators.periodic import periodic_box
+from ase_deeprelax.errors import (
+    DeepRelaxError,
+    MissingDependencyError,
+    ModelError,
+    UnsupportedElementError,
+)
+
+# Without one of them matgl takes a folder for a name and looks for it in the network.
+MATGL_FILES = ('model.json', 'model.pt', 'state.pt')
+
+# Without `dedecut` its stress is that at a fixed number of plane waves, while the energy is
+# that at a fixed cutoff. Cells from files have six decimals, which at its own tolerance is
+# half of a space group or none.
+GPAW_SETTINGS = {
+    'mode': {'name': 'pw', 'ecut': 500, 'dedecut': 'estimate'},
+    'kpts': {'density': 3.5, 'gamma': True},
+    'occupations': {'name': 'fermi-dirac', 'width': 0.1},
+    'symmetry': {'tolerance': 1e-3},
+}
+
+
+class Potential(Calculator):
+    """A calculator with a name that refuses elements it was not trained on.
+
+    Forces and stress are of double precision, the stress ASE's six numbers in eV/A^3.
+
+    Parameters
+    ----------
+    potential : str
+        What ``name`` says, in trajectories too.
+    calculator : ase Calculator
+        That of the potential's own package; stays reachable under this name.
+    elements : collection of int, optional
+        Atomic numbers that it was trained on; default: unknown, nothing is refused.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> atoms = bulk('Cu')
+    >>> atoms.calc = Potential('emt', EMT(), elements=[29])
+    >>> atoms.calc.name, atoms.get_stress().shape
+    ('emt', (6,))
+    """
+
+    def __init__(self, potential, calculator, elements=None):
+        super().__init__()
+        self.potential = potential
+        self.calculator = calculator
+        self.elements = None if elements is None else frozenset(elements)
+        always = 'energy', 'free_energy', 'forces', 'stress'
+        names = dict.fromkeys([*always, *calculator.implemented_properties])
+        self.implemented_properties = list(names)
+
+    def _get_name(self):
+        return self.potential
+
+    def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self._check_elements()
+        if system_changes:
+            self.calculator.results = {}  # DFT makes only those that are asked for anew
+        asked = self.atoms
+        if type(self.calculator).__module__.startswith('matgl'):
+            asked = periodic_box(asked)
+        self.calculator.calculate(asked, properties, system_changes)
+        results = dict(self.calculator.results)
+        results['energy'] = float(results['energy'])
+        results.setdefault('free_energy', results['energy'])
+        for name in {'forces', 'stress'} & set(results):
+            results[name] = np.array(results[name], dtype=float)
+        if 'stress' in results and results['stress'].shape == (3, 3):
+            results['stress'] = full_3x3_to_voigt_6_stress(results['stress'])
+        if asked is not self.atoms and 'stress' in results:
+            results['stress'] *= asked.cell.volume / self.atoms.cell.volume
+        self.results = results
+
+    def _check_elements(self):
+        if self.elements is None:
+            return
+        for index, (number, symbol) in enumerate(
+            zip(self.atoms.numbers, self.atoms.symbols, strict=True)
+        ):
+            if number not in self.elements:
+                raise UnsupportedElementError(
+                    f'atom {index} ({symbol}): potential {self.potential!r} was not '
+                    f'trained on {symbol}; use another potential'
+                )
+
+
+def get_calculator(potential, *, device='cpu', **settings):
+    """An ASE calculator from a name, a calculator or a function that makes one.
+
+    Parameters
+    ----------
+    potential : str, ase Calculator or callable
+        One of
+
+        - ``'NAME'``, a key of `POTENTIALS`, with that potential's usual weights. Those of
+          'chgnet' and 'sevennet' come with their packages, the others are downloaded by
+          their packages on first use;
+        - ``'NAME:WEIGHTS'`` with a path to weights on disk, for which no network is
+          needed, or with a name that the potential's package knows: ``'chgnet:r2scan'``,
+          ``'sevennet:7net-l3i5'``, ``'mace:small'``. A path starts with ``/``, ``.`` or
+          ``~``;
+        - ``'gpaw'``, DFT with plane waves and `GPAW_SETTINGS` for PBE, or with another
+          functional: ``'gpaw:PBEsol'``. Atoms that have initial magnetic moments are
+          spin-polarised, others not;
+        - a calculator, which is handed back as it is;
+        - a function without arguments, or a class, that makes a calculator: each call
+          here makes a new one, as each worker process needs.
+    device : str
+        Where a potential by name runs; default 'cpu'. GPAW runs on the CPU.
+    **settings
+        Further arguments of the calculator of a potential by name; those of GPAW replace
+        the usual ones.
+
+    Returns
+    -------
+    ase Calculator
+        For a name, a `Potential`. Energies in eV, forces in eV/A, stress in eV/A^3.
+
+    Raises
+    ------
+    MissingDependencyError
+        The potential's package is not installed.
+    ModelError
+        An unknown name; weights that are not there, cannot be read or are of another kind;
+        something else than is listed above.
+
+    Examples
+    --------
+    >>> from ase.calculators.emt import EMT
+    >>> get_calculator(EMT).name
+    'emt'
+    >>> get_calculator('tensornet:~/TensorNet-PES', device='cuda')  # doctest: +SKIP
+    >>> get_calculator('chgnet')  # doctest: +SKIP
+    >>> get_calculator('gpaw', kpts={'density': 5, 'gamma': True})  # doctest: +SKIP
+    """
+    if isinstance(potential, str):
+        return _named(potential, device, settings)
+    if settings:
+        raise ModelError(
+            f'settings {sorted(settings)} are for potentials by name; give them to the '
+            'calculator that you make'
+        )
+    made = potential
+    if callable(potential) and not _is_calculator(potential):
+        made = potential()
+    if not _is_calculator(made):
+        raise ModelError(
+            f'{potential!r} is no potential; give one of {", ".join(POTENTIALS)}, '
+            'NAME:WEIGHTS, an ASE calculator, or a function that makes one'
+        )
+    return made
+
+
+def _is_calculator(thing):
+    return hasattr(thing, 'get_property') and not isinstance(thing, type)
+
+
+def _named(text, device, settings):
+    name, _, weights = text.partition(':')
+    if name not in POTENTIALS:
+        raise ModelError(
+            f'potential {text!r} is not known; known are {", ".join(POTENTIALS)}, each '
+            'also as NAME:WEIGHTS'
+        )
+    entry = POTENTIALS[name]
+    try:
+        import_module(entry.package)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'potential {name!r} needs the package {entry.package!r}, which cannot be '
+            f"imported ({error}): pip install 'ase-deeprelax[{entry.extra}]'"
+        ) from error
+    weights = _found(text, weights) if weights else entry.weights
+    try:
+        # The packages greet on stdout, where a command's result may be going.
+        with redirect_stdout(io.StringIO()):
+            calculator, elements = entry.make(weights, device, settings)
+    except DeepRelaxError:
+        raise
+    except Exception as error:  # each package has its own idea of what to raise
+        raise ModelError(
+            f'potential {text!r}: no calculator with weights {weights!r} on {device!r} '
+            f'({type(error).__name__}: {error}); without a network give weights on disk, '
+            f"'{name}:/path/to/weights'"
+        ) from error
+    return Potential(name, calculator, elements)
+
+
+def _found(text, weights):
+    """Weights as the packages take them; a path that does not exist ends here."""
+    if not weights.startswith(('/', '.', '~')):
+        return weights
+    path = Path(weights).expanduser()
+    # Or the packages would take it for a name and go looking for it in the network.
+    if not path.exists():
+        raise ModelError(f'potential {text!r}: there is no file or folder {path}')
+    return str(path)
+
+
+def _matgl(weights, device, settings, *, kind):
+    import matgl
+    from matgl.ext.ase import PESCalculator
+
+    folder = Path(weights)
+    missing = [file for file in MATGL_FILES if not (folder / file).exists()]
+    if folder.exists() and missing:
+        raise ModelError(f'{folder} holds no {", ".join(missing)}; give a matgl model')
+    model = matgl.load_model(weights)
+    found = type(getattr(model, 'model', model)).__name__
+    if found != kind:
+        raise ModelError(
+            f'{weights}: these weights are of kind {found}, not {kind}; use the name of '
+            'that potential'
+        )
+    # Its default is GPa, with which cells relax as if all were well, to the wrong size.
+    unit = {'stress_unit': 'eV/A3'}
+    calculator = PESCalculator(model.to(device).eval(), **unit, **settings)
+    return calculator, [atomic_numbers[symbol] for symbol in calculator.element_types]
+
+
+def _chgnet(weights, device, settings):
+    from chgnet.model import CHGNet
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    if Path(weights).is_file():
+        model = CHGNet.from_file(weights)
+    else:
+        model = CHGNet.load(model_name=weights, use_device=device, verbose=False)
+    calculator = CHGNetCalculator(model, use_device=device, **settings)
+    # Its table of elements has rows for Po to Ra, of which its training data hold none.
+    return calculator, {*range(1, 95)} - {*range(84, 89)}
+
+
+def _sevennet(weights, device, settings):
+    from sevenn.calculator import SevenNetCalculator
+
+    calculator = SevenNetCalculator(weights, device=device, **settings)
+    return calculator, calculator.type_map
+
+
+def _mace(weights, device, settings):
+    from mace.calculators import mace_mp
+
+    calculator = mace_mp(weights, device=device, **settings)
+    table = getattr(calculator, 'z_table', None)  # not where dispersion is added
+    return calculator, table and table.zs
+
+
+def _orb(weights, device, settings):
+    from orb_models.forcefield import pretrained
+
+    try:
+        from orb_models.forcefield.inference.calculator import ORBCalculator
+    except ImportError:  # before version 0.6
+        from orb_models.forcefield.calculator import ORBCalculator
+
+    models, path = pretrained.ORB_PRETRAINED_MODELS, Path(weights)
+    name, local = weights, {}
+    if path.is_file():
+        names = [name for name in models if path.name.startswith(name)]
+        if not names:
+            raise ModelError(
+                f'{path}: not named like a model of Orb, {", ".join(models)}; keep the '
+                'name it was published with'
+            )
+        name, local = max(names, key=len), {'weights_path': str(path)}
+    # 'highest', or all of this process's torch would multiply in TF32 on a GPU; compiling
+    # takes longer than most relaxations.
+    loaded = models[name](
+        device=device, precision='float32-highest', compile=False, **local
+    )
+    parts = loaded if isinstance(loaded, tuple) else (loaded,)  # an adapter from 0.6 on
+    return ORBCalculator(*parts, device=device, **settings), None
+
+
+def _gpaw(functional, _device, settings):
+    from gpaw.calculator import GPAW
+
+    settings = {'xc': functional, 'txt': None} | GPAW_SETTINGS | settings
+    kpts = settings['kpts']
+
+    class SteadyGPAW(GPAW):
+        """GPAW for structures on their way, whose symmetry and cell change."""
+
+        held = None  # atomic numbers and the grid of k-points chosen for them
+
+        def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+            atoms = self.atoms if atoms is None else atoms
+            if isinstance(kpts, Mapping) and 'density' in kpts:
+                self._hold_grid(atoms)
+            try:
+                super().calculate(atoms, properties, system_changes)
+            except RuntimeError as error:
+                if 'Broken symmetry' not in str(error):
+                    raise
+                # While only positions change it holds on to the symmetry it found first.
+                super().calculate(atoms, properties, all_changes)
+
+        def _hold_grid(self, atoms):
+            # Another grid is another energy surface: one point more or less, and a metal
+            # goes uphill by meV on its way down.
+            size = kpts2sizeandoffsets(atoms=atoms, **kpts)[0]
+            numbers, held = self.held or ((), size)
+            if not np.array_equal(numbers, atoms.numbers) or abs(size - held).max() > 1:
+                self.held = atoms.numbers.copy(), size
+                grid = {'size': tuple(map(int, size)), 'gamma': kpts.get('gamma', False)}
+                self.parameters['kpts'] = grid  # read when the cell changes, and it has
+
+    return SteadyGPAW(**settings), None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a potential is made.
+
+    Attributes
+    ----------
+    package : str
+        What is imported.
+    extra : str
+        The extra of this package that installs it.
+    weights : str
+        The usual ones.
+    make : callable
+        From weights, device and settings to a calculator and the atomic numbers that it
+        was trained on, or None where it does not say.
+    """
+
+    package: str
+    extra: str
+    weights: str
+    make: Callable
+
+
+# Where there is a choice, weights trained on settings like the Materials Project's.
+POTENTIALS = {
+    'm3gnet': Entry(
+        'matgl', 'matgl', 'M3GNet-PES-MatPES-PBE-2025.2', partial(_matgl, kind='M3GNet')
+    ),
+    'tensornet': Entry(
+        'matgl',
+        'matgl',
+        'TensorNet-PES-MatPES-PBE-2025.2',
+        partial(_matgl, kind='TensorNet'),
+    ),
+    'chgnet': Entry('chgnet', 'chgnet', '0.3.0', _chgnet),
+    'sevennet': Entry('sevenn', 'sevenn', '7net-0', _sevennet),
+    'mace': Entry('mace', 'mace', 'medium-mpa-0', _mace),
+    'orb': Entry('orb_models', 'orb', 'orb-v3-conservative-inf-mpa', _orb),
+    'gpaw': Entry('gpaw', 'gpaw', 'PBE', _gpaw),
+}

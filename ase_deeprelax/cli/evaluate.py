@@ -1,0 +1,151 @@
+"""``deeprelax evaluate``: models and potentials on pairs with known answers."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ase_deeprelax.cli.app import DeviceOption, write_json
+
+if TYPE_CHECKING:
+    from ase_deeprelax.data.pair import Pair
+    from ase_deeprelax.result import Relaxation
+
+# So many structures with the largest errors can be turned by hand in a report.
+WORST = 12
+
+
+def evaluate(
+    pairs: Annotated[
+        Path, typer.Argument(help='Pairs of unrelaxed and relaxed structures.')
+    ],
+    *,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--model',
+            help='Name of a shipped model, or a folder; repeatable. Without any, and '
+            'without a potential, the default one.',
+        ),
+    ] = None,
+    potentials: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--potential',
+            help='Relax iteratively too, with NAME or NAME:WEIGHTS (chgnet, tensornet, '
+            '...): FIRE with the cell to 0.05 eV/A in at most 200 steps; repeatable.',
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option('--json', help='Write the figures there too.')
+    ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            '--html', help='Write a report: tables, figures, the worst structures.'
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option('--markdown', help='Print the tables as markdown.')
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option(help='Only pairs of this split: train, val or test.')
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--src', help='Only pairs of this collection (their field src); repeatable.'
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help='Only this many pairs, spread over the file.')
+    ] = None,
+    device: DeviceOption = 'auto',
+):
+    """Measure models on PAIRS with known answers, side by side.
+
+    What a pair says of its structure holds for the models too: layers stay layers, fixed
+    atoms fixed, and a held cell is held. Where the pairs are of several kinds, each kind
+    has its own table.
+
+    Beside them stand two answers that cost nothing: the input as it is (dummy), and scaled
+    isotropically to the volume that its elements have on average (scaled_dummy).
+    """
+    from ase_deeprelax.compare.evaluate import evaluate_all, table
+    from ase_deeprelax.data.pairs import read_pairs, spread
+
+    if html_file is not None:
+        from ase_deeprelax.report.style import need_matplotlib
+
+        need_matplotlib()  # said now rather than after hours of work
+    if not models and not potentials:
+        models = ['default']
+    rivals = _rivals(models or (), potentials or (), device)
+    in_split = f', split {split}' if split else ''
+    chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')
+    chosen = spread(chosen, limit)
+    result = evaluate_all(chosen, rivals, progress=True)
+    typer.echo(table(result, markdown=markdown))
+    write_json(json_file, result, indent=2)
+    if html_file is not None:
+        from ase_deeprelax.report.html import write_report
+
+        worst = _worst(chosen, rivals, result)
+        write_report(html_file, evaluation=result, relaxations=worst)
+
+
+def _of_sources(pairs: list['Pair'], sources: list[str] | None, where: str) -> list['Pair']:
+    """The pairs of these collections; all of them without any."""
+    from ase_deeprelax.errors import PairFileError
+
+    if not sources:
+        return pairs
+    there = {pair.src for pair in pairs}
+    for source in sources:
+        if source not in there:
+            known = ', '.join(map(repr, sorted(filter(None, there)))) or 'none'
+            raise PairFileError(
+                f'{where}: holds no pair of src {source!r}; there are: {known}'
+            )
+    return [pair for pair in pairs if pair.src in sources]
+
+
+def _rivals(
+    models: Iterable[str], potentials: Iterable[str], device: str
+) -> dict[str, Any]:
+    """What is compared, by names that tell it apart."""
+    from ase_deeprelax.compare.iterative import Iterative
+    from ase_deeprelax.predict import Predictor
+    from ase_deeprelax.predict.forward import resolve_device
+
+    device = str(resolve_device(device))
+    made = []
+    for model in models:
+        predictor = Predictor(model, device=device)
+        made.append((predictor.name, model, predictor))
+    for potential in potentials:
+        iterative = Iterative(potential, device=device, progress=True)
+        made.append((iterative.__name__, potential, iterative))
+    names = [name for name, *_ in made]
+    # Models trained under one name, or weights of one potential, go by what was asked for.
+    rivals = {name if names.count(name) == 1 else text: rival for name, text, rival in made}
+    if len(rivals) < len(made):
+        raise typer.BadParameter('the same model or potential is given twice')
+    return rivals
+
+
+def _worst(
+    pairs: list['Pair'], rivals: dict[str, Any], result: dict[str, Any]
+) -> dict[str, 'Relaxation']:
+    """Relaxations by the first rival where its coordinates are farthest off, by name."""
+    from ase_deeprelax.compare.answers import ask, ready
+
+    name, rival = next(iter(rivals.items()))
+    errors = [row['errors'][name]['coord_mae'] for row in result['structures']]
+    order = sorted(range(len(pairs)), key=errors.__getitem__, reverse=True)[:WORST]
+    relaxed = ask(ready(rival), [pairs[k] for k in order])
+    return {
+        f'{pairs[k].formula}, {pairs[k].id}, off by {errors[k]:.3f} A': relaxation
+        for k, relaxation in zip(order, relaxed, strict=True)
+    }

@@ -1,0 +1,126 @@
+"""``deeprelax models | doctor``: what is here, and whether it works."""
+
+import platform
+from importlib import metadata, util
+
+import typer
+
+from ase_deeprelax import __version__
+from ase_deeprelax.cli.app import DeviceOption, ModelOption, pip_line
+from ase_deeprelax.compare.tables import as_text
+from ase_deeprelax.errors import DeepRelaxError
+
+# What each extra of pyproject.toml brings, by the names that are imported.
+EXTRAS = {
+    'train': ('lightning', 'pydantic', 'yaml', 'tensorboard'),
+    'matgl': ('matgl',),
+    'chgnet': ('chgnet',),
+    'sevenn': ('sevenn',),
+    'mace': ('mace',),
+    'orb': ('orb_models',),
+    'phonopy': ('phonopy',),
+    'gpaw': ('gpaw',),
+    'plot': ('jinja2', 'matplotlib'),
+}
+CORE = (
+    'ase',
+    'numpy',
+    'pymatgen',
+    'safetensors',
+    'scipy',
+    'spglib',
+    'torch',
+    'torch_geometric',
+    'vesin',
+)
+# How far the self-test lets a rotated crystal's answer differ, A.
+ROTATION_TOLERANCE = 1e-4
+
+
+def models():
+    """List the shipped models, what they saw and what was measured."""
+    from ase_deeprelax.models.store import DEFAULT, available_models, load_model
+
+    rows, notes = [], []
+    for name, card in available_models().items():
+        size = sum(parameter.numel() for parameter in load_model(name).parameters())
+        default = ' (default)' if name == DEFAULT else ''
+        elements, digest = str(len(card['elements'])), card['sha256'][:12]
+        rows.append([name + default, card['architecture'], f'{size:,}', elements, digest])
+        notes += [f'\n{name}', *_flat(card.get('training', {}), 'training')]
+        notes += _flat(card.get('metrics', {}), 'metrics')
+    titles = ['model', 'architecture', 'parameters', 'elements', 'sha256']
+    typer.echo('\n'.join([as_text(titles, rows, left=2), *notes]))
+
+
+def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto'):
+    """Say what is installed and whether it works.
+
+    The exit code is 1 if it does not.
+    """
+    import torch
+
+    typer.echo(f'ase-deeprelax {__version__}, Python {platform.python_version()}')
+    typer.echo('packages')
+    for name in CORE:
+        typer.echo(f'  {name:<16} {metadata.version(name)}')
+    typer.echo('devices')
+    typer.echo(f'  {"cpu":<16} {torch.get_num_threads()} threads')
+    for index in range(torch.cuda.device_count()):
+        typer.echo(f'  {f"cuda:{index}":<16} {torch.cuda.get_device_name(index)}')
+    typer.echo('extras')
+    for extra, names in EXTRAS.items():
+        missing = [name for name in names if util.find_spec(name) is None]
+        state = f'no {", ".join(missing)}: {pip_line(extra)}' if missing else 'installed'
+        typer.echo(f'  {extra:<16} {state}')
+    typer.echo('self-test')
+    sound = _self_test(model, device)
+    typer.echo('all is well' if sound else 'this installation does not work, see above')
+    raise typer.Exit(0 if sound else 1)
+
+
+def _flat(value, key):
+    """Lines ``key.key value`` of nested dicts and lists."""
+    if isinstance(value, dict):
+        return [line for k, v in value.items() for line in _flat(v, f'{key}.{k}')]
+    if isinstance(value, float):
+        value = f'{value:.4g}'
+    elif isinstance(value, list):
+        value = '; '.join(
+            ', '.join(map(str, x.values())) if isinstance(x, dict) else str(x)
+            for x in value
+        )
+    return [f'  {key:<40} {value}']
+
+
+def _self_test(model, device):
+    """Relax a crystal as it stands and rotated; tell what came out."""
+    import numpy as np
+    from ase.build import bulk
+
+    from ase_deeprelax.predict import Predictor
+
+    # Strained and pulled out of symmetry, so that there is something to say.
+    atoms = bulk('NaCl', 'rocksalt', a=5.9, cubic=True)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * np.eye(3, k=1)), scale_atoms=True)
+    atoms.rattle(0.08, seed=0)
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    rotated = atoms.copy()
+    rotated.set_cell(atoms.cell.array @ rotation, scale_atoms=True)
+    try:
+        predictor = Predictor(model, device=device)
+        one, two = predictor.relax([atoms, rotated], on_bad='raise')
+    except DeepRelaxError as error:
+        typer.echo(f'  FAILED: {error}')
+        return False
+    error = np.abs(one.atoms.positions @ rotation - two.atoms.positions).max()
+    sound = bool(error < ROTATION_TOLERANCE)
+    typer.echo(
+        f'  model {predictor.name!r} on {predictor.device}: NaCl relaxed, dmax '
+        f'{one.dmax:.3f} A, volume x {one.volume_ratio:.3f}, sigma {one.sigma:.3f} A'
+    )
+    typer.echo(
+        f'  {"ok" if sound else "FAILED"}: rotated, its answer differs by {error:.1e} A, '
+        f'allowed is {ROTATION_TOLERANCE:g} A'
+    )
+    return sound

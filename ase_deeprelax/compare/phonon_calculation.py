@@ -1,0 +1,294 @@
+"""Phonons of one structure by finite displacements.
+
+Forces of the structure itself, which are not zero where it is no minimum, are subtracted.
+The split of optical modes in polar crystals, for which potentials give no charges, is left
+out.
+"""
+
+import warnings
+from time import perf_counter
+
+import numpy as np
+import spglib
+from ase import Atoms
+from ase.units import kJ, mol
+
+from ase_deeprelax.errors import MissingDependencyError, RefinementError
+from ase_deeprelax.geometry.lattice import reduced_basis
+from ase_deeprelax.geometry.symmetry import SYMPREC
+from ase_deeprelax.optimize.relaxation_step import calculator_name
+
+# Frequencies below minus this are imaginary, and below it left out of thermal properties:
+# what remains of displacements, tolerances and single precision, THz.
+THRESHOLD = 0.05
+# Structures come out of relaxations with their symmetry up to this, A.
+TOLERANCE = 1e-3
+# Density of the mesh for densities of states: number of points times lattice vector, A.
+MESH = 60.0
+BAND_POINTS = 200
+# Between points of a density of states, THz: flat bands are no wider.
+DOS_STEP = 0.05
+TEMPERATURES = np.arange(0.0, 1001.0, 50.0)
+
+
+def phonons(
+    atoms,
+    calculator,
+    *,
+    min_length=10.0,
+    max_atoms=250,
+    displacement=0.01,
+    initial=None,
+):
+    """Phonons of one structure by finite displacements.
+
+    The cell is taken as it stands: of a conventional cell, modes of the zone's boundary
+    count as modes at Gamma.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Relaxed; periodic along all three vectors.
+    calculator : ase Calculator
+    min_length : float, A
+        No atom sees its own displacement nearer than this; default 10.
+    max_atoms : int
+        Supercells have at most so many atoms, even where that makes them shorter; default
+        250.
+    displacement : float, A
+        Default 0.01.
+    initial : ase.Atoms, optional
+        The structure that supercell and path of the bands are chosen by, so that they are
+        the same for several relaxations of it; default ``atoms``.
+
+    Returns
+    -------
+    dict
+        The keys from ``fmax`` on, see the top of `phonons`.
+
+    Raises
+    ------
+    MissingDependencyError
+        phonopy is not installed.
+    RefinementError
+        The calculator returned forces that are not finite.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> found = phonons(bulk('Cu', a=3.59), EMT(), min_length=7.0)  # doctest: +SKIP
+    >>> found['imaginary']['n']  # doctest: +SKIP
+    0
+    """
+    start = perf_counter()
+    if hasattr(calculator, 'reset'):
+        calculator.reset()  # a structure that failed may have left it half made
+    initial = atoms if initial is None else initial
+    matrix, shortest = choose_supercell(initial, min_length, max_atoms)
+    found, residual = _force_constants(atoms, calculator, matrix, displacement)
+    return {
+        'fmax': residual,
+        'supercell': matrix.tolist(),
+        'n_supercell': len(found.supercell),
+        'shortest': shortest,
+        'capped': shortest < min_length - TOLERANCE,
+        'displacements': len(found.supercells_with_displacements),
+        'imaginary': _imaginary(found, matrix),
+        'bands': _bands(found, initial.cell),
+        **_mesh(found),
+        'seconds': perf_counter() - start,
+    }
+
+
+def choose_supercell(atoms, min_length=10.0, max_atoms=250):
+    """Integers that make a supercell long enough for phonons, or the cap on atoms allows.
+
+    The smaller of two that keep the symmetry: multiples of the cell and of the conventional
+    cell. Where both have too many atoms, the longest vectors of the reduced cell are cut.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    min_length : float, A
+        Default 10.
+    max_atoms : int
+        Default 250.
+
+    Returns
+    -------
+    (3, 3) int64
+        Rows; times the cell, the supercell.
+    float
+        Its shortest lattice vector, A.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> matrix, shortest = choose_supercell(bulk('Cu', a=3.6))
+    >>> round(abs(np.linalg.det(matrix))), round(shortest, 2)
+    (64, 10.18)
+    """
+    cell, most = atoms.cell.array, max(max_atoms // len(atoms), 1)
+    reduced = reduced_basis(cell)
+    n = _multiples(reduced, cell, min_length)
+    # All vectors alike, or those of the conventional cell: both keep the symmetry.
+    matrices = [n.max() * reduced]
+    if (basis := _conventional(atoms)) is not None:
+        matrices.append(_multiples(basis, cell, min_length)[:, None] * basis)
+    matrix = min(matrices, key=lambda matrix: abs(_determinant(matrix)))
+    if abs(_determinant(matrix)) > most:
+        lengths = np.linalg.norm(reduced @ cell, axis=1)
+        while n.prod() > most:
+            n[np.argmax(np.where(n > 1, n * lengths, 0))] -= 1
+        matrix = n[:, None] * reduced
+    matrix *= np.sign(_determinant(matrix))
+    short = reduced_basis(matrix @ cell) @ matrix @ cell
+    return matrix, float(np.linalg.norm(short, axis=1).min())
+
+
+def _multiples(basis, cell, min_length):
+    """How many of each vector make it long enough."""
+    lengths = np.linalg.norm(basis @ cell, axis=1)
+    # Not one more along one of two vectors whose lengths differ by rounding.
+    n = np.ceil(min_length / lengths - TOLERANCE).astype(np.int64)
+    return np.maximum(n, 1)
+
+
+def _conventional(atoms):
+    """The conventional cell's vectors in those of the cell, or None if they do not fit."""
+    crystal = atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers
+    # spglib 2 warns and returns None, spglib 3 raises; for us both mean "not determined"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        try:
+            dataset = spglib.get_symmetry_dataset(crystal, symprec=SYMPREC)
+        except spglib.SpglibError:
+            return None
+    if dataset is None:
+        return None
+    exact = np.linalg.inv(dataset.transformation_matrix).T
+    basis = np.rint(exact).astype(np.int64)
+    return basis if np.abs(exact - basis).max() < TOLERANCE else None
+
+
+def _determinant(matrix):
+    return round(np.linalg.det(matrix))
+
+
+def load_phonopy():
+    """The package, or the line that installs it."""
+    try:
+        import phonopy
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"phonons need phonopy ({error}): pip install 'ase-deeprelax[phonopy]'"
+        ) from error
+    return phonopy
+
+
+def _force_constants(atoms, calculator, matrix, displacement):
+    """A Phonopy object with force constants, and the largest force at the structure."""
+    phonopy = load_phonopy()
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    unit = PhonopyAtoms(
+        numbers=atoms.numbers,
+        cell=atoms.cell.array,
+        scaled_positions=atoms.get_scaled_positions(),
+    )
+    found = phonopy.Phonopy(
+        unit, supercell_matrix=matrix.T, primitive_matrix=np.eye(3), symprec=TOLERANCE
+    )
+    found.generate_displacements(distance=displacement)
+    rest = _forces(found.supercell, calculator)
+    found.forces = [
+        _forces(cell, calculator) - rest for cell in found.supercells_with_displacements
+    ]
+    found.produce_force_constants(show_drift=False)
+    # Moving the whole crystal costs nothing, so nor must it here, where forces have noise.
+    found.symmetrize_force_constants(show_drift=False)
+    return found, float(np.linalg.norm(rest, axis=1).max())
+
+
+def _forces(cell, calculator):
+    atoms = Atoms(cell.numbers, cell=cell.cell, positions=cell.positions, pbc=True)
+    forces = np.array(calculator.get_property('forces', atoms), dtype=float)
+    if not np.isfinite(forces).all():
+        raise RefinementError(
+            f'{calculator_name(calculator)}: forces on the displaced atoms of '
+            f'{atoms.get_chemical_formula()} are not finite; use another calculator'
+        )
+    return forces
+
+
+def _imaginary(found, matrix):
+    """Counts at the wave vectors where interpolation plays no part."""
+    from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
+
+    points = get_commensurate_points(matrix.T)
+    found.run_qpoints(points)
+    frequencies = found.qpoints.frequencies
+    at_gamma = np.abs(points).max(axis=1) < TOLERANCE
+    [gamma] = frequencies[at_gamma]
+    # The translations are the three nearest zero.
+    gamma = np.sort(gamma[np.argsort(np.abs(gamma))[3:]])
+    others = np.concatenate([frequencies[~at_gamma].ravel(), gamma])
+    return {
+        'threshold': THRESHOLD,
+        'n_modes': len(others),
+        **_count(others),
+        'gamma': {**_count(gamma), 'frequencies': gamma.tolist()},
+    }
+
+
+def _count(frequencies):
+    return {
+        'n': int((frequencies < -THRESHOLD).sum()),
+        'lowest': float(frequencies.min()) if len(frequencies) else None,
+    }
+
+
+def _bands(found, cell):
+    path = cell.bandpath(npoints=BAND_POINTS, eps=TOLERANCE)
+    x, ticks, labels = path.get_linear_kpoint_axis()
+    found.run_qpoints(path.kpts)
+    step = np.diff(x)
+    jump = np.linalg.norm(np.diff(path.cartesian_kpts(), axis=0), axis=1)
+    return {
+        'path': path.path,
+        'x': x.tolist(),
+        'ticks': ticks.tolist(),
+        'labels': labels,
+        # Across a comma the axis does not go on, the wave vector does.
+        'breaks': (np.flatnonzero((step < 1e-9) & (jump > 1e-9)) + 1).tolist(),
+        'frequencies': found.qpoints.frequencies.tolist(),
+    }
+
+
+def _mesh(found):
+    """Density of states and thermal properties."""
+    n = len(found.primitive)
+    with warnings.catch_warnings():
+        # It takes another mesh of the same density where the cell's own lacks symmetry.
+        warnings.filterwarnings('ignore', 'Mesh .* incompatible')
+        found.run_mesh(MESH)
+    mesh = found.mesh
+    counted = (mesh.frequencies > THRESHOLD).sum(axis=1) @ mesh.weights
+    found.run_total_dos(freq_pitch=DOS_STEP)
+    dos = found.total_dos
+    found.run_thermal_properties(temperatures=TEMPERATURES, cutoff_frequency=THRESHOLD)
+    thermal = found.thermal_properties
+    return {
+        'dos': {
+            'frequencies': np.asarray(dos.frequency_points).tolist(),
+            'density': (np.asarray(dos.dos) / n).tolist(),
+        },
+        'thermal': {
+            'temperatures': TEMPERATURES.tolist(),
+            'free_energy': (np.asarray(thermal.free_energy) * kJ / mol / n).tolist(),
+            'entropy': (np.asarray(thermal.entropy) / n).tolist(),
+            'heat_capacity': (np.asarray(thermal.heat_capacity) / n).tolist(),
+            'left_out': float(1 - counted / (3 * n * mesh.weights.sum())),
+        },
+    }

@@ -1,0 +1,309 @@
+"""One relaxation with a calculator whose evaluations are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import ase.optimize
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.optimize.cellawarebfgs import CellAwareBFGS
+
+from ase_deeprelax.calculators.batched import RUNAWAY
+from ase_deeprelax.errors import (
+    ConfigError,
+    DeepRelaxError,
+    RefinementError,
+    StructureError,
+)
+from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.geometry.motion import project_strain
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.relaxation_step import Refinement, check_refinable
+from ase_deeprelax.optimize.target import Target, find_target
+from ase_deeprelax.predict.checks import check_prediction
+
+PROPERTIES = ('energy', 'forces', 'stress')
+
+
+@dataclass(eq=False)
+class Descent:
+    """How one structure went down; what it holds is true after an error as well.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        Where it ended; where it is ok, with energy, forces and stress attached.
+    ok : bool
+        False where the calculator raised or returned numbers that are not finite, the
+        structure is neither a crystal nor one layer, ran away, or ended as what
+        `check_prediction` refuses.
+    converged : bool
+        Whether no force on an atom or on the cell exceeds fmax.
+    reason : str
+        Why it failed or did not converge, or ''.
+    steps, calls : int
+        Steps of the optimizer; evaluations of the calculator.
+    seconds : float
+        Wall time.
+    curve : list of [float, float]
+        Energy per atom (eV) and `largest_force` (eV/A) of each evaluation.
+    kind : str
+        What was relaxed: 'bulk' or 'layer', with ', cell held' where it was.
+    """
+
+    atoms: Atoms
+    ok: bool = False
+    converged: bool = False
+    reason: str = ''
+    steps: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+    curve: list = field(default_factory=list)
+    kind: str = ''
+
+
+def descend(
+    atoms: Atoms,
+    calculator: Any,
+    *,
+    optimizer: Callable,
+    fmax: float,
+    steps: int,
+    initial: Atoms | None = None,
+    relax_cell: RelaxCell | Callable | None = None,
+) -> Descent:
+    """Relax positions and cell of a structure, and count.
+
+    All optimizers stop by one criterion, that of `largest_force`, which depends on the
+    structure alone. ASE's filters measure forces against the cell that they were made
+    with, and optimizers may have a criterion of their own; where a filter is given, that
+    decides, because forces that it holds back never vanish.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Where to start; not changed.
+    calculator : ase Calculator
+    optimizer : callable
+        A class such as `optimizer_class` gives.
+    fmax : float, eV/A
+    steps : int
+        At most so many.
+    initial : ase.Atoms, optional
+        What the end is held against: how much a relaxation may change; default ``atoms``.
+    relax_cell : bool, str, array or callable, optional
+        What of the cell moves, as `relax` takes it, with the same default: all of it, of a
+        layer its plane. Or a function from atoms to the filter that says so.
+
+    Returns
+    -------
+    Descent
+        Never an exception of the calculator or the optimizer: that is its ``reason``.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> from ase.optimize import BFGS
+    >>> end = descend(bulk('Cu', a=3.7), EMT(), optimizer=BFGS, fmax=0.01, steps=100)
+    >>> end.converged, end.calls == len(end.curve) == end.steps + 1
+    (True, True)
+    """
+    if hasattr(calculator, 'reset'):
+        calculator.reset()  # a run that failed may have left it half made
+    counted = Counted(calculator)
+    initial = atoms if initial is None else initial
+    end = Descent(atoms.copy(), curve=counted.curve)
+    end.atoms.calc = counted
+    start = perf_counter()
+    try:
+        check_refinable(end.atoms)
+        target = _target(end.atoms, relax_cell).fitted(optimizer)
+        end.kind, counted.free_strain = target.kind, target.free_strain
+        move = Refinement(target.moving, optimizer, keep=_forget)
+        volume = initial.get_volume()
+        _go(end, move, volume, fmax=fmax, steps=steps, by_filter=target.given)
+        check_prediction(initial, end.atoms, layer=target.layer)
+        end.ok = True
+    except DeepRelaxError as error:
+        end.reason = str(error)
+    except Exception as error:  # noqa: BLE001 - calculators raise anything
+        end.reason = f'{type(error).__name__}: {error}'
+    end.seconds = perf_counter() - start
+    end.converged = end.converged and end.ok
+    end.calls = counted.calls
+    # Numbers instead of a calculator that goes on to the next structure.
+    end.atoms.calc = SinglePointCalculator(end.atoms, **counted.results) if end.ok else None
+    return end
+
+
+def _target(atoms: Atoms, relax_cell: RelaxCell | Callable | None) -> Target:
+    """The target of a relaxation, or ``StructureError`` for a wire or a molecule."""
+    target = find_target(atoms, relax_cell)
+    if target.refusal and not target.given:
+        raise StructureError(target.refusal)
+    return target
+
+
+def _go(
+    end: Descent,
+    move: Refinement,
+    volume: float,
+    *,
+    fmax: float,
+    steps: int,
+    by_filter: bool,
+) -> None:
+    """Steps until it is converged; by the filter's criterion, or by the largest force."""
+    atoms, (low, high) = end.atoms, RUNAWAY
+    while True:
+        atoms.get_potential_energy()
+        if not by_filter:
+            end.converged = atoms.calc.curve[-1][1] <= fmax
+        else:
+            move.optimizer.fmax = fmax
+            gradient = move.optimizer.optimizable.get_gradient()
+            end.converged = bool(move.optimizer.gradient_converged(gradient))
+        if end.converged or end.steps == steps:
+            break
+        move.step(fmax)
+        end.steps += 1
+        ratio = atoms.get_volume() / volume
+        if not low < ratio < high:
+            raise RefinementError(
+                f'the cell ran away: after {end.steps} steps its volume is {ratio:.3g} '
+                'times that of the input; use another potential or optimizer'
+            )
+    if not end.converged:
+        end.reason = f'not converged to {fmax:g} eV/A in {end.steps} steps'
+
+
+def optimizer_class(optimizer):
+    """A class of ``ase.optimize``, 'CellAwareBFGS' or 'ElasticBFGS' by name; a class as is.
+
+    Raises
+    ------
+    ConfigError
+        ASE has no optimizer of that name.
+
+    Examples
+    --------
+    >>> optimizer_class('FIRE').__name__
+    'FIRE'
+    """
+    if not isinstance(optimizer, str):
+        return optimizer
+    for kind in (CellAwareBFGS, ElasticBFGS):
+        if optimizer == kind.__name__:
+            return kind
+    if optimizer not in ase.optimize.__all__:
+        raise ConfigError(
+            f"optimizer is {optimizer!r}; there are 'ElasticBFGS', 'FIRE', 'BFGS', "
+            "'LBFGS', 'CellAwareBFGS' and others of ASE, or give a class"
+        )
+    return getattr(ase.optimize, optimizer)
+
+
+def largest_force(
+    atoms: Atoms,
+    forces: np.ndarray,
+    stress: np.ndarray | None,
+    free_strain: np.ndarray | None = None,
+) -> float:
+    """The largest force on an atom, or on the cell per atom as cell filters have it, eV/A.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Constraints take away the forces against which they hold.
+    forces : (n_atoms, 3), eV/A
+    stress : (6,), eV/A^3, or None
+        None: the cell does not count.
+    free_strain : (6, 6), optional
+        Projection on the strains whose stress counts, see `motion.Motion`; default all.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> cell = bulk('Cu', a=3.6)
+    >>> pressed = [0.01, 0.01, 0.01, 0, 0, 0]
+    >>> round(largest_force(cell, np.zeros((1, 3)), pressed), 6)
+    0.11664
+    """
+    atoms = atoms.copy()
+    atoms.calc = SinglePointCalculator(atoms, forces=forces, stress=stress)
+    rows = atoms.get_forces()
+    if stress is not None:
+        on_cell = atoms.get_stress(voigt=False) * atoms.cell.volume / len(atoms)
+        if free_strain is not None:
+            on_cell = project_strain(free_strain, on_cell)
+        rows = np.concatenate([rows, on_cell])
+    return float(np.sqrt((rows**2).sum(axis=1).max()))
+
+
+class Counted(Calculator):
+    """A calculator that counts its evaluations and keeps what they said.
+
+    Each evaluation gives energy, forces and stress together (a calculator that knows no
+    stress, energy and forces) and is really made: results that the calculator still holds
+    of an earlier run are not used.
+
+    Parameters
+    ----------
+    calculator : ase Calculator
+
+    Attributes
+    ----------
+    calls : int
+    curve : list of [float, float]
+        As in `Descent`.
+    free_strain : (6, 6) or None
+        As in `largest_force`.
+    """
+
+    def __init__(self, calculator):
+        super().__init__()
+        self.calculator = calculator
+        known = calculator.implemented_properties
+        self.implemented_properties = [name for name in PROPERTIES if name in known]
+        self.calls, self.curve, self.free_strain = 0, [], None
+
+    def calculate(self, atoms=None, properties=PROPERTIES, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.calls += 1
+        results = self._ask()
+        for name, value in results.items():
+            if not np.isfinite(value).all():
+                raise RefinementError(f'{_where(self.atoms, name, value)} is not finite')
+        forces, stress = results['forces'], results.get('stress')
+        force = largest_force(self.atoms, forces, stress, self.free_strain)
+        self.curve.append([float(results['energy']) / len(self.atoms), force])
+        self.results = results
+
+    def _ask(self):
+        inner, names = self.calculator, self.implemented_properties
+        if isinstance(inner, Calculator):
+            # In one go: some calculators would start anew for the stress.
+            inner.calculate(self.atoms, names, inner.check_state(self.atoms))
+        return {name: inner.get_property(name, self.atoms) for name in names}
+
+
+def _where(atoms, name, value):
+    if name != 'forces':
+        return f'the {name}'
+    index = int(np.flatnonzero(~np.isfinite(value).all(axis=1))[0])
+    return f'the force on atom {index} ({atoms.symbols[index]})'
+
+
+def _forget(memory):
+    """Nothing is restarted here, so what an optimizer remembers goes nowhere."""

@@ -1,0 +1,1 @@
+"""Cells, neighbours, symmetry, vacuum, and what may move: geometry without tensors."""

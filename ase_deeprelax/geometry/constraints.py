@@ -1,0 +1,116 @@
+"""What constraints on atoms leave of a step, and which atoms they fix altogether."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.constraints import (
+    FixAtoms,
+    FixCartesian,
+    FixCom,
+    FixedLine,
+    FixedMode,
+    FixedPlane,
+    FixScaled,
+    FixSubsetCom,
+    FixSymmetry,
+)
+
+from ase_deeprelax.errors import UnsupportedConstraintError
+from ase_deeprelax.geometry.free_strain import MAX_SWEEPS
+
+# Linear in the step, so that projecting a single large one is exact.
+SUPPORTED = (
+    FixAtoms,
+    FixCartesian,
+    FixCom,
+    FixedLine,
+    FixedMode,
+    FixedPlane,
+    FixScaled,
+    FixSubsetCom,
+    FixSymmetry,
+)
+
+
+def check_constraints(atoms: Atoms) -> None:
+    """Raise `UnsupportedConstraintError` for a constraint that is not in `SUPPORTED`."""
+    for constraint in atoms.constraints:
+        if type(constraint) not in SUPPORTED:
+            raise UnsupportedConstraintError(
+                f'constraint {type(constraint).__name__} cannot be honoured exactly by a '
+                'prediction in one step; remove it, or attach a calculator, with which '
+                'such a structure is relaxed ordinarily'
+            )
+
+
+def constraint_labels(atoms: Atoms, movable: np.ndarray) -> np.ndarray:
+    """(n_atoms,) int64: 0 for free atoms, 1 for fixed ones, and a number for each other set
+    of constraints, so that atoms of different numbers are not equivalent.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    movable : (n_atoms,) bool
+        False for atoms that a filter hides: they are fixed.
+    """
+    labels = np.zeros(len(atoms), dtype=np.int64)
+    fixed = ~movable
+    for k, constraint in enumerate(atoms.constraints):
+        index = getattr(constraint, 'index', None)
+        if index is None:
+            continue
+        if isinstance(constraint, FixAtoms) or (
+            isinstance(constraint, (FixScaled, FixCartesian)) and np.all(constraint.mask)
+        ):
+            fixed[index] = True
+        else:
+            labels[index] += 2 << min(k, 60)
+    labels[fixed] = 1
+    return labels
+
+
+class Frozen:
+    """Constraints and hidden atoms, at the new cell."""
+
+    def __init__(self, atoms, cell, positions, movable):
+        # What is wholly fixed comes last, and stays to the last bit.
+        self.constraints = sorted(atoms.constraints, key=lambda c: type(c) is FixAtoms)
+        self.movable = movable
+        self.tolerance = 1e-12 * max(1.0, np.abs(positions).max(initial=0.0))
+        # Constraints ask for masses, cell and the positions that they start from.
+        self.start = Atoms(
+            numbers=atoms.numbers,
+            positions=positions,
+            cell=cell,
+            pbc=atoms.pbc,
+            masses=atoms.get_masses(),
+        )
+
+    def move(self, step):
+        """(n_atoms, 3): positions after as much of the step as is allowed, A."""
+        start = self.start.positions
+        new = start + np.where(self.movable[:, None], step, 0.0)
+        for _ in range(MAX_SWEEPS):
+            before = new.copy()
+            for constraint in self.constraints:
+                constraint.adjust_positions(self.start, new)
+            new[~self.movable] = start[~self.movable]
+            if np.abs(new - before).max(initial=0.0) < self.tolerance:
+                return new
+        names = ', '.join(type(c).__name__ for c in self.constraints)
+        raise UnsupportedConstraintError(
+            f'no step satisfies these constraints together: {names}; remove one of them'
+        )
+
+    def best_shift(self, step):
+        """(3,): the rigid shift after which least of the step is taken away, A."""
+        if len(step) == 0 or (self.movable.all() and not self.constraints):
+            return np.zeros(3)
+        taken = [
+            (s - (self.move(s) - self.start.positions)).ravel()
+            for s in (*(np.ones((len(step), 1)) * axis for axis in np.eye(3)), step)
+        ]
+        axes = np.array(taken[:3]).T
+        axes[np.abs(axes) < 1e-9] = 0.0  # rounding must not look like a direction
+        return np.linalg.lstsq(axes, -taken[3], rcond=1e-8)[0]

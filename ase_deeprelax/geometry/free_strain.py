@@ -1,0 +1,199 @@
+"""Which strains of the cell are free: filters, symmetry constraints, layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase.filters import Filter, StrainFilter
+from ase.spacegroup.symmetrize import symmetrize_rank2
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from ase_deeprelax.geometry.motion import STRAIN_BASIS, project_strain
+
+MAX_SWEEPS = 500
+
+# What `relax_cell` may be: yes, no, a word of `RELAX_CELL_WORDS`, or a mask of strains.
+RelaxCell = bool | str | Sequence[float] | np.ndarray
+RELAX_CELL_WORDS = ('in-plane', 'hydrostatic')
+
+
+def check_relax_cell(relax_cell: RelaxCell) -> bool | str | np.ndarray:
+    """What ``relax_cell`` says, or why it cannot be understood.
+
+    Parameters
+    ----------
+    relax_cell : bool, str or array
+        True: the whole cell relaxes (of a layer, its two vectors). False: the cell is held.
+        'in-plane': the plane of the layer, or of the vectors a and b of a crystal.
+        'hydrostatic': the volume at constant shape (of a layer, the area). A mask of six
+        strains (xx, yy, zz, yz, xz, xy) or (3, 3): those that are not zero, as
+        ``FrechetCellFilter`` takes it.
+
+    Returns
+    -------
+    bool, str or (3, 3) bool array
+
+    Raises
+    ------
+    ValueError
+        It is none of these.
+
+    Examples
+    --------
+    >>> check_relax_cell([1, 1, 0, 0, 0, 1]).astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    """
+    if isinstance(relax_cell, (bool, np.bool_)):
+        return bool(relax_cell)
+    if isinstance(relax_cell, str):
+        if relax_cell in RELAX_CELL_WORDS:
+            return relax_cell
+    else:
+        mask = np.asarray(relax_cell)
+        if mask.shape == (6,):
+            mask = voigt_6_to_full_3x3_stress(mask)
+        if mask.shape == (3, 3) and mask.dtype != object:
+            return (mask != 0) & (mask.T != 0)
+    raise ValueError(
+        f"relax_cell is {relax_cell!r}; it must be True, False, 'in-plane', 'hydrostatic', "
+        'or a mask of the strains xx, yy, zz, yz, xz, xy (six numbers, or 3 x 3)'
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class StrainRule:
+    """Which strains are free, on the logarithm of the deformation.
+
+    Attributes
+    ----------
+    cell : (3, 3), A
+        The present cell.
+    free_strain : (6, 6) or None
+        Projection on the strains that layers and ``relax_cell`` leave, see
+        `motion.Motion`; None: all.
+    mask : (3, 3)
+        Entries of the deformation from the filter's first cell that may change.
+    hydrostatic, constant_volume : bool
+        As in ASE's cell filters.
+    symmetric : bool
+        Whether the filter takes the symmetric part of the deformation.
+    origin : (3, 3), A
+        The filter's first cell.
+    rotations : list of (n, 3, 3)
+        Of ``FixSymmetry`` constraints, in fractional coordinates.
+    """
+
+    cell: np.ndarray
+    free_strain: np.ndarray | None = None
+    mask: np.ndarray = field(default_factory=lambda: np.ones((3, 3)))
+    hydrostatic: bool = False
+    constant_volume: bool = False
+    symmetric: bool = False
+    origin: np.ndarray | None = None
+    rotations: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def frees_all(self) -> bool:
+        """Whether no strain is held, beside those that ``FixSymmetry`` holds."""
+        return (
+            self.free_strain is None
+            and self.mask.all()
+            and not (self.hydrostatic or self.constant_volume)
+        )
+
+    def projection(self) -> np.ndarray:
+        """(6, 6): the projection on all that is free, in `motion.STRAIN_BASIS`."""
+        if self.frees_all and not self.rotations:
+            return np.eye(6)
+        images = [self.project(strain) for strain in STRAIN_BASIS]
+        return np.tensordot(np.array(images), STRAIN_BASIS, ([1, 2], [1, 2]))
+
+    def project(self, strain: np.ndarray) -> np.ndarray:
+        """The free part of a logarithmic strain, (3, 3)."""
+        # Each projection may disturb the other's subspace: alternate until neither does.
+        for _ in range(MAX_SWEEPS):
+            projected = self._by_filter(self._by_symmetry(self._by_plane(strain)))
+            if np.abs(projected - strain).max() < 1e-15:
+                break
+            strain = projected
+        return strain
+
+    def relaxed_cell(self, deformation: np.ndarray) -> np.ndarray:
+        """The cell, (3, 3) in A, after what is free of a deformation."""
+        origin = self.cell if self.origin is None else np.asarray(self.origin, float)
+        # Exactly nothing where nothing happened, so that such a cell stays to the last bit.
+        same = np.array_equal(origin, self.cell)
+        start = np.zeros((3, 3)) if same else np.linalg.solve(origin, self.cell) - np.eye(3)
+        strain = self.project(of_symmetric(np.log, deformation))
+        return self.cell + origin @ (self._total(strain, start) - start)
+
+    def _total(self, strain: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """(3, 3): deformation from the filter's first cell less 1, given a free strain."""
+        if not self.constant_volume:
+            return self._apply(strain, start)
+        # The exponential of a traceless strain keeps the volume, its masked part does so
+        # only to first order: finish with Newton steps along what the mask leaves.
+        diagonal = self.mask * np.eye(3)
+        target = np.linalg.det(np.eye(3) + start)
+        for _ in range(20):
+            total = self._apply(strain, start)
+            excess = np.log(np.linalg.det(np.eye(3) + total) / target)
+            if abs(excess) < 1e-14 or not diagonal.any():
+                break
+            strain = strain - diagonal * excess / diagonal.sum()
+        return total if abs(excess) < 1e-12 else start
+
+    def _apply(self, strain: np.ndarray, start: np.ndarray) -> np.ndarray:
+        change = of_symmetric(np.expm1, strain)
+        total = start + change + start @ change
+        if self.symmetric:
+            total = (total + total.T) / 2
+        return total * self.mask
+
+    def _by_plane(self, strain: np.ndarray) -> np.ndarray:
+        if self.free_strain is None:
+            return strain
+        return project_strain(self.free_strain, strain)
+
+    def _by_filter(self, strain: np.ndarray) -> np.ndarray:
+        strain = strain * ((self.mask != 0) & (self.mask.T != 0))
+        diagonal = (self.mask != 0) * np.eye(3)
+        if not (self.hydrostatic or self.constant_volume) or not diagonal.any():
+            return np.zeros((3, 3)) if self.hydrostatic else strain
+        mean = (strain * diagonal).sum() / diagonal.sum() * diagonal
+        if self.hydrostatic:
+            return np.zeros((3, 3)) if self.constant_volume else mean
+        return strain - mean
+
+    def _by_symmetry(self, strain: np.ndarray) -> np.ndarray:
+        for rotations in self.rotations:
+            strain = symmetrize_rank2(
+                self.cell, np.linalg.inv(self.cell), strain, rotations
+            )
+            strain = (strain + strain.T) / 2
+        return strain
+
+
+def filter_settings(cell_filter: Filter | None) -> dict:
+    """What a cell filter of ASE says, as keywords of `StrainRule`."""
+    if cell_filter is None:
+        return {}
+    if isinstance(cell_filter, StrainFilter):
+        mask = voigt_6_to_full_3x3_stress(cell_filter.mask)
+        return {'origin': cell_filter.origcell, 'mask': mask, 'symmetric': True}
+    return {
+        'origin': cell_filter.orig_cell,
+        'mask': np.asarray(cell_filter.mask, float),
+        'hydrostatic': cell_filter.hydrostatic_strain,
+        'constant_volume': cell_filter.constant_volume,
+    }
+
+
+def of_symmetric(
+    function: Callable[[np.ndarray], np.ndarray], matrix: np.ndarray
+) -> np.ndarray:
+    """A function of a symmetric matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * function(values)) @ vectors.T

@@ -1,0 +1,391 @@
+"""Layers and slabs: structures with vacuum along one lattice vector."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+
+from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.lattice import reduced_basis
+from ase_deeprelax.geometry.neighbors import neighbor_list
+
+# A wider gap between planes of nuclei is vacuum, A. The widest gaps by benchmarks/vacuum.py
+# are 7.3 to 43 A in 31,635 layers, at most 4.4 A in 909 porous crystals, and at most 6.9 A
+# in 3,397 layered ones, save stacks (see below) and 349 that hold vacuum (58 below 10 A).
+VACUUM_GAP = 7.0
+# Parts of a layer that lie farther apart than this are two layers, A. Gaps within those
+# 31,635 are at most 5.2 A, save six of 9 A and more between two sheets.
+LAYER_GAP = 6.0
+# Like sheets with equal gaps below this are a crystal with open galleries, A. DFT closes
+# the galleries of 137 of 143 such inputs (Pandey et al.).
+STACK_GAP = 9.0
+# Gaps that differ by less than this are equal, A.
+EQUAL_GAPS = 0.5
+# Room above and below a layer that counts as its own, together, A: about the gap between
+# the layers of a layered crystal.
+LAYER_ROOM = 3.0
+# Atoms closer than this many times the sum of their covalent radii are bonded.
+BOND = 1.3
+
+# The largest Miller index of planes that are searched, in the reduced cell. A layer has a
+# larger one only where the vacuum vector leans over by several times its height.
+_LARGEST_INDEX = 4
+# A gap between all atoms is a gap between some of them: so many are looked at first.
+_FEW_ATOMS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer or slab: periodic along two lattice vectors, vacuum along the third.
+
+    Attributes
+    ----------
+    basis : (3, 3) int64
+        ``basis @ cell`` are the two lattice vectors of the layer and the vacuum vector.
+    normal : (3,)
+        Unit vector across the layer.
+    turns : (n_atoms,) int64
+        Vacuum vectors to add to each atom, so that the layer is in one piece.
+    vacuum : float, A
+        Width of the vacuum; infinite where the box ends with the layer.
+    found_by : 'pbc' or 'vacuum'
+        Whether the structure says that it is not periodic along the vacuum vector, or a
+        wide gap between its atoms does.
+    """
+
+    basis: np.ndarray
+    normal: np.ndarray
+    turns: np.ndarray
+    vacuum: float
+    found_by: str
+
+    def in_one_piece(self, atoms: Atoms) -> np.ndarray:
+        """(n_atoms, 3): positions, A, with the layer in one piece."""
+        vacuum_vector = self.basis[2] @ atoms.cell.array
+        return atoms.positions + self.turns[:, None] * vacuum_vector
+
+    def middle(self, positions: np.ndarray) -> float:
+        """Height of the layer's middle plane along the normal, A."""
+        heights = positions @ self.normal
+        return float(heights.min() + heights.max()) / 2
+
+    def standard_box(self, atoms: Atoms, vacuum: float) -> tuple[np.ndarray, np.ndarray]:
+        """The layer in a box of agreed height: positions and cell.
+
+        Neither the height of the box, nor the place of the layer in it, nor a tilt of the
+        vacuum vector is left in the result.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms
+        vacuum : float, A
+
+        Returns
+        -------
+        positions : (n_atoms, 3), A
+            The middle plane lies at half the height.
+        cell : (3, 3), A
+            The layer's lattice vectors, and ``thickness + vacuum`` along the normal.
+        """
+        positions = self.in_one_piece(atoms)
+        heights = positions @ self.normal
+        height = float(np.ptp(heights)) + vacuum
+        cell = self.basis @ atoms.cell.array
+        cell[2] = height * self.normal
+        lift = height / 2 - self.middle(positions)
+        return positions + lift * self.normal, cell
+
+    def solid_volume(self, atoms: Atoms) -> float:
+        """Volume of the layer, A^3, with `LAYER_ROOM` in place of the vacuum."""
+        return float(abs(np.linalg.det(self.standard_box(atoms, LAYER_ROOM)[1])))
+
+    def strain(
+        self, atoms: Atoms, deformation: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cell and positions after a strain of the layer; the vacuum vector stays.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms
+        deformation : (3, 3)
+            Acts on row vectors from the right; mixes no in-plane vector with the normal.
+
+        Returns
+        -------
+        cell : (3, 3), A
+        positions : (n_atoms, 3), A
+            In the images of ``atoms``; strained about the middle plane.
+        """
+        rows = self.basis @ atoms.cell.array
+        strained = np.array([*(rows[:2] @ deformation), rows[2]])
+        cell = np.rint(np.linalg.inv(self.basis)) @ strained
+        positions = self.in_one_piece(atoms)
+        centre = self.middle(positions) * self.normal
+        moved = (positions - centre) @ deformation + centre
+        return cell, moved - self.turns[:, None] * rows[2]
+
+
+def find_layer(atoms: Atoms) -> Layer | None:
+    """The layer that a structure with vacuum along one lattice vector is.
+
+    Where pbc is False along one vector, there is a layer whatever the box. Where pbc is
+    True along all three, planes of nuclei with a gap wider than `VACUUM_GAP` tell a layer,
+    whatever the choice of lattice vectors.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Periodic along three or two vectors, at least one atom, a cell with a volume.
+
+    Returns
+    -------
+    Layer or None
+        None for a crystal: no vacuum, or a stack of several sheets of one composition with
+        equal gaps below `STACK_GAP`.
+
+    Raises
+    ------
+    StructureError
+        Vacuum along more than one vector (a wire, a molecule, a cluster), more than one
+        layer in the cell, or no box along the vector whose pbc is False.
+
+    Examples
+    --------
+    >>> from ase.build import bulk, mx2
+    >>> find_layer(bulk('Cu')) is None
+    True
+    >>> layer = find_layer(mx2('MoS2', vacuum=10))
+    >>> layer.found_by, layer.normal.round(6).tolist()
+    ('pbc', [0.0, 0.0, 1.0])
+    """
+    open_axes = np.flatnonzero(~atoms.pbc)
+    if len(open_axes) > 1:
+        what = 'a wire' if len(open_axes) == 2 else 'a molecule or cluster'
+        raise StructureError(
+            f'pbc is {atoms.pbc.tolist()}: this is {what}; the models relax crystals '
+            '(pbc True along all vectors) and layers (along two); set atoms.pbc if this '
+            'is one'
+        )
+    if len(open_axes) == 1:
+        return _layer_by_pbc(atoms, int(open_axes[0]))
+    planes, gaps = _vacuum_planes(atoms.positions, atoms.cell.array)
+    if len(planes) == 0:
+        return None
+    if len(planes) > 1:
+        raise StructureError(_no_layer(planes, gaps, 3))
+    return _layer_by_vacuum(atoms, planes[0])
+
+
+def split_at_widest_gap(fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gaps between planes of atoms, and turns that join all atoms across the other gaps.
+
+    Parameters
+    ----------
+    fractions : (n_atoms,)
+        Heights in units of the period.
+
+    Returns
+    -------
+    gaps : (n_atoms,)
+        Periodic images included, in units of the period.
+    turns : (n_atoms,) int64
+        Periods to add to each; zeros where the atoms are in one piece already.
+
+    Examples
+    --------
+    >>> gaps, turns = split_at_widest_gap(np.array([0.1, 0.9]))
+    >>> gaps.round(6).tolist(), turns.tolist()
+    ([0.8, 0.2], [1, 0])
+    """
+    places = np.sort(fractions % 1.0)
+    gaps = np.append(places[1:], places[0] + 1.0) - places
+    widest = int(gaps.argmax())
+    middle = places[widest] + gaps[widest] / 2
+    turns = -np.floor(fractions - middle).astype(np.int64)
+    return gaps, turns - turns.min()
+
+
+def _layer_by_vacuum(atoms: Atoms, plane: np.ndarray) -> Layer | None:
+    """The layer along a lattice plane, (3,) Miller indices, or None for a stack."""
+    cell = atoms.cell.array
+    basis = _basis_of(plane, cell)
+    normal, height = _across(basis @ cell)
+    gaps, turns = split_at_widest_gap(atoms.positions @ normal / height)
+    gaps *= height
+    layer = Layer(basis, normal, turns, float(gaps.max()), 'vacuum')
+    apart = gaps[gaps > LAYER_GAP]
+    if len(apart) == 1:
+        return layer
+    if apart.max() < STACK_GAP and np.ptp(apart) < EQUAL_GAPS and _alike(atoms, layer):
+        return None
+    raise StructureError(_several_layers(apart))
+
+
+def _alike(atoms: Atoms, layer: Layer) -> bool:
+    """Whether the sheets that wide gaps part have the same composition."""
+    heights = layer.in_one_piece(atoms) @ layer.normal
+    order = heights.argsort()
+    borders = np.flatnonzero(np.diff(heights[order]) > LAYER_GAP) + 1
+    sheets = [np.sort(sheet) for sheet in np.split(atoms.numbers[order], borders)]
+    return all(np.array_equal(sheet, sheets[0]) for sheet in sheets)
+
+
+def _layer_by_pbc(atoms: Atoms, axis: int) -> Layer:
+    """The layer of a structure that is not periodic along the cell vector ``axis``."""
+    basis = np.roll(np.eye(3, dtype=np.int64), 2 - axis, axis=0)
+    rows = basis @ atoms.cell.array
+    normal, height = _across(rows)
+    if height < 1e-6:
+        raise StructureError(
+            f'pbc is {atoms.pbc.tolist()}, and there is no box along cell vector '
+            f'{"abc"[axis]} ({atoms.cell.array[axis].tolist()}); make one with '
+            f'atoms.center(vacuum=10, axis={axis})'
+        )
+    heights = atoms.positions @ normal
+    inner = np.diff(np.sort(heights))
+    vacuum = height - float(np.ptp(heights))
+    layer = Layer(basis, normal, np.zeros(len(atoms), dtype=np.int64), vacuum, 'pbc')
+    if (inner > LAYER_GAP).any():  # The border of the box may cut the layer.
+        gaps, turns = split_at_widest_gap(heights / height)
+        layer = Layer(basis, normal, turns, float(gaps.max() * height), 'pbc')
+        if (gaps * height > LAYER_GAP).sum() != 1 or not _bonded_across(atoms, layer):
+            raise StructureError(_several_layers(inner[inner > LAYER_GAP], 1))
+    if layer.vacuum <= VACUUM_GAP:
+        layer = replace(layer, vacuum=np.inf)
+    in_plane = np.array([rows[0], rows[1], normal])  # One A high: no room for a gap.
+    planes, gaps = _vacuum_planes(layer.in_one_piece(atoms), in_plane)
+    if len(planes) > 0:
+        raise StructureError(_no_layer(planes, gaps, 2))
+    return layer
+
+
+def _bonded_across(atoms: Atoms, layer: Layer) -> bool:
+    """Whether bonds hold together what the border of the box cuts."""
+    radii = BOND * covalent_radii[atoms.numbers]
+    longest = 2 * radii.max()
+    positions, cell = layer.standard_box(atoms, 2 * longest)
+    i, j, offset = neighbor_list(positions, cell, longest)
+    across = layer.turns[i] != layer.turns[j]
+    i, j, offset = i[across], j[across], offset[across]
+    vectors = positions[j] + offset @ cell - positions[i]
+    return bool((np.linalg.norm(vectors, axis=1) < radii[i] + radii[j]).any())
+
+
+def _no_layer(planes: np.ndarray, gaps: np.ndarray, dimensions: int) -> str:
+    """The message for vacuum that leaves a structure less than two dimensions."""
+    left = dimensions - np.linalg.matrix_rank(planes)
+    what = 'a wire' if left == 1 else 'a molecule or cluster in a box'
+    where = 'within the layer' if dimensions == 2 else 'along several lattice vectors'
+    return (
+        f'there is vacuum {where} (a gap of {gaps.max():.1f} A between atoms, more than '
+        f'{VACUUM_GAP:g} A is vacuum): this is {what}; the models relax crystals and '
+        'layers; if this is one, make its cell smaller'
+    )
+
+
+def _several_layers(gaps: np.ndarray, more: int = 0) -> str:
+    """The message for more than one layer; ``more`` than there are gaps between them."""
+    return (
+        f'{len(gaps) + more} layers share this cell, with gaps of '
+        f'{", ".join(f"{gap:.1f}" for gap in gaps)} A between them (more than '
+        f'{LAYER_GAP:g} A parts two layers, or a molecule from a slab); relax each alone, '
+        'or move the atoms of one layer into one piece'
+    )
+
+
+def _across(rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Unit vector across the first two rows, and how far the third goes along it, A."""
+    normal = np.cross(rows[0], rows[1])
+    area = np.linalg.norm(normal)
+    if area == 0:
+        raise StructureError(
+            f'the cell vectors {rows[0].tolist()} and {rows[1].tolist()} of the layer '
+            'span no plane; set a cell'
+        )
+    normal /= area
+    height = float(normal @ rows[2])
+    return (normal, height) if height >= 0 else (-normal, -height)
+
+
+def _vacuum_planes(
+    positions: np.ndarray, cell: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lattice planes between which there is a gap wider than `VACUUM_GAP`.
+
+    No gap is wider than the period of its planes. The Miller indices of planes with a long
+    period are small: for most crystals there are none to look at.
+
+    Parameters
+    ----------
+    positions : (n_atoms, 3), A
+    cell : (3, 3), A
+
+    Returns
+    -------
+    planes : (n, 3) int64
+        Miller indices without a common factor, one of each pair (hkl), (-h-k-l).
+    gaps : (n,), A
+    """
+    nothing = np.zeros((0, 3), dtype=np.int64), np.zeros(0)
+    reach = (np.sqrt(np.einsum('ij,ij->i', cell, cell)) / VACUUM_GAP).astype(np.int64)
+    if not reach.any():
+        return nothing
+    basis = None
+    if reach.max() > _LARGEST_INDEX:
+        basis = reduced_basis(cell)
+        cell = basis @ cell
+        reach = (np.sqrt(np.einsum('ij,ij->i', cell, cell)) / VACUUM_GAP).astype(np.int64)
+    planes = _miller_indices(*reach.clip(max=_LARGEST_INDEX).tolist())
+    reciprocal = planes @ _inverse(cell).T
+    periods = 1 / np.sqrt(np.einsum('ij,ij->i', reciprocal, reciprocal))
+    chosen = np.flatnonzero(periods > VACUUM_GAP)
+    for every in dict.fromkeys((1 + len(positions) // _FEW_ATOMS, 1)):
+        if len(chosen) == 0:
+            return nothing
+        places = np.sort(positions[::every] @ reciprocal[chosen].T % 1.0, axis=0)
+        gaps = places[0] + 1.0 - places[-1]
+        if len(places) > 1:
+            gaps = np.maximum(gaps, (places[1:] - places[:-1]).max(axis=0))
+        gaps *= periods[chosen]
+        wide = gaps > VACUUM_GAP
+        chosen, gaps = chosen[wide], gaps[wide]
+    planes = planes[chosen]
+    if basis is not None:
+        planes = planes @ np.rint(np.linalg.inv(basis)).astype(np.int64).T
+    return planes, gaps
+
+
+def _inverse(cell: np.ndarray) -> np.ndarray:
+    try:
+        return np.linalg.inv(cell)
+    except np.linalg.LinAlgError:
+        raise StructureError(
+            f'the cell {cell.tolist()} has no volume; set a cell'
+        ) from None
+
+
+@cache
+def _miller_indices(*largest: int) -> np.ndarray:
+    """(n, 3) int64: those up to ``largest``, without a common factor, one of each pair."""
+    every = itertools.product(*(range(-k, k + 1) for k in largest))
+    kept = [hkl for hkl in every if hkl > (0, 0, 0) and np.gcd.reduce(hkl) == 1]
+    return np.array(kept, dtype=np.int64).reshape(-1, 3)
+
+
+def _basis_of(plane: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Two lattice vectors in a lattice plane and one that leads to the next plane.
+
+    Those of the cell where two of its vectors lie in the plane, otherwise short ones.
+    """
+    if np.abs(plane).sum() == 1:
+        axis = int(np.abs(plane).argmax())
+        return np.roll(np.eye(3, dtype=np.int64), 2 - axis, axis=0)
+    normal = _inverse(cell) @ plane
+    normal /= np.linalg.norm(normal)
+    # Once the lattice is drawn out along the normal, vectors in the plane are the shortest.
+    return reduced_basis(cell + 99 * np.outer(cell @ normal, normal))

@@ -1,0 +1,1 @@
+"""Networks exactly as published, for comparison and for their checkpoints."""

@@ -1,0 +1,196 @@
+"""What a stage of a refinement is asked to do, and the record of what it did."""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from ase import Atoms
+
+from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
+from ase_deeprelax.geometry.symmetry import spacegroup_number
+from ase_deeprelax.optimize.relaxation_step import optimizer_name
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of a refinement: one calculator, and how far to go with it.
+
+    Parameters
+    ----------
+    calculator : str, ase Calculator or callable
+        As `get_calculator` takes it: 'chgnet', 'tensornet:/path', ``GPAW(...)``, or a
+        function that makes one. It is made once, when the first run begins.
+    optimizer : callable, optional
+        As for `DeepRelaxOptimizer`, whose own is the default.
+    fmax : float, optional, eV/A
+        Default: that of ``run``.
+    steps : int, optional
+        At most so many steps; default as many as it takes.
+    relax_cell : bool, str, array or callable, optional
+        What of the cell relaxes in this stage: True (of a layer: its plane), False,
+        'in-plane', 'hydrostatic' or a mask, as `relax` takes it, or a function from atoms
+        to the filter that says how, as ``partial(FrechetCellFilter, mask=...)``. Default:
+        as everywhere else in the optimizer, whose filter this replaces.
+    min_sigma : float, optional, A
+        The stage is skipped where the prediction's sigma is below; default: never. It is
+        not skipped where there is no prediction in the atoms, or one from outside the
+        model's training range.
+
+    Raises
+    ------
+    ValueError
+        ``fmax``, ``steps`` or ``min_sigma`` is no such number, or ``relax_cell`` not one of
+        the above.
+
+    Examples
+    --------
+    >>> from ase.calculators.emt import EMT
+    >>> Stage(EMT(), fmax=0.02, steps=100).name
+    'emt'
+    >>> Stage('tensornet:/some/folder', min_sigma=0.05).name
+    'tensornet'
+    """
+
+    calculator: Any
+    _: KW_ONLY
+    optimizer: Callable | None = None
+    fmax: float | None = None
+    steps: int | None = None
+    relax_cell: RelaxCell | Callable | None = None
+    min_sigma: float | None = None
+
+    def __post_init__(self):
+        if self.fmax is not None and not self.fmax >= 0:
+            raise ValueError(f'fmax is {self.fmax}; it must be a force in eV/A')
+        if self.steps is not None and not self.steps >= 1:
+            raise ValueError(f'steps is {self.steps}; a stage takes one step or more')
+        if self.min_sigma is not None and not self.min_sigma >= 0:
+            raise ValueError(f'min_sigma is {self.min_sigma}; it must be a length in A')
+        if self.relax_cell is not None and not callable(self.relax_cell):
+            check_relax_cell(self.relax_cell)
+
+    @property
+    def name(self):
+        """What records and logs call it, known before the calculator is made."""
+        if isinstance(self.calculator, str):
+            return self.calculator.partition(':')[0]
+        name = getattr(self.calculator, 'name', None)
+        return name if isinstance(name, str) else optimizer_name(self.calculator)
+
+    @cached_property
+    def made(self):
+        """The calculator itself."""
+        return get_calculator(self.calculator)
+
+    def __getstate__(self):
+        # A potential by name travels as its name.
+        return {name: value for name, value in self.__dict__.items() if name != 'made'}
+
+
+def as_stages(refine):
+    """Stages from what ``refine=`` takes: one or more stages or calculators.
+
+    Examples
+    --------
+    >>> [stage.name for stage in as_stages(['chgnet', Stage('m3gnet', fmax=0.1)])]
+    ['chgnet', 'm3gnet']
+    """
+    if refine is None:
+        return []
+    if not isinstance(refine, (list, tuple)):
+        refine = [refine]
+    return [stage if isinstance(stage, Stage) else Stage(stage) for stage in refine]
+
+
+@dataclass(frozen=True, eq=False)
+class StageRecord:
+    """What became of a stage.
+
+    Attributes
+    ----------
+    name : str
+        Of the calculator; 'prediction' for the prediction.
+    optimizer : str
+        Name of its class, '' for the prediction.
+    status : str
+        'converged', 'not converged', 'failed' (and rolled back), 'skipped', or 'running'
+        where a run ended, or was interrupted, before the stage did.
+    reason : str
+        Why it is not converged, or ''.
+    steps : int
+    energy_before, energy_after : float or None, eV
+        By the calculator of the stage; for the prediction, that of the first stage.
+        None: not known.
+    fmax : float or None, eV/A
+        Largest force at the end, generalised ones of the cell included.
+    seconds : float
+        Wall time.
+    atoms : ase.Atoms or None
+        The structure at the end, bare.
+    """
+
+    name: str
+    optimizer: str = ''
+    status: str = 'running'
+    reason: str = ''
+    steps: int = 0
+    energy_before: float | None = None
+    energy_after: float | None = None
+    fmax: float | None = None
+    seconds: float = 0.0
+    atoms: Atoms | None = None
+
+    @property
+    def converged(self):
+        """Whether ``status`` says so."""
+        return self.status == 'converged'
+
+    @cached_property
+    def spacegroup(self):
+        """Number of the space group at the end (symprec 1e-2), 0: not determined."""
+        if self.atoms is None or not self.atoms.pbc.all() or self.atoms.cell.rank != 3:
+            return 0
+        return spacegroup_number(self.atoms)
+
+    def to_dict(self):
+        """The record without ``atoms``, with ``spacegroup``, ready for JSON.
+
+        Examples
+        --------
+        >>> StageRecord('emt', 'BFGS', 'converged', steps=4).to_dict()['steps']
+        4
+        """
+        data = self.remember() | {'spacegroup': self.spacegroup}
+        del data['atoms']
+        return data
+
+    def remember(self):
+        """The arguments it was made with."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __str__(self):
+        """One line, as in the log."""
+        parts = [self.status + (f' ({self.reason})' if self.reason else '')]
+        if self.status != 'skipped':
+            parts.append(f'{self.steps} step{"" if self.steps == 1 else "s"}')
+        if None not in (self.energy_before, self.energy_after):
+            parts.append(f'energy {self.energy_before:.6f} -> {self.energy_after:.6f} eV')
+        if self.fmax is not None:
+            parts.append(f'fmax {self.fmax:.4f} eV/A')
+        if self.status != 'skipped':
+            parts.append(f'{self.seconds:.1f} s, space group {self.spacegroup}')
+        title = f'{self.name}, {self.optimizer}' if self.optimizer else self.name
+        return f'{title}: {", ".join(parts)}'
+
+
+def bare(atoms):
+    """The crystal alone: nothing of constraints, calculators, info and further arrays."""
+    return Atoms(
+        atoms.numbers,
+        positions=atoms.positions,
+        cell=atoms.cell,
+        pbc=atoms.pbc,
+        celldisp=atoms.get_celldisp(),
+    )

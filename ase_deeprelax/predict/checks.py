@@ -1,0 +1,347 @@
+"""What we refuse to take, and what we refuse to hand back."""
+
+import math
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from vesin import NeighborList
+
+from ase_deeprelax.errors import PredictionError, StructureError, UnsupportedElementError
+from ase_deeprelax.geometry.lattice import compact
+from ase_deeprelax.geometry.vacuum import Layer, find_layer
+
+# Less room than this is no crystal but a flat or missing cell, A^3 per atom.
+SMALLEST_VOLUME = 1.0
+# Beyond this a coordinate in double precision no longer resolves 1e-6 A, A.
+FARTHEST = 1e9
+# What the training sets hold (targets and inputs together, without 0.1 % of outliers).
+TRAINED = {'n_atoms': (1, 64), 'volume_per_atom': (4.0, 100.0)}
+# Memory that a network of width 128 takes at its peak, measured, bytes per edge, and the
+# radius that edges are estimated with, A.
+BYTES_PER_EDGE = 6_000
+EDGE_RADIUS = 6.0
+
+# The neighbour list is fastest with this radius; with a smaller one it makes many boxes, A.
+SEARCH_RADIUS = 1.5
+
+# Predictions beyond these are refused. Of 69,000 sane training pairs (DFT, inputs not
+# rescaled) volumes change by 0.45-3.0 and lengths by 0.31-2.8 at most; all but one target
+# keeps every distance above half the sum of the covalent radii.
+VOLUME_RATIO = (0.3, 4.0)
+STRETCH = (0.25, 3.0)
+CONTACT = 0.5
+# A model that knows what it says leaves next to nothing, an untrained one tenths, A.
+RESIDUAL = 1.0
+
+
+def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
+    """Refuse what cannot be relaxed; say what lies outside the training range.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    elements : collection of int, optional
+        Atomic numbers that the model was trained on; default: all of the periodic table.
+    ranges : dict of str to (low, high), optional
+        Range of ``n_atoms`` and ``volume_per_atom`` (A^3) seen in training; default
+        `TRAINED`.
+    min_distance : float, A
+        Atoms closer than this are refused; default 0.5.
+
+    Returns
+    -------
+    str
+        Why the structure lies outside the training range, or ''.
+
+    Raises
+    ------
+    UnsupportedElementError
+        Atoms without an element, or of elements never seen in training.
+    StructureError
+        No atoms; neither a crystal nor one layer (see `find_layer`); numbers that are not
+        finite; no volume; disorder; atoms on top of each other; more than fits into memory.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> check_structure(bulk('Cu'))
+    ''
+    >>> check_structure(bulk('Cu', a=12.0))
+    'volume per atom 432 A^3, in training 4 to 100 A^3'
+    """
+    n = len(atoms)
+    if n == 0:
+        raise StructureError('0 atoms: there is nothing to relax')
+    if not atoms.pbc.any():
+        raise StructureError(
+            'pbc is False along all vectors: the models relax crystals and layers; set '
+            'atoms.pbc = True if this is one'
+        )
+    _check_numbers(atoms)
+    _check_cell(atoms)
+    layer = find_layer(atoms)
+    _check_elements(atoms.numbers, elements)
+    _check_occupancy(atoms.info)
+    volume = room(atoms, layer)
+    _check_size(n, volume)
+    _check_distances(atoms, *_close_box(atoms, layer), min_distance)
+    return _outside(n, volume / n, TRAINED if ranges is None else ranges)
+
+
+def room(atoms: Atoms, layer: Layer | None) -> float:
+    """Volume of a crystal, A^3, or of a layer without its vacuum."""
+    return float(atoms.cell.volume) if layer is None else layer.solid_volume(atoms)
+
+
+def _close_box(atoms: Atoms, layer: Layer | None) -> tuple[np.ndarray, np.ndarray]:
+    """Wrapped positions and the cell that close pairs are searched in."""
+    if layer is None:
+        return compact(atoms.positions, atoms.cell.array)[:2]
+    return compact(*layer.standard_box(atoms, 2 * EDGE_RADIUS))[:2]
+
+
+def check_prediction(
+    initial: Atoms, relaxed: Atoms, *, residual: float = 0.0, layer: Layer | None = None
+) -> None:
+    """Refuse a relaxed structure that is no plausible crystal.
+
+    Parameters
+    ----------
+    initial : ase.Atoms
+        The input, which passed `check_structure`.
+    relaxed : ase.Atoms
+        The same atoms in the same order.
+    residual : float, A
+        Mean violation of the predicted distances' bounds that the solver left; default 0.
+    layer : Layer, optional
+        What `find_layer` found in ``initial``; default none, a crystal.
+
+    Raises
+    ------
+    PredictionError
+        Numbers that are not finite; handedness, volume or a length of the cell changed
+        beyond `VOLUME_RATIO` and `STRETCH`; atoms closer than `CONTACT` times the sum of
+        their covalent radii and closer than they were; distances that contradict each
+        other by more than `RESIDUAL`.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> check_prediction(bulk('Cu', a=3.9), bulk('Cu', a=3.6))
+    """
+    old, new = initial.cell.array, relaxed.cell.array
+    if not (np.isfinite(new).all() and np.isfinite(relaxed.positions).all()):
+        where = _first_not_finite(relaxed) or 'cell'
+        raise PredictionError(f'predicted {where}; {_KEPT}')
+    ratio = np.linalg.det(new) / np.linalg.det(old)
+    low, high = VOLUME_RATIO
+    if ratio <= 0:
+        raise PredictionError(f'the predicted cell is turned inside out; {_KEPT}')
+    if not low <= ratio <= high:
+        raise PredictionError(
+            f'predicted volume is {ratio:.3g} times that of the input, outside {low:g} to '
+            f'{high:g}; rescale the input to a plausible volume. {_KEPT}'
+        )
+    stretches = np.linalg.svd(np.linalg.solve(old, new), compute_uv=False)
+    low, high = STRETCH
+    if stretches[-1] < low or stretches[0] > high:
+        raise PredictionError(
+            f'predicted cell is stretched by {stretches[-1]:.3g} to {stretches[0]:.3g}, '
+            f'outside {low:g} to {high:g}; {_KEPT}'
+        )
+    if not residual <= RESIDUAL:
+        raise PredictionError(
+            f'predicted distances contradict each other by {residual:.3g} A on average, '
+            f'more than {RESIDUAL:g} A; use another model. {_KEPT}'
+        )
+    _check_contacts(initial, relaxed, layer)
+
+
+_KEPT = 'the input was kept'
+
+
+def _label(atoms, index):
+    return f'atom {index} ({_symbol(atoms.numbers[index])})'
+
+
+def _symbol(number):
+    return (
+        chemical_symbols[number] if 0 <= number < len(chemical_symbols) else f'Z={number}'
+    )
+
+
+def _first_not_finite(atoms):
+    """'atom 17 (O): position x is nan' for the first such number, or ''."""
+    bad = np.argwhere(~np.isfinite(atoms.positions))
+    if len(bad) == 0:
+        return ''
+    atom, axis = bad[0]
+    value = atoms.positions[atom, axis]
+    return f'{_label(atoms, atom)}: position {"xyz"[axis]} is {value}'
+
+
+def _check_numbers(atoms):
+    cell, positions = atoms.cell.array, atoms.positions
+    if not np.isfinite(cell).all():
+        row, axis = np.argwhere(~np.isfinite(cell))[0]
+        raise StructureError(
+            f'cell vector {"abc"[row]}: component {"xyz"[axis]} is {cell[row, axis]}; set '
+            'a finite cell'
+        )
+    largest = np.abs(positions).max()
+    if largest < FARTHEST:  # False for nan
+        return
+    where = _first_not_finite(atoms)
+    if where:
+        raise StructureError(f'{where}; set it or remove the atom')
+    atom, axis = np.argwhere(np.abs(positions) >= FARTHEST)[0]
+    raise StructureError(
+        f'{_label(atoms, atom)}: position {"xyz"[axis]} is {positions[atom, axis]:.3g} A, '
+        'too far from the cell for double precision; use atoms.wrap() before saving'
+    )
+
+
+def _check_cell(atoms):
+    cell = atoms.cell.array
+    volume = abs(np.linalg.det(cell))
+    lengths = np.sqrt(np.einsum('ij,ij->i', cell, cell))
+    if lengths.min() == 0:
+        row = int(lengths.argmin())
+        remedy = 'set a cell'
+        if not atoms.pbc[row]:
+            remedy = f'make a box with atoms.center(vacuum=10, axis={row})'
+        raise StructureError(f'cell vector {"abc"[row]} is zero, cell volume 0; {remedy}')
+    if volume <= 1e-12 * lengths.prod():
+        raise StructureError('cell volume 0: its vectors lie in one plane; set a cell')
+    room = volume / len(atoms)
+    if room < SMALLEST_VOLUME:
+        raise StructureError(
+            f'cell volume is {room:.3g} A^3 per atom, less than {SMALLEST_VOLUME:g}; check '
+            'the cell and its unit (A)'
+        )
+
+
+def _check_elements(numbers, elements):
+    dummies = np.flatnonzero((numbers < 1) | (numbers >= len(chemical_symbols)))
+    if len(dummies):
+        index = dummies[0]
+        raise UnsupportedElementError(
+            f'atom {index} has atomic number {numbers[index]} ({_symbol(numbers[index])}), '
+            'no element; remove dummy atoms'
+        )
+    if elements is None:
+        return
+    known = set(elements)
+    unseen = sorted(set(numbers.tolist()) - known)
+    if unseen:
+        names = ', '.join(chemical_symbols[z] for z in unseen)
+        index = int(np.flatnonzero(numbers == unseen[0])[0])
+        raise UnsupportedElementError(
+            f'never seen in training: {names} (first: atom {index}); the model knows '
+            f'{len(known)} elements, train or choose one that knows these'
+        )
+
+
+def _check_occupancy(info):
+    """Partial occupancies as ASE's CIF reader leaves them in ``info``."""
+    occupancy = info.get('occupancy')
+    if not isinstance(occupancy, Mapping):
+        return
+    for site, shares in occupancy.items():
+        if isinstance(shares, Mapping) and (
+            len(shares) > 1 or any(share < 1 for share in shares.values())
+        ):
+            what = ', '.join(f'{symbol} {share:g}' for symbol, share in shares.items())
+            raise StructureError(
+                f'site kind {site} is partially occupied ({what}, says '
+                "atoms.info['occupancy']); choose an ordered arrangement"
+            )
+
+
+def _check_size(n, volume):
+    edges = n * n / volume * 4 / 3 * math.pi * EDGE_RADIUS**3
+    needed = edges * BYTES_PER_EDGE
+    # Below 1 GB no machine that runs torch falls short, and asking takes time.
+    if needed < 1e9:
+        return
+    there = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if needed > there:
+        raise StructureError(
+            f'{n} atoms need about {needed / 1e9:.0f} GB, this machine has '
+            f'{there / 1e9:.0f} GB; use a smaller cell'
+        )
+
+
+def _close_pairs(positions, cell, cutoff):
+    """Pairs within a short cutoff, each once: indices and distances, nearest first."""
+    finder = NeighborList(cutoff=cutoff, full_list=False)
+    i, j, distance = finder.compute(
+        points=positions, box=cell, periodic=True, quantities='ijd', copy=True
+    )
+    order = np.argsort(distance)
+    return i[order].astype(np.int64), j[order].astype(np.int64), distance[order]
+
+
+def _name_pair(atoms, i, j):
+    if i == j:
+        return f'{_label(atoms, i)} and its own periodic image'
+    first, second = sorted((i, j))
+    return f'{_label(atoms, first)} and {_label(atoms, second)}'
+
+
+def _check_distances(atoms, positions, cell, min_distance):
+    i, j, distance = _close_pairs(positions, cell, max(min_distance, SEARCH_RADIUS))
+    if len(i) == 0 or distance[0] >= min_distance:
+        return
+    pair = _name_pair(atoms, i[0], j[0])
+    if distance[0] < 1e-3:
+        raise StructureError(
+            f'{pair} sit on one site (periodic images count); remove one of them'
+        )
+    raise StructureError(
+        f'{pair} are {distance[0]:.3f} A apart, less than {min_distance:g} A; remove one '
+        'or move them apart'
+    )
+
+
+def _check_contacts(initial, relaxed, layer):
+    radii = CONTACT * covalent_radii[relaxed.numbers]
+    cutoff = 2 * radii.max()
+    i, j, distance = _close_pairs(*_close_box(relaxed, layer), cutoff)
+    close = distance < radii[i] + radii[j]
+    if not close.any():
+        return
+    before = _smallest_by_pair(_close_box(initial, layer), cutoff)
+    for a, b, d in zip(i[close], j[close], distance[close], strict=True):
+        d0 = before.get((min(a, b), max(a, b)), math.inf)
+        if d < d0 - 1e-6:
+            was = 'farther' if d0 == math.inf else f'{d0:.3f} A'
+            raise PredictionError(
+                f'predicted {_name_pair(relaxed, a, b)} are {d:.3f} A apart, less than '
+                f'{CONTACT:g} times the sum of their covalent radii (before: {was}); '
+                f'{_KEPT}'
+            )
+
+
+def _smallest_by_pair(box, cutoff):
+    smallest = {}
+    for a, b, d in zip(*_close_pairs(*box, cutoff), strict=True):
+        smallest.setdefault((min(a, b), max(a, b)), d)
+    return smallest
+
+
+def _outside(n_atoms, volume_per_atom, ranges):
+    reasons = []
+    low, high = ranges.get('n_atoms', (0, math.inf))
+    if not low <= n_atoms <= high:
+        reasons.append(f'{n_atoms} atoms, in training {low:g} to {high:g}')
+    low, high = ranges.get('volume_per_atom', (0, math.inf))
+    if not low <= volume_per_atom <= high:
+        reasons.append(
+            f'volume per atom {volume_per_atom:.3g} A^3, in training {low:g} to {high:g} '
+            'A^3'
+        )
+    return '; '.join(reasons)

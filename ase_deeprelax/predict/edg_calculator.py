@@ -1,0 +1,238 @@
+"""A prediction as a potential: the objective of distance geometry as an ASE calculator."""
+
+from numbers import Real
+
+import numpy as np
+import torch
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_deeprelax.data.pair import nearest_shift
+from ase_deeprelax.errors import PredictionError, StructureError
+from ase_deeprelax.predict import relax
+from ase_deeprelax.predict.edg_solver import HUBER, Sums, edge_bounds
+from ase_deeprelax.result import Relaxation
+
+
+class EDGCalculator(Calculator):
+    """Energy, forces and stress that pull atoms and cell to a predicted structure.
+
+    The energy is what the solver minimises (paper eqs. 16-20, see `solve.edg`), times one
+    constant: a sum over the bonds of the model's graph of how far the bond's length lies
+    outside ``d - tolerance`` to ``d + tolerance``, quadratic up to ``knee`` and linear
+    beyond. ``d`` is the bond's length in the predicted structure, as it came out of the
+    solver, the projection on the space group and the constraints: the distances that the
+    network says one by one contradict each other a little, those of the structure do not,
+    so that the energy is zero at the prediction, for positions and cell alike, and nowhere
+    below.
+
+    It is no energy of the material: only where its minimum lies means something. Use it to
+    walk to a prediction under constraints that the prediction did not know, to start or to
+    bias a path or a dynamics (``ase.calculators.mixing.SumCalculator``), or to see which
+    bonds an unrelaxed structure strains.
+
+    Rotations, translations and the periodic images that atoms are written in do not
+    change the energy; half a cell away from its predicted place an atom belongs to the next
+    image, and the energy has a kink. Bonds between fixed atoms count too, but are as long
+    as the fixed atoms leave them.
+
+    Parameters
+    ----------
+    prediction : Relaxation, str, path or RelaxationModel
+        What `relax` returned, or a model; a model is asked, with the defaults of `relax`,
+        about the first structure that is calculated. Default 'default', the shipped model
+        that measured best.
+    tolerance : float or 'sigma', A
+        Half the width of the flat bottom. Default 0: every bond has its own minimum at
+        the prediction, which then is a stable point of phonons and optimizers. 'sigma' is
+        the paper's choice, the uncertainty of the bond: everything within it is as good as
+        the prediction, with zero energy and zero forces.
+    force_constant : float, eV/A^2
+        Of a bond, within ``knee`` of its bounds; default 1. An atom of a dense crystal has
+        20 to 60 bonds within 5 A and feels a third of their sum, about what atoms of
+        crystals feel: optimizers take the steps that they are made for, and an ``fmax`` of
+        0.05 eV/A leaves some 0.01 A.
+    knee : float, A
+        Violation at which the energy turns from quadratic to linear; default 0.3. With the
+        solver's own, 0.03, the energy is its loss times ``0.03 * force_constant`` and the
+        number of bonds, and a sixth of all runs of BFGS, which has no line search, goes
+        round in circles; FIRE comes through.
+
+    Attributes
+    ----------
+    relaxation : Relaxation or None
+        The prediction; None until a model was asked.
+
+    Raises
+    ------
+    PredictionError
+        The prediction did not pass its checks.
+    StructureError
+        On calculation: the atoms are not those of the prediction, are periodic along other
+        vectors, or have coordinates that are not finite.
+    ValueError
+        A parameter makes no sense.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.filters import FrechetCellFilter
+    >>> from ase.optimize import FIRE
+    >>> atoms = bulk('NaCl', 'rocksalt', a=5.9)
+    >>> atoms.calc = EDGCalculator()
+    >>> converged = FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=0.001)
+    >>> ratio = atoms.cell.volume / atoms.calc.relaxation.atoms.cell.volume
+    >>> round(float(ratio), 3)
+    1.0
+    """
+
+    implemented_properties = ('energy', 'free_energy', 'forces', 'stress')
+    default_parameters = {  # noqa: RUF012 - ASE's
+        'tolerance': 0.0,
+        'force_constant': 1.0,
+        'knee': 0.3,
+    }
+    discard_results_on_any_change = True
+
+    def __init__(self, prediction='default', **parameters):
+        self.relaxation = self._model = None
+        super().__init__(**parameters)
+        if isinstance(prediction, Relaxation):
+            self._take(prediction)
+        else:
+            self._model = prediction
+
+    def set(self, **parameters):
+        """Change ``tolerance``, ``force_constant`` or ``knee``.
+
+        Returns
+        -------
+        dict
+            What is not what it was.
+        """
+        unknown = sorted(set(parameters) - set(self.default_parameters))
+        if unknown:
+            raise ValueError(
+                f'unknown parameter {unknown[0]!r}; there are '
+                f'{", ".join(self.default_parameters)}'
+            )
+        tolerance = parameters.get('tolerance', 0.0)
+        if tolerance != 'sigma' and not (tolerance == 0 or _positive(tolerance)):
+            raise ValueError(
+                f"tolerance is {tolerance!r}; it must be 0, a length in A, or 'sigma'"
+            )
+        for name, unit in (('force_constant', 'eV/A^2'), ('knee', 'A')):
+            if not _positive(parameters.get(name, 1.0)):
+                raise ValueError(
+                    f'{name} is {parameters[name]!r}; it must be a positive number, {unit}'
+                )
+        return super().set(**parameters)
+
+    def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+        """Fill ``results``; ASE calls it."""
+        super().calculate(atoms, properties, system_changes)
+        if self.relaxation is None:
+            self._take(relax(self.atoms, model=self._model))
+        self._check_same(self.atoms)
+        energy, gradient, virial = self._evaluate(self.atoms)
+        self.results = {
+            'energy': energy,
+            'free_energy': energy,
+            'forces': -gradient,
+            'stress': full_3x3_to_voigt_6_stress(virial / self.atoms.cell.volume),
+        }
+
+    def _take(self, relaxation):
+        """Lengths and ends of the bonds in the predicted structure."""
+        if not relaxation.ok:
+            raise PredictionError(
+                f'the prediction did not pass its checks ({relaxation.problem}); there is '
+                'no structure to pull to'
+            )
+        self.relaxation = relaxation
+        relaxed, initial = relaxation.atoms, relaxation.initial
+        self._frac = _fractional(relaxed.positions, relaxed.cell.array)
+        # The offsets hold for wrapped atoms, the positions are in the user's images.
+        turns = np.floor(initial.positions @ np.linalg.inv(initial.cell.array))
+        i, j = relaxation.bonds.T
+        offsets = relaxation.bond_offsets - turns[j] + turns[i]
+        vectors = relaxed.positions[j] + offsets @ relaxed.cell.array - relaxed.positions[i]
+        self._edges = torch.from_numpy(np.stack([j, i]))
+        self._offsets = torch.from_numpy(offsets)
+        self._lengths = torch.from_numpy(np.linalg.norm(vectors, axis=1))
+
+    def _check_same(self, atoms):
+        expected = self.relaxation.initial
+        if len(atoms) != len(expected):
+            raise StructureError(
+                f'{len(atoms)} atoms, and a prediction for {len(expected)} '
+                f'({expected.symbols}); {_ANEW}'
+            )
+        if (atoms.pbc != expected.pbc).any():
+            raise StructureError(
+                f'pbc is {atoms.pbc.tolist()}, in the prediction {expected.pbc.tolist()}; '
+                f'{_ANEW}'
+            )
+        other = np.flatnonzero(atoms.numbers != expected.numbers)
+        if len(other):
+            k = other[0]
+            raise StructureError(
+                f'atom {k} is {atoms.symbols[k]}, in the prediction {expected.symbols[k]}; '
+                f'{_ANEW}'
+            )
+        bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+        if len(bad) or not np.isfinite(atoms.cell.array).all():
+            where = f'atom {bad[0]} ({atoms.symbols[bad[0]]})' if len(bad) else 'the cell'
+            raise StructureError(f'{where} has coordinates that are not finite')
+
+    def _evaluate(self, atoms):
+        """Energy (eV), its gradient (n_atoms, 3) and its virial (3, 3)."""
+        cell = atoms.cell.array
+        # Into the images of the prediction: wrapped or not, a crystal is the same.
+        shift = nearest_shift(_fractional(atoms.positions, cell) - self._frac, cell)
+        width = self.parameters.tolerance
+        if width == 'sigma':
+            width = torch.from_numpy(self.relaxation.sigma_bonds)
+        # Lengths in the unit in which the solver's knee is ours.
+        scale = HUBER / self.parameters.knee
+        loss, gradient, virial = _objective(
+            scale * torch.from_numpy((self._frac + shift) @ cell),
+            scale * torch.from_numpy(cell),
+            self._edges,
+            self._offsets,
+            lower=scale * (self._lengths - width),
+            upper=scale * (self._lengths + width),
+        )
+        # From a mean, which is what the solver takes, to a sum: forces of a supercell are
+        # those of its cell. Next to a bound the loss is that of a spring over HUBER.
+        unit = self.parameters.force_constant * HUBER / scale**2 * len(self._lengths)
+        return unit * loss, unit * scale * gradient, unit * virial
+
+
+_ANEW = 'make another EDGCalculator for other atoms'
+
+
+def _objective(pos, cell, edges, offsets, *, lower, upper):
+    """The solver's loss for one structure (A), with gradient and virial as arrays."""
+    graph = torch.zeros(len(pos), dtype=torch.long)
+    nothing = torch.zeros_like(graph, dtype=torch.bool)
+    sums = Sums(graph, anchored=nothing[:1], fixed=nothing)
+    start = pos.new_zeros(3, len(pos) + 1)
+    bounds = edge_bounds(pos, cell[None], graph, edges, offsets, lower=lower, upper=upper)
+    excess, unit = bounds.measure(start)
+    with torch.enable_grad():
+        # Only this far: the length of coincident atoms has no derivative.
+        loss = bounds.loss(excess.requires_grad_(), sums).sum()
+        (slope,) = torch.autograd.grad(loss, excess)
+    pull = slope * unit
+    gradient = sums.onto_atoms(pull, bounds, start)[:, :-1].T
+    return loss.item(), gradient.numpy(), (pull @ bounds.base.T).numpy()
+
+
+def _fractional(positions, cell):
+    return np.linalg.solve(cell.T, positions.T).T
+
+
+def _positive(value):
+    """Whether a parameter is a number above zero."""
+    return isinstance(value, Real) and np.isfinite(value) and value > 0

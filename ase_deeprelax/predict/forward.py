@@ -1,0 +1,211 @@
+"""Network and distance geometry for a pack of graphs, in the frames of the graphs."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch_geometric.data import Batch
+
+from ase_deeprelax.errors import DeviceError
+from ase_deeprelax.models.base import apply_deformation, relaxed_structure
+from ase_deeprelax.models.heads import free_displacement
+from ase_deeprelax.predict.edg_solver import solve_edg
+from ase_deeprelax.predict.uncertainty import aggregate
+
+DTYPES = {'float32': torch.float32, 'float64': torch.float64}
+# Edges per pack: on a CPU what stays in its caches, on a GPU what keeps it busy.
+BATCH_EDGES = {'cpu': 20_000, 'cuda': 1_000_000}
+# How memory shortage reads where it is not a class of its own.
+OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'Failed to allocate')
+
+
+@dataclass(frozen=True, eq=False)
+class StructureOutput:
+    """What network and solver say about one graph.
+
+    Attributes
+    ----------
+    finite : bool
+        False where the network returned numbers that cannot be used; the other fields
+        then mean "nothing moves".
+    deformation : (3, 3)
+    displacement : (n_atoms, 3), A
+        At the unrelaxed cell, without rigid drift.
+    sigma : float, A
+    sigma_atoms : (n_atoms,), A
+    bonds : (2, n_bonds) int64
+        Centre and neighbour.
+    offsets : (n_bonds, 3) int64
+        Lattice translations of the neighbours.
+    sigma_bonds : (n_bonds,), A
+    residual : float, A
+        Mean violation of the distance bounds.
+    """
+
+    finite: bool
+    deformation: np.ndarray
+    displacement: np.ndarray
+    sigma: float
+    sigma_atoms: np.ndarray
+    bonds: np.ndarray
+    offsets: np.ndarray
+    sigma_bonds: np.ndarray
+    residual: float
+
+
+@torch.inference_mode()
+def run_model(model, graphs, device):
+    """Run network and solver on a pack of graphs at once.
+
+    Parameters
+    ----------
+    model : RelaxationModel
+        On the device, in eval mode.
+    graphs : list of CrystalGraph
+    device : torch.device
+
+    Returns
+    -------
+    answers : list of StructureOutput
+    seconds : dict
+        Wall time of 'network' and 'solver'.
+    """
+    start = perf_counter()
+    batch = Batch.from_data_list(graphs).to(device)
+    prediction = model(batch)
+    finite = _make_finite(batch, prediction)
+    middle = _now(device)
+    solution = _solve(batch, prediction)
+    displacement = _displacement(batch, prediction, solution.pos)
+    neighbour, centre = batch.edge_index.index_select(1, prediction.bond_index)
+    bonds = torch.stack([centre, neighbour])
+    sigma_bonds = prediction.log_b.exp()
+    graph_of_atom = batch.graph_of_atom
+    sigma_atoms, sigma = aggregate(sigma_bonds, bonds, graph_of_atom, len(graphs))
+    graph_of_bond = graph_of_atom.index_select(0, centre)
+    atoms = batch.ptr[1:-1].tolist()
+    counts = torch.bincount(graph_of_bond, minlength=len(graphs))
+    edges = counts.cumsum(0)[:-1].tolist()
+    bonds = (bonds - batch.ptr.index_select(0, graph_of_bond)).cpu().numpy()
+    offsets = batch.offset.index_select(0, prediction.bond_index).long().cpu().numpy()
+    fields = zip(
+        finite.tolist(),
+        _array(prediction.deformation),
+        np.split(_array(displacement), atoms),
+        sigma.tolist(),
+        np.split(_array(sigma_atoms), atoms),
+        np.split(bonds, edges, axis=1),
+        np.split(offsets, edges),
+        np.split(_array(sigma_bonds), edges),
+        solution.residual.tolist(),
+        strict=True,
+    )
+    answers = [StructureOutput(*values) for values in fields]
+    seconds = {'network': middle - start, 'solver': perf_counter() - middle}
+    return answers, seconds
+
+
+def _make_finite(batch, prediction):
+    """Which structures got usable numbers; the others become "nothing moves", in place.
+
+    What is not finite would otherwise stop the linear algebra of the whole pack.
+    """
+    index, edges = batch.graph_of_atom, batch.edge_index
+    values = torch.linalg.det(prediction.deformation)
+    good = torch.isfinite(prediction.deformation).flatten(1).all(1) & (values > 0)
+    bad_atoms = ~torch.isfinite(prediction.displacement).all(1)
+    good[index[bad_atoms]] = False
+    for names in (
+        ('bond_index', 'distance', 'log_b'),
+        ('anchor_index', 'anchor_distance', 'anchor_log_b'),
+    ):
+        chosen, distance, log_b = (getattr(prediction, name) for name in names)
+        if chosen is None:
+            continue
+        bad = ~(
+            torch.isfinite(distance) & torch.isfinite(log_b) & torch.isfinite(log_b.exp())
+        )
+        good[index[edges[0, chosen[bad]]]] = False
+        setattr(prediction, names[1], torch.where(bad, 1.0, distance))
+        setattr(prediction, names[2], torch.where(bad, 0.0, log_b))
+    eye = torch.eye(3, dtype=values.dtype, device=values.device)
+    prediction.deformation = torch.where(good[:, None, None], prediction.deformation, eye)
+    keep = good.index_select(0, index)[:, None]
+    prediction.displacement = torch.where(keep, prediction.displacement, 0.0)
+    return good
+
+
+def _solve(batch, prediction):
+    """Positions within the bounds ``d +- b`` (eqs. 16-20), from the read-out on."""
+    cell, pos = relaxed_structure(batch, prediction.deformation, prediction.displacement)
+    width = prediction.log_b.exp()
+    anchors = {}
+    if prediction.anchor_index is not None:
+        anchor_width = prediction.anchor_log_b.exp()
+        anchors = {
+            'anchor_index': batch.edge_index.index_select(1, prediction.anchor_index),
+            'anchor_pos': apply_deformation(
+                batch.pos, prediction.deformation, batch.graph_of_atom
+            ),
+            'anchor_lower': (prediction.anchor_distance - anchor_width).clamp(min=0),
+            'anchor_upper': prediction.anchor_distance + anchor_width,
+        }
+    return solve_edg(
+        pos,
+        cell,
+        batch.graph_of_atom,
+        batch.edge_index.index_select(1, prediction.bond_index),
+        batch.offset.index_select(0, prediction.bond_index),
+        (prediction.distance - width).clamp(min=0),
+        prediction.distance + width,
+        fixed=batch.fixed,
+        **anchors,
+    )
+
+
+def _displacement(batch, prediction, pos):
+    """Displacements at the unrelaxed cell that lead to ``pos``."""
+    back = torch.linalg.inv(prediction.deformation.double())
+    moved = apply_deformation(pos.double(), back, batch.graph_of_atom) - batch.pos
+    return free_displacement(moved, batch)
+
+
+def _array(tensor):
+    return tensor.double().cpu().numpy()
+
+
+def _now(device):
+    """Time at which the device has done what it was given."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return perf_counter()
+
+
+def is_shortage(error):
+    """Whether an error of `run_model` says that the pack does not fit into memory."""
+    text = str(error)
+    return isinstance(error, MemoryError) or any(part in text for part in OUT_OF_MEMORY)
+
+
+def resolve_device(device):
+    """``torch.device`` of 'auto', 'cpu', 'cuda', 'cuda:N'; ``DeviceError`` if not there."""
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DeviceError(
+            f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'"
+        ) from error
+    if resolved.type not in BATCH_EDGES:
+        raise DeviceError(
+            f"device {device!r}: only 'cpu' and 'cuda' are tested; use one of them"
+        )
+    count = torch.cuda.device_count() if resolved.type == 'cuda' else 1
+    if (resolved.index or 0) >= count:
+        raise DeviceError(
+            f'device {device!r} is not there: torch {torch.__version__} sees {count} CUDA '
+            "devices; use device='cpu' or 'auto', or install a CUDA build of torch"
+        )
+    return resolved

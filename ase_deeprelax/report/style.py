@@ -1,0 +1,212 @@
+"""How figures look here: style, panels, boxes, and the way into a page."""
+
+import functools
+import io
+import re
+from html import escape
+
+import numpy as np
+
+from ase_deeprelax.errors import MissingDependencyError
+
+INK = '#1b2430'
+GREY, BLUE, GREEN, ORANGE = '#8a8f98', '#0072b2', '#009e73', '#e69f00'
+MORE = ('#d55e00', '#cc79a7', '#56b4e9', '#b8a800')
+MARKERS = 'osD^vP'
+DASHED = (0, (4, 2))
+# Below this number of structures, each is drawn to be seen.
+FEW = 30
+# Above this number of points, they are drawn as an image.
+MANY = 1000
+# Of an inch on a page: text of a figure is then as large as the page's own.
+_PIXELS = 108
+_STYLE = {
+    'font.size': 10,
+    'text.color': INK,
+    'axes.labelcolor': INK,
+    'axes.edgecolor': INK,
+    'axes.titlesize': 10.5,
+    'axes.titleweight': 'bold',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': INK,
+    'grid.alpha': 0.12,
+    'xtick.color': INK,
+    'ytick.color': INK,
+    'xtick.minor.size': 0,
+    'ytick.minor.size': 0,
+    'legend.frameon': False,
+    'svg.fonttype': 'none',
+    'savefig.dpi': 160,
+}
+
+
+def need_matplotlib():
+    """The package, or a `MissingDependencyError` that says how to install it."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'figures need matplotlib, which cannot be imported ({error}): '
+            "pip install 'ase-deeprelax[plot]'"
+        ) from error
+    return matplotlib
+
+
+def styled(draw):
+    """Draw in the style of this file, whatever the caller's is."""
+
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs):
+        with need_matplotlib().rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@styled
+def to_svg(figure, label):
+    """A figure as an ``<svg>`` element that stands in an HTML page.
+
+    Text stays text, ink and blue take the colours of the page, so that dark pages get light
+    axes, and the background shines through.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    label : str
+        What is to be seen, for those who hear the page.
+
+    Returns
+    -------
+    str
+    """
+    buffer = io.StringIO()
+    with need_matplotlib().rc_context({'svg.hashsalt': label}):
+        nobody = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
+        figure.savefig(buffer, format='svg', transparent=True, metadata=nobody)
+    text = buffer.getvalue()
+    text = text[text.index('<svg') :].replace('xlink:href', 'href')
+    for color, name in ((INK, 'currentColor'), (BLUE, 'var(--after)')):
+        text = text.replace(color, name)
+    # A style sheet within would hold for the whole page.
+    text = re.sub(r'<(metadata|style).*?</\1>', '', text, flags=re.DOTALL)
+    text = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 HEAD>', text)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else '', text)
+    wide = _PIXELS * figure.get_figwidth()
+    head = f'style="max-width: {wide:.0f}px" role="img" aria-label="{escape(label)}"'
+    return text.replace('HEAD', head, 1)
+
+
+def panels(rows, columns, *, size=(3.4, 3.3), **settings):
+    """A figure and its axes, (rows, columns), each of ``size`` in inches."""
+    need_matplotlib()
+    from ase_deeprelax.report.figure import Picture
+
+    figure = Picture((size[0] * columns, size[1] * rows), layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+
+
+def boxes(ax, columns, names, colors, *, vertical=True):
+    """Boxes over the values themselves, which are scattered sideways, always the same."""
+    random = np.random.default_rng(0)
+    for at, (values, color) in enumerate(zip(columns, colors, strict=True)):
+        side = at + random.uniform(-0.2, 0.2, len(values))
+        places = (side, values) if vertical else (values, side)
+        few = len(values) < FEW  # each of them is worth a look
+        shape = {'s': 20, 'alpha': 0.9} if few else {'s': 8, 'alpha': 0.35}
+        ax.scatter(*places, color=color, lw=0, zorder=3 if few else 1, **shape)
+        ax.boxplot(
+            values,
+            positions=[at],
+            widths=0.55,
+            orientation='vertical' if vertical else 'horizontal',
+            whis=(5, 95),
+            showfliers=False,
+            patch_artist=True,
+            boxprops={'facecolor': color, 'alpha': 0.35, 'edgecolor': color, 'lw': 1.5},
+            medianprops={'color': INK, 'lw': 2},
+            whiskerprops={'color': color, 'lw': 1.5},
+            capprops={'color': color, 'lw': 1.5},
+        )
+    (ax.set_xticks if vertical else ax.set_yticks)(range(len(names)), map(plain, names))
+    if not vertical:
+        ax.invert_yaxis()
+
+
+def parity(ax, truths, answers):
+    """Answers, each (name, values, color), against what is true, with their mean errors."""
+    errors, seen = [], [truths]
+    for name, values, color in answers:
+        error = np.abs(values - truths).mean()
+        errors.append(f'{name}: mean error {error:.3f}')
+        seen.append(values)
+        # As shapes, thousands of points would make a page of megabytes.
+        many = len(values) > MANY
+        ax.scatter(truths, values, 16, color, alpha=0.5, lw=0, label=name, rasterized=many)
+    ax.set_title(plain('\n'.join(errors)), fontweight='normal')
+    diagonal(ax, np.concatenate(seen))
+
+
+def diagonal(ax, values):
+    """Equal axes around what there is, and the line of equality."""
+    low, high = np.min(values), np.max(values)
+    if low > 0 and high > 8 * low:
+        low, high = low / 1.3, high * 1.3
+    else:
+        # Values that differ by rounding alone are one value.
+        span = high - low if high - low > 1e-4 * abs(high) else 0
+        edge = 0.06 * span or 0.05 * abs(high) or 1
+        low, high = low - edge, high + edge
+    ax.plot([low, high], [low, high], color=INK, lw=1, ls=DASHED)
+    ax.set(xlim=(low, high), ylim=(low, high), aspect='equal')
+
+
+def log(ax, *names):
+    """Logarithmic axes ('x', 'y') with plain numbers; call it when the limits are set."""
+    from matplotlib.ticker import LogLocator
+
+    for name in names:
+        getattr(ax, f'set_{name}scale')('log')
+        axis = getattr(ax, f'{name}axis')
+        low, high = axis.get_view_interval()
+        # Where there are few powers of ten, numbers between them.
+        axis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f'{value:g}')
+        axis.set_minor_formatter('')
+
+
+def legend(figure, ax):
+    """One legend for all panels, above them; each name once."""
+    handles, names = ax.get_legend_handles_labels()
+    once = dict(zip(names, handles, strict=True))
+    if not once:
+        return
+    placed = figure.legend(
+        once.values(), once.keys(), loc='outside upper left', ncols=len(once)
+    )
+    for handle in placed.legend_handles:
+        handle.set(alpha=1, linewidth=2.5)
+
+
+def nothing(ax, text):
+    """Say in an empty panel why it is empty."""
+    ax.text(0.5, 0.5, text, ha='center', va='center', transform=ax.transAxes)
+    ax.set(xticks=[], yticks=[])
+
+
+def count(n):
+    """So many structures, in words.
+
+    >>> count(1), count(2)
+    ('1 structure', '2 structures')
+    """
+    return f'{n} structure{"" if n == 1 else "s"}'
+
+
+def plain(text):
+    """Text for a figure: names are no formulas, whatever dollars they hold."""
+    return str(text).replace('$', r'\$')

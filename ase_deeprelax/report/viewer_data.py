@@ -1,0 +1,225 @@
+"""A relaxation as the numbers that a picture of it needs: what moved, where, how far.
+
+Atoms are shown in the cell, those on its faces, edges and corners on all of them, as
+crystals are usually drawn; a drawn atom is a *site*: an atom and a lattice translation.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from ase.data.colors import jmol_colors
+
+from ase_deeprelax.data.pair import fixed_atoms
+from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.neighbors import neighbor_list
+from ase_deeprelax.geometry.vacuum import Layer, find_layer
+
+# Fractional distance below which an atom lies on a face of the cell.
+ON_FACE = 2e-3
+# A bond is drawn to the first shell of either atom, unless it is longer than a bond can be.
+FIRST_SHELL = 1.15
+LONGEST = 1.25
+# The cell of a layer is drawn at least so high, A.
+THINNEST = 1.0
+# As many digits as can be seen or read, in A.
+DIGITS = 6
+
+
+def scene(
+    name: str,
+    before: Atoms,
+    after: Atoms,
+    sigma: Sequence[float] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """One crystal or layer before and after a relaxation, ready for JSON.
+
+    With rows as vectors, the site of atom ``k`` and the lattice translation ``o`` goes from
+    ``positions[k] + o @ cell`` to ``(positions[k] + move[k] + o @ cell) @ deformation``.
+    A layer is drawn in one piece, without images across its vacuum, in a cell whose vacuum
+    vector is replaced: it is as long as the layer is thick, and the layer's middle plane
+    lies at half of it.
+
+    Parameters
+    ----------
+    name : str
+    before, after : ase.Atoms
+        Crystals or layers; atoms in the same order and images.
+    sigma : (n_atoms,) array, A, optional
+        Uncertainty of each atom.
+    notes : dict of str to str, optional
+        What to tell beside the picture.
+
+    Returns
+    -------
+    dict
+        ``name, formula, notes``; ``cell, deformation`` (3, 3) and ``periodic`` (3,); of
+        atoms ``numbers, positions, move`` (A, at the cell before), ``distance`` (the
+        length of move), ``sigma`` (None without one), ``fixed`` (None where none is);
+        ``sites`` [[atom, three integers]]; ``bonds`` [[site, site]]; ``elements``
+        {number: {symbol, radius in A, color}}.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> cu = scene('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6))
+    >>> len(cu['sites']), cu['distance']
+    (8, [0.0])
+    """
+    drawn = _drawn(before, after)
+    deformation = np.linalg.solve(drawn.cell, drawn.cell_after)
+    move = drawn.positions_after @ np.linalg.inv(deformation) - drawn.positions
+    sites = _sites(drawn)
+    fixed = fixed_atoms(before)
+    return {
+        'name': str(name),
+        'formula': before.get_chemical_formula(),
+        'notes': notes or {},
+        'cell': _rounded(drawn.cell),
+        'deformation': _rounded(deformation, 9),
+        'periodic': drawn.periodic.tolist(),
+        'numbers': before.numbers.tolist(),
+        'positions': _rounded(drawn.positions),
+        'move': _rounded(move),
+        'distance': _rounded(np.linalg.norm(move, axis=1)),
+        'sigma': None if sigma is None else _finite(sigma),
+        'fixed': fixed.tolist() if fixed.any() else None,
+        'sites': sites,
+        'bonds': _bonds(before.numbers, drawn, sites),
+        'elements': {int(z): _element(z) for z in np.unique(before.numbers)},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A structure before and after, in the cells that are drawn."""
+
+    positions: np.ndarray
+    cell: np.ndarray
+    positions_after: np.ndarray
+    cell_after: np.ndarray
+    periodic: np.ndarray
+
+
+def layer_of(atoms: Atoms) -> Layer | None:
+    """The layer that is drawn as one; None for crystals, and for what no model relaxes.
+
+    >>> from ase.build import mx2
+    >>> layer_of(mx2('MoS2', vacuum=8)).normal.round(6).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    try:
+        return find_layer(atoms)
+    except StructureError:
+        return None
+
+
+def periodic_vectors(layer: Layer | None) -> np.ndarray:
+    """(3,) bool: vectors of the cell that are drawn, all but the vacuum vector of a layer.
+
+    >>> periodic_vectors(None).tolist()
+    [True, True, True]
+    """
+    if layer is None:
+        return np.ones(3, dtype=bool)
+    # Of all vectors but one, the plane of the layer has a part. In a badly skewed cell,
+    # where it has a part of all three, the last one is left out.
+    periodic = layer.basis[:2].any(axis=0)
+    return periodic if not periodic.all() else np.array([True, True, False])
+
+
+def _drawn(before: Atoms, after: Atoms) -> _Drawn:
+    layer = layer_of(before)
+    periodic = periodic_vectors(layer)
+    if layer is None:
+        places = before.positions, before.cell.array, after.positions, after.cell.array
+        return _Drawn(*places, periodic)
+    positions = layer.in_one_piece(before)
+    thickness = max(THINNEST, float(np.ptp(positions @ layer.normal)))
+    lift = thickness / 2 - layer.middle(positions)
+    drawn = []
+    for atoms in (before, after):
+        vectors = layer.basis[:2] @ atoms.cell.array
+        normal = np.cross(*vectors)
+        normal *= np.sign(normal @ layer.normal) / np.linalg.norm(normal)
+        cell = np.empty((3, 3))
+        cell[periodic] = _in_plane(layer, periodic, atoms.cell.array)
+        cell[~periodic] = thickness * normal
+        drawn += [layer.in_one_piece(atoms) + lift * normal, cell]
+    return _Drawn(*drawn, periodic)
+
+
+def _in_plane(layer: Layer, periodic: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """(2, 3): the vectors of the cell in the plane of the layer, in their order."""
+    if layer.basis[:2, ~periodic].any():
+        return layer.basis[:2] @ cell
+    return cell[periodic]
+
+
+def _sites(drawn: _Drawn) -> list[list[int]]:
+    """Each atom within the cell, and again on the faces opposite to those it lies on.
+
+    There is no other side across a vacuum.
+    """
+    frac = np.linalg.solve(drawn.cell.T, drawn.positions.T).T
+    home = -np.floor(frac + ON_FACE).astype(int) * drawn.periodic
+    sites = []
+    for atom, (inside, turn) in enumerate(zip(frac + home, home, strict=True)):
+        on_face = (np.abs(inside) < ON_FACE) & drawn.periodic
+        both = [(0, 1) if on else (0,) for on in on_face]
+        sites += [[atom, *(turn + more).tolist()] for more in itertools.product(*both)]
+    return sites
+
+
+def _bonds(
+    numbers: np.ndarray, drawn: _Drawn, sites: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Pairs of sites whose atoms are first neighbours in the structure."""
+    radii = covalent_radii[numbers]
+    reach = 2 * LONGEST * radii.max()
+    cell, positions = drawn.cell.copy(), drawn.positions
+    across = cell[~drawn.periodic]
+    cell[~drawn.periodic] += 2 * reach * across / np.linalg.norm(across)
+    i, j, offset = neighbor_list(positions, cell, reach)
+    length = np.linalg.norm(positions[j] + offset @ cell - positions[i], axis=1)
+    nearest = np.full(len(numbers), np.inf)
+    np.minimum.at(nearest, i, length)
+    first = length <= FIRST_SHELL * np.maximum(nearest[i], nearest[j])
+    bonded = first & (length <= LONGEST * (radii[i] + radii[j]))
+    number = {tuple(site): k for k, site in enumerate(sites)}
+    partners = [[] for _ in numbers]
+    for a, b, turn in zip(i[bonded], j[bonded], offset[bonded], strict=True):
+        partners[a].append((int(b), turn))
+    ends = (
+        (k, number.get((b, *(np.array(turn) + more).tolist())))
+        for k, (a, *turn) in enumerate(sites)
+        for b, more in partners[a]
+    )
+    return [[k, m] for k, m in ends if m is not None and k < m]
+
+
+def _element(number: int) -> dict[str, Any]:
+    rgb = (255 * jmol_colors[number]).round().astype(int).tolist()
+    return {
+        'symbol': chemical_symbols[number],
+        'radius': round(float(np.clip(0.45 * covalent_radii[number], 0.25, 0.8)), 3),
+        'color': rgb,
+    }
+
+
+def _rounded(array: np.ndarray, digits: int = DIGITS) -> list[Any]:
+    # Adding zero turns -0.0 into 0.0.
+    return (np.asarray(array, float).round(digits) + 0.0).tolist()
+
+
+def _finite(values: Sequence[float]) -> list[float | None] | None:
+    """Values with None for what is not a number; None where none is."""
+    values = np.asarray(values, float)
+    if not np.isfinite(values).any():
+        return None
+    return [round(v, DIGITS) if np.isfinite(v) else None for v in values.tolist()]

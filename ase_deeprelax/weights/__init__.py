@@ -1,1 +1,0 @@
-"""Weights: the file format, and one folder for each model that is shipped."""

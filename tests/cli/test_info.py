@@ -1,0 +1,61 @@
+import re
+import tomllib
+from pathlib import Path
+
+from ase_deeprelax.cli.info import EXTRAS
+from ase_deeprelax.models import store
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_models_lists_what_is_shipped(run, tiny_model, monkeypatch):
+    monkeypatch.setattr(store, 'SHIPPED', tiny_model.parent)
+    result = run('models')
+    assert result.exit_code == 0, result.output
+    size = sum(p.numel() for p in store.load_model(tiny_model).parameters())
+    row = result.stdout.splitlines()[1].split()
+    assert row[:3] == ['tiny', 'paegnn', f'{size:,}']
+
+
+def test_shipped_models_name_data_licences_and_figures(run):
+    result = run('models')
+    assert result.exit_code == 0, result.output
+    for name, card in store.available_models().items():
+        assert name in result.stdout
+        assert card['training']
+        assert card['metrics']
+        for source in card['training']['sources']:
+            assert source['licence']
+            assert source['licence'] in result.stdout
+
+
+def test_doctor_finds_a_sound_installation(run, tiny_model):
+    result = run('doctor', '--model', tiny_model, '--device', 'cpu')
+    assert result.exit_code == 0, result.output
+    assert 'all is well' in result.stdout
+    for word in ('torch', 'spglib', 'cpu', *EXTRAS):
+        assert f'\n  {word} ' in result.stdout
+
+
+def test_doctor_finds_damaged_weights(run, tiny_model, tmp_path):
+    folder = tmp_path / 'damaged'
+    store.save_model(store.load_model(tiny_model), folder, {})
+    weights = bytearray((folder / store.WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (folder / store.WEIGHTS).write_bytes(weights)
+    result = run('doctor', '--model', folder, '--device', 'cpu')
+    assert result.exit_code == 1
+    assert 'FAILED' in result.stdout
+    assert str(folder) in result.stdout
+
+
+def test_doctor_knows_the_extras():
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    extras = project['optional-dependencies']
+    assert list(EXTRAS) == [x for x in extras if x not in ('all', 'test', 'tutorials')]
+    (everything,) = extras['all']
+    assert set(re.findall(r'\w+', everything.split('[')[1])) <= set(EXTRAS)
+    brings = {'yaml': 'pyyaml', 'mace': 'mace-torch', 'orb_models': 'orb-models'}
+    for extra, names in EXTRAS.items():
+        packages = {line.split('>')[0] for line in extras[extra]}
+        assert {brings.get(name, name) for name in names} == packages

@@ -1,0 +1,339 @@
+"""What filters and constraints leave free, compared with what ASE itself does."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.constraints import (
+    FixAtoms,
+    FixBondLength,
+    FixCartesian,
+    FixCom,
+    FixedLine,
+    FixedMode,
+    FixedPlane,
+    FixInternals,
+    FixScaled,
+    FixSubsetCom,
+    FixSymmetry,
+    Hookean,
+)
+from ase.filters import (
+    Filter,
+    FrechetCellFilter,
+    StrainFilter,
+    UnitCellFilter,
+)
+from ase.mep import NEB
+from ase.spacegroup import crystal
+from ase.spacegroup.symmetrize import check_symmetry
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import logm
+
+from ase_deeprelax.errors import UnsupportedConstraintError
+from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
+
+MASKS = st.lists(st.booleans(), min_size=6, max_size=6)
+
+
+def skewed():
+    atoms = bulk('NaCl', 'rocksalt', a=5.6) * (2, 1, 2)
+    rng = np.random.default_rng(3)
+    atoms.set_cell(atoms.cell.array + rng.normal(0, 0.1, (3, 3)), scale_atoms=True)
+    atoms.rattle(0.1, seed=1)
+    atoms.positions[2] += 3 * atoms.cell[0] - atoms.cell[2]
+    return atoms
+
+
+def prediction(n, seed=0, size=0.06):
+    rng = np.random.default_rng(seed)
+    e = rng.normal(0, size, (3, 3))
+    values, vectors = np.linalg.eigh((e + e.T) / 2)
+    u = rng.normal(0, 0.1, (n, 3))
+    return vectors @ np.diag(np.exp(values)) @ vectors.T, u - u.mean(0)
+
+
+CONSTRAINTS = {
+    'FixAtoms': lambda: FixAtoms([0, 3]),
+    'FixCartesian': lambda: FixCartesian([1, 2], mask=(True, False, True)),
+    'FixScaled': lambda: FixScaled([1, 4], mask=(True, False, False)),
+    'FixedPlane': lambda: FixedPlane([0, 5], (1, 2, 3)),
+    'FixedLine': lambda: FixedLine([2, 6], (1, -1, 0)),
+    'FixCom': FixCom,
+    'FixSubsetCom': lambda: FixSubsetCom([0, 1, 2]),
+    'FixedMode': lambda: FixedMode(np.random.default_rng(5).normal(size=(8, 3))),
+}
+
+
+@pytest.mark.parametrize('cell_moves', [False, True])
+@pytest.mark.parametrize('name', CONSTRAINTS)
+def test_constraints_act_as_in_frechet_cell_filter(name, cell_moves):
+    """The same step through ASE's own filter ends in the same place."""
+    atoms = skewed()
+    atoms.set_constraint(CONSTRAINTS[name]())
+    s, u = prediction(len(atoms))
+    cell, positions = find_freedom(atoms, cell_moves).allowed(s, u)
+    ase = atoms.copy()
+    if cell_moves:
+        n = len(ase)
+        rows = [positions @ np.linalg.inv(s), n * np.real(logm(n * s))]
+        FrechetCellFilter(ase).set_positions(np.concatenate(rows))
+    else:
+        ase.set_positions(positions)
+    # Nothing that was allowed is taken away by ASE's constraint.
+    np.testing.assert_allclose(ase.positions, positions, atol=1e-9)
+    np.testing.assert_allclose(ase.cell.array, cell, atol=1e-12)
+    if not cell_moves:
+        assert np.array_equal(cell, atoms.cell.array)
+
+
+@pytest.mark.parametrize('name', CONSTRAINTS)
+def test_as_much_as_possible_is_kept(name):
+    """Constraints take away only what they must: never more than the naive projection."""
+    atoms = skewed()
+    atoms.set_constraint(CONSTRAINTS[name]())
+    _, u = prediction(len(atoms))
+    _, positions = find_freedom(atoms).allowed(np.eye(3), u)
+
+    def lost(step):
+        difference = step - u
+        return np.linalg.norm(difference - difference.mean(0))
+
+    naive = atoms.copy()
+    naive.set_positions(atoms.positions + u)
+    kept, projected = (p - atoms.positions for p in (positions, naive.positions))
+    assert lost(kept) <= lost(projected) + 1e-9
+
+
+def test_fixed_atoms_stay_to_the_last_bit():
+    atoms = skewed()
+    atoms.set_constraint([FixAtoms([0, 3]), FixCom()])
+    start = atoms.positions.copy()
+    s, u = prediction(len(atoms))
+    _, positions = find_freedom(atoms).allowed(s, u)
+    assert np.array_equal(positions[[0, 3]], start[[0, 3]])
+    assert np.abs(positions - start).max() > 0.05
+    masses = atoms.get_masses()
+    np.testing.assert_allclose(masses @ positions, masses @ start, atol=1e-8)
+    cell, positions = find_freedom(atoms, True).allowed(s, u)
+    before = atoms.cell.scaled_positions(start)[[0, 3]]
+    after = np.linalg.solve(cell.T, positions.T).T[[0, 3]]
+    np.testing.assert_allclose(after, before, atol=1e-13)
+
+
+def test_one_fixed_atom_costs_nothing():
+    """A crystal has no origin: one fixed atom only says where the prediction sits."""
+    atoms = skewed()
+    s, u = prediction(len(atoms))
+    free_cell, free = find_freedom(atoms, True).allowed(s, u)
+    atoms.set_constraint(FixAtoms([2]))
+    cell, positions = find_freedom(atoms, True).allowed(s, u)
+    np.testing.assert_allclose(cell, free_cell, atol=1e-12)
+    np.testing.assert_allclose(positions - positions[2], free - free[2], atol=1e-10)
+
+
+def test_all_fixed():
+    atoms = skewed()
+    atoms.set_constraint(FixAtoms(range(len(atoms))))
+    cell, positions = find_freedom(atoms).allowed(*prediction(len(atoms)))
+    assert np.array_equal(positions, atoms.positions)
+    assert np.array_equal(cell, atoms.cell.array)
+
+
+def test_constraints_that_contradict_each_other():
+    atoms = skewed()
+    atoms.set_constraint([FixedLine([0], (1, 0, 0)), FixedLine([0], (0, 1, 0))])
+    _, u = prediction(len(atoms))
+    _, positions = find_freedom(atoms).allowed(np.eye(3), u)
+    np.testing.assert_allclose(positions[0], atoms.positions[0], atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(mask=MASKS, kind=st.sampled_from([FrechetCellFilter, UnitCellFilter]))
+def test_mask_is_exact(mask, kind):
+    atoms = skewed()
+    start = atoms.cell.array.copy()
+    target = kind(atoms, mask=mask)
+    cell, _ = find_freedom(target).allowed(*prediction(len(atoms)))
+    free = target.mask.astype(bool)
+    change = np.linalg.solve(start, cell) - np.eye(3)
+    assert np.abs(change[~free]).max(initial=0) < 1e-12
+    assert np.array_equal(start, cell) == (not any(mask))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(mask=MASKS, size=st.floats(0.0, 0.2))
+def test_constant_volume_is_exact(mask, size):
+    atoms = skewed()
+    target = FrechetCellFilter(atoms, mask=mask, constant_volume=True)
+    cell, _ = find_freedom(target).allowed(*prediction(len(atoms), size=size))
+    change = np.linalg.solve(atoms.cell.array, cell) - np.eye(3)
+    assert np.abs(change[~target.mask.astype(bool)]).max(initial=0) < 1e-12
+    assert np.linalg.det(cell) == pytest.approx(np.linalg.det(atoms.cell.array), rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    ('mask', 'free'), [(None, [0, 1, 2]), ([1, 1, 0, 0, 0, 1], [0, 1])]
+)
+def test_hydrostatic(mask, free):
+    atoms = skewed()
+    s, u = prediction(len(atoms))
+    target = FrechetCellFilter(atoms, mask=mask, hydrostatic_strain=True)
+    cell, _ = find_freedom(target).allowed(s, u)
+    change = np.linalg.solve(atoms.cell.array, cell)
+    expected = np.eye(3)
+    mean = np.mean(np.diag(np.real(logm(s)))[free])
+    expected[free, free] = np.exp(mean)
+    np.testing.assert_allclose(change, expected, atol=1e-12)
+
+
+def test_no_volume_and_no_shape_is_no_change():
+    atoms = skewed()
+    target = FrechetCellFilter(atoms, hydrostatic_strain=True, constant_volume=True)
+    cell, _ = find_freedom(target).allowed(*prediction(len(atoms)))
+    np.testing.assert_allclose(cell, atoms.cell.array, atol=1e-13)
+
+
+def test_mask_counts_from_the_filters_first_cell():
+    """As in ASE, what a mask fixes is fixed for the life of the filter."""
+    atoms = skewed()
+    start = atoms.cell.array.copy()
+    target = FrechetCellFilter(atoms, mask=[1, 0, 0, 0, 0, 1])
+    for seed in (0, 1):
+        freedom = find_freedom(target)
+        freedom.write(*freedom.allowed(*prediction(len(atoms), seed)))
+    change = np.linalg.solve(start, atoms.cell.array) - np.eye(3)
+    assert np.abs(change[~target.mask.astype(bool)]).max() < 1e-12
+    assert np.abs(change).max() > 0.01
+
+
+def test_strain_filter_moves_the_cell_only():
+    atoms = skewed()
+    start = atoms.copy()
+    target = StrainFilter(atoms, mask=[1, 1, 0, 0, 0, 1])
+    freedom = find_freedom(target)
+    state = freedom.state()
+    freedom.write(*freedom.allowed(*prediction(len(atoms))))
+    np.testing.assert_allclose(
+        atoms.cell.scaled_positions(atoms.positions),
+        start.cell.scaled_positions(start.positions),
+        atol=1e-12,
+    )
+    change = np.linalg.solve(start.cell.array, atoms.cell.array) - np.eye(3)
+    assert np.abs(change[2]).max() < 1e-13
+    assert np.abs(change[:, 2]).max() < 1e-13
+    moved = atoms.cell.array.copy()
+    target.set_positions(target.get_positions())  # the filter knows where it is
+    np.testing.assert_allclose(atoms.cell.array, moved, atol=1e-12)
+    freedom.restore(state)
+    assert np.array_equal(atoms.cell.array, start.cell.array)
+    assert np.array_equal(atoms.positions, start.positions)
+    assert not target.strain.any()
+
+
+def test_filter_hides_atoms():
+    atoms = skewed()
+    s, u = prediction(len(atoms))
+    for target in (
+        Filter(atoms, indices=[1, 5]),
+        Filter(Filter(atoms, indices=[5, 0, 1]), mask=[True, False, True]),
+    ):
+        cell, positions = find_freedom(target).allowed(s, u)
+        moved = np.flatnonzero((positions != atoms.positions).any(axis=1))
+        assert moved.tolist() == [1, 5]
+        assert np.array_equal(cell, atoms.cell.array)
+
+
+def test_filter_around_cell_filter():
+    atoms = skewed()
+    n = len(atoms)
+    inner = FrechetCellFilter(atoms)
+    s, u = prediction(n)
+    cell, positions = find_freedom(Filter(inner, indices=range(n))).allowed(s, u)
+    assert np.array_equal(cell, atoms.cell.array)
+    assert np.abs(positions - atoms.positions).max() > 0.05
+    cell, positions = find_freedom(Filter(inner, indices=range(n, n + 3))).allowed(s, u)
+    np.testing.assert_allclose(cell, atoms.cell.array @ s, atol=1e-12)
+    np.testing.assert_allclose(positions, atoms.positions @ s, atol=1e-9)
+    with pytest.raises(UnsupportedConstraintError, match='Filter around FrechetCellFilter'):
+        find_freedom(Filter(inner, indices=range(n + 1)))
+
+
+@pytest.mark.parametrize('filtered', [False, True])
+def test_fix_symmetry(filtered):
+    atoms = crystal(
+        ['Ti', 'O'],
+        basis=[(0, 0, 0), (0.31, 0.31, 0)],
+        spacegroup=136,
+        cellpar=[4.6, 4.6, 2.95, 90, 90, 90],
+    )
+    atoms.rotate(33, (1, 2, 3), rotate_cell=True)
+    atoms.set_constraint(FixSymmetry(atoms))
+    s, u = prediction(len(atoms), size=0.2)  # beyond what FixSymmetry takes in a step
+    freedom = find_freedom(FrechetCellFilter(atoms) if filtered else atoms, True)
+    cell, positions = freedom.allowed(s, u)
+    assert np.abs(np.linalg.solve(atoms.cell.array, cell) - np.eye(3)).max() > 0.02
+    freedom.write(cell, positions)
+    assert check_symmetry(atoms, 1e-6).number == 136
+
+
+def test_fix_symmetry_of_the_cell_only():
+    atoms = bulk('Cu', cubic=True)
+    atoms.set_constraint(FixSymmetry(atoms, adjust_positions=False))
+    s, u = prediction(len(atoms))
+    cell, positions = find_freedom(atoms, True).allowed(s, u)
+    change = np.linalg.solve(atoms.cell.array, cell)
+    np.testing.assert_allclose(change, np.eye(3) * change[0, 0], atol=1e-12)
+    expected = (atoms.positions + u) @ change
+    np.testing.assert_allclose(positions - positions[0], expected - expected[0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    'constraint',
+    [Hookean(0, 1, k=5, rt=2.5), FixInternals(bonds=[[2.8, [0, 1]]]), FixBondLength(0, 1)],
+    ids=lambda c: type(c).__name__,
+)
+def test_refused_constraints(constraint):
+    atoms = skewed()
+    atoms.set_constraint([FixAtoms([0]), constraint])
+    with pytest.raises(UnsupportedConstraintError, match=type(constraint).__name__):
+        find_freedom(atoms)
+
+
+def test_refused_targets():
+    atoms = skewed()
+    with pytest.raises(UnsupportedConstraintError, match=r'scalar_pressure=0\.1'):
+        find_freedom(FrechetCellFilter(atoms, scalar_pressure=0.1))
+    with pytest.raises(UnsupportedConstraintError, match='NEB'):
+        unwrap(NEB([atoms.copy() for _ in range(3)]))
+    with pytest.raises(TypeError, match='lists'):
+        unwrap([atoms])
+
+    class Own(Filter):
+        pass
+
+    with pytest.raises(UnsupportedConstraintError, match='Own around Atoms'):
+        find_freedom(Own(atoms, indices=[0]))
+
+
+@pytest.mark.parametrize('kind', ['plain', 'read-only', 'float32', 'int'])
+def test_write_and_restore(kind):
+    atoms = Atoms('Cu2', positions=[[0, 0, 0], [2, 2, 2]], cell=[4, 4, 4], pbc=True)
+    atoms.arrays['tags'] = np.array([5, 6])
+    if kind == 'read-only':
+        atoms.positions.flags.writeable = False
+    elif kind != 'plain':
+        atoms.arrays['positions'] = atoms.positions.astype(kind)
+    before = atoms.positions.copy()
+    freedom = find_freedom(atoms, True)
+    state = freedom.state()
+    cell, positions = freedom.allowed(*prediction(2))
+    freedom.write(cell, positions)
+    assert np.array_equal(atoms.positions, positions)
+    assert np.array_equal(atoms.cell.array, cell)
+    freedom.restore(state)
+    assert np.array_equal(atoms.positions, before)
+    assert atoms.positions.dtype == before.dtype
+    assert np.array_equal(atoms.cell.array, 4 * np.eye(3))
+    assert atoms.get_tags().tolist() == [5, 6]

@@ -1,0 +1,217 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from ase.build import bulk
+
+from ase_deeprelax.errors import ModelError
+from ase_deeprelax.models import create_model, store
+from ase_deeprelax.models.store import (
+    available_models,
+    load_model,
+    load_shared,
+    save_model,
+)
+from ase_deeprelax.predict import relax
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    torch.manual_seed(0)
+    model = create_model('paegnn', hidden=16, layers=1)
+    folder = tmp_path_factory.mktemp('models') / 'small'
+    save_model(model, folder, {'elements': [8, 22], 'metrics': {'coord_mae': 0.1}})
+    return model, folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original[1], tmp_path / 'small')
+
+
+def edit(folder, **changes):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_what_is_saved_comes_back(original, dtype):
+    model, folder = original
+    loaded = load_model(folder, 'cpu', dtype=dtype)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key].to(dtype)), key
+    assert {x.dtype for x in loaded.parameters()} == {dtype}
+    assert not loaded.training
+    assert not any(x.requires_grad for x in loaded.parameters())
+    assert loaded.card['elements'] == [8, 22]
+    assert loaded.card['graph'] == model.spec.to_dict()
+    assert loaded.name == 'small'
+    assert loaded.sha256 == loaded.card['sha256']
+    assert loaded.architecture == 'paegnn'
+    assert loaded.hyperparameters == {'hidden': 16, 'layers': 1}
+
+
+def test_path_as_text_and_name_in_the_card(folder):
+    edit(folder, name='mine')
+    assert load_model(str(folder)).name == 'mine'
+
+
+def test_nothing_else_is_left_in_the_folder(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        'config.json',
+        'model.safetensors',
+    ]
+
+
+def test_failed_write_leaves_the_former_model(original, folder, monkeypatch):
+    before = (folder / 'model.safetensors').read_bytes()
+
+    def full(_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(store.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space'):
+        save_model(create_model('paegnn', hidden=16, layers=1), folder, {})
+    assert (folder / 'model.safetensors').read_bytes() == before
+    assert len(list(folder.iterdir())) == 2
+    load_model(folder)
+
+
+@pytest.mark.parametrize('where', [0, 9, 500, -1])
+def test_flipped_bit_is_found(folder, where):
+    path = folder / 'model.safetensors'
+    content = bytearray(path.read_bytes())
+    content[where] ^= 1
+    path.write_bytes(content)
+    expected = json.loads((folder / 'config.json').read_text())['sha256']
+    with pytest.raises(ModelError) as caught:
+        load_model(folder)
+    actual = store.hashlib.sha256(content).hexdigest()
+    for part in (str(path), expected, actual):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize('size', [0, 7, 100, -1])
+def test_truncated_weights_are_found(folder, size):
+    path = folder / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ModelError, match='damaged'):
+        load_model(folder)
+
+
+def test_missing_weights(folder):
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(ModelError, match='No such file'):
+        load_model(folder)
+    with pytest.raises(ModelError, match='No such file'):
+        load_shared(folder, torch.device('cpu'), torch.float32)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{}', '"x"', '\x00\xff'])
+def test_damaged_config(folder, text):
+    (folder / 'config.json').write_text(text)
+    with pytest.raises(ModelError, match=r'config\.json'):
+        load_model(folder)
+
+
+@pytest.mark.parametrize('key', ['architecture', 'hyperparameters', 'sha256'])
+def test_incomplete_config(folder, key):
+    edit(folder, **{key: None})
+    with pytest.raises(ModelError, match=f'lacks {key}'):
+        load_model(folder)
+
+
+def test_newer_format_names_both_versions(folder):
+    edit(folder, format_version=7)
+    with pytest.raises(ModelError, match=r'format_version 7, this package reads 1'):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'hyperparameters': {'hidden': 24, 'layers': 1}}, 'do not fit together'),
+        ({'hyperparameters': {'hidden': 16, 'layers': 2}}, 'do not fit together'),
+        ({'hyperparameters': {'width': 16}}, 'width'),
+        ({'architecture': 'alexnet'}, 'alexnet'),
+    ],
+)
+def test_config_of_another_model(folder, change, message):
+    edit(folder, **change)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+@pytest.mark.parametrize('suffix', ['.pt', '.pth', '.ckpt'])
+def test_pickles_are_refused_unread(tmp_path, suffix):
+    path = tmp_path / f'model{suffix}'
+    torch.save({'weights': torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match='pickle'):
+        load_model(path)
+
+
+def test_folder_without_config(tmp_path):
+    with pytest.raises(ModelError, match=r'no config\.json'):
+        load_model(tmp_path)
+
+
+def test_unknown_name_tells_the_nearest(folder, monkeypatch):
+    shutil.copytree(folder, folder.parent / 'shipped' / 'deeprelax')
+    monkeypatch.setattr(store, 'SHIPPED', folder.parent / 'shipped')
+    assert list(available_models()) == ['deeprelax']
+    assert load_model('deeprelax').name == 'deeprelax'
+    with pytest.raises(ModelError, match=r"'deprelax'; did you mean 'deeprelax'\? avail"):
+        load_model('deprelax')
+    with pytest.raises(ModelError, match=r'xyz.*; available: deeprelax'):
+        load_model('xyz')
+
+
+def test_no_models_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, 'SHIPPED', tmp_path)
+    with pytest.raises(ModelError, match='available: none'):
+        load_model('default')
+
+
+def test_shared_models_are_loaded_once_and_again_when_they_change(folder):
+    cpu = torch.device('cpu')
+    first = load_shared(folder, cpu, torch.float32)
+    assert load_shared(str(folder), cpu, torch.float32) is first
+    assert load_shared(folder, cpu, torch.float64) is not first
+    torch.manual_seed(1)
+    save_model(create_model('paegnn', hidden=16, layers=1), folder, {})
+    assert load_shared(folder, cpu, torch.float32).sha256 != first.sha256
+
+
+@pytest.mark.parametrize('name', available_models())
+def test_shipped_models_load_and_say_where_they_come_from(name):
+    model = load_model(name)
+    for key in ('elements', 'training', 'metrics'):
+        assert model.card[key], key
+
+
+def test_ensemble_is_a_list_of_models_with_the_hash_of_their_hashes(tmp_path, tiny_model):
+    other = tmp_path / 'other'
+    save_model(create_model('painn', hidden=16, layers=2), other, {'elements': [8, 12]})
+    members = [str(tiny_model), str(other)]
+    hashes = ''.join(load_model(member).sha256 for member in members)
+    config = {
+        'name': 'both',
+        'members': members,
+        'format_version': 1,
+        'architecture': 'ensemble',
+        'hyperparameters': {},
+        'sha256': hashlib.sha256(hashes.encode()).hexdigest(),
+    }
+    folder = tmp_path / 'both'
+    folder.mkdir()
+    (folder / 'config.json').write_text(json.dumps(config))
+    model = load_model(folder)
+    assert [type(member).__name__ for member in model.members] == ['PaEGNN', 'PaiNN']
+    assert relax(bulk('MgO', 'rocksalt', a=4.3), model=folder).model == 'both'
+    save_model(create_model('painn', hidden=16, layers=2), other, {'elements': [8, 12]})
+    with pytest.raises(ModelError, match='are not those that it was made of'):
+        load_model(folder)

@@ -1,0 +1,539 @@
+"""The chain of stages: DeepRelaxOptimizer(refine=[...])."""
+
+import copy
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+from ase.constraints import FixAtoms, FixSymmetry
+from ase.filters import FrechetCellFilter, StrainFilter, UnitCellFilter
+from ase.io import read
+from ase.optimize import BFGS, FIRE, LBFGS, RestartError
+
+from ase_deeprelax import keys
+from ase_deeprelax.calculators.registry import POTENTIALS
+from ase_deeprelax.errors import DeepRelaxWarning, ModelError
+from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.stage import Stage, as_stages
+
+SHARED = Path(__file__).parents[1] / '../shared/potentials'
+
+
+class Counting(EMT):
+    """EMT of another name, which counts how often it is asked."""
+
+    name = 'counting'
+    calls = 0
+
+    def calculate(self, *args, **kwargs):
+        self.calls += 1
+        super().calculate(*args, **kwargs)
+
+
+@pytest.fixture
+def one_shot(tiny_model):
+    """With an untrained model, whose predictions are kept all the same, and no output."""
+    return partial(DeepRelaxOptimizer, model=tiny_model, logfile=None, energy_gate=None)
+
+
+def alloy():
+    atoms = bulk('Cu', cubic=True, a=3.75)
+    atoms.symbols[0] = 'Au'
+    atoms.rattle(0.1, seed=2)
+    return atoms
+
+
+def relaxed_forces(atoms):
+    twin = atoms.copy()
+    twin.set_constraint()
+    twin.calc = EMT()
+    return FrechetCellFilter(twin).get_forces()
+
+
+def place(atoms):
+    return np.concatenate([atoms.positions, atoms.cell.array])
+
+
+# --- what is asked ---------------------------------------------------------------------
+
+
+def test_what_a_stage_can_be_made_from():
+    stages = as_stages(['chgnet', 'tensornet:/x', EMT(), EMT, Stage(Counting(), steps=3)])
+    assert [stage.name for stage in stages] == [
+        'chgnet',
+        'tensornet',
+        'emt',
+        'EMT',
+        'counting',
+    ]
+    assert as_stages(None) == []
+    assert [stage.name for stage in as_stages('chgnet')] == ['chgnet']
+    assert stages[3].made is stages[3].made  # made once
+    for wrong in ({'fmax': -1}, {'steps': 0}, {'min_sigma': np.nan}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Stage(EMT(), **wrong)
+
+
+def test_a_potential_that_is_not_there_is_told_before_anything_is_done(one_shot):
+    atoms, first = alloy(), Counting()
+    with pytest.raises(ModelError, match='nonsense'):
+        one_shot(atoms, refine=[first, 'nonsense']).run()
+    assert first.calls == 0
+    assert np.array_equal(place(atoms), place(alloy()))
+
+
+# --- what is done ----------------------------------------------------------------------
+
+
+def test_two_stages(one_shot, tmp_path):
+    atoms = alloy()
+    first, last = Counting(), EMT()
+    chain = [Stage(first, optimizer=FIRE, fmax=0.3), last]
+    log, traj = tmp_path / 'relax.log', tmp_path / 'relax.traj'
+    with one_shot(atoms, refine=chain, logfile=log, trajectory=traj) as optimizer:
+        assert optimizer.run(fmax=0.01) is True
+    assert optimizer.converged()
+    assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
+    assert atoms.calc is last
+    assert atoms.info[keys.STAGE] == 'emt, ElasticBFGS'
+
+    said, one, two = optimizer.stages
+    assert (said.name, one.name, two.name) == ('prediction', 'counting', 'emt')
+    assert (one.optimizer, two.optimizer) == ('FIRE', 'ElasticBFGS')
+    assert one.converged
+    assert two.converged
+    assert one.fmax < 0.3
+    assert two.fmax < 0.01
+    assert one.energy_after < one.energy_before
+    assert two.energy_before == pytest.approx(one.energy_after)  # the same potential
+    assert two.energy_after == pytest.approx(atoms.get_potential_energy())
+    assert np.array_equal(place(two.atoms), place(atoms))
+    assert 0 < one.spacegroup <= 230
+    # the start, the prediction and each step, and no call more
+    assert first.calls == 1 + said.steps + one.steps + (not said.converged)
+    assert optimizer.nsteps == said.steps + one.steps + 1 + two.steps
+
+    frames = read(traj, index=':')
+    assert len(frames) == optimizer.nsteps + 1
+    assert np.array_equal(frames[-1].positions, atoms.positions)
+    lines = log.read_text().splitlines()
+    summaries = [line for line in lines if line.startswith('stage ')]
+    assert len(summaries) == 2
+    assert summaries[0].startswith('stage 1 of 2, counting, FIRE: converged, ')
+    assert f'{two.steps} steps, energy ' in summaries[1]
+    assert lines[-1] == summaries[1]
+    assert len(lines) == 1 + len(frames) + 2
+    back = json.loads(json.dumps([record.to_dict() for record in optimizer.stages]))
+    assert back[2]['status'] == 'converged'
+    assert back[2]['spacegroup'] == two.spacegroup
+    assert 'atoms' not in back[2]
+
+
+def test_the_accessor_and_every_way_to_bind(one_shot):
+    ends = []
+    for way in ('constructor', 'assignment', 'run', 'another'):
+        atoms = alloy()
+        chain = [Stage(EMT(), fmax=0.2), EMT]
+        if way == 'constructor':
+            assert one_shot(atoms, refine=chain).run(fmax=0.02) is True
+        elif way == 'run':
+            assert one_shot(refine=chain).run(atoms, fmax=0.02) is True
+        else:
+            atoms.optimizer = one_shot(refine=chain)
+            if way == 'another':
+                first, atoms = atoms, alloy()
+                atoms.optimizer = first.optimizer
+                assert first.optimizer.stages == []
+            assert atoms.optimizer.run(fmax=0.02) is True
+            assert len(atoms.optimizer.stages) == 3
+        ends.append(place(atoms))
+    assert np.ptp(ends, axis=0).max() < 1e-9
+    assert one_shot().stages == []
+
+
+def test_a_chain_of_one_is_the_ordinary_refinement(one_shot):
+    given, chained = alloy(), alloy()
+    given.calc = EMT()
+    plain = one_shot(given, relax_cell=True)
+    chain = one_shot(chained, refine=EMT())
+    assert plain.run(fmax=0.01) is True
+    assert chain.run(fmax=0.01) is True
+    assert np.array_equal(place(given), place(chained))
+    assert plain.nsteps == chain.nsteps
+    for one, two in zip(plain.stages, chain.stages, strict=True):
+        assert one.name == two.name
+        assert one.steps == two.steps
+        assert one.energy_after == pytest.approx(two.energy_after)
+
+
+def test_without_refinement_there_is_the_prediction_alone(one_shot):
+    atoms = alloy()
+    optimizer = one_shot(atoms)
+    assert optimizer.stages == []
+    optimizer.run()
+    [record] = optimizer.stages
+    assert (record.name, record.status, record.steps) == ('prediction', 'converged', 1)
+    assert record.energy_after is None
+    assert np.array_equal(place(record.atoms), place(atoms))
+
+
+def test_each_stage_has_its_own_freedom(one_shot):
+    atoms = alloy()
+    mask = partial(FrechetCellFilter, mask=[1, 1, 0, 0, 0, 0])
+    chain = [
+        Stage(EMT(), relax_cell=False),
+        Stage(EMT(), relax_cell=mask),
+        Stage(EMT(), relax_cell=partial(StrainFilter, mask=[0, 0, 1, 0, 0, 0]), steps=3),
+        Stage(EMT(), relax_cell=True),
+    ]
+    optimizer = one_shot(atoms, refine=chain, optimizer=partial(BFGS, maxstep=0.02))
+    assert optimizer.run(fmax=0.02) is True
+    said, fixed, some, strained, free = (record.atoms for record in optimizer.stages)
+    assert np.array_equal(fixed.cell.array, said.cell.array)
+    change = np.linalg.solve(fixed.cell.array, some.cell.array) - np.eye(3)
+    assert np.abs(np.diag(change)[:2]).min() > 1e-4
+    assert np.abs(change[2]).max() < 1e-12
+    change = np.linalg.solve(some.cell.array, strained.cell.array) - np.eye(3)
+    assert abs(change[2, 2]) > 1e-4
+    assert np.abs(change[:2]).max() < 1e-12
+    assert np.linalg.norm(relaxed_forces(free), axis=1).max() < 0.02
+
+
+@pytest.mark.parametrize('kind', [FrechetCellFilter, UnitCellFilter])
+def test_filters_and_constraints_are_honoured(one_shot, kind):
+    atoms = alloy()
+    atoms.set_constraint(FixAtoms([1]))
+    start = atoms.copy()
+    target = kind(atoms, mask=[1, 1, 0, 0, 0, 1])
+    chain = [Stage(EMT(), fmax=0.2), EMT()]
+    assert one_shot(target, refine=chain).run(fmax=0.03) is True
+    change = np.linalg.solve(start.cell.array, atoms.cell.array) - np.eye(3)
+    assert np.abs(change[2]).max() < 1e-9
+    assert np.abs(change[:2]).max() > 1e-3
+    moved = atoms.cell.scaled_positions(atoms.positions)
+    moved -= start.cell.scaled_positions(start.positions)
+    assert np.abs(moved[1]).max() < 1e-12
+    assert len(atoms.constraints) == 1
+
+
+def test_symmetry_is_kept_through_all_stages(one_shot):
+    atoms = bulk('Cu', cubic=True, a=3.8)
+    atoms.set_constraint(FixSymmetry(atoms))
+    optimizer = one_shot(atoms, refine=[Stage(EMT(), fmax=0.2), EMT()])
+    assert optimizer.run(fmax=0.01) is True
+    assert {record.spacegroup for record in optimizer.stages} == {225}
+
+
+def test_molecules_are_refined_without_a_prediction(one_shot):
+    atoms = molecule('CH3CH2OH')
+    optimizer = one_shot(atoms, refine=[Stage(EMT(), fmax=0.5), EMT()])
+    with pytest.warns(DeepRelaxWarning, match='without a prediction'):
+        assert optimizer.run(fmax=0.05) is True
+    assert optimizer.stages[0].status == 'skipped'
+    assert 'pbc is False' in optimizer.stages[0].reason
+    assert atoms.info[keys.KIND] == 'other, cell held'
+    assert atoms.info[keys.STAGE] == 'emt, ElasticBFGS (not predicted)'
+    assert optimizer.stages[1].spacegroup == 0
+
+
+def test_steps_of_a_stage_and_of_a_run(one_shot):
+    atoms = alloy()
+    optimizer = one_shot(atoms, refine=[Stage(EMT(), steps=2), Stage(Counting(), steps=3)])
+    assert optimizer.run(fmax=1e-9) is False
+    assert [record.status for record in optimizer.stages[1:]] == ['not converged'] * 2
+    assert [record.steps for record in optimizer.stages[1:]] == [2, 3]
+    assert '3 steps' in optimizer.stages[-1].reason
+    assert atoms.info[keys.STAGE] == 'counting, ElasticBFGS (not converged)'
+    assert optimizer.converged() is False
+    # another run goes on with the last stage
+    assert optimizer.run(fmax=0.01, steps=1) is False
+    assert optimizer.stages[-1].status == 'running'
+    assert optimizer.run(fmax=0.3) is True
+    assert [record.name for record in optimizer.stages[3:]] == ['counting']
+    assert optimizer.run(fmax=0.3) is True
+    assert len(optimizer.stages) == 4
+
+    in_bits, steps = alloy(), 0
+    optimizer = one_shot(in_bits, refine=[Stage(EMT(), fmax=0.2), EMT()])
+    while not optimizer.run(fmax=0.01, steps=1):
+        steps += 1
+        assert steps < 100
+    whole = alloy()
+    one_shot(whole, refine=[Stage(EMT(), fmax=0.2), EMT()]).run(fmax=0.01)
+    np.testing.assert_allclose(place(in_bits), place(whole), atol=1e-9)
+
+
+def test_a_tighter_run_goes_on_with_what_the_optimizer_learnt(one_shot):
+    atoms, direct = alloy(), alloy()
+    optimizer = one_shot(atoms, refine=[Stage(EMT(), fmax=0.3), EMT()])
+    assert optimizer.run(fmax=0.1) is True
+    assert optimizer.run(fmax=0.01) is True
+    other = one_shot(direct, refine=[Stage(EMT(), fmax=0.3), EMT()])
+    assert other.run(fmax=0.01) is True
+    assert np.array_equal(place(atoms), place(direct))
+    assert optimizer.nsteps == other.nsteps
+
+
+def test_atoms_changed_between_runs_are_what_goes_on(one_shot):
+    atoms = alloy()
+    optimizer = one_shot(atoms, refine=EMT())
+    assert optimizer.run(fmax=0.01, steps=3) is False
+    atoms.symbols[:] = 'Au'  # less bound: no stage that went uphill
+    assert optimizer.run(fmax=0.01) is True
+    assert optimizer.stages[-1].energy_before > optimizer.stages[-1].energy_after
+    assert set(atoms.symbols) == {'Au'}
+    # Its filter measures strain from the first cell, `relaxed_forces` from the last.
+    assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.011
+
+
+# --- sigma decides ---------------------------------------------------------------------
+
+
+def test_sure_predictions_need_no_refinement(one_shot):
+    atoms, calculator = alloy(), Counting()
+    optimizer = one_shot(atoms, refine=[Stage(calculator, min_sigma=100.0)])
+    assert optimizer.run() is True
+    assert optimizer.nsteps == 1
+    assert calculator.calls == 0
+    assert atoms.info[keys.STAGE] == 'predicted'
+    said, skipped = optimizer.stages
+    assert (said.status, skipped.status) == ('converged', 'skipped')
+    assert 'below 100 A' in skipped.reason
+    assert optimizer.run() is True
+    # other atoms are asked about anew
+    atoms.positions[0] += 0.1
+    assert optimizer.run() is True
+    assert (optimizer.nsteps, calculator.calls) == (2, 0)
+
+
+def test_unsure_predictions_go_to_the_next_stage(one_shot):
+    def run(threshold):
+        atoms, costly = alloy(), Counting()
+        chain = [Stage(EMT(), fmax=0.1), Stage(costly, fmax=0.02, min_sigma=threshold)]
+        optimizer = one_shot(atoms, refine=chain)
+        assert optimizer.run() is True
+        return optimizer.stages[-1].status, costly.calls, atoms.info[keys.SIGMA]
+
+    status, calls, sigma = run(100.0)
+    assert (status, calls) == ('skipped', 0)
+    status, calls, _ = run(0.9 * sigma)
+    assert status == 'converged'
+    assert calls > 0
+
+
+def test_where_nothing_vouches_for_the_structure_all_stages_run(one_shot):
+    atoms = molecule('H2O')
+    optimizer = one_shot(atoms, refine=[Stage(EMT(), min_sigma=100.0)])
+    with pytest.warns(DeepRelaxWarning, match='without a prediction'):
+        assert optimizer.run() is True
+    assert optimizer.stages[-1].status == 'converged'
+    # and where the prediction was rolled back
+    atoms = alloy()
+    chain = [Stage(EMT(), fmax=0.2), Stage(Counting(), min_sigma=100.0)]
+    optimizer = one_shot(atoms, refine=chain, energy_gate=-10.0)
+    assert optimizer.run() is True
+    assert [r.status for r in optimizer.stages] == ['failed', 'converged', 'converged']
+
+
+# --- restart, copies -------------------------------------------------------------------
+
+
+class Dying(EMT):
+    """EMT that goes away at a given call, counted over all of them."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def calculate(self, *args, **kwargs):
+        if self.calls[0] == 0:
+            raise KeyboardInterrupt
+        self.calls[0] -= 1
+        super().calculate(*args, **kwargs)
+
+
+@pytest.mark.parametrize(('optimizer', 'stride'), [(BFGS, 1), (FIRE, 8), (LBFGS, 5)])
+def test_interrupted_anywhere_it_ends_where_it_would_have(
+    one_shot, tmp_path, optimizer, stride
+):
+    def run(atoms, calls, **options):
+        fixed = Stage(Dying(calls), fmax=0.3, relax_cell=False)
+        return one_shot(atoms, refine=[fixed, Dying(calls)], optimizer=optimizer, **options)
+
+    whole, calls = alloy(), [1000]
+    uninterrupted = run(whole, calls)
+    assert uninterrupted.run(fmax=0.05) is True
+    total = 1000 - calls[0]
+    assert total > 8
+    for n in range(0, total, stride):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        options = {'restart': folder / 'restart.json', 'trajectory': folder / 'relax.traj'}
+        with pytest.raises(KeyboardInterrupt):
+            run(alloy(), [n], **options).run(fmax=0.05)
+        atoms = alloy()
+        again = run(atoms, [1000], append_trajectory=True, **options)
+        assert again.run(fmax=0.05) is True
+        np.testing.assert_allclose(place(atoms), place(whole), atol=1e-9)
+        assert len(read(options['trajectory'], index=':')) == uninterrupted.nsteps + 1
+        for one, two in zip(again.stages, uninterrupted.stages, strict=True):
+            assert (one.name, one.status, one.steps) == (two.name, two.status, two.steps)
+            assert one.energy_after == pytest.approx(two.energy_after, abs=1e-9)
+        assert {**atoms.info, keys.SIGMA_ATOMS: 0} == {**whole.info, keys.SIGMA_ATOMS: 0}
+        assert keys.SIGMA in atoms.arrays
+
+
+SCRIPT = """
+    import os, signal, sys
+    from ase.build import bulk
+    from ase.calculators.emt import EMT
+    from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+    from ase_deeprelax.optimize.stage import Stage
+
+    class Killed(EMT):
+        left = int(sys.argv[2])
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    atoms = bulk('Cu', cubic=True, a=3.75)
+    atoms.symbols[0] = 'Au'
+    atoms.rattle(0.1, seed=2)
+    optimizer = DeepRelaxOptimizer(
+        atoms, 'restart.json', 'relax.log', 'relax.traj', True,
+        model=sys.argv[1], refine=[Stage(EMT(), fmax=0.3), Killed()],
+        energy_gate=None,
+    )
+    print(optimizer.run(fmax=0.02), *[record.steps for record in optimizer.stages])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no SIGKILL on this system')
+def test_killed_in_the_second_stage(one_shot, tiny_model, tmp_path):
+    def script(left):
+        return subprocess.run(
+            [sys.executable, '-c', textwrap.dedent(SCRIPT), str(tiny_model), str(left)],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])},
+        )
+
+    assert script(4).returncode == -signal.SIGKILL
+    whole = alloy()
+    optimizer = one_shot(whole, refine=[Stage(EMT(), fmax=0.3), EMT()])
+    assert optimizer.run(fmax=0.02) is True
+    again = script(-1)
+    assert again.returncode == 0, again.stderr
+    steps = [str(record.steps) for record in optimizer.stages]
+    assert again.stdout.split() == ['True', *steps]
+    frames = read(tmp_path / 'relax.traj', index=':')
+    np.testing.assert_allclose(place(frames[-1]), place(whole), atol=1e-9)
+    assert len(frames) == optimizer.nsteps + 1
+
+
+def test_restart_from_the_end_of_a_trajectory(one_shot, tmp_path):
+    chain = [Stage(EMT(), fmax=0.3), Stage(EMT(), fmax=0.02)]
+    whole = alloy()
+    one_shot(whole, refine=chain).run()
+    files = {'restart': tmp_path / 'restart.json', 'trajectory': tmp_path / 'relax.traj'}
+    one_shot(alloy(), refine=chain, **files).run(steps=7)
+    atoms = read(files['trajectory'])
+    assert not np.array_equal(atoms.positions, alloy().positions)
+    again = one_shot(atoms, refine=chain, append_trajectory=True, **files)
+    assert again.run() is True
+    np.testing.assert_allclose(place(atoms), place(whole), atol=1e-9)
+    other = bulk('NaCl', 'rocksalt', a=5.6)
+    with pytest.raises(RestartError, match='AuCu3'):
+        one_shot(other, refine=chain, restart=files['restart']).run()
+    done = alloy()
+    finished = one_shot(done, refine=chain, restart=files['restart'])
+    assert finished.run() is True
+    assert finished.nsteps == 0
+    np.testing.assert_allclose(place(done), place(whole), atol=1e-9)
+
+
+@pytest.mark.parametrize('copier', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_go_on_in_the_same_stage(one_shot, copier):
+    atoms = alloy()
+    made = partial(LennardJones, sigma=2.3, epsilon=0.4, rc=5.0, smooth=True)
+    atoms.optimizer = one_shot(refine=[Stage(made, fmax=0.3), Stage(made(), fmax=0.02)])
+    twin = copier(atoms)
+    assert twin.optimizer.run() is True
+    assert atoms.optimizer.stages == []
+    while len(atoms.optimizer.stages) < 3:
+        assert atoms.optimizer.run(steps=1) is False
+    steps = [record.steps for record in atoms.optimizer.stages]
+    later = copier(atoms)
+    assert later.optimizer.run() is True
+    assert later.optimizer.stages[1].steps == steps[1]
+    assert later.optimizer.stages[-1].fmax < 0.02
+    assert [record.steps for record in atoms.optimizer.stages] == steps
+    other = copier(atoms)
+    other.symbols[0] = 'Ag'
+    assert other.optimizer.run() is True
+
+
+def test_the_hessian_does_not_travel(one_shot):
+    atoms = alloy() * 2
+    calculator = LennardJones(sigma=2.3, epsilon=0.4, rc=5.0, smooth=True)
+    optimizer = one_shot(atoms, refine=calculator)
+    optimizer.run(fmax=1e-3, steps=3)
+    assert optimizer.stages[-1].steps > 0
+    hessian = 8 * (3 * len(atoms) + 9) ** 2
+    assert len(pickle.dumps(optimizer)) - len(pickle.dumps(atoms)) < hessian / 2
+
+
+# --- real potentials -------------------------------------------------------------------
+
+
+def magnesia():
+    atoms = bulk('MgO', 'rocksalt', a=4.45)
+    atoms.positions[1] += [0.1, 0.05, 0.0]
+    return atoms
+
+
+def test_tensornet_then_chgnet(one_shot):
+    """From a quick potential to a slower one, on a structure far from its minimum."""
+    folder = SHARED / 'TensorNet-MatPES-PBE-v2025.1-PES'
+    for name in ('tensornet', 'chgnet'):
+        pytest.importorskip(POTENTIALS[name].package, exc_type=ImportError)
+    if not folder.is_dir():
+        pytest.skip(f'needs {folder.name} in ../shared/potentials')
+    atoms = magnesia()
+    chain = [Stage(f'tensornet:{folder}', fmax=0.1), Stage('chgnet', fmax=0.05)]
+    optimizer = one_shot(atoms, refine=chain)
+    assert optimizer.run() is True
+    _, first, last = optimizer.stages
+    assert (first.name, last.name) == ('tensornet', 'chgnet')
+    assert first.converged
+    assert last.converged
+    assert last.fmax < 0.05
+    assert first.energy_after < first.energy_before
+    assert last.energy_after <= last.energy_before
+    assert last.spacegroup == 225
+    assert (4 * atoms.get_volume()) ** (1 / 3) == pytest.approx(4.24, abs=0.05)
+    assert last.steps < first.steps
+
+
+def test_chgnet_alone_where_the_prediction_is_not_sure(one_shot):
+    pytest.importorskip(POTENTIALS['chgnet'].package, exc_type=ImportError)
+    atoms = magnesia()
+    optimizer = one_shot(atoms, refine=Stage('chgnet', steps=3, min_sigma=1e-6))
+    assert optimizer.run(fmax=1e-4) is False
+    assert optimizer.stages[-1].steps == 3
+    assert optimizer.stages[-1].energy_after < optimizer.stages[-1].energy_before

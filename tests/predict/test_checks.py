@@ -1,0 +1,396 @@
+"""What is refused: every message says what, where and what to do; nothing else is."""
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule, niggli_reduce
+from ase.data import covalent_radii
+from ase.geometry import get_distances
+from ase.spacegroup import crystal
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ase_deeprelax.errors import (
+    PredictionError,
+    StructureError,
+    UnsupportedElementError,
+)
+from ase_deeprelax.predict import checks
+from ase_deeprelax.predict.checks import (
+    CONTACT,
+    STRETCH,
+    VOLUME_RATIO,
+    check_prediction,
+    check_structure,
+)
+from tests.strategies import crystals, orthogonal, prototypes, quick
+
+DATA = Path(__file__).parents[2] / 'shared' / 'data'
+
+
+def perovskite():
+    return prototypes()['SrTiO3']
+
+
+def with_cell(cell):
+    return Atoms('NaCl', positions=[[0, 0, 0], [2.8, 0, 0]], cell=cell, pbc=True)
+
+
+# -- what is fine ----------------------------------------------------------------------
+
+
+@quick
+@given(crystals())
+def test_crystals_in_any_disguise_are_fine(atoms):
+    before = atoms.copy()
+    check_structure(atoms)
+    assert atoms.positions.tobytes() == before.positions.tobytes()
+    assert atoms.cell.array.tobytes() == before.cell.array.tobytes()
+
+
+@pytest.mark.parametrize('name', prototypes())
+def test_real_crystals_are_within_the_training_range(name):
+    assert check_structure(prototypes()[name]) == ''
+
+
+def test_one_atom_left_hand_and_far_images_are_fine():
+    atoms = bulk('Cu')
+    atoms.set_cell(-atoms.cell.array)
+    atoms.positions += 1e6
+    assert check_structure(atoms) == ''
+
+
+def test_celldisp_and_foreign_info_are_fine():
+    atoms = perovskite()
+    atoms.set_celldisp([50.0, -1e4, 3.0])
+    atoms.info.update(occupancy='full', spacegroup=[1], data={'x': None})
+    assert check_structure(atoms) == ''
+
+
+def test_full_occupancies_of_a_cif_are_fine():
+    atoms = bulk('NaCl', 'rocksalt', a=5.6)
+    atoms.info['occupancy'] = {'0': {'Na': 1.0}, '1': {'Cl': 1}}
+    assert check_structure(atoms) == ''
+
+
+# -- items of the list of bad input, one by one -----------------------------------------
+
+
+def test_no_atoms():
+    with pytest.raises(StructureError, match='0 atoms'):
+        check_structure(Atoms(cell=np.eye(3) * 4, pbc=True))
+
+
+@quick
+@given(
+    crystals(min_atoms=2, max_atoms=20),
+    st.sampled_from([np.nan, np.inf, -np.inf]),
+    st.integers(0, 2),
+    st.data(),
+)
+def test_positions_that_are_not_finite_are_named(atoms, value, axis, data):
+    index = data.draw(st.integers(0, len(atoms) - 1))
+    atoms.positions[index, axis] = value
+    symbol = atoms.get_chemical_symbols()[index]
+    text = rf'atom {index} \({symbol}\): position {"xyz"[axis]} is {value}'
+    with pytest.raises(StructureError, match=text):
+        check_structure(atoms)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_cell_that_is_not_finite_is_named(value):
+    atoms = perovskite()
+    atoms.cell[1, 2] = value
+    with pytest.raises(StructureError, match=f'cell vector b: component z is {value}'):
+        check_structure(atoms)
+
+
+def test_coordinates_beyond_double_precision():
+    atoms = perovskite()
+    atoms.positions[3, 1] = -1e12
+    with pytest.raises(StructureError, match=r'atom 3 \(O\): position y is -1e\+12'):
+        check_structure(atoms)
+
+
+@pytest.mark.parametrize(
+    ('cell', 'text'),
+    [
+        (np.zeros((3, 3)), 'cell vector a is zero, cell volume 0; set a cell'),
+        (np.diag([5, 0, 5]), 'cell vector b is zero'),
+        ([[5, 0, 0], [0, 5, 0], [5, 5, 0]], 'cell volume 0.*one plane'),
+        ([[5, 0, 0], [0, 5, 0], [5, 5, 0.05]], r'0\.625 A\^3 per atom.*unit'),
+        (np.eye(3) * 0.5, r'0\.0625 A\^3 per atom'),
+    ],
+)
+def test_cells_without_room(cell, text):
+    with pytest.raises(StructureError, match=text):
+        check_structure(with_cell(cell))
+
+
+def test_slabs_wires_and_molecules():
+    slab = fcc111('Al', (1, 1, 3), vacuum=5.0)
+    assert check_structure(slab) == ''
+    slab.pbc = True
+    assert check_structure(slab) == ''
+    slab.cell[2] = 0
+    slab.pbc = True, True, False
+    with pytest.raises(StructureError, match=r'vector c is zero.*vacuum=10, axis=2'):
+        check_structure(slab)
+    wire = fcc111('Al', (1, 1, 3), vacuum=5.0)
+    wire.pbc = True, False, False
+    with pytest.raises(StructureError, match='a wire'):
+        check_structure(wire)
+    with pytest.raises(StructureError, match='crystals and layers'):
+        check_structure(molecule('H2O'))
+    with pytest.raises(StructureError, match='a molecule or cluster in a box'):
+        check_structure(molecule('H2O', vacuum=8.0, pbc=True))
+
+
+@quick
+@given(crystals(min_atoms=2, max_atoms=15), st.data())
+def test_two_atoms_on_one_site_are_both_named(atoms, data):
+    a, b = sorted(data.draw(st.permutations(range(len(atoms))))[:2])
+    image = np.array(data.draw(st.tuples(*3 * [st.integers(-5, 5)])))
+    atoms.positions[b] = atoms.positions[a] + image @ atoms.cell.array
+    with pytest.raises(StructureError, match=rf'atom {a} \(.*atom {b} \(.*one site'):
+        check_structure(atoms)
+
+
+@quick
+@given(crystals(min_atoms=2, max_atoms=10), st.floats(0.01, 0.95), st.data())
+def test_the_smallest_distance_decides(atoms, distance, data):
+    a, b = data.draw(st.permutations(range(len(atoms))))[:2]
+    direction = orthogonal(data.draw(st.integers(0, 1000)))[0]
+    atoms.positions[b] = atoms.positions[a] + distance * direction
+    closest = smallest_distance(atoms)
+    if abs(closest - 0.5) < 1e-6:
+        return
+    if closest < 0.5:
+        with pytest.raises(StructureError, match=f'{closest:.3f} A apart, less than 0.5'):
+            check_structure(atoms)
+    else:
+        check_structure(atoms)
+    check_structure(atoms, min_distance=closest - 1e-6)
+    check_structure(atoms, min_distance=0)
+
+
+def smallest_distance(atoms):
+    images = np.array(list(itertools.product(range(-2, 3), repeat=3)))
+    reduced = atoms.copy()
+    niggli_reduce(reduced)
+    cell = reduced.cell.array
+    delta = reduced.positions[:, None] - reduced.positions
+    lengths = np.linalg.norm(delta[..., None, :] + images @ cell, axis=-1)
+    return lengths[lengths > 1e-9].min()
+
+
+def test_an_atom_on_its_own_image():
+    atoms = Atoms('Cu', cell=[0.4, 6, 6], pbc=True)
+    with pytest.raises(
+        StructureError, match=r'atom 0 \(Cu\) and its own periodic image are 0\.400 A'
+    ):
+        check_structure(atoms)
+
+
+def test_dummy_atoms():
+    atoms = Atoms('CuX', positions=[[0, 0, 0], [2, 2, 2]], cell=[4, 4, 4], pbc=True)
+    with pytest.raises(UnsupportedElementError, match=r'atom 1 .* 0 \(X\).*remove'):
+        check_structure(atoms)
+    atoms.numbers[1] = 130
+    with pytest.raises(UnsupportedElementError, match=r'atom 1 .* 130'):
+        check_structure(atoms)
+
+
+def test_elements_that_training_has_not_seen_are_listed():
+    atoms = perovskite()
+    assert check_structure(atoms, elements=[8, 22, 38]) == ''
+    with pytest.raises(UnsupportedElementError, match=r'Ti, Sr \(first: atom 1\)'):
+        check_structure(atoms, elements={8, 26})
+
+
+def test_partial_occupancy():
+    mixed = crystal(
+        ['Na', 'Cl'],
+        [(0, 0, 0), (0.5, 0.5, 0.5)],
+        spacegroup=225,
+        cellpar=[5.6] * 3 + [90] * 3,
+        occupancies=[0.7, 1.0],
+    )
+    with pytest.raises(StructureError, match=r'partially occupied \(Na 0\.7'):
+        check_structure(mixed)
+    mixed.info['occupancy'] = {'0': {'Na': 0.5, 'K': 0.5}}
+    with pytest.raises(StructureError, match=r'Na 0\.5, K 0\.5'):
+        check_structure(mixed)
+
+
+def test_more_than_fits_into_memory(monkeypatch):
+    atoms = bulk('Cu', cubic=True) * (11, 11, 11)
+    check_structure(atoms)
+    sizes = {'SC_PHYS_PAGES': 500_000, 'SC_PAGE_SIZE': 4096}  # a machine of 2 GB
+    monkeypatch.setattr(checks.os, 'sysconf', sizes.__getitem__)
+    with pytest.raises(StructureError, match=r'5324 atoms need about \d GB, this .* 2 GB'):
+        check_structure(atoms)
+    check_structure(bulk('Cu', cubic=True) * (5, 5, 5))
+
+
+def test_what_lies_outside_the_training_range_is_said():
+    assert 'volume per atom' in check_structure(bulk('Cu', a=12.0))
+    assert 'volume per atom' in check_structure(bulk('Cu', a=2.2))
+    large = bulk('Cu', cubic=True) * (3, 3, 3)
+    assert check_structure(large) == '108 atoms, in training 1 to 64'
+    assert check_structure(large, ranges={'n_atoms': [1, 200]}) == ''
+    ranges = {'n_atoms': [1, 20], 'volume_per_atom': [20, 30]}
+    assert check_structure(large, ranges=ranges).count(';') == 1
+
+
+@pytest.mark.skipif(not DATA.exists(), reason='needs ../shared/data')
+@pytest.mark.parametrize('name', ['pairs_mp', 'pairs_pandey2021'])
+def test_true_relaxations_are_not_refused(name):
+    """DFT's own answers to real inputs pass both checks, all but very few."""
+    refused, count = [], 0
+    with gzip.open(DATA / f'{name}.jsonl.gz', 'rt') as lines:
+        for line in itertools.islice(lines, 0, None, 60):
+            record = json.loads(line)
+            if not record['ok']:
+                continue
+            count += 1
+            initial, relaxed = (
+                Atoms(
+                    numbers=record['numbers'],
+                    cell=record[f'cell{k}'],
+                    scaled_positions=record[f'frac{k}'],
+                    pbc=True,
+                )
+                for k in (0, 1)
+            )
+            try:
+                check_structure(initial)
+                check_prediction(initial, relaxed)
+            except (StructureError, PredictionError) as error:
+                refused.append(f'{record["id"]}: {error}')
+    assert count > 100
+    assert len(refused) <= 0.002 * count, refused
+
+
+# -- predictions -------------------------------------------------------------------------
+
+
+def moved(atoms, deformation=None, displacement=0.0):
+    deformation = np.eye(3) if deformation is None else deformation
+    result = atoms.copy()
+    result.positions = (atoms.positions + displacement) @ deformation
+    result.set_cell(atoms.cell.array @ deformation)
+    return result
+
+
+@quick
+@given(crystals(), st.integers(0, 2**32 - 1))
+def test_moderate_predictions_pass(atoms, seed):
+    rng = np.random.default_rng(seed)
+    strain = rng.uniform(-0.05, 0.05, (3, 3))
+    displacement = rng.uniform(-0.05, 0.05, atoms.positions.shape)
+    check_prediction(atoms, moved(atoms, np.eye(3) + strain + strain.T, displacement))
+
+
+@quick
+@given(st.data())
+def test_no_prediction_is_no_problem(data):
+    atoms = data.draw(crystals(max_atoms=10))
+    check_prediction(atoms, atoms)
+
+
+@quick
+@given(crystals(max_atoms=10), st.floats(0.05, 8.0))
+def test_volume_limits(atoms, ratio):
+    spread = atoms.copy()  # room, so that only the volume is judged
+    spread.set_cell(atoms.cell.array * 4, scale_atoms=True)
+    scale = ratio ** (1 / 3)
+    low, high = VOLUME_RATIO
+    if low * 1.001 < ratio < high * 0.999:
+        check_prediction(spread, moved(spread, scale * np.eye(3)))
+    elif not low * 0.999 < ratio < high * 1.001:
+        with pytest.raises(PredictionError, match=r'volume is .* times.*input was kept'):
+            check_prediction(spread, moved(spread, scale * np.eye(3)))
+
+
+@quick
+@given(crystals(max_atoms=10), st.sampled_from([STRETCH[0] * 0.9, STRETCH[1] * 1.1]))
+def test_shape_limits(atoms, stretch):
+    spread = atoms.copy()
+    spread.set_cell(atoms.cell.array * 6, scale_atoms=True)
+    other = stretch**-0.5  # the volume stays
+    with pytest.raises(PredictionError, match='stretched by'):
+        check_prediction(spread, moved(spread, np.diag([stretch, other, other])))
+
+
+def test_handedness():
+    atoms = perovskite()
+    with pytest.raises(PredictionError, match='inside out'):
+        check_prediction(atoms, moved(atoms, np.diag([1, 1, -1])))
+    left = moved(atoms, np.diag([1, 1, -1]))
+    check_prediction(left, moved(left, 1.02 * np.eye(3)))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_predictions_that_are_not_finite(value):
+    atoms = perovskite()
+    bad = atoms.copy()
+    bad.positions[4, 2] = value
+    with pytest.raises(PredictionError, match=rf'atom 4 \(O\): position z is {value}'):
+        check_prediction(atoms, bad)
+    bad = atoms.copy()
+    bad.cell[0, 0] = value
+    with pytest.raises(PredictionError, match='predicted cell'):
+        check_prediction(atoms, bad)
+
+
+@quick
+@given(st.data())
+def test_contacts(data):
+    """Two atoms pushed together are refused below half the sum of their radii only."""
+    atoms = prototypes()[data.draw(st.sampled_from(['NaCl', 'TiO2 rutile', 'CaTiO3']))]
+    a = data.draw(st.integers(0, len(atoms) - 2))
+    b = len(atoms) - 1
+    vectors, lengths = get_distances(
+        atoms.positions[a], atoms.positions[b], cell=atoms.cell, pbc=True
+    )
+    vector, length = vectors[0, 0], lengths[0, 0]
+    limit = CONTACT * covalent_radii[atoms.numbers[[a, b]]].sum()
+    target = limit * data.draw(st.sampled_from([0.9, 0.99, 1.01, 1.1]))
+    displacement = np.zeros_like(atoms.positions)
+    displacement[b] = -vector * (1 - target / length)
+    relaxed = moved(atoms, displacement=displacement)
+    # the same images, written in a skewed cell: both are judged alike
+    basis = np.array([[1, 0, 0], [7, 1, 0], [-2, 5, 1]])
+    skewed, skewed_relaxed = atoms.copy(), relaxed.copy()
+    skewed.set_cell(basis @ atoms.cell.array)
+    skewed_relaxed.set_cell(basis @ relaxed.cell.array)
+    text = rf'atom {a} \(.*atom {b} \(.*{target:.3f} A apart.*covalent'
+    for pair in ((atoms, relaxed), (skewed, skewed_relaxed)):
+        if target < limit:
+            with pytest.raises(PredictionError, match=text):
+                check_prediction(*pair)
+        else:
+            check_prediction(*pair)
+
+
+def test_close_contacts_of_the_input_may_stay_or_grow():
+    atoms = Atoms(
+        'SrHH',
+        positions=[[0, 0, 0], [2.5, 2.5, 2.5], [2.5, 2.5, 2.75]],
+        cell=[5, 5, 5],
+        pbc=True,
+    )
+    check_prediction(atoms, atoms)
+    apart = atoms.copy()
+    apart.positions[2, 2] += 0.03
+    check_prediction(atoms, apart)
+    closer = atoms.copy()
+    closer.positions[2, 2] -= 0.03
+    with pytest.raises(PredictionError, match=r'0\.220 A apart.*before: 0\.250 A'):
+        check_prediction(atoms, closer)

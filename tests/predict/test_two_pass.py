@@ -1,0 +1,248 @@
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.constraints import FixAtoms
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ase_deeprelax.geometry.symmetry import spacegroup_number
+from ase_deeprelax.models.store import load_model, save_model
+from ase_deeprelax.predict import Predictor
+from ase_deeprelax.predict.two_pass import MOST, STRAINS, add_second, second_weight
+from ase_deeprelax.testing import symmetric_crystals
+from tests.strategies import orthogonal, quick, seeds
+
+
+def stretch(rng, size):
+    """Symmetric, positive definite, of a logarithmic strain of that norm."""
+    strain = rng.normal(size=(3, 3))
+    strain += strain.T
+    values, axes = np.linalg.eigh(size * strain / np.linalg.norm(strain))
+    return (axes * np.exp(values)) @ axes.T
+
+
+def answer(rng, n=4):
+    moves = 0.2 * rng.normal(size=(n, 3))
+    return stretch(rng, 0.2), moves - moves.mean(axis=0)
+
+
+def inputs(rng, n=4):
+    return 4 * np.eye(3) + rng.normal(size=(3, 3)), 3 * rng.normal(size=(n, 3))
+
+
+def moved(cell, positions, said):
+    deformation, displacement = said
+    return cell @ deformation, (positions + displacement) @ deformation
+
+
+def metric(cell, positions):
+    """All that does not depend on orientation and origin."""
+    rows = np.vstack([cell, positions - positions.mean(axis=0)])
+    return rows @ rows.T
+
+
+# --- the arithmetic ------------------------------------------------------------------
+
+
+@quick
+@given(seeds())
+def test_a_whole_second_answer_is_one_move_after_the_other(seed):
+    rng = np.random.default_rng(seed)
+    crystal, first, second = inputs(rng), answer(rng), answer(rng)
+    both = moved(*moved(*crystal, first), second)
+    at_once = moved(*crystal, add_second(first, second, 1.0))
+    assert np.allclose(metric(*at_once), metric(*both), atol=1e-9)
+
+
+@quick
+@given(seeds(), st.floats(0, 1))
+def test_what_is_added_is_a_strain_without_rotation_and_drift(seed, weight):
+    rng = np.random.default_rng(seed)
+    first, second = answer(rng), answer(rng)
+    deformation, displacement = add_second(first, second, weight)
+    assert np.allclose(deformation, deformation.T, atol=1e-12)
+    assert np.linalg.eigvalsh(deformation).min() > 0
+    assert np.allclose(displacement.mean(axis=0), 0, atol=1e-12)
+    ratio = np.linalg.det(first[0]) * np.linalg.det(second[0]) ** weight
+    assert np.linalg.det(deformation) == pytest.approx(ratio)
+
+
+@quick
+@given(seeds(), seeds(), st.floats(0, 1))
+def test_adding_turns_with_the_crystal(seed, turn, weight):
+    rng, rotation = np.random.default_rng(seed), orthogonal(turn)
+    first, second = answer(rng), answer(rng)
+    s, u = add_second(first, second, weight)
+    turned = [(rotation.T @ a @ rotation, b @ rotation) for a, b in (first, second)]
+    s1, u1 = add_second(*turned, weight)
+    assert np.allclose(s1, rotation.T @ s @ rotation, atol=1e-10)
+    assert np.allclose(u1, u @ rotation, atol=1e-10)
+
+
+@quick
+@given(seeds(), st.floats(0, 0.3), st.floats(0, 0.01))
+def test_the_weight_grows_without_jumps(seed, size, more):
+    weight = second_weight(stretch(np.random.default_rng(seed), size))
+    after = second_weight(stretch(np.random.default_rng(seed), size + more))
+    steepest = MOST / (STRAINS[1] - STRAINS[0])
+    assert -1e-9 <= after - weight <= steepest * more + 1e-9
+    assert 0 <= weight <= MOST
+    assert weight == 0 or size > STRAINS[0] - 1e-9
+
+
+# --- in a prediction -----------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def predictor():
+    return Predictor('deeprelax', device='cpu')
+
+
+def looks(predictor):
+    """A list that gets the number of crystals of each pass from now on."""
+    seen = []
+    predictor.model.register_forward_hook(
+        lambda m, given, out: seen.append(given[0].n_graphs)
+    )
+    return seen
+
+
+def plainly(predictor, crystals):
+    """One look each."""
+    predictor.second_look = False
+    try:
+        return predictor.relax(crystals)
+    finally:
+        predictor.second_look = True
+
+
+def far():
+    """Salts at volumes that are wrong by a third, one of them disturbed."""
+    salts = [bulk('NaCl', 'rocksalt', a=5.1), bulk('KBr', 'rocksalt', a=7.2, cubic=True)]
+    salts[1].rattle(0.1, seed=0)
+    return salts
+
+
+def test_far_answers_are_asked_about_again(predictor):
+    crystals = far()
+    for initial, both in zip(crystals, predictor.relax(crystals), strict=True):
+        (one,) = plainly(predictor, [initial])
+        weight = second_weight(one.deformation)
+        assert weight > 0
+        # The space group is that of the input, which the answer has to 1e-2 A only.
+        (two,) = plainly(predictor, [one.atoms])
+        said = [(r.deformation, r.displacement) for r in (one, two)]
+        deformation, displacement = add_second(*said, weight)
+        assert np.allclose(both.deformation, deformation, atol=1e-5)
+        assert np.allclose(both.displacement, displacement, atol=1e-4)
+        assert both.sigma == pytest.approx(one.sigma, rel=1e-5)  # of another batch
+        assert not np.allclose(both.deformation, one.deformation, atol=1e-4)
+
+
+def test_only_far_ones_go_through_the_network_again():
+    predictor = Predictor(load_model('deeprelax'), device='cpu')
+    near = plainly(predictor, far())[0].atoms
+    seen = looks(predictor)
+    predictor.relax([near, *far(), near])
+    assert seen == [4, 2]
+
+
+def test_a_model_that_never_saw_relaxed_inputs_is_asked_once(tmp_path):
+    for n, card in ((1, {}), (2, {'second_look': True})):
+        save_model(load_model('deeprelax'), tmp_path / str(n), card)
+        predictor = Predictor(load_model(tmp_path / str(n)), device='cpu')
+        seen = looks(predictor)
+        result = predictor.relax(far()[:1], on_bad='raise')[0]
+        assert second_weight(result.deformation) > 0
+        assert len(seen) == n
+
+
+def test_a_refused_answer_is_not_asked_about():
+    predictor = Predictor(load_model('deeprelax'), device='cpu')
+    seen = looks(predictor)
+    predictor.model.register_forward_hook(explode)
+    (result,) = predictor.relax(far()[:1])
+    assert 'volume' in result.problem
+    assert len(seen) == 1
+
+
+def test_a_second_answer_that_leads_too_far_is_left_out(predictor):
+    (one,) = plainly(predictor, far()[:1])
+    other = Predictor(load_model('deeprelax'), device='cpu')
+    seen = looks(other)
+    other.model.register_forward_hook(lambda *_: explode(*_) if len(seen) == 2 else None)
+    (result,) = other.relax(far()[:1], on_bad='raise')
+    assert len(seen) == 2
+    assert np.allclose(result.deformation, one.deformation, atol=1e-6)
+
+
+@pytest.mark.parametrize('problem', ['memory', 'nan'])
+def test_where_no_second_look_is_to_be_had_the_first_holds(predictor, problem):
+    (one,) = plainly(predictor, far()[:1])
+    other = Predictor(load_model('deeprelax'), device='cpu')
+    seen = looks(other)
+    if problem == 'memory':
+        other.model.register_forward_pre_hook(lambda *_: run_out() if seen else None)
+    else:
+        other.model.register_forward_hook(lambda *_: spoil(*_) if len(seen) == 2 else None)
+    (result,) = other.relax(far()[:1], on_bad='raise')
+    assert len(seen) == (1 if problem == 'memory' else 2)
+    assert np.allclose(result.deformation, one.deformation, atol=1e-6)
+
+
+def test_an_answer_whose_atoms_have_lost_sight_of_each_other_holds():
+    predictor = Predictor(load_model('deeprelax'), device='cpu')
+    seen = looks(predictor)
+    predictor.model.register_forward_hook(widen)
+    metal = bulk('K', 'bcc', a=4.7)
+    (result,) = predictor.relax([metal], on_bad='raise')
+    assert len(seen) == 1
+    assert result.atoms.get_volume() == pytest.approx(1.4**3 * metal.get_volume())
+
+
+def widen(model, given, said):
+    bonds = given[0].edge_vectors().index_select(0, said.bond_index)
+    said.distance = 1.4 * bonds.norm(dim=1)
+    said.deformation = 1.4 * torch.eye(3).expand_as(said.deformation)
+
+
+def run_out():
+    raise RuntimeError('out of memory')
+
+
+def spoil(model, given, said):
+    said.deformation = said.deformation * np.nan
+
+
+def explode(model, given, said):
+    said.deformation = 4 * said.deformation
+
+
+def test_the_space_group_is_kept(predictor):
+    crystals = symmetric_crystals(12)
+    for atoms in crystals:
+        atoms.set_cell(atoms.cell.array * 0.94, scale_atoms=True)
+    results = predictor.relax(crystals)
+    assert sum(bool(second_weight(r.deformation)) for r in results if r.ok) > 5
+    for initial, result in zip(crystals, results, strict=True):
+        if result.ok:
+            group = spacegroup_number(result.atoms, symprec=1e-3)
+            assert group == spacegroup_number(initial, symprec=1e-3)
+
+
+def test_fixed_atoms_stay(predictor):
+    salt = far()[1]
+    salt.set_constraint(FixAtoms([0, 3]))
+    (result,) = predictor.relax([salt])
+    before, after = (x.get_scaled_positions(wrap=False) for x in (salt, result.atoms))
+    assert np.allclose(after[[0, 3]], before[[0, 3]], atol=1e-9)
+    assert not np.allclose(after[1], before[1], atol=1e-3)
+
+
+def test_no_answer_depends_on_its_neighbours(predictor):
+    together = predictor.relax(far())
+    for alone, result in zip(far(), together, strict=True):
+        (single,) = predictor.relax([Atoms(alone)])
+        assert np.allclose(single.atoms.positions, result.atoms.positions, atol=1e-4)
