@@ -13,7 +13,7 @@ from importlib import import_module
 from ase_deeprelax import errors
 from ase_deeprelax.optimize import accessor
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # Where each public name lives.
 _HOMES = {

@@ -1,13 +1,27 @@
 """The frozen record of one relaxation."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
+from ase.io.jsonio import decode, encode
+
+from ase_deeprelax.data.structures import as_structure
+
+if TYPE_CHECKING:
+    from pymatgen.core import IStructure
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Relaxation:
     """One prediction: the relaxed structure, how far to trust it, where it came from.
 
@@ -32,7 +46,8 @@ class Relaxation:
     bonds : (n_bonds, 2) int array
         Atoms ``i, j`` of each bond of the model's graph.
     bond_offsets : (n_bonds, 3) int array
-        Lattice translation of ``j``, for atoms wrapped into the cell.
+        Lattice translation of ``j``, for the atoms as they are written: the bond leads from
+        ``positions[i]`` to ``positions[j] + offset @ cell``, in ``initial`` and ``atoms``.
     sigma_bonds : (n_bonds,) array, A
         Laplace scale of each bond's predicted distance.
     residual : float, A
@@ -49,7 +64,19 @@ class Relaxation:
     model, sha256, version : str
         Provenance.
     timings : dict of str to float, s
-        Wall time per part, shared evenly among the structures of a pack.
+        Wall time per part, shared evenly among the structures of a batch.
+    source : pymatgen Structure or None
+        The input, where it was one: `structure` keeps what ``atoms`` cannot hold.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax import relax
+    >>> result = relax(bulk('NaCl', 'rocksalt', a=5.9))
+    >>> result.to_row()['formula'], result.ok
+    ('NaCl', True)
+    >>> Relaxation.from_dict(result.as_dict()).sigma == result.sigma
+    True
     """
 
     atoms: Atoms
@@ -70,19 +97,33 @@ class Relaxation:
     sha256: str
     version: str
     timings: dict[str, float] = field(default_factory=dict)
+    source: IStructure | None = None
+
+    def __repr__(self) -> str:
+        formula = self.initial.get_chemical_formula()
+        if not self.ok:
+            return f'Relaxation({formula}, failed: {self.problem})'
+        ood = ', out of distribution' if self.ood else ''
+        return (
+            f'Relaxation({formula}, {self.kind}, volume x {self.volume_ratio:.3f}, '
+            f'dmax {self.dmax:.3f} A, sigma {self.sigma:.3f} A, model {self.model!r}{ood})'
+        )
 
     @property
-    def structure(self):
-        """The relaxed structure as a ``pymatgen.core.Structure``."""
-        from pymatgen.io.ase import AseAtomsAdaptor
+    def structure(self) -> IStructure:
+        """The relaxed structure as a ``pymatgen.core.Structure``.
 
-        return AseAtomsAdaptor.get_structure(self.atoms)
+        Where the input was a structure of pymatgen, this is of its class (``Structure`` or
+        ``IStructure``) and keeps its species, charge, site properties, labels and
+        properties.
+        """
+        return as_structure(self.atoms, self.source)
 
     @cached_property
-    def spacegroup(self):
+    def spacegroup(self) -> tuple[int, int]:
         """Space group numbers before and after (symprec 1e-2), 0 where not determined.
 
-        Found when first asked for: finding them takes longer than the prediction.
+        Found on first use, because this takes longer than the prediction.
         """
         from ase_deeprelax.geometry.symmetry import spacegroup_number
 
@@ -91,18 +132,147 @@ class Relaxation:
         return spacegroup_number(self.initial), spacegroup_number(self.atoms)
 
     @property
-    def dmax(self):
+    def dmax(self) -> float:
         """Largest displacement of an atom at the unrelaxed cell, A."""
         return float(np.linalg.norm(self.displacement, axis=1).max(initial=0.0))
 
     @property
-    def volume_ratio(self):
+    def volume_ratio(self) -> float:
         """Predicted over input volume."""
         return float(np.linalg.det(self.deformation))
 
+    def to_row(self) -> dict[str, str | int | float | bool]:
+        """One flat row of a table: numbers and text by name, nan where not known.
 
-def no_uncertainty(n_atoms):
-    """The fields of a `Relaxation` of which nothing is known without a model's answer.
+        >>> import pandas  # doctest: +SKIP
+        >>> pandas.DataFrame([result.to_row() for result in results])  # doctest: +SKIP
+        """
+        n = len(self.initial)
+        return {
+            'formula': self.initial.get_chemical_formula(),
+            'n_atoms': n,
+            'kind': self.kind,
+            'ok': self.ok,
+            'problem': self.problem,
+            'ood': self.ood,
+            'volume_ratio': self.volume_ratio,
+            'volume_per_atom': float(self.atoms.cell.volume) / n if n else math.nan,
+            'dmax': self.dmax,
+            'sigma': float(self.sigma),
+            'sigma_max': float(np.max(self.sigma_atoms, initial=-math.inf))
+            if n
+            else math.nan,
+            'residual': float(self.residual),
+            'seconds': float(sum(self.timings.values())),
+            'model': self.model,
+            'sha256': self.sha256,
+            'version': self.version,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole record, ready for JSON, for `from_dict`.
+
+        It follows monty's protocol, so that jobflow and ``MontyEncoder`` can store it.
+        Numbers that are not known are null, never nan.
+        """
+        record: dict[str, Any] = {
+            '@module': type(self).__module__,
+            '@class': type(self).__name__,
+            '@version': self.version,
+        }
+        for name in _NAMES:
+            value = getattr(self, name)
+            if isinstance(value, Atoms):
+                value = _encode(value)
+            elif name == 'source' and value is not None:
+                from monty.json import MontyEncoder
+
+                value = json.loads(MontyEncoder().encode(value))
+            record[name] = _without_nan(value)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Relaxation:
+        """The inverse of `as_dict`, to the last bit.
+
+        Raises
+        ------
+        ValueError
+            A part is missing, by name.
+        """
+        missing = [name for name in _NAMES if name not in record]
+        if missing:
+            raise ValueError(f'this is no record of a Relaxation: it lacks {missing[0]!r}')
+        values = {name: record[name] for name in _NAMES}
+        for name, shape in _ARRAYS.items():
+            dtype = np.int64 if name in ('bonds', 'bond_offsets') else float
+            values[name] = np.array(values[name], dtype=dtype).reshape(shape)
+        for name in ('sigma', 'residual'):
+            values[name] = math.nan if values[name] is None else values[name]
+        for name in ('atoms', 'initial'):
+            if isinstance(values[name], str):
+                values[name] = _decode(values[name])
+        if isinstance(values['source'], dict):
+            from monty.json import MontyDecoder
+
+            values['source'] = MontyDecoder().process_decoded(values['source'])
+        return cls(**values)
+
+
+_NAMES = [entry.name for entry in fields(Relaxation)]
+_ARRAYS = {
+    'deformation': (3, 3),
+    'displacement': (-1, 3),
+    'sigma_atoms': (-1,),
+    'bonds': (-1, 2),
+    'bond_offsets': (-1, 3),
+    'sigma_bonds': (-1,),
+}
+
+
+def _encode(atoms: Atoms) -> str:
+    """Atoms as JSON text; information that JSON cannot hold is left out, by name."""
+    try:
+        return encode(atoms)
+    except TypeError:
+        atoms = atoms.copy()
+    for key, value in list(atoms.info.items()):
+        try:
+            encode(value)
+        except TypeError:
+            del atoms.info[key]
+            log.warning(
+                'atoms.info[%r] of %s is a %s, which JSON cannot hold; it is left out of '
+                'the record',
+                key,
+                atoms.symbols,
+                type(value).__name__,
+            )
+    return encode(atoms)
+
+
+def _decode(text: str) -> Atoms:
+    atoms = decode(text)
+    # ASE reads an empty array of positions back with one dimension.
+    atoms.arrays['positions'] = atoms.arrays['positions'].reshape(-1, 3)
+    return atoms
+
+
+def _without_nan(value: Any) -> Any:
+    """Plain lists and numbers, with None for nan."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return value
+
+
+def no_uncertainty(n_atoms: int) -> dict[str, Any]:
+    """The fields of a `Relaxation` of which nothing is known without a prediction.
 
     >>> no_uncertainty(2)['sigma_atoms']
     array([nan, nan])

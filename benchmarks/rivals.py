@@ -22,9 +22,10 @@ from ase.optimize import FIRE
 from iterative import FMAX, POTENTIALS, STEPS, aggregation, located, sample
 
 from ase_deeprelax import ElasticBFGS, Predictor, available_models
-from ase_deeprelax.calculators.batched import batch_potential, relax_batched
+from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.optimize.many import relax_batched
 
 BATCH_ATOMS = 256
 FIRST = 'ensemble'

@@ -7,7 +7,7 @@ import typer
 
 from ase_deeprelax import __version__
 from ase_deeprelax.cli.app import DeviceOption, ModelOption, pip_line
-from ase_deeprelax.compare.tables import as_text
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.errors import DeepRelaxError
 
 # What each extra of pyproject.toml brings, by the names that are imported.
@@ -50,7 +50,7 @@ def models():
         notes += [f'\n{name}', *_flat(card.get('training', {}), 'training')]
         notes += _flat(card.get('metrics', {}), 'metrics')
     titles = ['model', 'architecture', 'parameters', 'elements', 'sha256']
-    typer.echo('\n'.join([as_text(titles, rows, left=2), *notes]))
+    typer.echo('\n'.join([Table(titles, rows, text_columns=(0, 1)).as_text(), *notes]))
 
 
 def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto'):

@@ -20,7 +20,7 @@ from ase_deeprelax.cli.app import (
     relax_cell_of,
     write_json,
 )
-from ase_deeprelax.compare.tables import as_text
+from ase_deeprelax.compare.tables import Table
 
 # Of a refinement, where nothing else is asked for.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
@@ -163,14 +163,14 @@ def _refined(frames, out, refine, predictor, how, *, fmax, steps, optimizer):
     """Answers of predictor and potentials, each as soon as it is there."""
     from ase_deeprelax.calculators.registry import get_calculator
     from ase_deeprelax.cli.refine import SAID, Refiner, put, refine_all
-    from ase_deeprelax.compare.relaxation_run import optimizer_class
+    from ase_deeprelax.optimize.relaxation_step import find_optimizer
     from ase_deeprelax.optimize.stage import Stage
 
     device, names = str(predictor.device), refine.split(',')
     symmetry = str(predictor.symmetry)
     refiner = Refiner(
         [Stage(get_calculator(name, device=device), steps=steps) for name in names],
-        optimizer_class(optimizer),
+        find_optimizer(optimizer),
         fmax,
         {**how, 'symmetry': symmetry, 'device': device},
         asked=[predictor.sha256, symmetry, refine, optimizer, fmax, steps],
@@ -301,7 +301,7 @@ def _table(rows):
         notes += [f'! {row["ood"]}'] if row['ood'] else []
         table.append(cells)
         remarks.append(' '.join(notes))
-    lines = as_text(titles, table, left=2).splitlines()
+    lines = Table(titles, table, text_columns=(0, 1)).as_text().splitlines()
     return '\n'.join(
         f'{line}  {remark}'.rstrip() for line, remark in zip(lines, remarks, strict=True)
     )

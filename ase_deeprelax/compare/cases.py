@@ -11,7 +11,7 @@ import numpy as np
 from ase_deeprelax import __version__
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.metrics import Reference
-from ase_deeprelax.data.convert import as_atoms
+from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxError, StructureError
 from ase_deeprelax.geometry.symmetry import spacegroup_number

@@ -1,4 +1,4 @@
-"""Full iterative relaxation with a potential: the rival of a prediction."""
+"""Full iterative relaxation with a potential, which predictions are compared with."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from ase import Atoms
 
 from ase_deeprelax import __version__
 from ase_deeprelax.calculators.registry import get_calculator
-from ase_deeprelax.compare.relaxation_run import descend, optimizer_class
+from ase_deeprelax.compare.relaxation_run import run_relaxation
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
-from ase_deeprelax.optimize.relaxation_step import calculator_name, optimizer_name
+from ase_deeprelax.optimize.relaxation_step import (
+    calculator_name,
+    find_optimizer,
+    optimizer_name,
+)
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
 
 @dataclass(frozen=True, eq=False)
 class IterativeRelaxation(Relaxation):
-    """How one structure went down with a potential.
+    """The iterative relaxation of one structure with a potential.
 
     A `Relaxation` whose ``atoms`` carry energy, forces and stress; nothing about
     uncertainty. ``timings['relax']`` is the wall time in s.
@@ -104,13 +108,13 @@ class Iterative:
             )
         if relax_cell is not None:
             check_relax_cell(relax_cell)
-        self.optimizer = optimizer_class(optimizer)
+        self.optimizer = find_optimizer(optimizer)
         self.calculator = get_calculator(potential, device=device)
         self.relax_cell = relax_cell if cell_filter is None else cell_filter
         self.fmax = fmax
         self.steps = steps
         self.progress = progress
-        # What `evaluate` calls it.
+        # Tables of `evaluate` use this name.
         self.__name__ = (
             f'{calculator_name(self.calculator)} + {optimizer_name(self.optimizer)}'
         )
@@ -143,7 +147,7 @@ class Iterative:
     def _relax(
         self, initial: Atoms, relax_cell: RelaxCell | Callable | None
     ) -> IterativeRelaxation:
-        end = descend(
+        run = run_relaxation(
             initial,
             self.calculator,
             optimizer=self.optimizer,
@@ -152,8 +156,8 @@ class Iterative:
             relax_cell=relax_cell,
         )
         n, atoms, deformation = len(initial), initial.copy(), np.eye(3)
-        if end.ok:
-            atoms = end.atoms
+        if run.ok:
+            atoms = run.atoms
             deformation = np.linalg.solve(initial.cell.array, atoms.cell.array)
         return IterativeRelaxation(
             atoms=atoms,
@@ -161,15 +165,15 @@ class Iterative:
             deformation=deformation,
             displacement=atoms.positions @ np.linalg.inv(deformation) - initial.positions,
             **no_uncertainty(n),
-            ok=end.ok,
-            problem='' if end.ok else end.reason,
+            ok=run.ok,
+            problem='' if run.ok else run.reason,
             ood='',
-            kind=end.kind,
+            kind=run.kind,
             model=self.__name__,
             sha256='',
             version=__version__,
-            timings={'relax': end.seconds},
-            steps=end.steps,
-            converged=end.converged,
-            reason=end.reason,
+            timings={'relax': run.seconds},
+            steps=run.steps,
+            converged=run.converged,
+            reason=run.reason,
         )

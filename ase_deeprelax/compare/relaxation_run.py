@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import ase.optimize
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.optimize.cellawarebfgs import CellAwareBFGS
 
-from ase_deeprelax.calculators.batched import RUNAWAY
 from ase_deeprelax.errors import (
-    ConfigError,
     DeepRelaxError,
     RefinementError,
     StructureError,
 )
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.motion import project_strain
-from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
-from ase_deeprelax.optimize.relaxation_step import Refinement, check_refinable
+from ase_deeprelax.optimize.relaxation_step import (
+    RUNAWAY,
+    GuardedOptimizer,
+    check_refinable,
+)
 from ase_deeprelax.optimize.target import Target, find_target
 from ase_deeprelax.predict.checks import check_prediction
 
@@ -32,8 +31,8 @@ PROPERTIES = ('energy', 'forces', 'stress')
 
 
 @dataclass(eq=False)
-class Descent:
-    """How one structure went down; what it holds is true after an error as well.
+class RelaxationRun:
+    """The course and the end of one relaxation, also of one that failed.
 
     Attributes
     ----------
@@ -64,11 +63,11 @@ class Descent:
     steps: int = 0
     calls: int = 0
     seconds: float = 0.0
-    curve: list = field(default_factory=list)
+    curve: list[list[float]] = field(default_factory=list)
     kind: str = ''
 
 
-def descend(
+def run_relaxation(
     atoms: Atoms,
     calculator: Any,
     *,
@@ -77,8 +76,8 @@ def descend(
     steps: int,
     initial: Atoms | None = None,
     relax_cell: RelaxCell | Callable | None = None,
-) -> Descent:
-    """Relax positions and cell of a structure, and count.
+) -> RelaxationRun:
+    """Relax positions and cell of a structure, and count steps and calls.
 
     All optimizers stop by one criterion, that of `largest_force`, which depends on the
     structure alone. ASE's filters measure forces against the cell that they were made
@@ -91,7 +90,7 @@ def descend(
         Where to start; not changed.
     calculator : ase Calculator
     optimizer : callable
-        A class such as `optimizer_class` gives.
+        As `find_optimizer` takes it.
     fmax : float, eV/A
     steps : int
         At most so many.
@@ -103,7 +102,7 @@ def descend(
 
     Returns
     -------
-    Descent
+    RelaxationRun
         Never an exception of the calculator or the optimizer: that is its ``reason``.
 
     Examples
@@ -111,36 +110,38 @@ def descend(
     >>> from ase.build import bulk
     >>> from ase.calculators.emt import EMT
     >>> from ase.optimize import BFGS
-    >>> end = descend(bulk('Cu', a=3.7), EMT(), optimizer=BFGS, fmax=0.01, steps=100)
-    >>> end.converged, end.calls == len(end.curve) == end.steps + 1
+    >>> run = run_relaxation(bulk('Cu', a=3.7), EMT(), optimizer=BFGS, fmax=0.01, steps=100)
+    >>> run.converged, run.calls == len(run.curve) == run.steps + 1
     (True, True)
     """
     if hasattr(calculator, 'reset'):
         calculator.reset()  # a run that failed may have left it half made
-    counted = Counted(calculator)
+    counting = CountingCalculator(calculator)
     initial = atoms if initial is None else initial
-    end = Descent(atoms.copy(), curve=counted.curve)
-    end.atoms.calc = counted
+    run = RelaxationRun(atoms.copy(), curve=counting.curve)
+    run.atoms.calc = counting
     start = perf_counter()
     try:
-        check_refinable(end.atoms)
-        target = _target(end.atoms, relax_cell).fitted(optimizer)
-        end.kind, counted.free_strain = target.kind, target.free_strain
-        move = Refinement(target.moving, optimizer, keep=_forget)
+        check_refinable(run.atoms)
+        target = _target(run.atoms, relax_cell).fitted(optimizer)
+        run.kind, counting.free_strain = target.kind, target.free_strain
+        guarded = GuardedOptimizer(target.moving, optimizer)
         volume = initial.get_volume()
-        _go(end, move, volume, fmax=fmax, steps=steps, by_filter=target.given)
-        check_prediction(initial, end.atoms, layer=target.layer)
-        end.ok = True
+        _take_steps(run, guarded, volume, fmax=fmax, steps=steps, by_filter=target.given)
+        check_prediction(initial, run.atoms, layer=target.layer)
+        run.ok = True
     except DeepRelaxError as error:
-        end.reason = str(error)
+        run.reason = str(error)
     except Exception as error:  # noqa: BLE001 - calculators raise anything
-        end.reason = f'{type(error).__name__}: {error}'
-    end.seconds = perf_counter() - start
-    end.converged = end.converged and end.ok
-    end.calls = counted.calls
+        run.reason = f'{type(error).__name__}: {error}'
+    run.seconds = perf_counter() - start
+    run.converged = run.converged and run.ok
+    run.calls = counting.calls
     # Numbers instead of a calculator that goes on to the next structure.
-    end.atoms.calc = SinglePointCalculator(end.atoms, **counted.results) if end.ok else None
-    return end
+    run.atoms.calc = (
+        SinglePointCalculator(run.atoms, **counting.results) if run.ok else None
+    )
+    return run
 
 
 def _target(atoms: Atoms, relax_cell: RelaxCell | Callable | None) -> Target:
@@ -151,63 +152,33 @@ def _target(atoms: Atoms, relax_cell: RelaxCell | Callable | None) -> Target:
     return target
 
 
-def _go(
-    end: Descent,
-    move: Refinement,
+def _take_steps(
+    run: RelaxationRun,
+    guarded: GuardedOptimizer,
     volume: float,
     *,
     fmax: float,
     steps: int,
     by_filter: bool,
 ) -> None:
-    """Steps until it is converged; by the filter's criterion, or by the largest force."""
-    atoms, (low, high) = end.atoms, RUNAWAY
+    """Step until the run is converged: by the filter's criterion or the largest force."""
+    low, high = RUNAWAY
     while True:
-        atoms.get_potential_energy()
-        if not by_filter:
-            end.converged = atoms.calc.curve[-1][1] <= fmax
-        else:
-            move.optimizer.fmax = fmax
-            gradient = move.optimizer.optimizable.get_gradient()
-            end.converged = bool(move.optimizer.gradient_converged(gradient))
-        if end.converged or end.steps == steps:
+        run.atoms.get_potential_energy()
+        converged = guarded.converged(fmax) if by_filter else run.curve[-1][1] <= fmax
+        run.converged = converged
+        if converged or run.steps == steps:
             break
-        move.step(fmax)
-        end.steps += 1
-        ratio = atoms.get_volume() / volume
+        guarded.step(fmax)
+        run.steps += 1
+        ratio = run.atoms.get_volume() / volume
         if not low < ratio < high:
             raise RefinementError(
-                f'the cell ran away: after {end.steps} steps its volume is {ratio:.3g} '
+                f'the cell ran away: after {run.steps} steps its volume is {ratio:.3g} '
                 'times that of the input; use another potential or optimizer'
             )
-    if not end.converged:
-        end.reason = f'not converged to {fmax:g} eV/A in {end.steps} steps'
-
-
-def optimizer_class(optimizer):
-    """A class of ``ase.optimize``, 'CellAwareBFGS' or 'ElasticBFGS' by name; a class as is.
-
-    Raises
-    ------
-    ConfigError
-        ASE has no optimizer of that name.
-
-    Examples
-    --------
-    >>> optimizer_class('FIRE').__name__
-    'FIRE'
-    """
-    if not isinstance(optimizer, str):
-        return optimizer
-    for kind in (CellAwareBFGS, ElasticBFGS):
-        if optimizer == kind.__name__:
-            return kind
-    if optimizer not in ase.optimize.__all__:
-        raise ConfigError(
-            f"optimizer is {optimizer!r}; there are 'ElasticBFGS', 'FIRE', 'BFGS', "
-            "'LBFGS', 'CellAwareBFGS' and others of ASE, or give a class"
-        )
-    return getattr(ase.optimize, optimizer)
+    if not run.converged:
+        run.reason = f'not converged to {fmax:g} eV/A in {run.steps} steps'
 
 
 def largest_force(
@@ -251,8 +222,8 @@ def largest_force(
     return float(np.sqrt((rows**2).sum(axis=1).max()))
 
 
-class Counted(Calculator):
-    """A calculator that counts its evaluations and keeps what they said.
+class CountingCalculator(Calculator):
+    """A calculator that counts its evaluations and keeps their energies and forces.
 
     Each evaluation gives energy, forces and stress together (a calculator that knows no
     stress, energy and forces) and is really made: results that the calculator still holds
@@ -266,22 +237,29 @@ class Counted(Calculator):
     ----------
     calls : int
     curve : list of [float, float]
-        As in `Descent`.
+        As in `RelaxationRun`.
     free_strain : (6, 6) or None
         As in `largest_force`.
     """
 
-    def __init__(self, calculator):
+    def __init__(self, calculator: Any) -> None:
         super().__init__()
         self.calculator = calculator
         known = calculator.implemented_properties
         self.implemented_properties = [name for name in PROPERTIES if name in known]
-        self.calls, self.curve, self.free_strain = 0, [], None
+        self.calls = 0
+        self.curve: list[list[float]] = []
+        self.free_strain: np.ndarray | None = None
 
-    def calculate(self, atoms=None, properties=PROPERTIES, system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = PROPERTIES,
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
         super().calculate(atoms, properties, system_changes)
         self.calls += 1
-        results = self._ask()
+        results = self._evaluate()
         for name, value in results.items():
             if not np.isfinite(value).all():
                 raise RefinementError(f'{_where(self.atoms, name, value)} is not finite')
@@ -290,7 +268,7 @@ class Counted(Calculator):
         self.curve.append([float(results['energy']) / len(self.atoms), force])
         self.results = results
 
-    def _ask(self):
+    def _evaluate(self) -> dict[str, Any]:
         inner, names = self.calculator, self.implemented_properties
         if isinstance(inner, Calculator):
             # In one go: some calculators would start anew for the stress.
@@ -298,12 +276,8 @@ class Counted(Calculator):
         return {name: inner.get_property(name, self.atoms) for name in names}
 
 
-def _where(atoms, name, value):
+def _where(atoms: Atoms, name: str, value: np.ndarray) -> str:
     if name != 'forces':
         return f'the {name}'
     index = int(np.flatnonzero(~np.isfinite(value).all(axis=1))[0])
     return f'the force on atom {index} ({atoms.symbols[index]})'
-
-
-def _forget(memory):
-    """Nothing is restarted here, so what an optimizer remembers goes nowhere."""

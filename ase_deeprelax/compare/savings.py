@@ -77,13 +77,13 @@ from ase_deeprelax.compare.cases import (
     entries,
     named_calculators,
 )
-from ase_deeprelax.compare.relaxation_run import descend, optimizer_class
+from ase_deeprelax.compare.relaxation_run import descend
 from ase_deeprelax.compare.results_cache import Journal
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, spread, summary
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import check_relax_cell
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
-from ase_deeprelax.optimize.relaxation_step import optimizer_name
+from ase_deeprelax.optimize.relaxation_step import find_optimizer, optimizer_name
 
 STARTS = ('unrelaxed', 'prediction')
 BATCH_ATOMS = 200
@@ -119,7 +119,7 @@ def compare(
     calculators : list or mapping
         What `get_calculator` takes; the keys of a mapping are what they are called.
     optimizers : list of str or classes
-        'FIRE', 'BFGS', 'ElasticBFGS' or another, see `optimizer_class`; default FIRE.
+        'FIRE', 'BFGS', 'ElasticBFGS' or another, see `find_optimizer`; default FIRE.
     model : str, path, RelaxationModel, Predictor or callable
         What predicts, as in `compare.evaluate.evaluate`; default 'default'.
     fmax : float, eV/A
@@ -182,7 +182,7 @@ def compare(
     entrants = entries(structures, reference, relax_cell)
     if not entrants:
         raise ConfigError('structures is empty; give one or more')
-    classes = [optimizer_class(optimizer) for optimizer in optimizers]
+    classes = [find_optimizer(optimizer) for optimizer in optimizers]
     makers = by_name('optimizers', [optimizer_name(o) for o in classes], classes)
     if not makers:
         raise ConfigError('optimizers is empty; give one or more, such as FIRE')
@@ -265,7 +265,7 @@ class _Work:
             failed = {'ok': False, 'converged': False, 'reason': reason}
             return self.journal.add(key, names | failed | none | ending)
         potential = self.potentials[calculator]
-        once = {'optimizer': optimizer_class('FIRE'), 'fmax': 0.0, 'steps': 1}
+        once = {'optimizer': find_optimizer('FIRE'), 'fmax': 0.0, 'steps': 1}
         self._warm(calculator, lambda: descend(entry.atoms, potential, **once))
         end = descend(
             entry.at(prediction) if predicted else entry.atoms,
@@ -347,8 +347,8 @@ class _Work:
             ChgnetBatch,
             MatglBatch,
             batch_potential,
-            relax_batched,
         )
+        from ase_deeprelax.optimize.many import relax_batched
 
         potential = batch_potential(self.potentials[calculator])
         inputs, seconds = {k: entry.atoms for k, entry in enumerate(entrants)}, 0.0

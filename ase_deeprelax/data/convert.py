@@ -1,74 +1,19 @@
 """Structures to graphs, and a prediction back to the user's orientation and order."""
 
-import sys
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from ase import Atoms
+from numpy.typing import ArrayLike
 
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec, build_graph
-from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.canonical import CanonicalCrystal, canonicalize
 from ase_deeprelax.geometry.lattice import compact
 from ase_deeprelax.geometry.motion import Motion, everything_free, rotate_projection
 from ase_deeprelax.geometry.vacuum import Layer, split_at_widest_gap
-
-
-def as_atoms(obj):
-    """``ase.Atoms`` of what users hand in.
-
-    Parameters
-    ----------
-    obj : ase.Atoms or pymatgen Structure
-        Atoms, subclasses included, are returned as they are, not copied.
-
-    Returns
-    -------
-    ase.Atoms
-
-    Raises
-    ------
-    StructureError
-        For anything else, and for disordered structures.
-
-    Examples
-    --------
-    >>> from ase.build import bulk
-    >>> cu = bulk('Cu')
-    >>> as_atoms(cu) is cu
-    True
-    """
-    if isinstance(obj, Atoms):
-        return obj
-    # pymatgen takes long to import, and none of its structures exists before it is
-    if 'pymatgen.core' not in sys.modules:
-        raise StructureError(_not_accepted(obj))
-    from pymatgen.core import IStructure
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    if not isinstance(obj, IStructure):
-        raise StructureError(_not_accepted(obj))
-    for k, site in enumerate(obj):
-        if not site.is_ordered:
-            raise StructureError(
-                f'site {k} ({site.species_string}) is disordered; order the structure '
-                'first, e.g. with pymatgen OrderDisorderedStructureTransformation'
-            )
-    return AseAtomsAdaptor.get_atoms(obj, msonable=False)
-
-
-def _not_accepted(obj):
-    kind = type(obj)
-    hint = ''
-    if isinstance(obj, (list, tuple)):
-        hint = '; hand in its elements one by one'
-    elif hasattr(obj, 'atoms'):
-        hint = '; hand in its .atoms'
-    return (
-        f'{kind.__module__}.{kind.__qualname__} is not a structure: accepted are '
-        f'ase.Atoms and pymatgen.core.Structure{hint}'
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +29,8 @@ class Frame:
     basis : (3, 3) int64 or None
         The graph's cell is ``basis @ user_cell @ rotation``. None: same cell.
     shift : (n_atoms, 3) int64 or None
-        Graph cells by which each atom of the graph was moved from the image within the
-        user's cell (beside a common translation). None: zeros.
+        Graph cells by which each atom of the graph was moved from where the user wrote it
+        (beside a common translation). None: zeros.
     """
 
     rotation: np.ndarray | None = None
@@ -93,7 +38,9 @@ class Frame:
     basis: np.ndarray | None = None
     shift: np.ndarray | None = None
 
-    def to_user(self, deformation, displacement):
+    def to_user(
+        self, deformation: ArrayLike, displacement: ArrayLike
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Carry a prediction back to the user's orientation and atom order.
 
         Parameters
@@ -116,7 +63,9 @@ class Frame:
             displacement = self._reorder(displacement)
         return deformation, displacement
 
-    def from_user(self, deformation, displacement):
+    def from_user(
+        self, deformation: np.ndarray, displacement: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The inverse of `to_user`: targets of training, in the frame of the graph."""
         if self.rotation is not None:
             deformation = self.rotation.T @ deformation @ self.rotation
@@ -125,12 +74,14 @@ class Frame:
             displacement = displacement[self.order]
         return deformation, displacement
 
-    def per_atom(self, values):
+    def per_atom(self, values: ArrayLike) -> np.ndarray:
         """Per-atom values of the graph, ``(n_atoms, ...)``, in the user's order."""
         values = np.asarray(values)
         return values if self.order is None else self._reorder(values)
 
-    def bonds(self, centre, neighbour, offset):
+    def bonds(
+        self, centre: ArrayLike, neighbour: ArrayLike, offset: ArrayLike
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Edges of the graph in the user's terms.
 
         Parameters
@@ -144,7 +95,7 @@ class Frame:
         bonds : (n_bonds, 2) int64
             The user's atoms ``i, j``.
         offsets : (n_bonds, 3) int64
-            Lattice translation of ``j``, for atoms wrapped into the user's cell.
+            Lattice translation of ``j``, for the atoms as the user wrote them.
         """
         bonds = np.stack([np.asarray(centre), np.asarray(neighbour)], axis=1)
         offsets = np.asarray(offset).astype(np.int64)
@@ -156,13 +107,10 @@ class Frame:
             bonds = self.order[bonds]
         return bonds, offsets
 
-    def _reorder(self, values):
+    def _reorder(self, values: np.ndarray) -> np.ndarray:
         result = np.empty_like(values)
         result[self.order] = values
         return result
-
-
-_SAME = Frame()
 
 
 # Room that a layer gets beyond the cutoff of its graph, A: the layer may get thicker.
@@ -217,12 +165,8 @@ def to_graph(
     positions, cell, basis = compact(given, own_cell)
     if not spec.canonical:
         graph = build_graph(atoms.numbers, positions, cell, spec, dtype, motion=motion)
-        if basis is None and layer is None:
-            return graph, _SAME
         whole = basis if layer is None else _product(basis, layer.basis)
-        return graph, Frame(
-            basis=whole, shift=_shift(atoms, given, positions, cell, whole, layer)
-        )
+        return graph, Frame(basis=whole, shift=_shift(given, positions, cell, whole, layer))
     crystal = canonicalize(atoms.numbers, positions, cell)
     if layer is not None:
         crystal = _in_one_piece(crystal, layer)
@@ -236,15 +180,10 @@ def to_graph(
         dtype,
         motion=Motion(motion.fixed[order], free_strain),
     )
-    whole, shift = crystal.basis, crystal.shift
-    if basis is not None or layer is not None:
-        before = _product(
-            basis, np.eye(3, dtype=np.int64) if layer is None else layer.basis
-        )
-        whole = crystal.basis @ before
-        moved = _shift(atoms, given, positions, crystal.basis @ cell, whole, layer)
-        shift = shift + moved[order]
-    return graph, Frame(crystal.rotation, order, whole, shift)
+    first = np.eye(3, dtype=np.int64) if layer is None else layer.basis
+    whole = crystal.basis @ _product(basis, first)
+    moved = _shift(given, positions, crystal.basis @ cell, whole, layer)
+    return graph, Frame(crystal.rotation, order, whole, crystal.shift + moved[order])
 
 
 def _in_one_piece(crystal: CanonicalCrystal, layer: Layer) -> CanonicalCrystal:
@@ -265,22 +204,19 @@ def _product(basis: np.ndarray | None, first: np.ndarray) -> np.ndarray:
     return first if basis is None else basis @ first
 
 
-def _shift(  # noqa: PLR0917
-    atoms: Atoms,
+def _shift(
     given: np.ndarray,
     positions: np.ndarray,
     cell: np.ndarray,
-    basis: np.ndarray,
+    basis: np.ndarray | None,
     layer: Layer | None,
 ) -> np.ndarray:
-    """Cells by which each atom of the graph lies off its image in the user's own cell.
+    """Graph cells by which each atom of the graph lies off where the user wrote it.
 
-    The atom went from there to ``atoms.positions``, on to ``given`` (by vacuum vectors
-    where it belongs to a layer) and on to ``positions``.
+    The atom went from there to ``given`` (by vacuum vectors where it belongs to a layer)
+    and on to ``positions``.
     """
-    cells = np.floor(atoms.positions @ np.linalg.inv(atoms.cell.array))
-    to_graph_cells = np.linalg.inv(basis)
-    shift = cells @ to_graph_cells - (given - positions) @ np.linalg.inv(cell)
-    if layer is not None:
-        shift += layer.turns[:, None] * (layer.basis[2] @ to_graph_cells)
+    shift = (positions - given) @ np.linalg.inv(cell)
+    if layer is not None and basis is not None:
+        shift += layer.turns[:, None] * (layer.basis[2] @ np.linalg.inv(basis))
     return np.rint(shift).astype(np.int64)

@@ -1,10 +1,12 @@
-"""The graph of a crystal: a ``torch_geometric`` ``Data`` with documented shapes."""
+"""The graph of a crystal: tensors with documented shapes."""
+
+from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch_geometric.data import Data
 
 from ase_deeprelax.geometry.motion import Motion, everything_free
 from ase_deeprelax.geometry.neighbors import intra_cell_pairs, neighbor_list
@@ -34,16 +36,21 @@ class GraphSpec:
     intra_neighbors: int | None = None
     canonical: bool = False
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
+        """The settings by name, ready for JSON."""
         return asdict(self)
 
 
-class CrystalGraph(Data):
+@dataclass(eq=False)
+class CrystalGraph:
     """One crystal, or a batch of them, as tensors; cells are row vectors.
 
     Edges point from the neighbour ``j`` to the centre ``i``; the neighbour sits at
     ``pos[j] + offset @ cell``, the edge vector is that minus ``pos[i]`` (paper eq. 2).
     Edges are sorted by centre, then neighbour, then offset.
+
+    Graphs of single structures come from `build_graph` or `data.convert.to_graph`, batches
+    from `data.batching.collate`; `data.pyg` turns both into ``torch_geometric`` data.
 
     Attributes
     ----------
@@ -61,30 +68,77 @@ class CrystalGraph(Data):
         Atoms that keep their fractional coordinates.
     free_strain : (n_graphs, 6, 6)
         Projection on the free strains of the cell, see `motion.Motion`.
-    batch : (n_atoms,) int64
+    deformation_target : (n_graphs, 3, 3) or None
+        What a model has to predict; only in training.
+    displacement_target : (n_atoms, 3) or None, A
+        What a model has to predict; only in training.
+    batch : (n_atoms,) int64 or None
         Graph of each atom; only in batches.
+    ptr : (n_graphs + 1,) int64 or None
+        Graph ``k`` has the atoms ``ptr[k]`` to ``ptr[k + 1] - 1``; only in batches.
     """
 
-    @property
-    def graph_of_atom(self):
-        """(n_atoms,) int64: zeros for a single graph."""
-        batch = getattr(self, 'batch', None)
-        return torch.zeros_like(self.z) if batch is None else batch
+    z: torch.Tensor
+    pos: torch.Tensor
+    cell: torch.Tensor
+    edge_index: torch.Tensor
+    offset: torch.Tensor
+    intra: torch.Tensor
+    fixed: torch.Tensor
+    free_strain: torch.Tensor
+    deformation_target: torch.Tensor | None = None
+    displacement_target: torch.Tensor | None = None
+    batch: torch.Tensor | None = None
+    ptr: torch.Tensor | None = None
 
     @property
-    def n_graphs(self):
+    def graph_of_atom(self) -> torch.Tensor:
+        """(n_atoms,) int64: zeros for a single graph."""
+        return torch.zeros_like(self.z) if self.batch is None else self.batch
+
+    @property
+    def n_graphs(self) -> int:
         return self.cell.shape[0]
 
-    def edge_vectors(self):
+    @property
+    def num_nodes(self) -> int:
+        """Number of atoms."""
+        return self.z.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        return self.edge_index.shape[1]
+
+    def edge_vectors(self) -> torch.Tensor:
         """(n_edges, 3), A: from centre to neighbour."""
         j, i = self.edge_index
         cell = self.cell.index_select(0, self.graph_of_atom.index_select(0, i))
         shift = (self.offset.unsqueeze(1) @ cell).squeeze(1)
         return self.pos.index_select(0, j) + shift - self.pos.index_select(0, i)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, without those that are None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def to(self, device: torch.device | str) -> CrystalGraph:
+        """The same on a device; tensors that are there already are not copied."""
+        return CrystalGraph(
+            **{k: tensor.to(device) for k, tensor in self.tensors().items()}
+        )
+
+    def clone(self) -> CrystalGraph:
+        """A copy that shares no memory."""
+        return CrystalGraph(**{k: tensor.clone() for k, tensor in self.tensors().items()})
+
 
 def build_graph(
-    numbers, positions, cell, spec, dtype=torch.float32, *, motion: Motion | None = None
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    spec: GraphSpec,
+    dtype: torch.dtype = torch.float32,
+    *,
+    motion: Motion | None = None,
 ) -> CrystalGraph:
     """The graph of a crystal that is periodic along all three vectors.
 

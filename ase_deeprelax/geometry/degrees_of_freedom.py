@@ -39,6 +39,7 @@ from ase_deeprelax.geometry.motion import (
     in_plane_strains,
     strain_projection,
 )
+from ase_deeprelax.geometry.snapshot import Snapshot, assign, interrupts_wait
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 
@@ -169,29 +170,26 @@ class Freedom:
         frozen = Frozen(atoms, cell, positions, self.movable)
         return cell, frozen.move(step + frozen.best_shift(step))
 
-    def state(self) -> tuple:
+    @property
+    def _innermost_filter(self) -> Atoms | Filter:
+        return self.atoms if self.cell_filter is None else self.cell_filter
+
+    def snapshot(self) -> Snapshot:
         """Copies of all that `write` changes, for `restore`."""
-        strain = getattr(self.cell_filter, 'strain', None)
-        return (
-            self.atoms.cell.array.copy(),
-            self.atoms.positions.copy(),
-            None if strain is None else strain.copy(),
-        )
+        return Snapshot.take(self._innermost_filter)
 
     def write(self, cell: np.ndarray, positions: np.ndarray) -> None:
         """Put a structure into the atoms; constraints were seen to by `allowed`."""
-        if isinstance(self.cell_filter, StrainFilter):
-            # This filter keeps its strain itself and would fall back to it.
-            total = np.linalg.solve(self.cell_filter.origcell, cell)
-            self.cell_filter.strain[:] = full_3x3_to_voigt_6_strain(total)
-        _assign(self.atoms, cell, positions)
+        with interrupts_wait():
+            if isinstance(self.cell_filter, StrainFilter):
+                # This filter keeps its strain itself and would fall back to it.
+                total = np.linalg.solve(self.cell_filter.origcell, cell)
+                self.cell_filter.strain[:] = full_3x3_to_voigt_6_strain(total)
+            assign(self.atoms, cell, positions)
 
-    def restore(self, state: tuple) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Undo `write`, bit for bit."""
-        cell, positions, strain = state
-        if strain is not None:
-            self.cell_filter.strain[:] = strain
-        _assign(self.atoms, cell, positions)
+        snapshot.restore(self._innermost_filter)
 
 
 def find_freedom(target: Atoms | Filter, relax_cell: RelaxCell | None = False) -> Freedom:
@@ -306,15 +304,6 @@ def _normal(atoms: Atoms) -> np.ndarray:
     """(3,): the unit vector across the plane of the lattice vectors a and b."""
     normal = np.cross(atoms.cell[0], atoms.cell[1])
     return normal / np.linalg.norm(normal)
-
-
-def _assign(atoms: Atoms, cell: np.ndarray, positions: np.ndarray) -> None:
-    atoms.set_cell(cell, apply_constraint=False)
-    current = atoms.arrays['positions']
-    if current.flags.writeable and current.dtype == positions.dtype:
-        current[...] = positions  # in place, as ASE's optimizers do
-    else:
-        atoms.arrays['positions'] = positions.copy()
 
 
 def _check_pressure(cell_filter: UnitCellFilter) -> None:

@@ -146,7 +146,8 @@ def find_symmetry(
     positions, cell = atoms.positions, atoms.cell.array
     if layer is not None:
         # A box so high that no operation can carry its height into the plane.
-        longest = np.linalg.norm(cell, axis=1).max() + np.ptp(positions @ layer.normal)
+        longest = np.linalg.norm(layer.basis[:2] @ cell, axis=1).max()
+        longest += np.ptp(layer.in_one_piece(atoms) @ layer.normal)
         positions, cell = layer.standard_box(atoms, 3 * longest)
     cell = reduced_basis(cell) @ cell
     frac = positions @ np.linalg.inv(cell)

@@ -32,9 +32,10 @@ class OptimizerAccessor:
             ) from None
 
     def __set__(self, atoms, optimizer):
-        if isinstance(optimizer, type) and hasattr(optimizer, 'bind'):
+        if isinstance(optimizer, type) or not hasattr(optimizer, 'run'):
             raise TypeError(
-                f'atoms.optimizer takes an optimizer, not its class: {optimizer.__name__}()'
+                f'atoms.optimizer takes an optimizer, not {optimizer!r}: assign one, as '
+                'atoms.optimizer = DeepRelaxOptimizer()'
             )
         if hasattr(optimizer, 'bind'):
             optimizer = optimizer.bind(atoms)

@@ -1,21 +1,31 @@
 """An ASE optimizer whose first step is a prediction of the relaxed structure."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.filters import Filter
-from ase.optimize.optimize import DEFAULT_MAX_STEPS, Optimizer
+from ase.optimize.optimize import DEFAULT_MAX_STEPS, OptimizableAtoms, Optimizer
 
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
-from ase_deeprelax.geometry.free_strain import check_relax_cell
+from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.store import available_models
-from ase_deeprelax.optimize.course import Course
+from ase_deeprelax.optimize.chain import Chain
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
-from ase_deeprelax.optimize.plan import OneShot, has_calculator, make_plan
-from ase_deeprelax.optimize.relaxation_step import optimizer_name
+from ase_deeprelax.optimize.one_shot import ProposedMove, propose_move
+from ase_deeprelax.optimize.relaxation_step import (
+    find_optimizer,
+    has_calculator,
+    optimizer_name,
+)
 from ase_deeprelax.optimize.restart import load_restart, save_restart
-from ase_deeprelax.optimize.stage import as_stages
+from ase_deeprelax.optimize.stage import StageRecord, as_stages
 from ase_deeprelax.predict import Predictor
 
 
@@ -25,9 +35,10 @@ class DeepRelaxOptimizer(Optimizer):
     Without a calculator (or with the stored results of one) `run` takes one step: the
     structure becomes the predicted one once that passed the checks, else an error says
     what is wrong and the atoms stay as they were. ``fmax`` is a force and plays no part;
-    the log shows ``dmax``, the largest displacement still to be made, and ``sigma``, both
-    in A. What filters and constraints freeze stays so: see `freedom`. Of the cell the same
-    moves in the prediction and the refinement:
+    the log shows ``dmax`` (A) and ``strain`` (%), the largest displacement and change of a
+    length that are still to be made, and ``sigma`` (A). What filters and constraints hold
+    stays as it is: see `degrees_of_freedom`. Of the cell the same moves in the prediction
+    and the refinement:
 
     ==================================  ==========================================
     what is optimized                   what of its cell relaxes
@@ -85,9 +96,10 @@ class DeepRelaxOptimizer(Optimizer):
     relax_cell : bool, str or array, optional
         What of the cell of bare Atoms may change: True, False, 'in-plane', 'hydrostatic'
         or a mask, as `relax` takes it. Default: see the table above.
-    optimizer : callable
-        Class of the refinement's optimizer, or anything that makes one from ``(atoms,
-        logfile=None)``, as ``functools.partial(FIRE, dt=0.05)``. Default `ElasticBFGS`.
+    optimizer : str or callable
+        The refinement's optimizer: the name of one in ``ase.optimize``, its class, or
+        anything that makes one from ``(atoms, logfile=None)``, as
+        ``functools.partial(FIRE, dt=0.05)``. Default `ElasticBFGS`.
     energy_gate : float, optional, eV/atom
         How much a prediction may raise the energy before it is rolled back; default 0,
         None: any amount.
@@ -113,45 +125,49 @@ class DeepRelaxOptimizer(Optimizer):
     True
     """
 
+    atoms: Any
+    fmax: float
+    restart: Any
+
     def __init__(
         self,
-        atoms=None,
-        restart=None,
-        logfile='-',
-        trajectory=None,
-        append_trajectory=False,
+        atoms: Atoms | Filter | None = None,
+        restart: str | Path | None = None,
+        logfile: Any = '-',
+        trajectory: Any = None,
+        append_trajectory: bool = False,
         *,
-        refine=None,
-        model='default',
-        symmetry='keep',
-        relax_cell=None,
-        optimizer=ElasticBFGS,
-        energy_gate=0.0,
-        device='auto',
-        dtype='float32',
-        **kwargs,
+        refine: Any = None,
+        model: str | Path | RelaxationModel = 'default',
+        symmetry: str = 'keep',
+        relax_cell: RelaxCell | None = None,
+        optimizer: str | Callable = ElasticBFGS,
+        energy_gate: float | None = 0.0,
+        device: str = 'auto',
+        dtype: str = 'float32',
+        **kwargs: Any,
     ):
         self._model = model
-        self._how = {'symmetry': symmetry, 'device': device, 'dtype': dtype}
+        self._how: dict[str, Any] = {'symmetry': symmetry, 'device': device, 'dtype': dtype}
         self._refine = as_stages(refine)
         self._relax_cell = None if relax_cell is None else check_relax_cell(relax_cell)
-        self._optimizer = optimizer
+        self._optimizer = find_optimizer(optimizer)
         self._energy_gate = energy_gate
-        self._ase = {
+        self._ase: dict[str, Any] = {
             'restart': restart,
             'logfile': logfile,
             'trajectory': trajectory,
             'append_trajectory': append_trajectory,
             **kwargs,
         }
-        self._bound_later = atoms is None
+        self._bound_later, self._appends = atoms is None, False
         self.atoms = None
         if atoms is not None:
             self._take(atoms)
 
     # --- binding -----------------------------------------------------------------------
 
-    def bind(self, atoms):
+    def bind(self, atoms: Any) -> DeepRelaxOptimizer:
         """The optimizer of these atoms: this one, or a copy where it belongs to others.
 
         A copy has no observers and no restart file, and appends to the trajectory.
@@ -172,18 +188,20 @@ class DeepRelaxOptimizer(Optimizer):
         twin = object.__new__(type(self))
         twin.__dict__.update({name: self.__dict__[name] for name in SETTINGS})
         twin._ase = {**self._ase, 'restart': None, 'append_trajectory': True}
-        twin._bound_later, twin.atoms = True, None
+        twin._bound_later, twin._appends, twin.atoms = True, True, None
         return twin.bind(atoms)
 
-    def unbind(self):
+    def unbind(self) -> None:
         """Forget the atoms, and what was done to them."""
         if self.atoms is not None:
             self.close()
         settings = {name: self.__dict__[name] for name in SETTINGS}
         self.__dict__.clear()
-        self.__dict__.update(settings, _bound_later=True, atoms=None)
+        self.__dict__.update(settings, _bound_later=True, _appends=False, atoms=None)
 
-    def _take(self, atoms):
+    def _take(self, atoms: Any) -> None:
+        if isinstance(atoms, OptimizableAtoms):  # as ase.optimize.basin hands them over
+            atoms = atoms.atoms
         unwrap(atoms)
         if isinstance(atoms, Filter) and self._relax_cell is not None:
             raise ValueError(
@@ -192,32 +210,40 @@ class DeepRelaxOptimizer(Optimizer):
             )
         self._start(atoms)
 
-    def _start(self, atoms):
+    def _start(self, atoms: Any) -> None:
         # Touches nothing of the atoms: on the way out of a pickle they may be half made.
-        self._course = Course(
+        self._chain = Chain(
             atoms,
             self._refine,
             optimizer=self._optimizer,
             gate=self._energy_gate,
             relax_cell=self._free_cell,
-            predict=self._predict,
+            propose=self._propose,
         )
-        self._memory = None  # of an earlier run that goes on in the next one
+        self._state = None  # of an earlier run that goes on in the next one
         super().__init__(atoms, **self._ase)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         # Only what is missing comes here; ASE makes its attributes when there are atoms.
         message = f'{type(self).__name__!r} object has no attribute {name!r}'
         if self.__dict__.get('atoms', self) is None:
             message += f' before it is bound to atoms: {BINDING}'
         raise AttributeError(message)
 
-    def __getstate__(self):
-        """What travels with the atoms: no weights, no observers, no files that grow."""
-        kept = (*SETTINGS, '_bound_later', 'atoms', 'nsteps', 'max_steps', 'fmax')
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied with the atoms: no weights, no observers, no files that grow."""
+        kept = (
+            *SETTINGS,
+            '_bound_later',
+            '_appends',
+            'atoms',
+            'nsteps',
+            'max_steps',
+            'fmax',
+        )
         state = {name: self.__dict__[name] for name in kept if name in self.__dict__}
         if self.atoms is not None and self.nsteps:
-            state['_memory'] = self._course.travel()
+            state['_state'] = self._chain.state_dict(copied=True)
         state['_ase'] = {**self._ase, 'restart': None, 'trajectory': None}
         if hasattr(self._ase['logfile'], 'write'):
             state['_ase']['logfile'] = None
@@ -228,7 +254,7 @@ class DeepRelaxOptimizer(Optimizer):
                 state['_model'] = name
         return state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.atoms is not None:
             self._start(self.atoms)
@@ -236,7 +262,7 @@ class DeepRelaxOptimizer(Optimizer):
 
     # --- ASE's interface ---------------------------------------------------------------
 
-    def run(self, *args, **kwargs):
+    def run(self, *args: Any, **kwargs: Any) -> bool:
         """``run(fmax=0.05, steps=100_000_000)``, or ``run(atoms, ...)`` to bind first.
 
         Parameters
@@ -270,61 +296,56 @@ class DeepRelaxOptimizer(Optimizer):
             pass
         return converged
 
-    def irun(self, fmax=0.05, steps=DEFAULT_MAX_STEPS):
+    def irun(self, fmax: float = 0.05, steps: int = DEFAULT_MAX_STEPS) -> Iterator[bool]:
         """As `run`, step by step: a generator of bool, ``n + 1`` for ``n`` steps."""
         if self.atoms is None:
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
-        memory, self._memory = self._memory, None
-        if memory is not None:
-            self._course.recall(memory)
-        self._course.begin(fmax)
-        self.optimizable = self._course.shown
+        state, self._state = self._state, None
+        if state is not None:
+            self._chain.load_state_dict(state)
+        self._chain.begin(fmax)
+        self.optimizable = self._chain
         return super().irun(fmax=fmax, steps=steps)
 
-    def step(self):
+    def step(self) -> None:
         """Put the prediction into the atoms; once that is done, a step of refinement."""
-        course = self._course
-        course.step(self.fmax)
-        self.optimizable = course.shown
-        if course.over:
+        self._chain.step(self.fmax)
+        if self._chain.over:
             self.max_steps = self.nsteps + 1  # this step was the last
-        if course.chain is not None:
-            self.dump(course.remember())
+        if self._chain.stages and self.restart is not None and self.comm.rank == 0:
+            save_restart(self.restart, self._chain.state_dict())
 
-    def gradient_converged(self, gradient):
+    def gradient_converged(self, gradient: np.ndarray) -> bool:
         """Whether the run is over: never with a number that is not finite."""
         atoms = unwrap(self.atoms)
         finite = all(np.isfinite(x).all() for x in (gradient, atoms.positions, atoms.cell))
         return bool(finite and super().gradient_converged(gradient))
 
-    def log(self, gradient):
+    def log(self, gradient: np.ndarray) -> None:
         """Write a line; what became of the prediction stands at the end of it."""
-        if isinstance(self.optimizable, OneShot):
-            titles = 'dmax [A]', 'sigma [A]'
-            values = self.optimizable.dmax, self.optimizable.sigma
+        chain = self._chain
+        if chain.run is None:
+            titles = 'dmax [A]', 'strain [%]', 'sigma [A]'
+            values = *chain.one_shot.left, chain.one_shot.move.relaxation.sigma
         else:
             titles = 'Energy', 'fmax'
-            values = self.optimizable.get_value(), self.optimizable.gradient_norm(gradient)
+            values = chain.get_value(), chain.gradient_norm(gradient)
         name, clock = type(self).__name__, time.strftime('%H:%M:%S')
         if self.nsteps == 0:
-            blank = ' ' * len(name)
-            if decision := self._course.target.decision(self._relax_cell):
+            if decision := chain.target.decision(self._relax_cell):
                 self.logfile.write(f'{decision}\n')
-            self.logfile.write(
-                f'{blank}  {"Step":>4} {"Time":>8} {titles[0]:>15}  {titles[1]:>12}\n'
-            )
-        prediction, chain = self._course.prediction, self._course.chain
-        note = f'  {prediction.note}' if prediction.note else ''
-        self.logfile.write(
-            f'{name}:  {self.nsteps:3d} {clock} {values[0]:15.6f} {values[1]:15.6f}{note}\n'
-        )
-        prediction.note = ''
-        while chain is not None and chain.lines:
+            columns = ' '.join(f'{title:>15}' for title in titles)
+            self.logfile.write(f'{" " * len(name)}  {"Step":>4} {"Time":>8} {columns}\n')
+        numbers = ' '.join(f'{value:15.6f}' for value in values)
+        note = f'  {chain.one_shot.note}' if chain.one_shot.note else ''
+        self.logfile.write(f'{name}:  {self.nsteps:3d} {clock} {numbers}{note}\n')
+        chain.one_shot.note = ''
+        while chain.lines:
             self.logfile.write(f'{chain.lines.pop(0)}\n')
 
-    def todict(self):
+    def todict(self) -> dict[str, Any]:
         """What goes into the header of a trajectory."""
         model = self._model
         if isinstance(model, RelaxationModel):
@@ -338,7 +359,7 @@ class DeepRelaxOptimizer(Optimizer):
         }
 
     @property
-    def stages(self):
+    def stages(self) -> list[StageRecord]:
         """What was done so far: a `StageRecord` of the prediction, then one per stage.
 
         Examples
@@ -349,11 +370,25 @@ class DeepRelaxOptimizer(Optimizer):
         chgnet, ElasticBFGS: converged, 4 steps, energy -7.02 -> -7.03 eV, ...
         >>> json.dumps([record.to_dict() for record in optimizer.stages])  # doctest: +SKIP
         """
-        return [] if self.atoms is None else self._course.records
+        return [] if self.atoms is None else self._chain.records
 
-    # --- what the course asks for ------------------------------------------------------
+    def read(self) -> None:
+        """Go on from the restart file in the run to come."""
+        self._state = load_restart(self.restart)
 
-    def _free_cell(self):
+    def _replay_trajectory(self, trajectory: Any) -> None:
+        self._chain.begin(self.fmax)
+        self._chain.one_shot.pending = False
+        if self._chain.run is not None:
+            self._chain.run.guarded.optimizer.replay_trajectory(trajectory)
+
+    def _traj_is_empty(self) -> bool:
+        # A trajectory of several structures holds the first frame of each of them.
+        return self._appends or super()._traj_is_empty()
+
+    # --- what the chain calls ------------------------------------------------------------
+
+    def _free_cell(self) -> RelaxCell | None:
         """What of the cell of bare Atoms may change, see `find_freedom`."""
         if self._relax_cell is not None:
             return self._relax_cell
@@ -361,30 +396,9 @@ class DeepRelaxOptimizer(Optimizer):
         as_in_ase = not (self._bound_later or self._refine) and has_calculator(atoms)
         return False if as_in_ase else None
 
-    def _predict(self):
+    def _propose(self) -> ProposedMove:
         predictor = Predictor(self._model, **self._how)
-        return make_plan(self.atoms, self._free_cell(), predictor)
-
-    # --- restart -----------------------------------------------------------------------
-
-    def _replay_trajectory(self, trajectory):
-        self._course.look(self.fmax)
-        self._course.prediction.tried = True
-        self._course.chain.attempt.refinement.optimizer.replay_trajectory(trajectory)
-
-    def dump(self, data):
-        """Write the restart file, if there is to be one."""
-        if self.restart is not None and self.comm.rank == 0:
-            save_restart(self.restart, data)
-
-    def read(self):
-        """Go on from the restart file in the run to come."""
-        self._memory = self.load()
-
-    def load(self):
-        """Content of the restart file; ``RestartError`` where it is not one."""
-        names = 'began', 'atoms', 'info', 'prediction', 'chain'
-        return load_restart(self.restart, names)
+        return propose_move(self.atoms, self._free_cell(), predictor)
 
 
 # What an optimizer is made with.

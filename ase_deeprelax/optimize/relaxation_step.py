@@ -1,86 +1,131 @@
-"""The ordinary ASE optimizer that goes on from a prediction."""
+"""One step of any ASE optimizer, with finite numbers only, that fails without a trace."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import ase.optimize
 import numpy as np
-from ase.filters import Filter, StrainFilter
-from vesin import NeighborList
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import Filter
+from ase.optimize.optimize import Optimizer
+from ase.optimize.sciopt import SciPyOptimizer
 
-from ase_deeprelax.errors import RefinementError, StructureError
+from ase_deeprelax.data.disorder import check_ordered
+from ase_deeprelax.errors import ConfigError, RefinementError, StructureError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
+from ase_deeprelax.geometry.neighbors import close_pairs
+from ase_deeprelax.geometry.snapshot import Snapshot
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 
 # Atoms closer than this are on one site, A: calculators drop such pairs, or divide by zero.
 SAME_SITE = 1e-3
-# What optimizers count anew in each run.
-OF_THE_RUN = ('nsteps', 'max_steps', 'fmax')
+# Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
+# each other.
+RUNAWAY = (0.2, 5.0)
+# What can be written into a restart file as it is.
+PLAIN = (bool, int, float, str, np.generic, type(None))
 
 
-class Refinement:
-    """Steps of an ordinary optimizer, whose state can be kept and whose numbers are finite.
+class GuardedOptimizer:
+    """An ASE optimizer of which a step either succeeds or leaves the structure as it was.
 
     Parameters
     ----------
     target : ase.Atoms or ase.filters.Filter
-    optimizer : callable
-        ``optimizer(target, logfile=None)`` makes an ``ase.optimize.optimize.Optimizer``.
-    keep : callable
-        Called with the optimizer's state, ready for JSON, after each step.
-    memory : optional
-        Such a state to go on from.
+        With a calculator.
+    optimizer : str or callable
+        As `find_optimizer` takes it.
+    state : dict, optional
+        What `state_dict` of an earlier optimizer of this class gave, to go on from there.
 
     Examples
     --------
     >>> from ase.build import bulk
     >>> from ase.calculators.emt import EMT
-    >>> from ase.optimize import FIRE
-    >>> atoms = bulk('Cu', a=3.7)
+    >>> atoms = bulk('Cu', cubic=True)
+    >>> atoms.rattle(0.1)
     >>> atoms.calc = EMT()
-    >>> Refinement(atoms, FIRE, keep=lambda memory: None).name
-    'FIRE'
+    >>> before = atoms.get_potential_energy()
+    >>> GuardedOptimizer(atoms, 'FIRE').step(fmax=0.05)
+    >>> bool(atoms.get_potential_energy() < before)
+    True
     """
 
-    def __init__(self, target, optimizer, keep, memory=None):
-        self.target, self.atoms = target, unwrap(target)
-        self.name = optimizer_name(optimizer)
-        self.optimizer = optimizer(target, logfile=None)
-        self._keep = keep
-        if memory is not None:
-            self.optimizer.load = lambda: memory['dumped']
-            self.optimizer.read()
-            vars(self.optimizer).update(memory['numbers'])
-        self.optimizer.dump = self._remember
+    def __init__(
+        self,
+        target: Atoms | Filter,
+        optimizer: str | Callable,
+        state: dict[str, Any] | None = None,
+    ):
+        make = find_optimizer(optimizer)
+        self.target, self.name = target, optimizer_name(make)
+        self.optimizer = make(target, logfile=None)
+        self.optimizer.optimizable = FiniteNumbers(self.optimizer.optimizable, target)
+        # No part of the state: what all optimizers have, as files and counts of a run.
+        plain: Any = Optimizer
+        self._common = {*vars(plain(target, logfile=None)), 'max_steps', 'fmax', 'dump'}
+        self._dumped = None
+        if state is not None:
+            self.load_state_dict(state)
+        self.optimizer.dump = self._dump
 
-    def _remember(self, dumped):
-        # What FIRE writes into its restart file lacks its mixing and its count of steps.
-        numbers = {
-            name: value
-            for name, value in vars(self.optimizer).items()
-            if type(value) in (int, float) and name not in OF_THE_RUN
-        }
-        self._keep({'dumped': dumped, 'numbers': numbers})
+    def step(self, fmax: float) -> None:
+        """Take one step.
 
-    def step(self, fmax):
-        """Take one step; whatever is raised, the atoms are as before it.
+        Parameters
+        ----------
+        fmax : float, eV/A
 
         Raises
         ------
         RefinementError
-            Forces or new positions are not finite.
+            Energy, forces or new positions are not finite; as after any other error, and
+            after Ctrl-C, the structure is as it was before.
         """
-        atoms = self.atoms
-        gradient = self.optimizer.optimizable.get_gradient()
-        check_finite(atoms, gradient)
-        state = get_state(self.target)
+        before = Snapshot.take(self.target)
         self.optimizer.fmax = fmax
         try:
             self.optimizer.step()
             self._check_moved()
-        except BaseException:  # an interrupted step has moved some of the atoms, or half
-            put_state(self.target, state)
+        except BaseException:
+            before.restore(self.target)
             raise
 
-    def _check_moved(self):
-        if np.isfinite(self.atoms.positions).all() and np.isfinite(self.atoms.cell).all():
+    def converged(self, fmax: float) -> bool:
+        """Whether no force exceeds ``fmax``, eV/A: ASE's usual criterion."""
+        optimizable = self.optimizer.optimizable
+        return bool(optimizable.converged(optimizable.get_gradient(), fmax))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the optimizer has learnt so far, ready for JSON."""
+        # Matrices are what optimizers dump themselves.
+        matrices = self._dumped is None
+        values = {
+            name: value
+            for name, value in vars(self.optimizer).items()
+            if name not in self._common and _is_plain(value, matrices=matrices)
+        }
+        return {'dumped': self._dumped, 'values': values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        if state['dumped'] is not None:
+            self.optimizer.load = lambda: state['dumped']
+            self.optimizer.read()
+            self._dumped = state['dumped']
+        vars(self.optimizer).update(state['values'])
+
+    def _dump(self, data: Any = None) -> None:
+        # GPMin hands over nothing: it holds all that it has learnt in its attributes.
+        self._dumped = data
+
+    def _check_moved(self) -> None:
+        atoms = unwrap(self.target)
+        if np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell).all():
             return
         raise RefinementError(
             f'{self.name} proposed positions that are not finite; the atoms are as they '
@@ -88,72 +133,113 @@ class Refinement:
         )
 
 
-def check_finite(atoms, gradient):
-    """Refuse forces that are not finite.
+class FiniteNumbers:
+    """An ASE Optimizable with a finite energy and gradient, else an error.
+
+    A line search would go on for ever with a number that is not.
+    """
+
+    def __init__(self, optimizable: Any, target: Atoms | Filter):
+        self._optimizable, self._atoms = optimizable, unwrap(target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizable, name)
+
+    def __len__(self) -> int:
+        return len(self._optimizable)
+
+    def get_value(self) -> float:
+        """The energy, eV; `RefinementError` where it is not finite."""
+        value = self._optimizable.get_value()
+        check_finite(self._atoms, value)
+        return value
+
+    def get_gradient(self) -> np.ndarray:
+        """(3 * n,): minus the forces, eV/A; `RefinementError` where one is not finite."""
+        gradient = self._optimizable.get_gradient()
+        check_finite(self._atoms, gradient)
+        return gradient
+
+
+def find_optimizer(optimizer: str | Callable) -> Callable:
+    """The class of an optimizer by its name; a class, or what makes one, as it is.
+
+    Parameters
+    ----------
+    optimizer : str or callable
+        'ElasticBFGS', the name of a class in ``ase.optimize``, such a class, or anything
+        that makes an optimizer from ``(atoms, logfile=None)``, as
+        ``functools.partial(FIRE, dt=0.05)``.
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    ConfigError
+        There is no such optimizer, or it does not move atoms step by step.
+
+    Examples
+    --------
+    >>> find_optimizer('FIRE').__name__
+    'FIRE'
+    """
+    found = optimizer
+    if isinstance(optimizer, str):
+        known = {name: getattr(ase.optimize, name) for name in ase.optimize.__all__}
+        known = {n: c for n, c in known.items() if issubclass(c, Optimizer)}
+        known[ElasticBFGS.__name__] = ElasticBFGS
+        if optimizer not in known:
+            raise ConfigError(
+                f'there is no optimizer {optimizer!r}; choose one of '
+                f'{", ".join(sorted(known))}, or give a class'
+            )
+        found = known[optimizer]
+    if not callable(found):
+        raise ConfigError(
+            f'optimizer is {optimizer!r}; it must be the name of an ASE optimizer, its '
+            'class, or a function that makes one'
+        )
+    kind = found.func if isinstance(found, partial) else found
+    if isinstance(kind, type) and issubclass(kind, SciPyOptimizer):
+        raise ConfigError(
+            f'{kind.__name__} hands the whole relaxation to SciPy and cannot be stopped '
+            "after a step; choose another optimizer, as 'BFGS' or 'FIRE'"
+        )
+    return found
+
+
+def check_finite(atoms: Atoms, numbers: float | np.ndarray) -> None:
+    """Refuse an energy or forces that are not finite.
 
     Parameters
     ----------
     atoms : ase.Atoms
         With its calculator.
-    gradient : (3 * n,)
-        Of the atoms, then of the cell.
+    numbers : float, eV, or (3 * n,), eV/A
+        The energy, or the gradient: rows of the atoms, then of the cell.
 
     Raises
     ------
     RefinementError
         Naming the atom.
     """
-    if np.isfinite(gradient).all():
+    if np.isfinite(numbers).all():
         return
+    if np.ndim(numbers) == 0:
+        what = f'the energy is {numbers}, which is not finite'
+    else:
+        row = int(np.flatnonzero(~np.isfinite(numbers))[0]) // 3
+        force = f'the force on {_label(atoms, row)}' if row < len(atoms) else 'the stress'
+        what = f'{force} is not finite'
     raise RefinementError(
-        f'{calculator_name(atoms.calc)}: {_where(atoms, gradient)} is not finite; look for '
-        'atoms on one site or elements that the calculator does not know. The atoms are as '
-        'they were before this step'
+        f'{calculator_name(atoms.calc)}: {what}; look for atoms on one site or elements '
+        'that the calculator does not know. The atoms are as they were before this step'
     )
 
 
-def get_state(target):
-    """Copies of all that a step changes, for `put_state`.
-
-    Parameters
-    ----------
-    target : ase.Atoms or ase.filters.Filter
-
-    Returns
-    -------
-    dict of str to array
-    """
-    atoms = unwrap(target)
-    state = {'cell': atoms.cell.array.copy(), 'positions': atoms.positions.copy()}
-    if isinstance(target, StrainFilter):  # which keeps its strain itself
-        state['strain'] = target.strain.copy()
-    return state
-
-
-def put_state(target, state):
-    """Put a structure back, bit for bit and past all constraints."""
-    atoms = unwrap(target)
-    atoms.set_cell(state['cell'], apply_constraint=False)
-    atoms.set_positions(state['positions'], apply_constraint=False)
-    if 'strain' in state:
-        target.strain[:] = state['strain']
-
-
-def get_origin(target):
-    """What a filter measures strain from, and strain it keeps itself, for `put_origin`."""
-    names = ('orig_cell', 'origcell', 'strain') if isinstance(target, Filter) else ()
-    return {
-        name: np.array(getattr(target, name)) for name in names if hasattr(target, name)
-    }
-
-
-def put_origin(target, origin):
-    """Let a new filter measure strain as an earlier one did."""
-    for name, value in origin.items():
-        setattr(target, name, np.array(value, float))
-
-
-def check_refinable(atoms):
+def check_refinable(atoms: Atoms) -> None:
     """Refuse what no calculator can answer sensibly, molecules and slabs included.
 
     Parameters
@@ -164,7 +250,7 @@ def check_refinable(atoms):
     ------
     StructureError
         No atoms, numbers that are not finite, a periodic cell without volume, two atoms on
-        one site.
+        one site, partly occupied sites.
 
     Examples
     --------
@@ -183,34 +269,40 @@ def check_refinable(atoms):
     vectors = atoms.cell.array[atoms.pbc]
     if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
         raise StructureError(f'cell {atoms.cell.tolist()} has no volume; set another one')
-    pairs = NeighborList(cutoff=0.1, full_list=False)
-    first, second, distances = pairs.compute(
-        points=np.asarray(atoms.positions, dtype=float),
-        box=atoms.cell.complete().array,
-        periodic=atoms.pbc,
-        quantities='ijd',
-    )
-    for i, j in zip(
-        first[distances < SAME_SITE], second[distances < SAME_SITE], strict=True
-    ):
+    check_ordered(atoms)
+    first, second, _ = close_pairs(atoms.positions, atoms.cell.array, SAME_SITE, atoms.pbc)
+    for i, j in zip(first, second, strict=True):
         raise StructureError(
             f'{_label(atoms, i)} and {_label(atoms, j)} are on one site; remove or move one'
         )
 
 
-def optimizer_name(optimizer):
+def has_calculator(atoms: Atoms) -> bool:
+    """Whether forces of a moved structure can be had; stored results give none."""
+    return atoms.calc is not None and not isinstance(atoms.calc, SinglePointCalculator)
+
+
+def has_stress(calculator: Any) -> bool:
+    """Whether a calculator gives the stress, which a relaxation of the cell needs."""
+    known = getattr(calculator, 'implemented_properties', None)
+    return known is None or 'stress' in known
+
+
+def optimizer_name(optimizer: str | Callable) -> str:
     """Name of a class, or of the class in a ``functools.partial``.
 
     >>> from ase.optimize import LBFGS
     >>> optimizer_name(LBFGS), optimizer_name(partial(LBFGS, maxstep=0.1))
     ('LBFGS', 'LBFGS')
     """
+    if isinstance(optimizer, str):
+        return optimizer
     # By type: LBFGS has a method called func.
     optimizer = optimizer.func if isinstance(optimizer, partial) else optimizer
     return getattr(optimizer, '__name__', type(optimizer).__name__)
 
 
-def calculator_name(calculator):
+def calculator_name(calculator: Any) -> str:
     """What a calculator calls itself, or else its class.
 
     >>> from ase.calculators.emt import EMT
@@ -221,10 +313,13 @@ def calculator_name(calculator):
     return name if isinstance(name, str) else type(calculator).__name__
 
 
-def _label(atoms, index):
+def _is_plain(value: Any, *, matrices: bool) -> bool:
+    if isinstance(value, np.ndarray):
+        return matrices or value.ndim < 2
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item, matrices=matrices) for item in value)
+    return isinstance(value, PLAIN)
+
+
+def _label(atoms: Atoms, index: int) -> str:
     return f'atom {index} ({atoms.symbols[index]})'
-
-
-def _where(atoms, gradient):
-    row = int(np.flatnonzero(~np.isfinite(gradient))[0]) // 3
-    return f'the force on {_label(atoms, row)}' if row < len(atoms) else 'the stress'

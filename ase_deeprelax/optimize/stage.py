@@ -1,16 +1,20 @@
-"""What a stage of a refinement is asked to do, and the record of what it did."""
+"""A stage of a refinement: what it shall do, and the record of what it did."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.geometry.symmetry import spacegroup_number
-from ase_deeprelax.optimize.relaxation_step import optimizer_name
+from ase_deeprelax.optimize.relaxation_step import find_optimizer, optimizer_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +26,7 @@ class Stage:
     calculator : str, ase Calculator or callable
         As `get_calculator` takes it: 'chgnet', 'tensornet:/path', ``GPAW(...)``, or a
         function that makes one. It is made once, when the first run begins.
-    optimizer : callable, optional
+    optimizer : str or callable, optional
         As for `DeepRelaxOptimizer`, whose own is the default.
     fmax : float, optional, eV/A
         Default: that of ``run``.
@@ -55,13 +59,16 @@ class Stage:
 
     calculator: Any
     _: KW_ONLY
-    optimizer: Callable | None = None
+    optimizer: str | Callable | None = None
     fmax: float | None = None
     steps: int | None = None
     relax_cell: RelaxCell | Callable | None = None
     min_sigma: float | None = None
+    _built: Any = field(default=None, init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if self.optimizer is not None:
+            find_optimizer(self.optimizer)
         if self.fmax is not None and not self.fmax >= 0:
             raise ValueError(f'fmax is {self.fmax}; it must be a force in eV/A')
         if self.steps is not None and not self.steps >= 1:
@@ -72,24 +79,25 @@ class Stage:
             check_relax_cell(self.relax_cell)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """What records and logs call it, known before the calculator is made."""
         if isinstance(self.calculator, str):
             return self.calculator.partition(':')[0]
         name = getattr(self.calculator, 'name', None)
         return name if isinstance(name, str) else optimizer_name(self.calculator)
 
-    @cached_property
-    def made(self):
-        """The calculator itself."""
-        return get_calculator(self.calculator)
+    def build_calculator(self) -> Calculator:
+        """The calculator itself, made at the first call and kept."""
+        if self._built is None:
+            object.__setattr__(self, '_built', get_calculator(self.calculator))
+        return self._built
 
-    def __getstate__(self):
-        # A potential by name travels as its name.
-        return {name: value for name, value in self.__dict__.items() if name != 'made'}
+    def __getstate__(self) -> dict[str, Any]:
+        # A potential by name is copied as its name.
+        return self.__dict__ | {'_built': None}
 
 
-def as_stages(refine):
+def as_stages(refine: Any) -> list[Stage]:
     """Stages from what ``refine=`` takes: one or more stages or calculators.
 
     Examples
@@ -143,34 +151,39 @@ class StageRecord:
     atoms: Atoms | None = None
 
     @property
-    def converged(self):
+    def converged(self) -> bool:
         """Whether ``status`` says so."""
         return self.status == 'converged'
 
     @cached_property
-    def spacegroup(self):
+    def spacegroup(self) -> int:
         """Number of the space group at the end (symprec 1e-2), 0: not determined."""
         if self.atoms is None or not self.atoms.pbc.all() or self.atoms.cell.rank != 3:
             return 0
         return spacegroup_number(self.atoms)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The record without ``atoms``, with ``spacegroup``, ready for JSON.
+
+        Energies and forces that are not finite become None.
 
         Examples
         --------
         >>> StageRecord('emt', 'BFGS', 'converged', steps=4).to_dict()['steps']
         4
         """
-        data = self.remember() | {'spacegroup': self.spacegroup}
+        data = self.to_state() | {'spacegroup': self.spacegroup}
         del data['atoms']
+        for name in ('energy_before', 'energy_after', 'fmax'):
+            if data[name] is not None and not math.isfinite(data[name]):
+                data[name] = None
         return data
 
-    def remember(self):
-        """The arguments it was made with."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def to_state(self) -> dict[str, Any]:
+        """The arguments it was made with, for `Chain.state_dict`."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
-    def __str__(self):
+    def __str__(self) -> str:
         """One line, as in the log."""
         parts = [self.status + (f' ({self.reason})' if self.reason else '')]
         if self.status != 'skipped':
@@ -185,7 +198,7 @@ class StageRecord:
         return f'{title}: {", ".join(parts)}'
 
 
-def bare(atoms):
+def bare(atoms: Atoms) -> Atoms:
     """The crystal alone: nothing of constraints, calculators, info and further arrays."""
     return Atoms(
         atoms.numbers,

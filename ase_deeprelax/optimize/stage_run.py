@@ -1,24 +1,28 @@
 """One stage at work on a structure, and back to the best structure where it goes wrong."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.filters import Filter
 
 from ase_deeprelax import keys
-from ase_deeprelax.calculators.batched import RUNAWAY
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
+from ase_deeprelax.geometry.snapshot import Snapshot
 from ase_deeprelax.optimize.relaxation_step import (
-    Refinement,
+    RUNAWAY,
+    GuardedOptimizer,
     calculator_name,
     check_finite,
-    get_origin,
-    get_state,
     optimizer_name,
-    put_origin,
-    put_state,
 )
-from ase_deeprelax.optimize.stage import StageRecord, bare
+from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
+from ase_deeprelax.optimize.target import Target
 
 # Forces are out of hand above this, eV/A, and above so many times those of the start.
 EXPLOSION = 100.0, 10.0
@@ -26,106 +30,129 @@ EXPLOSION = 100.0, 10.0
 # depend on the cell.
 UPHILL = 1e-3
 
-# What of an attempt a restart needs.
+# What of a run a restart needs, beside the state of its optimizer.
 KEPT = ('status', 'reason', 'steps', 'seconds', 'value', 'gradient', 'start', 'best')
-KEPT += ('memory', 'seen')
+KEPT += ('measured',)
 
 
-class Attempt:
-    """A stage on its way: steps, what was measured, the best structure so far.
+class StageRun:
+    """A stage at work: its steps, what was measured, the best structure so far.
 
     Parameters
     ----------
     stage : Stage
     target : Target
         Its atoms have the calculator of the stage.
-    optimizer : callable
-    checked : bool
-        Whether energies and forces are looked at, and what is wrong with them ends the
-        stage, as `fail` does.
-    before : ase Calculator, optional
+    optimizer : str or callable
+    ordinary : bool
+        An ordinary relaxation raises its errors; otherwise energies and forces are checked,
+        and what is wrong with them ends the stage, as `fail` does.
+    calculator_before : ase Calculator, optional
         That of the stage before, for where nothing of this one is kept.
 
     Attributes
     ----------
     status, reason : str
         See `StageRecord`.
+    live : ase.utils.abc.Optimizable
+        Energy and forces of the structure as it is.
     value, gradient : float, eV; array, eV/A
-        At the present structure.
+        Those of the structure that was measured last.
     best : dict or None
-        The structure to go back to, that of lowest energy, as of `get_state`, with what was
-        measured there.
+        The structure to go back to, that of lowest energy, and what was measured there.
     start : dict or None
         The same of where the stage began, with volume and largest force.
-    seen : ase.Atoms or None
+    measured : ase.Atoms or None
         The structure that was measured last.
     """
 
-    def __init__(self, stage, target, optimizer, *, checked, before=None):
-        self.stage, self.checked = stage, checked
+    def __init__(
+        self,
+        stage: Stage,
+        target: Target,
+        optimizer: str | Callable,
+        *,
+        ordinary: bool,
+        calculator_before: Any = None,
+    ):
+        self.stage, self.ordinary = stage, ordinary
         self._aim(target)
         self.atoms = unwrap(self.target)
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
         self.value, self.gradient = np.nan, np.full(self.live.ndofs(), np.nan)
-        self.start = self.best = self.memory = self.seen = None
-        self._optimizer = optimizer
-        self._before = before
-        self._refinement = None
+        self.start: dict[str, Any] | None = None
+        self.best: dict[str, Any] | None = None
+        self.measured: Atoms | None = None
+        self._optimizer, self._calculator_before = optimizer, calculator_before
+        self._guarded: GuardedOptimizer | None = None
+        self._learnt: dict[str, Any] | None = None
 
     @property
-    def converged(self):
-        """Whether ``status`` says so."""
-        return self.status == 'converged'
-
-    @property
-    def title(self):
+    def title(self) -> str:
         """For the log and for ``atoms.info``."""
         name = optimizer_name(self._optimizer)
-        return f'{self.stage.name}, {name}' if self.checked else name
+        return name if self.ordinary else f'{self.stage.name}, {name}'
 
     @property
-    def refinement(self):
-        """The `Refinement`, made when it is first asked for."""
-        if self._refinement is None:
-            self._refinement = Refinement(
-                self.target, self._optimizer, self._keep, self.memory
-            )
-        return self._refinement
+    def guarded(self) -> GuardedOptimizer:
+        """The optimizer, made when it is first needed."""
+        if self._guarded is None:
+            self._guarded = GuardedOptimizer(self.target, self._optimizer, self._learnt)
+        return self._guarded
 
-    def _keep(self, memory):
-        self.memory = memory
+    # --- ASE's Optimizable ---------------------------------------------------------------
 
-    def measure(self):
-        """Energy and forces of the structure as it is.
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_'):  # on the way out of a pickle there is nothing yet
+            raise AttributeError(name)
+        return getattr(self.live, name)
+
+    def get_value(self) -> float:
+        # Measured once: a calculator that failed is not called again, by the log either.
+        return self.live.get_value() if self.ordinary else self.value
+
+    def get_gradient(self) -> np.ndarray:
+        return self.live.get_gradient() if self.ordinary else self.gradient
+
+    def converged(self, gradient: np.ndarray, fmax: float) -> bool:
+        if self.ordinary:
+            return self.live.converged(gradient, fmax)
+        return self.status == 'converged'
+
+    # --- the stage -----------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Get energy and forces of the structure as it is.
 
         Raises
         ------
         RefinementError
             They are not finite, or the structure exploded.
         """
-        begun, self.seen = perf_counter(), bare(self.atoms)
+        begun, self.measured = perf_counter(), bare(self.atoms)
         try:
             value, gradient = self.live.get_value(), self.live.get_gradient()
         finally:
             self.seconds += perf_counter() - begun
         norm, volume = self.live.gradient_norm(gradient), abs(self.atoms.cell.volume)
-        if self.checked:
+        if not self.ordinary:
             self._check(value, gradient, norm, volume)
         self.value, self.gradient = float(value), gradient
         if self.best is None or value < self.best['value']:
             self.best = {
                 'value': self.value,
                 'gradient': gradient.copy(),
-                'state': get_state(self.target),
-                'info': self._told(),
+                'state': vars(Snapshot.take(self.target)),
+                'info': self._info(),
                 'steps': self.steps,
             }
         if self.start is None:
             self.start = self.best | {'volume': volume, 'norm': float(norm)}
 
-    def _check(self, value, gradient, norm, volume):
-        if not np.isfinite(value):
-            raise RefinementError(f'the energy is {value}')
+    def _check(
+        self, value: float, gradient: np.ndarray, norm: float, volume: float
+    ) -> None:
+        check_finite(self.atoms, value)
         check_finite(self.atoms, gradient)
         if self.start is None:
             return
@@ -140,23 +167,23 @@ class Attempt:
                 'times that at the start of the stage'
             )
 
-    def step(self, fmax):
-        """A step of the stage's optimizer, and its measurement."""
+    def step(self, fmax: float) -> None:
+        """Take a step of the stage's optimizer, and measure."""
         begun = perf_counter()
         try:
-            self.refinement.step(fmax)
+            self.guarded.step(fmax)
         finally:
             self.seconds += perf_counter() - begun
         self.steps += 1
         self.atoms.info |= {keys.STAGE: self.title, keys.KIND: self.kind}
         self.measure()
 
-    def take_over(self, last):
-        """Filter and optimizer, with all it has learnt, of an attempt that is over."""
+    def take_over(self, last: StageRun) -> None:
+        """Go on with the filter and the optimizer of a run that is over."""
         self.target, self.live = last.target, last.live
-        self.memory, self._refinement = last.memory, last.refinement
+        self._guarded = last.guarded
 
-    def begin_here(self, target=None):
+    def begin_here(self, target: Target | None = None) -> None:
         """Forget where it began: the structure was moved by something else.
 
         Parameters
@@ -168,86 +195,103 @@ class Attempt:
         if target is not None:
             self._aim(target)
 
-    def _aim(self, target):
+    def _aim(self, target: Target) -> None:
         self.target, self.kind = target.moving, target.kind
         self.live = self.target.__ase_optimizable__()
 
-    def end(self, fmax, steps):
+    def end(self, fmax: float) -> None:
         """Give the stage its status where it is over.
 
         Parameters
         ----------
-        fmax : float or None, eV/A
-        steps : int or None
-            As many it may take.
+        fmax : float, eV/A
         """
-        if fmax is not None and self.live.converged(self.gradient, fmax):
+        limit = self.stage.steps
+        if self.live.converged(self.gradient, fmax):
             self.status, self.reason = 'converged', ''
-        elif steps is not None and self.steps >= steps:
+        elif limit is not None and self.steps >= limit:
             self.status = 'not converged'
-            self.reason = f'no more than {steps} steps were allowed'
+            self.reason = f'no more than {limit} steps were allowed'
             self.atoms.info[keys.STAGE] = f'{self.title} (not converged)'
         else:
             return
-        rise = (self.value - self.start['value']) / len(self.atoms)
-        if self.checked and rise > UPHILL:
+        begun = self.value if self.start is None else self.start['value']
+        rise = (self.value - begun) / len(self.atoms)
+        if rise > UPHILL and not self.ordinary:
             self.fail(f'went uphill by {rise:.6f} eV/atom')
 
-    def fail(self, error):
-        """End it, and go back to the best structure.
-
-        Parameters
-        ----------
-        error : Exception or str
-        """
-        self.status, self.reason = 'failed', _reason(error)
-        self.memory = self._refinement = None
+    def fail(self, error: Exception | str) -> None:
+        """End the stage, and go back to the best structure."""
+        known = isinstance(error, (str, DeepRelaxError))
+        self.status = 'failed'
+        self.reason = str(error) if known else f'{type(error).__name__}: {error}'
+        self._learnt = self._guarded = None
         if self.best is None or self.best['steps'] == 0:
-            self.atoms.calc = self._before
+            self.atoms.calc = self._calculator_before
         if self.best is None:
             return
-        put_state(self.target, self.best['state'])
+        Snapshot(**self.best['state']).restore(self.target)
         self.value, self.gradient = self.best['value'], np.array(self.best['gradient'])
-        for name in self._told():
+        for name in self._info():
             del self.atoms.info[name]
         self.atoms.info.update(self.best['info'])
 
-    def _told(self):
-        """What the atoms say of the step that they are from."""
+    def _info(self) -> dict[str, str]:
+        """The names in ``atoms.info`` that a step writes."""
         info = self.atoms.info
         return {name: info[name] for name in (keys.STAGE, keys.KIND) if name in info}
 
     @property
-    def record(self):
-        """A `StageRecord`."""
+    def record(self) -> StageRecord:
+        """What became of the stage so far."""
         known = self.start is not None
+        before = None if self.start is None else self.start['value']
         return StageRecord(
-            name=self.stage.name if self.checked else calculator_name(self.atoms.calc),
+            name=calculator_name(self.atoms.calc) if self.ordinary else self.stage.name,
             optimizer=optimizer_name(self._optimizer),
             status=self.status,
             reason=self.reason,
             steps=self.steps,
-            energy_before=self.start['value'] if known else None,
+            energy_before=before,
             energy_after=self.value if known else None,
             fmax=float(self.live.gradient_norm(self.gradient)) if known else None,
             seconds=self.seconds,
             atoms=bare(self.atoms),
         )
 
-    def remember(self):
-        """What a restart needs, ready for JSON."""
-        data = {name: getattr(self, name) for name in KEPT}
-        return data | {'origin': get_origin(self.target)}
+    def state_dict(self, *, copied: bool = False) -> dict[str, Any]:
+        """What is needed to go on from here, ready for JSON.
 
-    def recall(self, data):
-        """Go on from what `remember` gave."""
+        Parameters
+        ----------
+        copied : bool
+            Without what the optimizer has learnt, which may be a large matrix.
+        """
+        learnt = self._learnt if self._guarded is None else self._guarded.state_dict()
+        state = {name: getattr(self, name) for name in KEPT}
+        return state | {
+            'learnt': None if copied else learnt,
+            'origin': get_origin(self.target),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
         for name in KEPT:
-            setattr(self, name, data[name])
+            setattr(self, name, state[name])
         self.gradient = np.array(self.gradient, float)
-        put_origin(self.target, data['origin'])
+        self._learnt, self._guarded = state['learnt'], None
+        put_origin(self.target, state['origin'])
 
 
-def _reason(error):
-    if isinstance(error, (str, DeepRelaxError)):
-        return str(error)
-    return f'{type(error).__name__}: {error}'
+def get_origin(target: Atoms | Filter) -> dict[str, np.ndarray]:
+    """The cell that a filter measures strain from, and the strain that it keeps itself."""
+    names = ('orig_cell', 'origcell', 'strain') if isinstance(target, Filter) else ()
+    return {
+        name: np.array(getattr(target, name)) for name in names if hasattr(target, name)
+    }
+
+
+def put_origin(target: Atoms | Filter, origin: dict[str, np.ndarray]) -> None:
+    """Let a new filter measure strain as an earlier one did."""
+    for name, value in origin.items():
+        setattr(target, name, np.array(value, float))

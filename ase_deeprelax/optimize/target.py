@@ -64,7 +64,7 @@ class Target:
             return self
         kind = optimizer.func if isinstance(optimizer, partial) else optimizer
         true_strains = isinstance(kind, type) and issubclass(kind, CellAwareBFGS)
-        if not isinstance(self.moving, Atoms):
+        if isinstance(self.moving, UnitCellFilter):
             factor = 1.0 if true_strains else float(len(self.moving.atoms))
             self.moving.exp_cell_factor = factor
         elif true_strains:
@@ -100,7 +100,8 @@ class Target:
 
 
 def find_target(
-    given: Atoms | Filter, relax_cell: RelaxCell | Callable | None = None
+    given: Atoms | Filter,
+    relax_cell: RelaxCell | Callable[[Atoms], Atoms | Filter] | None = None,
 ) -> Target:
     """What shall move, ready for an optimizer.
 
@@ -130,6 +131,7 @@ def find_target(
     except StructureError as error:
         refusal = str(error)
     user_made = given is not atoms or callable(relax_cell)
+    moving: Atoms | Filter
     if given is not atoms:
         moving = given
     elif callable(relax_cell):

@@ -1,6 +1,7 @@
 """From structures to checked, relaxed structures with an uncertainty.
 
-checks -> graphs -> packs -> network -> distance geometry -> symmetry -> checks
+prepare (checks, freedom, symmetry, graph) -> run_model (network, distance geometry, in
+batches) -> finish (symmetry, constraints, checks)
 """
 
 from ase_deeprelax.predict.predictor import Predictor, relax

@@ -1,16 +1,19 @@
-"""What we refuse to take, and what we refuse to hand back."""
+"""Structures that cannot be predicted, and predictions that are no plausible structures."""
+
+from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
-from vesin import NeighborList
 
+from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import PredictionError, StructureError, UnsupportedElementError
 from ase_deeprelax.geometry.lattice import compact
+from ase_deeprelax.geometry.neighbors import close_pairs
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # Less room than this is no crystal but a flat or missing cell, A^3 per atom.
@@ -18,13 +21,14 @@ SMALLEST_VOLUME = 1.0
 # Beyond this a coordinate in double precision no longer resolves 1e-6 A, A.
 FARTHEST = 1e9
 # What the training sets hold (targets and inputs together, without 0.1 % of outliers).
-TRAINED = {'n_atoms': (1, 64), 'volume_per_atom': (4.0, 100.0)}
+Ranges = Mapping[str, Collection[float]]
+TRAINED: Ranges = {'n_atoms': (1, 64), 'volume_per_atom': (4.0, 100.0)}
 # Memory that a network of width 128 takes at its peak, measured, bytes per edge, and the
 # radius that edges are estimated with, A.
 BYTES_PER_EDGE = 6_000
 EDGE_RADIUS = 6.0
 
-# The neighbour list is fastest with this radius; with a smaller one it makes many boxes, A.
+# The search for close pairs is fastest with this radius, A.
 SEARCH_RADIUS = 1.5
 
 # Predictions beyond these are refused. Of 69,000 sane training pairs (DFT, inputs not
@@ -33,11 +37,17 @@ SEARCH_RADIUS = 1.5
 VOLUME_RATIO = (0.3, 4.0)
 STRETCH = (0.25, 3.0)
 CONTACT = 0.5
-# A model that knows what it says leaves next to nothing, an untrained one tenths, A.
+# Trained models leave a residual near 0 A, untrained ones 0.1 to 1 A.
 RESIDUAL = 1.0
 
 
-def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
+def check_structure(
+    atoms: Atoms,
+    elements: Collection[int] | None = None,
+    *,
+    ranges: Ranges | None = None,
+    min_distance: float = 0.5,
+) -> str:
     """Refuse what cannot be relaxed; say what lies outside the training range.
 
     Parameters
@@ -72,8 +82,21 @@ def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
     >>> check_structure(bulk('Cu', a=12.0))
     'volume per atom 432 A^3, in training 4 to 100 A^3'
     """
-    n = len(atoms)
-    if n == 0:
+    check_cell(atoms)
+    return check_contents(
+        atoms, find_layer(atoms), elements, ranges=ranges, min_distance=min_distance
+    )
+
+
+def check_cell(atoms: Atoms) -> None:
+    """The part of `check_structure` that comes before `find_layer`.
+
+    Raises
+    ------
+    StructureError
+        No atoms, no periodic vector, numbers that are not finite, or no volume.
+    """
+    if len(atoms) == 0:
         raise StructureError('0 atoms: there is nothing to relax')
     if not atoms.pbc.any():
         raise StructureError(
@@ -81,11 +104,40 @@ def check_structure(atoms, elements=None, *, ranges=None, min_distance=0.5):
             'atoms.pbc = True if this is one'
         )
     _check_numbers(atoms)
-    _check_cell(atoms)
-    layer = find_layer(atoms)
+    _check_volume(atoms)
+
+
+def check_contents(
+    atoms: Atoms,
+    layer: Layer | None,
+    elements: Collection[int] | None = None,
+    *,
+    ranges: Ranges | None = None,
+    min_distance: float = 0.5,
+) -> str:
+    """The part of `check_structure` that comes after `find_layer`.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        It passed `check_cell`.
+    layer : Layer or None
+        What `find_layer` found.
+    elements, ranges, min_distance
+        As in `check_structure`.
+
+    Returns
+    -------
+    str
+        Why the structure lies outside the training range, or ''.
+
+    Raises
+    ------
+    UnsupportedElementError, StructureError
+    """
+    n, volume = len(atoms), room(atoms, layer)
     _check_elements(atoms.numbers, elements)
-    _check_occupancy(atoms.info)
-    volume = room(atoms, layer)
+    check_ordered(atoms)
     _check_size(n, volume)
     _check_distances(atoms, *_close_box(atoms, layer), min_distance)
     return _outside(n, volume / n, TRAINED if ranges is None else ranges)
@@ -163,17 +215,17 @@ def check_prediction(
 _KEPT = 'the input was kept'
 
 
-def _label(atoms, index):
+def _label(atoms: Atoms, index: int) -> str:
     return f'atom {index} ({_symbol(atoms.numbers[index])})'
 
 
-def _symbol(number):
+def _symbol(number: int) -> str:
     return (
         chemical_symbols[number] if 0 <= number < len(chemical_symbols) else f'Z={number}'
     )
 
 
-def _first_not_finite(atoms):
+def _first_not_finite(atoms: Atoms) -> str:
     """'atom 17 (O): position x is nan' for the first such number, or ''."""
     bad = np.argwhere(~np.isfinite(atoms.positions))
     if len(bad) == 0:
@@ -183,7 +235,7 @@ def _first_not_finite(atoms):
     return f'{_label(atoms, atom)}: position {"xyz"[axis]} is {value}'
 
 
-def _check_numbers(atoms):
+def _check_numbers(atoms: Atoms) -> None:
     cell, positions = atoms.cell.array, atoms.positions
     if not np.isfinite(cell).all():
         row, axis = np.argwhere(~np.isfinite(cell))[0]
@@ -204,7 +256,7 @@ def _check_numbers(atoms):
     )
 
 
-def _check_cell(atoms):
+def _check_volume(atoms: Atoms) -> None:
     cell = atoms.cell.array
     volume = abs(np.linalg.det(cell))
     lengths = np.sqrt(np.einsum('ij,ij->i', cell, cell))
@@ -224,7 +276,7 @@ def _check_cell(atoms):
         )
 
 
-def _check_elements(numbers, elements):
+def _check_elements(numbers: np.ndarray, elements: Collection[int] | None) -> None:
     dummies = np.flatnonzero((numbers < 1) | (numbers >= len(chemical_symbols)))
     if len(dummies):
         index = dummies[0]
@@ -245,27 +297,13 @@ def _check_elements(numbers, elements):
         )
 
 
-def _check_occupancy(info):
-    """Partial occupancies as ASE's CIF reader leaves them in ``info``."""
-    occupancy = info.get('occupancy')
-    if not isinstance(occupancy, Mapping):
-        return
-    for site, shares in occupancy.items():
-        if isinstance(shares, Mapping) and (
-            len(shares) > 1 or any(share < 1 for share in shares.values())
-        ):
-            what = ', '.join(f'{symbol} {share:g}' for symbol, share in shares.items())
-            raise StructureError(
-                f'site kind {site} is partially occupied ({what}, says '
-                "atoms.info['occupancy']); choose an ordered arrangement"
-            )
-
-
-def _check_size(n, volume):
+def _check_size(n: int, volume: float) -> None:
     edges = n * n / volume * 4 / 3 * math.pi * EDGE_RADIUS**3
     needed = edges * BYTES_PER_EDGE
-    # Below 1 GB no machine that runs torch falls short, and asking takes time.
+    # Every machine that runs torch has 1 GB, and to look up how much it has takes time.
     if needed < 1e9:
+        return
+    if not hasattr(os, 'sysconf'):  # Windows does not say how much memory there is.
         return
     there = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     if needed > there:
@@ -275,25 +313,17 @@ def _check_size(n, volume):
         )
 
 
-def _close_pairs(positions, cell, cutoff):
-    """Pairs within a short cutoff, each once: indices and distances, nearest first."""
-    finder = NeighborList(cutoff=cutoff, full_list=False)
-    i, j, distance = finder.compute(
-        points=positions, box=cell, periodic=True, quantities='ijd', copy=True
-    )
-    order = np.argsort(distance)
-    return i[order].astype(np.int64), j[order].astype(np.int64), distance[order]
-
-
-def _name_pair(atoms, i, j):
+def _name_pair(atoms: Atoms, i: int, j: int) -> str:
     if i == j:
         return f'{_label(atoms, i)} and its own periodic image'
     first, second = sorted((i, j))
     return f'{_label(atoms, first)} and {_label(atoms, second)}'
 
 
-def _check_distances(atoms, positions, cell, min_distance):
-    i, j, distance = _close_pairs(positions, cell, max(min_distance, SEARCH_RADIUS))
+def _check_distances(
+    atoms: Atoms, positions: np.ndarray, cell: np.ndarray, min_distance: float
+) -> None:
+    i, j, distance = close_pairs(positions, cell, max(min_distance, SEARCH_RADIUS))
     if len(i) == 0 or distance[0] >= min_distance:
         return
     pair = _name_pair(atoms, i[0], j[0])
@@ -307,10 +337,10 @@ def _check_distances(atoms, positions, cell, min_distance):
     )
 
 
-def _check_contacts(initial, relaxed, layer):
+def _check_contacts(initial: Atoms, relaxed: Atoms, layer: Layer | None) -> None:
     radii = CONTACT * covalent_radii[relaxed.numbers]
     cutoff = 2 * radii.max()
-    i, j, distance = _close_pairs(*_close_box(relaxed, layer), cutoff)
+    i, j, distance = close_pairs(*_close_box(relaxed, layer), cutoff)
     close = distance < radii[i] + radii[j]
     if not close.any():
         return
@@ -326,14 +356,17 @@ def _check_contacts(initial, relaxed, layer):
             )
 
 
-def _smallest_by_pair(box, cutoff):
-    smallest = {}
-    for a, b, d in zip(*_close_pairs(*box, cutoff), strict=True):
+def _smallest_by_pair(
+    box: tuple[np.ndarray, np.ndarray], cutoff: float
+) -> dict[tuple[int, int], float]:
+    """Distance of the nearest images of each pair within the cutoff, A."""
+    smallest: dict[tuple[int, int], float] = {}
+    for a, b, d in zip(*close_pairs(*box, cutoff), strict=True):
         smallest.setdefault((min(a, b), max(a, b)), d)
     return smallest
 
 
-def _outside(n_atoms, volume_per_atom, ranges):
+def _outside(n_atoms: int, volume_per_atom: float, ranges: Ranges) -> str:
     reasons = []
     low, high = ranges.get('n_atoms', (0, math.inf))
     if not low <= n_atoms <= high:

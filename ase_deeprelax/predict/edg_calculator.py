@@ -150,12 +150,10 @@ class EDGCalculator(Calculator):
                 'no structure to pull to'
             )
         self.relaxation = relaxation
-        relaxed, initial = relaxation.atoms, relaxation.initial
+        relaxed = relaxation.atoms
         self._frac = _fractional(relaxed.positions, relaxed.cell.array)
-        # The offsets hold for wrapped atoms, the positions are in the user's images.
-        turns = np.floor(initial.positions @ np.linalg.inv(initial.cell.array))
         i, j = relaxation.bonds.T
-        offsets = relaxation.bond_offsets - turns[j] + turns[i]
+        offsets = relaxation.bond_offsets.astype(float)
         vectors = relaxed.positions[j] + offsets @ relaxed.cell.array - relaxed.positions[i]
         self._edges = torch.from_numpy(np.stack([j, i]))
         self._offsets = torch.from_numpy(offsets)

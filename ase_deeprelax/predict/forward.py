@@ -1,20 +1,28 @@
-"""Network and distance geometry for a pack of graphs, in the frames of the graphs."""
+"""Network and distance geometry for a batch of graphs, in the frames of the graphs."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 import torch
-from torch_geometric.data import Batch
 
+from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.errors import DeviceError
-from ase_deeprelax.models.base import apply_deformation, relaxed_structure
+from ase_deeprelax.models.base import (
+    ModelOutput,
+    RelaxationModel,
+    apply_deformation,
+    relaxed_structure,
+)
 from ase_deeprelax.models.heads import free_displacement
-from ase_deeprelax.predict.edg_solver import solve_edg
+from ase_deeprelax.predict.edg_solver import EDGSolution, solve_edg
+from ase_deeprelax.predict.forks import make_forks_safe
 from ase_deeprelax.predict.uncertainty import aggregate
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
-# Edges per pack: on a CPU what stays in its caches, on a GPU what keeps it busy.
+# Edges per batch: on a CPU what stays in its caches, on a GPU what keeps it busy.
 BATCH_EDGES = {'cpu': 20_000, 'cuda': 1_000_000}
 # How memory shortage reads where it is not a class of its own.
 OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'Failed to allocate')
@@ -22,7 +30,7 @@ OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'Failed to allocate')
 
 @dataclass(frozen=True, eq=False)
 class StructureOutput:
-    """What network and solver say about one graph.
+    """What network and solver found for one graph.
 
     Attributes
     ----------
@@ -55,24 +63,40 @@ class StructureOutput:
 
 
 @torch.inference_mode()
-def run_model(model, graphs, device):
-    """Run network and solver on a pack of graphs at once.
+def run_model(
+    model: RelaxationModel, batch: CrystalGraph
+) -> tuple[list[StructureOutput], dict[str, float]]:
+    """Run network and solver on a batch of graphs.
 
     Parameters
     ----------
     model : RelaxationModel
-        On the device, in eval mode.
-    graphs : list of CrystalGraph
-    device : torch.device
+        In eval mode.
+    batch : CrystalGraph
+        Made by `collate`, on the device of the model.
 
     Returns
     -------
-    answers : list of StructureOutput
+    outputs : list of StructureOutput
+        In the order of the graphs.
     seconds : dict
         Wall time of 'network' and 'solver'.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.data.batching import collate
+    >>> from ase_deeprelax.data.convert import to_graph
+    >>> from ase_deeprelax.models import create_model
+    >>> model = create_model('paegnn', hidden=16, layers=1).eval()
+    >>> graph, _ = to_graph(bulk('Cu'), model.spec)
+    >>> outputs, seconds = run_model(model, collate([graph]))
+    >>> outputs[0].deformation.shape, outputs[0].displacement.shape
+    ((3, 3), (1, 3))
     """
+    make_forks_safe()
+    device, n_graphs = batch.pos.device, batch.n_graphs
     start = perf_counter()
-    batch = Batch.from_data_list(graphs).to(device)
     prediction = model(batch)
     finite = _make_finite(batch, prediction)
     middle = _now(device)
@@ -82,10 +106,10 @@ def run_model(model, graphs, device):
     bonds = torch.stack([centre, neighbour])
     sigma_bonds = prediction.log_b.exp()
     graph_of_atom = batch.graph_of_atom
-    sigma_atoms, sigma = aggregate(sigma_bonds, bonds, graph_of_atom, len(graphs))
+    sigma_atoms, sigma = aggregate(sigma_bonds, bonds, graph_of_atom, n_graphs)
     graph_of_bond = graph_of_atom.index_select(0, centre)
     atoms = batch.ptr[1:-1].tolist()
-    counts = torch.bincount(graph_of_bond, minlength=len(graphs))
+    counts = torch.bincount(graph_of_bond, minlength=n_graphs)
     edges = counts.cumsum(0)[:-1].tolist()
     bonds = (bonds - batch.ptr.index_select(0, graph_of_bond)).cpu().numpy()
     offsets = batch.offset.index_select(0, prediction.bond_index).long().cpu().numpy()
@@ -101,15 +125,15 @@ def run_model(model, graphs, device):
         solution.residual.tolist(),
         strict=True,
     )
-    answers = [StructureOutput(*values) for values in fields]
+    outputs = [StructureOutput(*values) for values in fields]
     seconds = {'network': middle - start, 'solver': perf_counter() - middle}
-    return answers, seconds
+    return outputs, seconds
 
 
-def _make_finite(batch, prediction):
+def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:
     """Which structures got usable numbers; the others become "nothing moves", in place.
 
-    What is not finite would otherwise stop the linear algebra of the whole pack.
+    Numbers that are not finite would otherwise stop the linear algebra of the whole batch.
     """
     index, edges = batch.graph_of_atom, batch.edge_index
     values = torch.linalg.det(prediction.deformation)
@@ -136,7 +160,7 @@ def _make_finite(batch, prediction):
     return good
 
 
-def _solve(batch, prediction):
+def _solve(batch: CrystalGraph, prediction: ModelOutput) -> EDGSolution:
     """Positions within the bounds ``d +- b`` (eqs. 16-20), from the read-out on."""
     cell, pos = relaxed_structure(batch, prediction.deformation, prediction.displacement)
     width = prediction.log_b.exp()
@@ -164,31 +188,33 @@ def _solve(batch, prediction):
     )
 
 
-def _displacement(batch, prediction, pos):
+def _displacement(
+    batch: CrystalGraph, prediction: ModelOutput, pos: torch.Tensor
+) -> torch.Tensor:
     """Displacements at the unrelaxed cell that lead to ``pos``."""
     back = torch.linalg.inv(prediction.deformation.double())
     moved = apply_deformation(pos.double(), back, batch.graph_of_atom) - batch.pos
     return free_displacement(moved, batch)
 
 
-def _array(tensor):
+def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().cpu().numpy()
 
 
-def _now(device):
-    """Time at which the device has done what it was given."""
+def _now(device: torch.device) -> float:
+    """Time at which the device has finished its work, s."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     return perf_counter()
 
 
-def is_shortage(error):
-    """Whether an error of `run_model` says that the pack does not fit into memory."""
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error of `run_model` says that the batch does not fit into memory."""
     text = str(error)
     return isinstance(error, MemoryError) or any(part in text for part in OUT_OF_MEMORY)
 
 
-def resolve_device(device):
+def resolve_device(device: str) -> torch.device:
     """``torch.device`` of 'auto', 'cpu', 'cuda', 'cuda:N'; ``DeviceError`` if not there."""
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -1,45 +1,60 @@
-"""Many structures through a model on a device: in packs that fit into its memory."""
+"""Many structures through a model on a device, in batches that fit into its memory."""
+
+from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from ase import Atoms
 from ase.filters import Filter
 
-from ase_deeprelax.data.batching import halve, pack
-from ase_deeprelax.errors import ModelError, PredictionError, warn
-from ase_deeprelax.geometry.free_strain import check_relax_cell
+from ase_deeprelax.data.batching import collate, group_by_size, halve
+from ase_deeprelax.errors import (
+    DeepRelaxError,
+    ModelError,
+    PredictionError,
+    StructureError,
+    warn,
+)
+from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.store import load_shared
 from ase_deeprelax.predict.forward import (
     BATCH_EDGES,
     DTYPES,
+    StructureOutput,
     is_shortage,
     resolve_device,
     run_model,
 )
-from ase_deeprelax.predict.prepare import PARTS, Job
+from ase_deeprelax.predict.prepare import PARTS, Prepared, Settings
+from ase_deeprelax.predict.window import Window
+from ase_deeprelax.result import Relaxation
 
 # Structures whose graphs are held, and sorted by size, at a time.
 WINDOW = 1024
 
 
 def relax(
-    structures,
-    model='default',
+    structures: Any,
+    model: str | Path | RelaxationModel = 'default',
     *,
-    device='auto',
-    dtype='float32',
-    symmetry='keep',
-    relax_cell=None,
-    progress=False,
-    on_bad=None,
-):
+    device: str = 'auto',
+    dtype: str = 'float32',
+    symmetry: str = 'keep',
+    relax_cell: RelaxCell | None = None,
+    progress: bool = False,
+    on_bad: str | None = None,
+) -> Relaxation | list[Relaxation]:
     """Predict relaxed structures in one shot; the input is not changed.
 
     Constraints on atoms are honoured as ASE's cell filters do: a fixed atom keeps its
-    fractional coordinates. Calculators are not used and not carried over.
+    fractional coordinates. Calculators are not used and not carried over. Charges and
+    magnetic moments are kept, but the prediction does not depend on them.
 
     A structure with vacuum along one lattice vector (``pbc`` is False there, or a wide gap
     between its atoms tells) is a layer or slab: its vacuum vector stays.
@@ -89,7 +104,7 @@ def relax(
     (44.6, 0.03)
     """
     predictor = Predictor(model, device=device, dtype=dtype, symmetry=symmetry)
-    if _is_one(structures):
+    if is_one(structures):
         [result] = predictor.relax(
             [structures], relax_cell=relax_cell, progress=progress, on_bad=on_bad or 'raise'
         )
@@ -111,16 +126,16 @@ class Predictor:
     dtype : 'float32' or 'float64'
     symmetry : 'keep' or 'free'
     batch_edges : int, optional
-        Edges that go through the network at once; default by the kind of device. A pack
+        Edges that go through the network at once; default by the kind of device. A batch
         that does not fit into memory is halved.
 
     Attributes
     ----------
     timings : dict of str to float, s
         Wall time of the latest `relax` by part: checks, symmetry, graph, network, solver.
-    second_look : bool
-        Whether the model is asked again about answers far from the input, as its card
-        says (`second_look.add_second`); may be set.
+    two_pass : bool
+        Whether predictions far from the input go through the network a second time
+        (`predict.two_pass`); default as the card of the model says; may be set.
 
     Examples
     --------
@@ -130,12 +145,12 @@ class Predictor:
 
     def __init__(
         self,
-        model='default',
+        model: str | Path | RelaxationModel = 'default',
         *,
-        device='auto',
-        dtype='float32',
-        symmetry='keep',
-        batch_edges=None,
+        device: str = 'auto',
+        dtype: str = 'float32',
+        symmetry: str = 'keep',
+        batch_edges: int | None = None,
     ):
         if symmetry not in ('keep', 'free'):
             raise ValueError(f"symmetry is {symmetry!r}; it must be 'keep' or 'free'")
@@ -156,11 +171,33 @@ class Predictor:
         self.card = getattr(self.model, 'card', {})
         self.name = getattr(self.model, 'name', type(self.model).__name__)
         self.sha256 = getattr(self.model, 'sha256', '')
-        # A card that says nothing of it: not known to have learned from relaxed inputs.
-        self.second_look = self.card.get('second_look', False)
+        # Models whose card does not say it are not known to have learned relaxed inputs.
+        self.two_pass = self.card.get('second_look', False)
         self.timings = dict.fromkeys(PARTS, 0.0)
 
-    def relax(self, structures, *, relax_cell=None, progress=False, on_bad='keep'):
+    @property
+    def settings(self) -> Settings:
+        """What `prepare` and `finish` need to know."""
+        return Settings(
+            spec=self.model.spec,
+            dtype=self.dtype,
+            keep_symmetry=self.symmetry == 'keep',
+            name=self.name,
+            sha256=self.sha256,
+            elements=self.card.get('elements') or None,
+            ranges=self.card.get('range'),
+            # The cards of early models do not say it: they have learned from bulk crystals.
+            learned=self.card.get('learned') or ('bulk',),
+        )
+
+    def relax(
+        self,
+        structures: Iterable[Any],
+        *,
+        relax_cell: RelaxCell | None = None,
+        progress: bool = False,
+        on_bad: str = 'keep',
+    ) -> list[Relaxation]:
         """Relax an iterable of structures; see `relax`.
 
         Returns
@@ -170,80 +207,85 @@ class Predictor:
         """
         if on_bad not in ('raise', 'keep'):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'keep'")
+        if is_one(structures):
+            raise StructureError(
+                f'Predictor.relax takes a list of structures, and this is one '
+                f'{type(structures).__name__}: hand in a list, or call ase_deeprelax.relax'
+            )
         if relax_cell is not None:
             relax_cell = check_relax_cell(relax_cell)
         from tqdm.auto import tqdm
 
         self.timings = dict.fromkeys(PARTS, 0.0)
         total = len(structures) if hasattr(structures, '__len__') else None
-        results, structures = [], iter(structures)
+        results, remaining = [], iter(structures)
         with tqdm(
             total=total, desc='relax', unit='structures', disable=not progress
         ) as bar:
-            while window := list(islice(structures, WINDOW)):
-                jobs = [Job(self, structure, relax_cell) for structure in window]
-                self._run(jobs, bar)
-                for job in jobs:
-                    for part, seconds in job.timings.items():
+            while window := list(islice(remaining, WINDOW)):
+                found = Window(self, window, relax_cell, bar)
+                for index, result in enumerate(found.results()):
+                    if on_bad == 'raise' and index in found.errors:
+                        raise _located(found.errors[index], len(results), total)
+                    for part, seconds in result.timings.items():
                         self.timings[part] += seconds
-                    if job.error is not None and on_bad == 'raise':
-                        raise _located(job.error, len(results), total)
-                    results.append(job.result)
+                    results.append(result)
         self._warn(results)
         return results
 
-    def _run(self, jobs, bar):
-        """Fills ``job.result``: a look at all, then a second one at those far away."""
-        ready = [job for job in jobs if job.error is None]
-        bar.update(len(jobs) - len(ready))
-        while ready:
-            ready = self._look(ready, bar)
+    def outputs(
+        self, prepared: Mapping[int, Prepared]
+    ) -> Iterator[tuple[int, StructureOutput | PredictionError]]:
+        """Run network and solver on structures, batch by batch.
 
-    def _look(self, jobs, bar):
-        """Network and solver in packs, the rest one by one; jobs that want another look."""
-        again = []
-        sizes = [(len(job.initial), job.graph.num_edges) for job in jobs]
-        packs = pack(*zip(*sizes, strict=True), self.batch_edges)
-        packs.reverse()
-        while packs:
-            indices = packs.pop()
-            part = [jobs[index] for index in indices]
-            answers = self._infer(part)
-            if answers is None and len(part) > 1:
-                packs.extend(reversed(halve(indices)))
-                continue
-            if answers is None:
-                part[0].give_up(_too_large(part[0], self.device))
+        Yields
+        ------
+        index : int
+            Its key in ``prepared``.
+        output : StructureOutput or PredictionError
+            The error where it does not fit into memory, not even alone.
+        """
+        keys = list(prepared)
+        if not keys:
+            return
+        graphs = [prepared[key].graph for key in keys]
+        batches = group_by_size(
+            [graph.num_nodes for graph in graphs],
+            [graph.num_edges for graph in graphs],
+            self.batch_edges,
+        )
+        del graphs
+        batches.reverse()
+        while batches:
+            indices = batches.pop()
+            members = [keys[index] for index in indices]
+            outputs = self._run([prepared[key] for key in members])
+            if outputs is not None:
+                yield from zip(members, outputs, strict=True)
+            elif len(indices) > 1:
+                batches.extend(reversed(halve(indices)))
             else:
-                for job, answer in zip(part, answers, strict=True):
-                    job.take(answer)
-            done = [job for job in part if job.result is not None]
-            for job in done:
-                job.free()
-            bar.update(len(done))
-            again += [job for job in part if job.result is None]
-        return again
+                yield members[0], _too_large(prepared[members[0]], self.device)
 
-    def _infer(self, jobs):
-        """Answers for a pack, or None where it does not fit into memory."""
+    def _run(self, batch: list[Prepared]) -> list[StructureOutput] | None:
+        """Outputs for one batch, or None where it does not fit into memory."""
         try:
-            answers, seconds = run_model(
-                self.model, [job.graph for job in jobs], self.device
-            )
+            graph = collate([prepared.graph for prepared in batch]).to(self.device)
+            outputs, seconds = run_model(self.model, graph)
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
         else:
-            for job in jobs:
+            for prepared in batch:
                 for part, spent in seconds.items():
-                    job.timings[part] += spent / len(jobs)
-            return answers
+                    prepared.timings[part] += spent / len(batch)
+            return outputs
         # Here, not in the handler: the error's traceback held the tensors until now.
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
         return None
 
-    def _warn(self, results):
+    def _warn(self, results: list[Relaxation]) -> None:
         outside = [index for index, result in enumerate(results) if result.ood]
         if outside:
             warn(
@@ -253,19 +295,21 @@ class Predictor:
             )
 
 
-def _is_one(structures):
-    if isinstance(structures, (Atoms, Filter, str)) or hasattr(structures, 'is_ordered'):
+def is_one(structures: Any) -> bool:
+    """Whether something is one structure, usable or not, rather than many of them."""
+    if isinstance(structures, (Atoms, Filter, str, bytes, Mapping)):
         return True
-    return not hasattr(structures, '__iter__')
+    return hasattr(structures, 'is_ordered') or not hasattr(structures, '__iter__')
 
 
-def _located(error, index, total):
+def _located(error: DeepRelaxError, index: int, total: int | None) -> DeepRelaxError:
     """The error with the place of the structure in the list, where there is a list."""
     return error if total == 1 else type(error)(f'structure {index}: {error}')
 
 
-def _too_large(job, device):
+def _too_large(prepared: Prepared, device: torch.device) -> PredictionError:
     return PredictionError(
-        f'{len(job.initial)} atoms with {job.graph.num_edges} edges do not fit into the '
-        f"memory of device '{device}'; use device='cpu', a smaller cell or a smaller model"
+        f'{prepared.graph.num_nodes} atoms with {prepared.graph.num_edges} edges do not '
+        f"fit into the memory of device '{device}'; use device='cpu', a smaller cell or a "
+        'smaller model'
     )

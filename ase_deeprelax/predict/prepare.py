@@ -1,7 +1,20 @@
-"""One structure on its way: checks, symmetry, graph; then its answers, checked as well."""
+"""The two ends of a prediction: from a structure to a graph, and back to a result.
 
+    prepared = prepare(structure, settings)
+    outputs, _ = run_model(model, collate([prepared.graph]))
+    result = finish(prepared, outputs[0])
+
+Each structure is checked once before and once after the network, and neither function
+changes what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,232 +22,332 @@ from ase import Atoms
 from ase.filters import Filter
 
 from ase_deeprelax import __version__, keys
-from ase_deeprelax.data.convert import as_atoms, to_graph
-from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
-from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
-from ase_deeprelax.geometry.symmetry import find_symmetry
-from ase_deeprelax.predict.checks import check_prediction, check_structure
-from ase_deeprelax.predict.two_pass import add_second, second_weight
+from ase_deeprelax.data.convert import Frame, to_graph
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
+from ase_deeprelax.data.structures import as_atoms
+from ase_deeprelax.errors import PredictionError, StructureError
+from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unwrap
+from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.geometry.symmetry import Symmetry, find_symmetry
+from ase_deeprelax.predict.checks import check_cell, check_contents, check_prediction
+from ase_deeprelax.predict.forward import StructureOutput
+from ase_deeprelax.predict.ignored import name_ignored
+from ase_deeprelax.predict.two_pass import Move, add_second, second_weight
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
 PARTS = ('checks', 'symmetry', 'graph', 'network', 'solver')
 
 
-class Job:
-    """A structure, made ready for the network; what is wrong with it stays with it.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    structure : ase.Atoms, pymatgen Structure, ase.filters.Filter
-        Or anything else, which then is an error.
-    relax_cell : bool, str, array or None
-        See `find_freedom`.
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` and `finish` need to know of a model and of its user's wishes.
 
     Attributes
     ----------
-    initial : ase.Atoms or None
-        A copy of the input.
-    freedom : Freedom or None
-        What may move in it.
-    graph, frame
-        As `to_graph` gives them, of what the network shall look at next.
-    first : tuple of (3, 3) and (n_atoms, 3) array, or None
-        Deformation and displacement of the first answer, where a second is wanted.
-    error : DeepRelaxError or None
-    result : Relaxation or None
-        Once the job has failed or was finished.
-    timings : dict of str to float, s
-        By `PARTS`.
+    spec : GraphSpec
+        The graph that the model wants.
+    dtype : torch.dtype
+    keep_symmetry : bool
+        Whether moves are projected on the space group of the input; default True.
+    name, sha256 : str
+        Of the model, for the record.
+    elements : collection of int, optional
+        Atomic numbers that the model was trained on; default: all.
+    ranges : dict of str to (low, high), optional
+        Seen in training, see `check_structure`.
+    learned : collection of str
+        What the model was trained on: 'bulk', 'layer', 'held cell', 'partly held cell',
+        'fixed atoms'; default bulk crystals only.
     """
 
-    def __init__(self, predictor, structure, relax_cell=None):
-        self.predictor, self.ood = predictor, ''
-        self.initial = self.symmetry = self.freedom = self.graph = self.frame = None
-        self.first = self.said = self.error = self.result = None
-        self.timings = dict.fromkeys(PARTS, 0.0)
-        with self._alone():
-            self._prepare(structure, relax_cell)
+    spec: GraphSpec
+    dtype: torch.dtype
+    keep_symmetry: bool = True
+    name: str = ''
+    sha256: str = ''
+    elements: Collection[int] | None = None
+    ranges: Mapping[str, Collection[float]] | None = None
+    learned: Collection[str] = ('bulk',)
 
-    def _prepare(self, structure, relax_cell):
-        card = self.predictor.card
-        with self._timed('checks'):
-            filtered = isinstance(structure, Filter)
-            # A copy has no calculator, so no result of it can outlive the move.
-            self.initial = (unwrap(structure) if filtered else as_atoms(structure)).copy()
-            outside = check_structure(
-                self.initial, card.get('elements') or None, ranges=card.get('range')
-            )
-            target = structure if filtered else self.initial
-            freedom = self.freedom = find_freedom(target, relax_cell)
-            unlearned = _not_learned(freedom, card)
-            self.ood = '; '.join(filter(None, (outside, unlearned)))
-        with self._timed('symmetry'):
-            if self.predictor.symmetry == 'keep':
-                labels = freedom.labels if freedom.labels.any() else None
-                found = find_symmetry(self.initial, labels=labels, layer=freedom.layer)
-                self.symmetry = found.keeping(freedom.motion.free_strain)
-        self._look_at(self.initial)
 
-    def _look_at(self, atoms):
-        """Make ``graph`` that of these atoms."""
-        spec = self.predictor.model.spec
-        with self._timed('graph'):
-            self.graph, self.frame = to_graph(
-                atoms,
-                spec,
-                self.predictor.dtype,
-                motion=self.freedom.motion,
-                layer=self.freedom.layer,
-            )
-            _check_neighbors(atoms, self.graph, self.frame, spec)
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A checked structure, ready for the network. Made by `prepare`.
 
-    def take(self, answer):
-        """What network and solver said of ``graph``: makes the result.
+    Attributes
+    ----------
+    initial : ase.Atoms
+        A copy of the input.
+    source : pymatgen Structure or None
+        A copy of the input, where it was one.
+    settings : Settings
+    freedom : Freedom
+        The directions in which it may move.
+    symmetry : Symmetry or None
+        The operations that the prediction keeps.
+    ood : str
+        Why the input lies outside the training range, or ''.
+    graph : CrystalGraph
+    frame : Frame
+        The way back from the graph to the input's orientation and order.
+    timings : dict of str to float, s
+        Wall time by `PARTS`; later steps add theirs.
+    """
 
-        Or, where they shall look again, the graph of their answer.
-        """
-        with self._alone():
-            if not answer.finite:
-                self.give_up(_not_finite(self.initial, self.predictor.name))
-                return
-            with self._timed('symmetry'):
-                moved = self.frame.to_user(answer.deformation, answer.displacement)
-                if self.symmetry is not None:
-                    # The answer has the symmetry of the input, so this holds for both.
-                    moved = self.symmetry.project(*moved)
-            if self.first is not None:
-                self._conclude_both(moved)
-                return
-            self._say(answer)
-            if not self._asks_again(moved):
-                self._conclude(moved)
+    initial: Atoms
+    source: Any
+    settings: Settings
+    freedom: Freedom
+    symmetry: Symmetry | None
+    ood: str
+    graph: CrystalGraph
+    frame: Frame
+    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
-    def give_up(self, error):
-        """No answer is to be had: the first one holds, or ``error`` where there is none."""
-        with self._alone():
-            if self.first is None:
-                raise error
-            self._conclude(self.first)
 
-    def _asks_again(self, moved):
-        """Whether to look at this answer as well; then ``graph`` is made that of it."""
-        if not (self.predictor.second_look and second_weight(moved[0])):
-            return False
-        atoms = _placed(self.initial, *self.freedom.allowed(*moved))
-        self._check(atoms)
-        try:
-            self._look_at(atoms)
-        except StructureError:  # neighbours have left the cutoff
-            return False
-        self.first = moved
-        return True
+def prepare(
+    structure: Any, settings: Settings, relax_cell: RelaxCell | None = None
+) -> Prepared:
+    """Check a structure, find what may move in it, and make its graph.
 
-    def _conclude(self, moved):
-        """Constraints, checks and record of what was predicted."""
-        atoms, deformation, displacement = self._allowed(*moved)
-        self._check(atoms)
-        self._record(
-            atoms=atoms,
-            deformation=deformation,
-            displacement=displacement,
-            problem='',
-            **self.said,
+    Parameters
+    ----------
+    structure : ase.Atoms, pymatgen Structure, ase.filters.Filter
+        It is not changed.
+    settings : Settings
+    relax_cell : bool, str, array or None
+        See `find_freedom`; default None.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    StructureError, UnsupportedElementError, UnsupportedConstraintError
+        It cannot be relaxed; see `check_structure` and `find_freedom`.
+    """
+    timings = dict.fromkeys(PARTS, 0.0)
+    with _timed(timings, 'checks'):
+        # A copy has no calculator, so no result of it can outlive the move.
+        initial = copy_of(structure)
+        check_cell(initial)
+        freedom = find_freedom(
+            structure if isinstance(structure, Filter) else initial, relax_cell
         )
-        _write_keys(self.result)
+        outside = check_contents(
+            initial, freedom.layer, settings.elements, ranges=settings.ranges
+        )
+        unlearned = _not_learned(freedom, settings.learned)
+        source = None if isinstance(structure, (Atoms, Filter)) else structure.copy()
+        name_ignored(initial, source)
+    symmetry = None
+    if settings.keep_symmetry:
+        with _timed(timings, 'symmetry'):
+            labels = freedom.labels if freedom.labels.any() else None
+            found = find_symmetry(initial, labels=labels, layer=freedom.layer)
+            symmetry = found.keeping(freedom.motion.free_strain)
+    with _timed(timings, 'graph'):
+        graph, frame = _graph_of(initial, freedom, settings)
+    ood = '; '.join(filter(None, (outside, unlearned)))
+    return Prepared(
+        initial, source, settings, freedom, symmetry, ood, graph, frame, timings
+    )
 
-    def _conclude_both(self, second):
-        """Both answers as one; the first alone where the second leads too far."""
+
+def prepare_second_pass(prepared: Prepared, output: StructureOutput) -> Prepared | None:
+    """The prediction of a first pass, ready for a second one.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    output : StructureOutput
+        Of the first pass.
+
+    Returns
+    -------
+    Prepared or None
+        With the graph of the predicted structure; None where no second pass is wanted: the
+        prediction is close to the input, or atoms have lost their neighbours.
+
+    Raises
+    ------
+    PredictionError
+        The first pass leads to no plausible structure.
+    """
+    move = _move(prepared, output)
+    if not second_weight(move[0]):
+        return None
+    atoms = _placed(prepared.initial, *prepared.freedom.allowed(*move))
+    _check(prepared, atoms, output)
+    try:
+        with _timed(prepared.timings, 'graph'):
+            graph, frame = _graph_of(atoms, prepared.freedom, prepared.settings)
+    except StructureError:
+        return None
+    return replace(prepared, graph=graph, frame=frame)
+
+
+def finish(
+    prepared: Prepared,
+    output: StructureOutput,
+    second: tuple[Prepared, StructureOutput] | None = None,
+) -> Relaxation:
+    """The result of what network and solver have found.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    output : StructureOutput
+        Of its graph.
+    second : tuple of Prepared and StructureOutput, optional
+        What `prepare_second_pass` made of the first pass, and its output. Where it cannot
+        be used, the first pass alone counts.
+
+    Returns
+    -------
+    Relaxation
+
+    Raises
+    ------
+    PredictionError
+        The predicted structure is no plausible one, see `check_prediction`.
+    """
+    first = _move(prepared, output)
+    if second is not None:
         try:
-            self._conclude(add_second(self.first, second, second_weight(self.first[0])))
+            move = add_second(first, _move(*second), second_weight(first[0]))
+            return _result(prepared, output, move)
         except PredictionError:
-            self._conclude(self.first)
+            pass
+    return _result(prepared, output, first)
 
-    def _say(self, answer):
-        """Keep what the first answer says beside the structure: that is of its bonds."""
-        bonds, offsets = self.frame.bonds(*answer.bonds, answer.offsets)
-        self.said = {
-            'sigma': answer.sigma,
-            'sigma_atoms': self.frame.per_atom(answer.sigma_atoms),
-            'bonds': bonds,
-            'bond_offsets': offsets,
-            'sigma_bonds': answer.sigma_bonds,
-            'residual': answer.residual,
-        }
 
-    def fail(self, error):
-        """The input is the answer, and ``error`` says why."""
-        self.error = error
-        if self.initial is None:
-            self.initial = Atoms()
-        n = len(self.initial)
-        self._record(
-            atoms=self.initial.copy(),
-            deformation=np.eye(3),
-            displacement=np.zeros((n, 3)),
-            **no_uncertainty(n),
-            problem=str(error),
+def failed(
+    initial: Atoms,
+    error: Exception,
+    settings: Settings,
+    prepared: Prepared | None = None,
+    source: Any = None,
+) -> Relaxation:
+    """The result for a structure that has none: the input, and why.
+
+    Parameters
+    ----------
+    initial : ase.Atoms
+    error : Exception
+    settings : Settings
+    prepared : Prepared, optional
+        As far as the structure came.
+    source : pymatgen Structure, optional
+        The input, where it was one.
+    """
+    n = len(initial)
+    return Relaxation(
+        atoms=initial.copy(),
+        initial=initial,
+        deformation=np.eye(3),
+        displacement=np.zeros((n, 3)),
+        **no_uncertainty(n),
+        ok=False,
+        problem=str(error),
+        ood='' if prepared is None else prepared.ood,
+        kind='' if prepared is None else prepared.freedom.kind,
+        model=settings.name,
+        sha256=settings.sha256,
+        version=__version__,
+        timings=dict.fromkeys(PARTS, 0.0) if prepared is None else prepared.timings,
+        source=source,
+    )
+
+
+def copy_of(structure: Any) -> Atoms:
+    """A copy of the Atoms in a structure or filter, without a calculator."""
+    atoms = unwrap(structure) if isinstance(structure, Filter) else as_atoms(structure)
+    return atoms.copy()
+
+
+def _move(prepared: Prepared, output: StructureOutput) -> Move:
+    """Deformation and displacement in the input's orientation, order and space group."""
+    if not output.finite:
+        raise PredictionError(
+            f'{prepared.initial.get_chemical_formula()}: model {prepared.settings.name!r} '
+            'returned numbers that are not finite; use another model or float64'
+        )
+    with _timed(prepared.timings, 'symmetry'):
+        move = prepared.frame.to_user(output.deformation, output.displacement)
+        if prepared.symmetry is None:
+            return move
+        # The first prediction has the symmetry of the input, so this holds for both passes.
+        return prepared.symmetry.project(*move)
+
+
+def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxation:
+    """Constraints, checks and record of a move."""
+    initial, freedom, settings = prepared.initial, prepared.freedom, prepared.settings
+    deformation, displacement = move
+    cell, positions = freedom.allowed(deformation, displacement)
+    if not freedom.all_free:
+        deformation = np.linalg.solve(initial.cell.array, cell)
+        displacement = positions @ np.linalg.inv(deformation) - initial.positions
+    atoms = _placed(initial, cell, positions)
+    _check(prepared, atoms, output)
+    bonds, offsets = prepared.frame.bonds(*output.bonds, output.offsets)
+    result = Relaxation(
+        atoms=atoms,
+        initial=initial,
+        deformation=deformation,
+        displacement=displacement,
+        sigma=output.sigma,
+        sigma_atoms=prepared.frame.per_atom(output.sigma_atoms),
+        bonds=bonds,
+        bond_offsets=offsets,
+        sigma_bonds=output.sigma_bonds,
+        residual=output.residual,
+        ok=True,
+        problem='',
+        ood=prepared.ood,
+        kind=freedom.kind,
+        model=settings.name,
+        sha256=settings.sha256,
+        version=__version__,
+        timings=prepared.timings,
+        source=prepared.source,
+    )
+    _write_keys(result)
+    return result
+
+
+def _check(prepared: Prepared, atoms: Atoms, output: StructureOutput) -> None:
+    with _timed(prepared.timings, 'checks'):
+        check_prediction(
+            prepared.initial,
+            atoms,
+            residual=output.residual,
+            layer=prepared.freedom.layer,
         )
 
-    def free(self):
-        """Drop what is of no more use, the graph above all."""
-        self.graph = self.frame = self.symmetry = self.first = self.said = None
-        self.freedom = None
 
-    def _record(self, *, problem, **said):
-        self.result = Relaxation(
-            initial=self.initial,
-            ok=self.error is None,
-            problem=problem,
-            ood=self.ood,
-            kind='' if self.freedom is None else self.freedom.kind,
-            model=self.predictor.name,
-            sha256=self.predictor.sha256,
-            version=__version__,
-            timings=self.timings,
-            **said,
+def _graph_of(
+    atoms: Atoms, freedom: Freedom, settings: Settings
+) -> tuple[CrystalGraph, Frame]:
+    """The graph of atoms; a network can say nothing about one that has no neighbour."""
+    graph, frame = to_graph(
+        atoms, settings.spec, settings.dtype, motion=freedom.motion, layer=freedom.layer
+    )
+    counts = torch.bincount(graph.edge_index[1], minlength=len(atoms))
+    lonely = (counts == 0).nonzero().flatten()
+    if len(lonely):
+        first = int(lonely[0]) if frame.order is None else int(frame.order[lonely[0]])
+        raise StructureError(
+            f'atom {first} ({atoms.symbols[first]}) has no neighbour within '
+            f'{settings.spec.cutoff:g} A ({len(lonely)} of {len(atoms)} atoms have none); '
+            'the model predicts dense periodic crystals, not molecules or atoms far apart'
         )
-
-    def _check(self, atoms):
-        with self._timed('checks'):
-            check_prediction(
-                self.initial,
-                atoms,
-                residual=self.said['residual'],
-                layer=self.freedom.layer,
-            )
-
-    def _allowed(self, deformation, displacement):
-        """The relaxed atoms, and the prediction as far as it is allowed."""
-        before = self.initial
-        cell, positions = self.freedom.allowed(deformation, displacement)
-        if not self.freedom.all_free:
-            deformation = np.linalg.solve(before.cell.array, cell)
-            displacement = positions @ np.linalg.inv(deformation) - before.positions
-        return _placed(before, cell, positions), deformation, displacement
-
-    @contextmanager
-    def _alone(self):
-        """What goes wrong with one structure stays with it."""
-        try:
-            yield
-        except DeepRelaxError as error:
-            self.fail(error)
-        except Exception as error:  # noqa: BLE001 - constraints and subclasses raise anything
-            named = StructureError(f'{type(error).__name__}: {error}')
-            named.__cause__ = error
-            self.fail(named)
-
-    @contextmanager
-    def _timed(self, part):
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[part] += perf_counter() - start
+    return graph, frame
 
 
-def _placed(atoms, cell, positions):
+def _placed(atoms: Atoms, cell: np.ndarray, positions: np.ndarray) -> Atoms:
     """A copy at another place, whatever its constraints."""
     atoms = atoms.copy()
     atoms.set_cell(cell, apply_constraint=False)
@@ -242,48 +355,27 @@ def _placed(atoms, cell, positions):
     return atoms
 
 
-def _not_finite(atoms, model):
-    return PredictionError(
-        f'{atoms.get_chemical_formula()}: model {model!r} returned numbers that are not '
-        'finite; use another model or float64'
-    )
-
-
-def _not_learned(freedom, card):
-    """What is asked that the model was not trained on, or ''."""
-    # Models of before say nothing of it: they have learned from bulk crystals only.
-    learned = card.get('learned') or ['bulk']
-    asked = ['bulk' if freedom.layer is None else 'layer']
+def _not_learned(freedom: Freedom, learned: Collection[str]) -> str:
+    """What the structure needs and the model was not trained on, or ''."""
+    needed = ['bulk' if freedom.layer is None else 'layer']
     if freedom.strain is None:
-        asked.append('held cell')
+        needed.append('held cell')
     elif freedom.layer is None and not freedom.strain.frees_all:
-        asked.append('partly held cell')
+        needed.append('partly held cell')
     if (freedom.labels == 1).any():
-        asked.append('fixed atoms')
-    missing = [what for what in asked if what not in learned]
+        needed.append('fixed atoms')
+    missing = [what for what in needed if what not in learned]
     return f'the model was not trained on: {", ".join(missing)}' if missing else ''
 
 
-def _check_neighbors(atoms, graph, frame, spec):
-    """A network can say nothing about an atom that has no neighbour."""
-    counts = torch.bincount(graph.edge_index[1], minlength=len(atoms))
-    lonely = (counts == 0).nonzero().flatten()
-    if len(lonely):
-        first = int(lonely[0]) if frame.order is None else int(frame.order[lonely[0]])
-        raise StructureError(
-            f'atom {first} ({atoms.symbols[first]}) has no neighbour within '
-            f'{spec.cutoff:g} A ({len(lonely)} of {len(atoms)} atoms have none); the model '
-            'predicts dense periodic crystals, not molecules or atoms far apart'
-        )
-
-
-def _write_keys(result):
+def _write_keys(result: Relaxation) -> None:
     """The flat names of `keys` into the relaxed atoms."""
     info, sigma_atoms = result.atoms.info, result.sigma_atoms
     keys.strip(result.atoms)
     info[keys.SIGMA] = result.sigma
     info[keys.SIGMA_MAX] = float(sigma_atoms.max())
-    info[keys.SIGMA_ATOMS] = sigma_atoms.copy()
+    # A list: pymatgen cannot compare structures whose properties hold arrays.
+    info[keys.SIGMA_ATOMS] = sigma_atoms.tolist()
     info[keys.DMAX] = result.dmax
     info[keys.VOLUME_RATIO] = result.volume_ratio
     info[keys.RESIDUAL] = result.residual
@@ -295,3 +387,12 @@ def _write_keys(result):
     if result.ood:  # extxyz cannot hold an empty string: it swallows what follows it
         info[keys.OOD] = result.ood
     result.atoms.arrays[keys.SIGMA] = sigma_atoms.copy()
+
+
+@contextmanager
+def _timed(timings: dict[str, float], part: str) -> Iterator[None]:
+    start = perf_counter()
+    try:
+        yield
+    finally:
+        timings[part] += perf_counter() - start

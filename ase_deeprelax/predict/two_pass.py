@@ -1,28 +1,34 @@
-"""A second look: what the network says of its own answer, where that is far from the input.
+"""Two-pass prediction: where it is far from the input, the network sees its own prediction.
 
-A network trained on relaxed structures too knows what to do with one that is almost there.
+A network that was trained on relaxed structures too knows how to move one that is nearly
+relaxed.
 """
+
+from __future__ import annotations
 
 import numpy as np
 
 from ase_deeprelax.data.pair import polar
 
-# Norms of the logarithmic strain between which the second answer gains weight, and the most
-# it gets. Chosen on the validation parts of the training sets: its whole weight overshoots
-# where volumes change by half.
+# A deformation (3, 3) and displacements (n_atoms, 3), A, at the cell before it.
+Move = tuple[np.ndarray, np.ndarray]
+
+# Norms of the logarithmic strain between which the second pass gains weight, and its
+# largest weight. Chosen on the validation parts of the training sets: with weight one it
+# overshoots where volumes change by half.
 STRAINS = 0.04, 0.08
-MOST = 0.5
+LARGEST_WEIGHT = 0.5
 
 
-def second_weight(deformation):
-    """How much of a second answer to add to a first one, 0 to `MOST`.
+def second_weight(deformation: np.ndarray) -> float:
+    """Weight of the second pass, 0 to `LARGEST_WEIGHT`.
 
-    Grows from 0 with the strain of the first, so that no answer jumps.
+    It grows from 0 with the strain of the first pass, so that the prediction has no jumps.
 
     Parameters
     ----------
     deformation : (3, 3)
-        That of the first answer: symmetric, positive definite.
+        That of the first pass: symmetric, positive definite.
 
     Returns
     -------
@@ -35,17 +41,17 @@ def second_weight(deformation):
     """
     strain = np.linalg.norm(np.log(np.linalg.eigvalsh(deformation)))
     low, high = STRAINS
-    return float(MOST * np.clip((strain - low) / (high - low), 0, 1))
+    return float(LARGEST_WEIGHT * np.clip((strain - low) / (high - low), 0, 1))
 
 
-def add_second(first, second, weight):
-    """The first answer, and so much of the second one.
+def add_second(first: Move, second: Move, weight: float) -> Move:
+    """The move of the first pass followed by a part of that of the second.
 
     Parameters
     ----------
     first, second : tuple of (3, 3) and (n_atoms, 3) array
-        Deformation and displacement, A, each at the structure that the network was shown:
-        the input, and what the first made of it. Deformations are symmetric, positive
+        Deformation and displacement, A, each at the structure that the network saw: the
+        input, and the prediction of the first pass. Deformations are symmetric, positive
         definite.
     weight : float
 

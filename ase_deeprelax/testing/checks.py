@@ -6,8 +6,8 @@ from dataclasses import fields
 import numpy as np
 import torch
 from ase.build import bulk
-from torch_geometric.data import Batch
 
+from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.models.base import LOG_B_RANGE
@@ -71,12 +71,13 @@ def output_is_sound(model, dtype):
     predictor = Predictor(model, device='cpu', dtype=dtype)
     spec, torch_dtype = predictor.model.spec, DTYPES[dtype]
     crystals = generic_crystals(known_elements(model))
-    batch = Batch.from_data_list([to_graph(a, spec, torch_dtype)[0] for a in crystals])
+    batch = collate([to_graph(a, spec, torch_dtype)[0] for a in crystals])
     before = batch.clone()
     with torch.inference_mode():
         said = predictor.model(batch)
-    for key in before.to_dict():
-        expect(torch.equal(batch[key], before[key]), f'the model changed graph.{key}')
+    after = batch.tensors()
+    for key, tensor in before.tensors().items():
+        expect(torch.equal(after[key], tensor), f'the model changed graph.{key}')
     n_bonds = len(said.bond_index)
     shapes = {
         'deformation': (batch.n_graphs, 3, 3),

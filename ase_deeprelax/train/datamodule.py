@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from ase import Atoms
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch_geometric.data import Batch
 
-from ase_deeprelax.data.batching import runs
+from ase_deeprelax.data.batching import collate, runs
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
@@ -202,7 +201,7 @@ class PairData(lightning.LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=Batch.from_data_list,
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
         )

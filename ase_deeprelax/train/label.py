@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from ase_deeprelax.calculators.batched import RAISED, Outcome, relax_batched
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.pairs import pair_record
 from ase_deeprelax.errors import DeepRelaxError, PairFileError
 from ase_deeprelax.files import JsonLines
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.many import RAISED, Outcome, relax_batched
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.train.inputs import KINDS, Kind, Series, Structures
 

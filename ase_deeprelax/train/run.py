@@ -211,7 +211,7 @@ def _callbacks(config, output, validates, progress):
 
 
 def _learned(config, data):
-    """What may be asked of the model, in the words of `predict.job`."""
+    """What may be asked of the model, in the words of `predict.prepare`."""
     samples, held = [*data.train, *data.seeds], config.data.hold.probability > 0
     found = {
         'bulk': any(all(pair.pbc) for pair in samples),

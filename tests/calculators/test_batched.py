@@ -11,8 +11,9 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from ase_deeprelax import ElasticBFGS
-from ase_deeprelax.calculators.batched import batch_potential, relax_batched
+from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.optimize.many import relax_batched
 
 POTENTIALS = Path(__file__).parents[2] / '../shared/potentials'
 M3GNET = POTENTIALS / 'M3GNet-MP-2021.2.8-PES'

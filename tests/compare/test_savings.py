@@ -19,13 +19,13 @@ from ase_deeprelax.compare.relaxation_run import (
     Counted,
     descend,
     largest_force,
-    optimizer_class,
 )
 from ase_deeprelax.compare.results_cache import Journal
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.compare.summary import spread, table
 from ase_deeprelax.data.pairs import make_pair, read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
+from ase_deeprelax.optimize.relaxation_step import find_optimizer
 
 SHARED = Path(__file__).parents[2] / '../shared'
 FMAX = 0.02
@@ -266,11 +266,11 @@ def test_counted_is_a_calculator_like_the_one_inside():
 
 
 def test_optimizers_by_name():
-    assert optimizer_class('CellAwareBFGS') is CellAwareBFGS
-    assert optimizer_class('LBFGS') is LBFGS
-    assert optimizer_class(FIRE) is FIRE
+    assert find_optimizer('CellAwareBFGS') is CellAwareBFGS
+    assert find_optimizer('LBFGS') is LBFGS
+    assert find_optimizer(FIRE) is FIRE
     with pytest.raises(ValueError, match=r"'fire'.*'CellAwareBFGS'"):
-        optimizer_class('fire')
+        find_optimizer('fire')
     with pytest.raises(ValueError, match='optimizers is empty'):
         compare([alloy()], [EMT()], optimizers=[], model=Dummy())
     with pytest.raises(ValueError, match='calculators is empty'):

@@ -1,36 +1,39 @@
 import numpy as np
 import pytest
+import torch
+from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_deeprelax.data.batching import halve, pack
+from ase_deeprelax.data.batching import collate, group_by_size, halve
+from ase_deeprelax.data.graph import GraphSpec, build_graph
 
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 900)), max_size=40)
 
 
 @given(SIZES, st.integers(1, 2000))
 @settings(derandomize=True, deadline=None)
-def test_each_graph_once_and_no_pack_over_budget(sizes, budget):
+def test_each_graph_once_and_no_batch_over_budget(sizes, budget):
     n_atoms, n_edges = zip(*sizes, strict=True) if sizes else ((), ())
-    packs = pack(n_atoms, n_edges, budget)
-    assert sorted(np.concatenate([*packs, []]).tolist()) == list(range(len(sizes)))
-    for indices in packs:
+    batches = group_by_size(n_atoms, n_edges, budget)
+    assert sorted(np.concatenate([*batches, []]).tolist()) == list(range(len(sizes)))
+    for indices in batches:
         assert len(indices)
         assert len(indices) == 1 or sum(n_edges[k] for k in indices) <= budget
-    again = pack(n_atoms, n_edges, budget)
-    assert [p.tolist() for p in packs] == [p.tolist() for p in again]
+    again = group_by_size(n_atoms, n_edges, budget)
+    assert [p.tolist() for p in batches] == [p.tolist() for p in again]
 
 
-def test_neighbours_in_a_pack_are_alike():
+def test_neighbours_in_a_batch_are_alike():
     rng = np.random.default_rng(0)
     n_atoms = rng.integers(1, 50, 200)
-    spans = [np.ptp(n_atoms[p]) for p in pack(n_atoms, 40 * n_atoms, 4000)]
+    spans = [np.ptp(n_atoms[p]) for p in group_by_size(n_atoms, 40 * n_atoms, 4000)]
     assert max(spans) < 20
 
 
-def test_packs_are_filled():
-    packs = pack([4] * 10, [100] * 10, 350)
-    assert [len(p) for p in packs] == [3, 3, 3, 1]
+def test_batches_are_filled():
+    batches = group_by_size([4] * 10, [100] * 10, 350)
+    assert [len(p) for p in batches] == [3, 3, 3, 1]
 
 
 @pytest.mark.parametrize('n', [2, 3, 8])
@@ -39,3 +42,14 @@ def test_halves_hold_the_whole(n):
     assert len(first)
     assert len(second)
     assert [*first, *second] == list(range(n))
+
+
+def test_targets_of_some_graphs_only_are_refused():
+    cu = bulk('Cu')
+    spec = GraphSpec(cutoff=3.0)
+    graphs = [build_graph(cu.numbers, cu.positions, cu.cell.array, spec) for _ in 'ab']
+    graphs[1].displacement_target = torch.zeros(1, 3)
+    with pytest.raises(ValueError, match='1 of 2 graphs have displacement_target'):
+        collate(graphs)
+    with pytest.raises(ValueError, match='at least one graph'):
+        collate([])

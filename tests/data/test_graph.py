@@ -9,8 +9,8 @@ from ase.build import bulk
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.data import Batch
 
+from ase_deeprelax.data.batching import collate, split
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import GraphSpec, build_graph
 from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
@@ -141,14 +141,14 @@ def test_dtypes_and_edge_vectors(atoms):
 def test_a_batch_is_its_graphs_side_by_side(many):
     spec = GraphSpec(cutoff=4.0, intra_neighbors=4)
     graphs = [graph_of(atoms, spec) for atoms in many]
-    batch = Batch.from_data_list(graphs)
+    batch = collate(graphs)
     assert batch.n_graphs == len(graphs)
     assert batch.graph_of_atom.bincount().tolist() == [len(atoms) for atoms in many]
     vectors = torch.cat([graph.edge_vectors() for graph in graphs])
     assert torch.equal(batch.edge_vectors(), vectors)
-    for graph, again in zip(graphs, batch.to_data_list(), strict=True):
+    for graph, again in zip(graphs, split(batch), strict=True):
         for key in ('z', 'pos', 'cell', 'edge_index', 'offset', 'intra'):
-            assert torch.equal(graph[key], again[key])
+            assert torch.equal(getattr(graph, key), getattr(again, key))
 
 
 def test_one_atom():
@@ -217,7 +217,7 @@ def test_a_batch_knows_what_may_move_in_each_graph(many, seed):
         graphs.append(
             build_graph(atoms.numbers, atoms.positions, atoms.cell, spec, motion=motion)
         )
-    batch = Batch.from_data_list(graphs)
+    batch = collate(graphs)
     expected = np.concatenate([motion.fixed for motion in motions])
     np.testing.assert_array_equal(batch.fixed.numpy(), expected)
     expected = np.array([motion.free_strain for motion in motions])

@@ -296,7 +296,7 @@ def test_interrupted_by_hand(one_shot, tmp_path, n):
     assert energy(atoms) < energy(alloy())
     run.stages[-1].to_dict()
     # the same object goes on
-    chain[1].made.wrong = lambda results: None
+    chain[1].build_calculator().wrong = lambda results: None
     assert run.run() is True
     assert [record.status for record in run.stages][1:] == ['converged', 'converged']
 

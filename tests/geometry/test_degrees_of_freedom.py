@@ -213,7 +213,7 @@ def test_strain_filter_moves_the_cell_only():
     start = atoms.copy()
     target = StrainFilter(atoms, mask=[1, 1, 0, 0, 0, 1])
     freedom = find_freedom(target)
-    state = freedom.state()
+    state = freedom.snapshot()
     freedom.write(*freedom.allowed(*prediction(len(atoms))))
     np.testing.assert_allclose(
         atoms.cell.scaled_positions(atoms.positions),
@@ -327,7 +327,7 @@ def test_write_and_restore(kind):
         atoms.arrays['positions'] = atoms.positions.astype(kind)
     before = atoms.positions.copy()
     freedom = find_freedom(atoms, True)
-    state = freedom.state()
+    state = freedom.snapshot()
     cell, positions = freedom.allowed(*prediction(2))
     freedom.write(cell, positions)
     assert np.array_equal(atoms.positions, positions)

@@ -19,7 +19,7 @@ from ase_deeprelax.geometry.vacuum import find_layer
 from tests.strategies import crystals, disguise, orthogonal, prototypes, quick
 
 pytestmark = pytest.mark.filterwarnings('ignore:Set OLD_ERROR_HANDLING')
-SEEDS = Path(__file__).parents[2] / 'shared' / 'data' / 'seeds_mp.jsonl.gz'
+SEEDS = Path(__file__).parents[2] / '../shared' / 'data' / 'seeds_mp.jsonl.gz'
 
 
 def random_prediction(seed, n_atoms, size=0.3):

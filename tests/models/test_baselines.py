@@ -7,9 +7,9 @@ import pytest
 import torch
 from ase import Atoms
 from scipy.linalg import expm
-from torch_geometric.data import Batch
 
 from ase_deeprelax import testing
+from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.graph import build_graph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
@@ -106,7 +106,7 @@ def test_learns_a_few_pairs_by_heart(architecture):
     held.deformation_target = torch.eye(3, dtype=held.pos.dtype)[None]
     held.displacement_target = 0.1 * torch.randn_like(held.pos)
     held.displacement_target[0] = 0.0
-    batch = Batch.from_data_list([*graphs, held])
+    batch = collate([*graphs, held])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     structure = []
     for _ in range(60):

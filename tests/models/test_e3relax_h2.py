@@ -6,8 +6,8 @@ import torch
 from ase.build import bulk
 from ase.spacegroup import crystal
 from scipy.special import eval_legendre
-from torch_geometric.data import Batch
 
+from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import moved_vectors, relaxed_structure
@@ -33,7 +33,7 @@ def rattled(seed=0):
 
 
 def graphs(*structures, model):
-    return Batch.from_data_list(
+    return collate(
         [to_graph(atoms, model.spec, torch.float64)[0] for atoms in structures]
     )
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from torch_geometric.data import Batch
 
 from ase_deeprelax import testing
+from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.geometry.motion import (
     Motion,
@@ -42,7 +42,7 @@ def small(architecture, seed=0):
 def batch_of(model, motions):
     atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
     atoms.rattle(0.1, seed=1)
-    return Batch.from_data_list(
+    return collate(
         [to_graph(atoms, model.spec, torch.float64, motion=motion)[0] for motion in motions]
     )
 
@@ -102,7 +102,7 @@ def test_directions_of_held_strains_turn_with_the_crystal(architecture):
         plane = strain_projection(in_plane_strains(normal, thickness=False))
         motion = Motion(np.zeros(8, dtype=bool), plane)
         graph, _ = to_graph(structure, model.spec, torch.float64, motion=motion)
-        said.append(model(Batch.from_data_list([graph])))
+        said.append(model(collate([graph])))
     one, two = said
     r = torch.from_numpy(rotation)
     torch.testing.assert_close(two.displacement, one.displacement @ r, rtol=0, atol=1e-9)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from ase.build import bulk, make_supercell
 from ase.spacegroup import crystal
-from torch_geometric.data import Batch
 
+from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.graph import build_graph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
@@ -101,7 +101,7 @@ def test_batch_equals_single_crystals():
     model = speaking(create_model('paegnn', **SMALL).double())
     crystals = [rattled(), bulk('Cu'), bulk('NaCl', 'rocksalt', 5.6), rattled(3)]
     graphs = [graph_of(atoms, model) for atoms in crystals]
-    together = model(Batch.from_data_list(graphs))
+    together = model(collate(graphs))
     alone = [model(graph) for graph in graphs]
     for name in ('deformation', 'displacement', 'distance', 'log_b'):
         parts = torch.cat([getattr(prediction, name) for prediction in alone])

@@ -27,7 +27,7 @@ from ase_deeprelax.errors import DeepRelaxWarning, ModelError
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage, as_stages
 
-SHARED = Path(__file__).parents[1] / '../shared/potentials'
+SHARED = Path(__file__).parents[2] / '../shared/potentials'
 
 
 class Counting(EMT):
@@ -79,7 +79,7 @@ def test_what_a_stage_can_be_made_from():
     ]
     assert as_stages(None) == []
     assert [stage.name for stage in as_stages('chgnet')] == ['chgnet']
-    assert stages[3].made is stages[3].made  # made once
+    assert stages[3].build_calculator() is stages[3].build_calculator()  # made once
     for wrong in ({'fmax': -1}, {'steps': 0}, {'min_sigma': np.nan}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Stage(EMT(), **wrong)
@@ -430,7 +430,7 @@ def test_killed_in_the_second_stage(one_shot, tiny_model, tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])},
+            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])},
         )
 
     assert script(4).returncode == -signal.SIGKILL

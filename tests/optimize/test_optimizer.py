@@ -113,11 +113,21 @@ def test_log_has_its_own_columns(one_shot, tmp_path):
     log = tmp_path / 'relax.log'
     one_shot(rocksalt(), logfile=log).run()
     lines = log.read_text().splitlines()
-    assert lines[0].split() == ['Step', 'Time', 'dmax', '[A]', 'sigma', '[A]']
+    assert lines[0].split() == [
+        'Step',
+        'Time',
+        'dmax',
+        '[A]',
+        'strain',
+        '[%]',
+        'sigma',
+        '[A]',
+    ]
     rows = [line.split() for line in lines[1:]]
     assert [row[1] for row in rows] == ['0', '1']
     assert float(rows[0][3]) > 1e-3
-    assert float(rows[1][3]) == 0.0
+    assert float(rows[0][4]) > 1e-2
+    assert float(rows[1][3]) == float(rows[1][4]) == 0.0
     assert 'fmax' not in log.read_text()
 
 
@@ -574,7 +584,7 @@ def test_copy_of_a_bound_optimizer_leaves_the_first_alone(one_shot, tmp_path):
     assert other is not optimizer
     assert (optimizer.atoms, other.atoms) == (first, second)
     other.run()
-    assert len(read(tmp_path / 'a.traj', index=':')) == 3  # the file went on
+    assert len(read(tmp_path / 'a.traj', index=':')) == 4  # two frames of each structure
     assert np.array_equal(first.positions, second.positions)
     optimizer.unbind()
     assert optimizer.atoms is None

@@ -30,7 +30,7 @@ from ase_deeprelax.predict.checks import (
 )
 from tests.strategies import crystals, orthogonal, prototypes, quick
 
-DATA = Path(__file__).parents[2] / 'shared' / 'data'
+DATA = Path(__file__).parents[2] / '../shared' / 'data'
 
 
 def perovskite():

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.models.store import load_model, save_model
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.predict.two_pass import MOST, STRAINS, add_second, second_weight
+from ase_deeprelax.predict.two_pass import (
+    LARGEST_WEIGHT,
+    STRAINS,
+    add_second,
+    second_weight,
+)
 from ase_deeprelax.testing import symmetric_crystals
 from tests.strategies import orthogonal, quick, seeds
 
@@ -86,9 +91,9 @@ def test_adding_turns_with_the_crystal(seed, turn, weight):
 def test_the_weight_grows_without_jumps(seed, size, more):
     weight = second_weight(stretch(np.random.default_rng(seed), size))
     after = second_weight(stretch(np.random.default_rng(seed), size + more))
-    steepest = MOST / (STRAINS[1] - STRAINS[0])
+    steepest = LARGEST_WEIGHT / (STRAINS[1] - STRAINS[0])
     assert -1e-9 <= after - weight <= steepest * more + 1e-9
-    assert 0 <= weight <= MOST
+    assert 0 <= weight <= LARGEST_WEIGHT
     assert weight == 0 or size > STRAINS[0] - 1e-9
 
 
@@ -110,12 +115,12 @@ def looks(predictor):
 
 
 def plainly(predictor, crystals):
-    """One look each."""
-    predictor.second_look = False
+    """With one pass each."""
+    predictor.two_pass = False
     try:
         return predictor.relax(crystals)
     finally:
-        predictor.second_look = True
+        predictor.two_pass = True
 
 
 def far():
@@ -179,7 +184,7 @@ def test_a_second_answer_that_leads_too_far_is_left_out(predictor):
 
 
 @pytest.mark.parametrize('problem', ['memory', 'nan'])
-def test_where_no_second_look_is_to_be_had_the_first_holds(predictor, problem):
+def test_where_no_second_pass_is_possible_the_first_counts(predictor, problem):
     (one,) = plainly(predictor, far()[:1])
     other = Predictor(load_model('deeprelax'), device='cpu')
     seen = looks(other)

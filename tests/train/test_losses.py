@@ -9,8 +9,8 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
-from torch_geometric.data import Batch
 
+from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.graph import CrystalGraph, build_graph
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import ModelOutput, relaxed_structure
@@ -42,6 +42,22 @@ def sample(model, rotation=None, seed=0):
     graph.deformation_target = torch.from_numpy(rotation.T @ deformation @ rotation)[None]
     graph.displacement_target = torch.from_numpy(displacement @ rotation)
     return graph
+
+
+def without_edges(cells, batch):
+    """Atoms in cells, and no pairs."""
+    n = len(batch)
+    return CrystalGraph(
+        z=torch.ones(n, dtype=int),
+        pos=torch.zeros(n, 3),
+        cell=cells,
+        edge_index=torch.zeros(2, 0, dtype=int),
+        offset=torch.zeros(0, 3),
+        intra=torch.zeros(0, dtype=bool),
+        fixed=torch.zeros(n, dtype=bool),
+        free_strain=torch.eye(6).repeat(len(cells), 1, 1),
+        batch=batch,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +126,7 @@ def test_one_atom_cells_give_a_finite_loss():
         graph.deformation_target = 1.02 * torch.eye(3, dtype=torch.float64)[None]
         graph.displacement_target = torch.zeros(1, 3, dtype=torch.float64)
         graphs.append(graph)
-    graph = Batch.from_data_list(graphs)
+    graph = collate(graphs)
     terms = relaxation_loss(graph, model(graph), Loss())
     terms['loss'].backward()
     assert torch.isfinite(terms['loss'])
@@ -125,8 +141,7 @@ def test_displacement_loss_sees_the_nearest_image(seed):
     """Whole lattice vectors are no error; the gradient is that of what is left."""
     rng = np.random.default_rng(seed)
     cells = torch.from_numpy(np.eye(3) * 4 + rng.normal(0, 0.5, (2, 3, 3)))
-    graph = CrystalGraph(cell=cells, z=torch.ones(5, dtype=int))
-    graph.batch = torch.tensor([0, 0, 1, 1, 1])
+    graph = without_edges(cells, torch.tensor([0, 0, 1, 1, 1]))
     small = torch.from_numpy(rng.normal(0, 0.2, (5, 3)))
     whole = torch.from_numpy(rng.integers(-2, 3, (5, 1, 3)).astype(float))
     far = (small + (whole @ cells[graph.batch]).squeeze(1)).requires_grad_()
@@ -139,7 +154,7 @@ def test_displacement_loss_sees_the_nearest_image(seed):
 def test_nearest_image_in_a_skewed_cell():
     """Rounding fractional coordinates alone would miss it."""
     cell = torch.tensor([[[1.0, 0, 0], [0.9, 1, 0], [0, 0, 1]]], dtype=torch.float64)
-    graph = CrystalGraph(cell=cell, z=torch.ones(1, dtype=int))
+    graph = without_edges(cell, torch.tensor([0]))
     difference = torch.tensor([[0.93, 0.49, 0.0]], dtype=torch.float64)
     length = nearest_image(difference, graph).norm()
     grid = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3), -1).reshape(-1, 3)

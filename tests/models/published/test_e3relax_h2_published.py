@@ -8,8 +8,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from scipy.special import eval_legendre
-from torch_geometric.data import Batch
 
+from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import build_graph
 from ase_deeprelax.errors import UnsupportedElementError
@@ -313,7 +313,7 @@ def test_cell_update_is_transposed():
 def test_self_images_are_six_on_one_side():
     spec = ReferenceE3RelaxH2(hidden=4, layers=1, num_rbf=4).spec
     crystals = [bulk('Cu'), bulk('NaCl', 'rocksalt', 5.6), generic_crystals()[2]]
-    graph = Batch.from_data_list([to_graph(atoms, spec)[0] for atoms in crystals])
+    graph = collate([to_graph(atoms, spec)[0] for atoms in crystals])
     edges = published_edges(graph)
     own = edges.i == edges.j
     for atom in range(len(graph.z)):
@@ -382,7 +382,7 @@ def test_batch_equals_single_crystals():
     model = small_model()
     graphs = [generic_graph(model, number) for number in range(4)]
     with torch.no_grad():
-        together = model(Batch.from_data_list(graphs))
+        together = model(collate(graphs))
         alone = [model(graph) for graph in graphs]
     for name in ('deformation', 'displacement', 'distance', 'log_b'):
         parts = torch.cat([getattr(prediction, name) for prediction in alone])
@@ -392,7 +392,7 @@ def test_batch_equals_single_crystals():
 def test_gradients_reach_every_parameter_also_in_symmetric_crystals():
     model = ReferenceE3RelaxH2(**SMALL)
     crystals = [bulk('Cu'), bulk('NaCl', 'rocksalt', 5.6), bulk('Si')]
-    graph = Batch.from_data_list([to_graph(atoms, model.spec)[0] for atoms in crystals])
+    graph = collate([to_graph(atoms, model.spec)[0] for atoms in crystals])
     said = model(graph)
     (said.displacement.square().sum() + said.deformation.square().sum()).backward()
     for name, parameter in model.named_parameters():

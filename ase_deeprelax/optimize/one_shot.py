@@ -1,0 +1,340 @@
+"""The first stage of every run: one prediction, accepted, rolled back or skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import Filter
+from ase.utils.abc import Optimizable
+
+from ase_deeprelax import keys
+from ase_deeprelax.errors import (
+    PredictionError,
+    StructureError,
+    UnsupportedConstraintError,
+    warn,
+)
+from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom
+from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.optimize.stage import StageRecord, bare
+from ase_deeprelax.predict import Predictor
+from ase_deeprelax.result import Relaxation
+
+# After these errors a structure can still be refined, without a prediction.
+SKIPPED = (PredictionError, StructureError, UnsupportedConstraintError)
+
+
+@dataclass(frozen=True, eq=False)
+class ProposedMove:
+    """A checked prediction that is not yet written into its structure.
+
+    Attributes
+    ----------
+    freedom : Freedom
+        Of the structure, which is ``freedom.atoms``.
+    before, after : ase.Atoms
+        Bare copies, without constraints.
+    relaxation : Relaxation
+        The answer of the model, within constraints and filters.
+    """
+
+    freedom: Freedom
+    before: Atoms
+    after: Atoms
+    relaxation: Relaxation
+
+    @property
+    def dmax(self) -> float:
+        """Largest displacement of an atom at the cell before, A."""
+        back = np.linalg.solve(self.after.cell.array, self.before.cell.array)
+        step = self.after.positions @ back - self.before.positions
+        return float(np.linalg.norm(step, axis=1).max(initial=0.0))
+
+    @property
+    def strain(self) -> float:
+        """Largest change of a length in the crystal, %, whatever its direction."""
+        change = np.linalg.solve(self.before.cell.array, self.after.cell.array)
+        stretches = np.linalg.svd(change, compute_uv=False)
+        return 100 * float(np.abs(stretches - 1).max())
+
+    @property
+    def volume_ratio(self) -> float:
+        """Volume after over before."""
+        return float(self.after.cell.volume / self.before.cell.volume)
+
+    @property
+    def note(self) -> str:
+        """For the log line of its step."""
+        sigma = self.relaxation.sigma
+        return f'prediction, volume x {self.volume_ratio:.3f}, sigma {sigma:.3f} A'
+
+    def apply(self) -> None:
+        """Move the atoms and their cell, and nothing else."""
+        self.freedom.write(self.after.cell.array, self.after.positions)
+
+    def apply_if_lower(
+        self, optimizable: Optimizable, gate: float | None
+    ) -> tuple[str, dict[str, float]]:
+        """Move the atoms, and back again bit for bit where energy or forces say no.
+
+        Parameters
+        ----------
+        optimizable : ase.utils.abc.Optimizable
+            Gives energy and forces of the atoms.
+        gate : float or None, eV/atom
+            How much the energy may rise; None: any finite amount.
+
+        Returns
+        -------
+        reason : str
+            Why the atoms are where they were, or ''.
+        energies : dict
+            ``energy_before`` and ``energy_after``, eV.
+        """
+        before, snapshot = float(optimizable.get_value()), self.freedom.snapshot()
+        try:
+            self.apply()
+            after = float(optimizable.get_value())
+            rise, reason = (after - before) / len(self.before), ''
+            if not np.isfinite(rise):
+                reason = f'the energy is {after} eV'
+            elif not np.isfinite(optimizable.get_gradient()).all():
+                reason = 'the forces are not finite'
+            elif gate is not None and rise > gate:
+                reason = f'energy {rise:+.6f} eV/atom'
+        except BaseException:
+            self.freedom.restore(snapshot)
+            raise
+        if reason:
+            self.freedom.restore(snapshot)
+        return reason, {'energy_before': before, 'energy_after': after}
+
+    def write_info(self) -> None:
+        """Write the names of `keys`, and drop stored results of the former structure."""
+        atoms, predicted = self.freedom.atoms, self.relaxation.atoms
+        if isinstance(atoms.calc, SinglePointCalculator):
+            atoms.calc = None
+        keys.strip(atoms)
+        atoms.info.update(
+            {k: v for k, v in predicted.info.items() if k.startswith(keys.PREFIX)}
+        )
+        atoms.arrays[keys.SIGMA] = predicted.arrays[keys.SIGMA].copy()
+        atoms.info[keys.DMAX] = self.dmax
+        atoms.info[keys.VOLUME_RATIO] = self.volume_ratio
+
+
+def propose_move(
+    target: Atoms | Filter, relax_cell: RelaxCell | None, predictor: Predictor
+) -> ProposedMove:
+    """Predict for a structure, within what filters and constraints leave free.
+
+    Parameters
+    ----------
+    target : ase.Atoms or ase.filters.Filter
+    relax_cell : bool, str, array or None
+        For bare Atoms, see `find_freedom`.
+    predictor : Predictor
+
+    Returns
+    -------
+    ProposedMove
+
+    Raises
+    ------
+    StructureError, UnsupportedConstraintError, PredictionError
+        The structure is as it was.
+    """
+    [relaxation] = predictor.relax([target], relax_cell=relax_cell, on_bad='raise')
+    freedom = find_freedom(target, relax_cell)
+    before = bare(freedom.atoms)
+    before.info = dict(freedom.atoms.info)
+    after = before.copy()
+    after.set_cell(relaxation.atoms.cell)
+    after.positions = relaxation.atoms.positions
+    return ProposedMove(freedom, before, after, relaxation)
+
+
+class OneShotStage(Optimizable):
+    """State of the one-shot stage: pending, accepted, rolled back or skipped.
+
+    Where nothing is refined, ASE's dynamics sees the structure through this class:
+    coordinates are positions and cell, and the gradient is minus the displacement that is
+    still to be made, in A. The prediction is made when it is first needed, and anew for
+    atoms that were changed since.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    propose : callable
+        Returns a `ProposedMove` for the atoms as they are.
+
+    Attributes
+    ----------
+    record : StageRecord or None
+        None: pending.
+    outcome : str
+        Why the atoms do not hold the prediction, for ``atoms.info``; '' where they do.
+    note : str
+        For the next line of the log.
+    """
+
+    def __init__(self, atoms: Atoms, propose: Callable[[], ProposedMove]):
+        self.atoms, self._propose = atoms, propose
+        self.record, self.outcome, self.note = None, '', ''
+        self.pending = True
+        self._move, self._written = None, False
+
+    @property
+    def move(self) -> ProposedMove:
+        """The `ProposedMove` that fits the atoms as they are now."""
+        if self._move is not None and not self._at(self._move.after):
+            self._written = False
+            if not self._at(self._move.before):
+                self._move = None
+        if self._move is None:
+            self._move = self._propose()
+        return self._move
+
+    @property
+    def left(self) -> tuple[float, float]:
+        """The largest displacement, A, and strain, %, that are still to be made."""
+        move = self.move
+        return (0.0, 0.0) if self._written else (move.dmax, move.strain)
+
+    def sigma(self, *, refined: bool) -> float:
+        """Uncertainty of the structure, A; infinite where no prediction vouches for it.
+
+        Parameters
+        ----------
+        refined : bool
+            Whether the atoms were moved since; else the prediction is made if need be.
+        """
+        if refined:
+            info = {} if self.outcome else self.atoms.info
+            return np.inf if keys.OOD in info else info.get(keys.SIGMA, np.inf)
+        try:
+            relaxation = self.move.relaxation
+        except SKIPPED:
+            return np.inf
+        return np.inf if relaxation.ood else relaxation.sigma
+
+    def accept(self) -> None:
+        """Move the atoms without looking at an energy."""
+        move = self.move
+        move.apply()
+        self._accepted(move, seconds=sum(move.relaxation.timings.values()))
+
+    def try_once(
+        self, live: Optimizable | None, gate: float | None, *, ordinary: bool
+    ) -> bool:
+        """Accept the prediction, or roll it back where energy or forces say no.
+
+        Parameters
+        ----------
+        live : ase.utils.abc.Optimizable or None
+            Gives energy and forces of the atoms; None: skip the energy check.
+        gate : float or None, eV/atom
+            See `ProposedMove.apply_if_lower`.
+        ordinary : bool
+            Whether errors of the calculator are raised; else the prediction is rolled back.
+
+        Returns
+        -------
+        bool
+            Whether it is in the atoms.
+        """
+        begun = perf_counter()
+        try:
+            move = self.move
+        except SKIPPED as error:
+            warn(f'relaxed without a prediction: {error}')
+            self._refused('skipped', ' (not predicted)', 'no prediction', str(error))
+            return False
+        reason, energies = '', {}
+        try:
+            if live is None:
+                move.apply()
+            else:
+                reason, energies = move.apply_if_lower(live, gate)
+        except Exception as error:
+            if ordinary:
+                raise
+            reason = f'{type(error).__name__}: {error}'
+        energies['seconds'] = perf_counter() - begun
+        if reason:
+            note = f'prediction rolled back, {reason}'
+            self._refused('failed', ' (prediction rolled back)', note, reason, **energies)
+        else:
+            self._accepted(move, **energies)
+        return not reason
+
+    def _accepted(self, move: ProposedMove, **numbers: float) -> None:
+        move.write_info()
+        self._written, self.note, self.outcome = True, move.note, ''
+        self._close('converged', steps=1, **numbers)
+
+    def _refused(
+        self, status: str, outcome: str, note: str, reason: str, **numbers: float
+    ) -> None:
+        keys.strip(self.atoms)
+        self.outcome, self.note = outcome, note
+        self._close(status, reason=reason, **numbers)
+
+    def _close(self, status: str, **values: Any) -> None:
+        self.pending = False
+        self.record = StageRecord(
+            'prediction', status=status, atoms=bare(self.atoms), **values
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs, ready for JSON."""
+        record = None if self.record is None else self.record.to_state()
+        return {'pending': self.pending, 'outcome': self.outcome, 'record': record}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.pending, self.outcome = state['pending'], state['outcome']
+        record = state['record']
+        self.record = None if record is None else StageRecord(**record)
+
+    def _at(self, structure: Atoms) -> bool:
+        return (
+            np.array_equal(structure.numbers, self.atoms.numbers)
+            and np.array_equal(structure.pbc, self.atoms.pbc)
+            and np.array_equal(structure.cell.array, self.atoms.cell.array)
+            and np.array_equal(structure.positions, self.atoms.positions)
+        )
+
+    # --- ASE's Optimizable ---------------------------------------------------------------
+
+    def ndofs(self) -> int:
+        return 3 * len(self.atoms) + 9
+
+    def get_x(self) -> np.ndarray:
+        return np.concatenate([self.atoms.positions, self.atoms.cell.array]).ravel()
+
+    def set_x(self, x: np.ndarray) -> None:
+        rows = x.reshape(-1, 3)
+        self.atoms.set_cell(rows[-3:], apply_constraint=False)
+        self.atoms.set_positions(rows[:-3], apply_constraint=False)
+
+    def get_gradient(self) -> np.ndarray:
+        after = self.move.after
+        return self.get_x() - np.concatenate([after.positions, after.cell.array]).ravel()
+
+    def get_value(self) -> float:
+        """Half the square of the gradient, A^2."""
+        return 0.5 * float(np.square(self.get_gradient()).sum())
+
+    def iterimages(self) -> Any:
+        return self.atoms.iterimages()
+
+    def converged(self, gradient: np.ndarray, fmax: float) -> bool:  # noqa: ARG002
+        """Whether the prediction is in the atoms; ``fmax`` is a force, not a length."""
+        return self._written and not gradient.any()
