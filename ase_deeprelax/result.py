@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from ase.io.jsonio import decode, encode
+from ase.spacegroup import Spacegroup
+from monty.json import MontyDecoder, MontyEncoder, MSONable
 
 from ase_deeprelax.data.structures import as_structure
 
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Relaxation:
+class Relaxation(MSONable):
     """One prediction: the relaxed structure, how far to trust it, where it came from.
 
     With rows as vectors, the relaxed structure is ``cell = cell0 @ deformation`` and
@@ -172,7 +174,7 @@ class Relaxation:
     def as_dict(self) -> dict[str, Any]:
         """The whole record, ready for JSON, for `from_dict`.
 
-        It follows monty's protocol, so that jobflow and ``MontyEncoder`` can store it.
+        jobflow and monty's ``MontyEncoder`` store it in this way.
         Numbers that are not known are null, never nan.
         """
         record: dict[str, Any] = {
@@ -185,8 +187,6 @@ class Relaxation:
             if isinstance(value, Atoms):
                 value = _encode(value)
             elif name == 'source' and value is not None:
-                from monty.json import MontyEncoder
-
                 value = json.loads(MontyEncoder().encode(value))
             record[name] = _without_nan(value)
         return record
@@ -213,8 +213,6 @@ class Relaxation:
             if isinstance(values[name], str):
                 values[name] = _decode(values[name])
         if isinstance(values['source'], dict):
-            from monty.json import MontyDecoder
-
             values['source'] = MontyDecoder().process_decoded(values['source'])
         return cls(**values)
 
@@ -255,6 +253,9 @@ def _decode(text: str) -> Atoms:
     atoms = decode(text)
     # ASE reads an empty array of positions back with one dimension.
     atoms.arrays['positions'] = atoms.arrays['positions'].reshape(-1, 3)
+    group = atoms.info.get('spacegroup')
+    if isinstance(group, dict):  # as the space group of a CIF file is written
+        atoms.info['spacegroup'] = Spacegroup(group['number'], group.get('setting', 1))
     return atoms
 
 

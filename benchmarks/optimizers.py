@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.build import add_vacuum, bulk, fcc111, graphene, molecule, mx2
+from ase.build import bulk, fcc111, graphene, molecule, mx2
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.tersoff import Tersoff, TersoffParameters
@@ -142,10 +142,7 @@ def layered():
         'BN', [(1 / 3, 2 / 3, 0.25), (2 / 3, 1 / 3, 0.25)], spacegroup=194,
         cellpar=[2.50, 2.50, 6.66, 90, 90, 120],
     )
-    layer = mx2('MoS2')
-    add_vacuum(layer, 12)
-    layer.pbc = True
-    return {'graphite': graphite, 'h-BN': nitride, 'MoS2 bulk-like': layer}
+    return {'graphite': graphite, 'h-BN': nitride}
 
 
 def textbook():
@@ -197,6 +194,8 @@ def boxed():
         atoms.center(vacuum=4)
         atoms.pbc = True
         made[f'{name} in a cell'] = atoms
+    made['MoS2 layer'] = mx2('MoS2', vacuum=6)
+    made['MoS2 layer'].pbc = True
     slab = fcc111('Al', (1, 2, 4), vacuum=6)
     slab.pbc = True
     made['Al(111) slab'] = slab
@@ -242,7 +241,7 @@ def disturbed(atoms, seed):
 def systems(pairs=None, limit=16):
     """Name, structure, and whether its cell may relax, for universal potentials."""
     for name, atoms in (textbook() | molecular_crystals() | layered()).items():
-        yield name, disturbed(atoms, 1), 'MoS2' not in name
+        yield name, disturbed(atoms, 1), True
     for name, atoms in boxed().items():
         yield name, disturbed(atoms, None), False
     if pairs is None:

@@ -1,35 +1,39 @@
-"""How good a model is on pairs with a known answer, beside answers that cost nothing."""
+"""How good a model is on pairs with a known answer, compared with trivial baselines."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from joblib import Parallel, delayed, effective_n_jobs
 
-from ase_deeprelax.compare.alignment import check_periodicity
-from ase_deeprelax.compare.answers import ask, check_takes_relax_cell, collect, ready
+from ase_deeprelax.compare.alignment import Alignment, check_periodicity
 from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
-from ase_deeprelax.compare.metrics import ERRORS, Errors, Reference, summarise
-from ase_deeprelax.compare.tables import as_markdown, as_text
+from ase_deeprelax.compare.metrics import ERRORS, Reference, summarise
+from ase_deeprelax.compare.predictor_adapter import (
+    Predicted,
+    PredictorAdapter,
+    atoms_of,
+    predict_pairs,
+    problem_of,
+)
+from ase_deeprelax.compare.schema import (
+    VERSION,
+    Errors,
+    Evaluation,
+    Lattice,
+    ManyEvaluation,
+    ModelRecord,
+    Section,
+)
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
-
-# Titles and rows, as `as_text` and `as_markdown` take them.
-Table = tuple[list[str], list[list[str]]]
+from ase_deeprelax.result import Relaxation
 
 BASELINES = {'dummy': Dummy, 'scaled_dummy': ScaledDummy}
-# What `table` shows of a result, in 100 columns: errors with unit and format, and shares.
-SHOWN = {
-    'coord_mae': ('A', '.4f'),
-    'internal_mae': ('A', '.4f'),
-    'bond_mae': ('A', '.4f'),
-    'lattice_mae': ('A', '.4f'),
-    'volume_mae': ('A^3', '.2f'),
-}
-SHOWN_SHARES = ('match_rate', 'rmsd', 'spacegroup_kept')
-NONE = '-'
-# This line stands below tables in which a figure has no meaning.
-FOOTNOTE = '-: not scored where the cell is held, or (volume, match, rmsd) there is vacuum'
 # Below this many pairs, workers take longer to start than they save.
 _WORTH_WORKERS = 100
 
@@ -41,12 +45,11 @@ def evaluate(
     device: str = 'auto',
     jobs: int | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Errors of a model, of `Dummy` and of `ScaledDummy` on pairs.
 
-    The model is asked what each pair asks: the pair's periodicity and fixed atoms belong to
-    the structures that it gets, and where the cell is held it is called with
-    ``relax_cell=False``.
+    The structures that the model gets have the periodicity and the fixed atoms of their
+    pairs, and where the cell is held it is called with ``relax_cell=False``.
 
     Parameters
     ----------
@@ -65,24 +68,14 @@ def evaluate(
 
     Returns
     -------
-    dict
-        Ready for JSON. ``n`` pairs, ``n_ok`` of them marked ok, ``n_failed`` that the model
-        gave no answer for (the input then counts as its answer); ``model``, ``device``,
-        ``ms_per_structure`` (wall time of all together, over n); ``spearman_sigma``, the
-        rank correlation of a structure's sigma with the mean absolute error of its bonds
-        (None where the model gives no sigma); ``all`` and ``ok``, each with ``dummy``,
-        ``scaled_dummy`` and ``model``: means and medians of `metrics.ERRORS`, and
-        `metrics.SHARES`, over the pairs for which they have a meaning (None: for none,
-        see `Reference.errors`); ``kinds``, for each kind of the pairs ``n`` and ``all``;
-        and ``structures``, for each pair ``id, formula, n_atoms, ok, kind``, ``errors``
-        {method: all figures}, ``lattice`` {method: [a, b, c, alpha, beta, gamma]} (A,
-        degrees; None along the vacuum) beside ``relaxed_lattice``, and by model ``sigma``
-        and ``bond_error`` (A, the mean absolute error of its bonds), None without a sigma.
+    Evaluation
+        A dict, ready for JSON; `schema.Evaluation` explains its fields. Figures have no
+        value (None) for pairs where they have no meaning, see `Reference.errors`.
 
     Raises
     ------
     PredictionError
-        The model gave back another number of structures or of atoms.
+        The model gave another number of structures, or other atoms.
     ConfigError
         There are no pairs, or the cell of some is held and the model cannot be told.
     PairFileError
@@ -101,6 +94,7 @@ def evaluate(
         pairs, {'model': model}, device=device, jobs=jobs, progress=progress
     )
     return {
+        'version': found['version'],
         'n': found['n'],
         'n_ok': found['n_ok'],
         **found['models']['model'],
@@ -118,7 +112,7 @@ def evaluate_all(
     device: str = 'auto',
     jobs: int | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> ManyEvaluation:
     """Errors of several models side by side, and of `Dummy` and `ScaledDummy`.
 
     Parameters
@@ -131,16 +125,13 @@ def evaluate_all(
 
     Returns
     -------
-    dict
-        Ready for JSON. ``n``, ``n_ok``; ``models``: what `evaluate` says of each model
-        besides its errors; ``all`` and ``ok``: the errors of ``dummy``, ``scaled_dummy``
-        and each model under its name; ``kinds`` and ``structures`` as `evaluate` gives
-        them.
+    ManyEvaluation
+        A dict, ready for JSON; `schema.ManyEvaluation` explains its fields.
 
     Raises
     ------
     PredictionError
-        A model gave back another number of structures or of atoms.
+        A model gave another number of structures, or other atoms.
     ConfigError
         There are no pairs; a model is called like one of the baselines, or cannot be told
         that the cell is held.
@@ -151,37 +142,45 @@ def evaluate_all(
     --------
     >>> from ase_deeprelax.compare.iterative import Iterative
     >>> models = {'mine': 'runs/mine/model', 'chgnet': Iterative('chgnet')}
-    >>> print(table(evaluate_all(pairs, models)))  # doctest: +SKIP
+    >>> print(evaluation_text(evaluate_all(pairs, models)))  # doctest: +SKIP
     """
     if not pairs:
         raise ConfigError('pairs is empty; give one or more')
     if taken := BASELINES.keys() & models.keys():
         raise ConfigError(f'{taken.pop()!r} is a baseline; give the model another name')
-    # All of them first, so that one that is not there ends it before hours of work.
-    rivals = {
-        name: ready(model, device=device, progress=progress)
+    # All models are made first: one that does not exist ends the work before it begins.
+    adapters = {
+        name: PredictorAdapter(model, device=device, progress=progress)
         for name, model in models.items()
     }
-    for rival in rivals.values():
-        check_takes_relax_cell(rival, pairs)
+    if held := sum(pair.fixed_cell for pair in pairs):
+        for adapter in adapters.values():
+            adapter.check_accepts_relax_cell(
+                f'the cell of {held} of {len(pairs)} pairs is held'
+            )
     for pair in pairs:
         check_periodicity(pair)
-    answers = {name: ask(ready(make()), pairs) for name, make in BASELINES.items()}
-    records, sigma, bond_error = {}, {}, {}
-    for name, rival in rivals.items():
-        answers[name], sigma[name], bond_error[name], record = collect(rival, pairs)
-        records[name] = {'model': rival.name, 'device': rival.device, **record}
-    rows = _compare(pairs, answers, jobs, progress)
+    found = {
+        name: [atoms_of(x) for x in predict_pairs(PredictorAdapter(make()), pairs)]
+        for name, make in BASELINES.items()
+    }
+    records: dict[str, ModelRecord] = {}
+    sigma: dict[str, list[float | None]] = {}
+    bond_error: dict[str, list[float | None]] = {}
+    for name, adapter in adapters.items():
+        found[name], sigma[name], bond_error[name], records[name] = _predict(adapter, pairs)
+    rows = _compare(pairs, found, jobs, progress)
     kinds = [kind_of(pair) for pair in pairs]
     ok = [row for pair, row in zip(pairs, rows, strict=True) if pair.ok]
     return {
+        'version': VERSION,
         'n': len(pairs),
         'n_ok': len(ok),
         'models': records,
-        'all': _summary(rows, answers),
-        'ok': _summary(ok, answers),
+        'all': _summary(rows, found),
+        'ok': _summary(ok, found),
         'kinds': {
-            kind: {'n': kinds.count(kind), 'all': _summary(_of(kind, kinds, rows), answers)}
+            kind: {'n': kinds.count(kind), 'all': _summary(_of(kind, kinds, rows), found)}
             for kind in dict.fromkeys(kinds)
         },
         'structures': [
@@ -193,7 +192,8 @@ def evaluate_all(
                 'kind': kinds[k],
                 'errors': row,
                 'lattice': {
-                    name: _lattice(pair, found[k]) for name, found in answers.items()
+                    name: _lattice(pair, structures[k])
+                    for name, structures in found.items()
                 },
                 'relaxed_lattice': _lattice(pair, pair.relaxed),
                 'sigma': {name: values[k] for name, values in sigma.items()},
@@ -220,9 +220,7 @@ def kind_of(pair: Pair) -> str:
     return 'bulk' if pair.kind or all(pair.pbc) else 'layer'
 
 
-def cuts(
-    section: Mapping[str, Any], method: str = 'model'
-) -> dict[str, dict[str, float] | None]:
+def cuts(section: Section, method: str = 'model') -> dict[str, dict[str, float] | None]:
     """By how many percent the model's errors lie below Dummy's.
 
     Parameters
@@ -260,71 +258,7 @@ def _cut(dummy: Mapping[str, float], model: Mapping[str, float]) -> dict[str, fl
     }
 
 
-def table(result: Mapping[str, Any], *, markdown: bool = False) -> str:
-    """What `evaluate` or `evaluate_all` found, with a row for each method.
-
-    Of all pairs, of those marked ok where these are not all, and of each kind where there
-    are several: errors as mean / median; by how many percent they lie below Dummy's;
-    shares, and what belongs to the model. A dash stands for what has no meaning.
-
-    >>> print(table(evaluate(pairs)))  # doctest: +SKIP
-    """
-    # What `evaluate` says of its one model stands beside the errors.
-    models = result.get('models') or {'model': result}
-    parts = _errors(result['all'], f'all, {result["n"]:,}')
-    parts.append(_shares(result['all'], models))
-    if 0 < result['n_ok'] < result['n']:
-        parts += _errors(result['ok'], f'ok, {result["n_ok"]:,}')
-        parts.append(_shares(result['ok'], {}))
-    if len(result['kinds']) > 1:
-        for kind, found in result['kinds'].items():
-            parts += _errors(found['all'], f'{kind}, {found["n"]:,}')
-            parts.append(_shares(found['all'], {}))
-    write = as_markdown if markdown else as_text
-    text = [write(titles, rows) for titles, rows in parts]
-    if any(NONE in row for _, rows in parts for row in rows):
-        text.append(FOOTNOTE)
-    return '\n\n'.join(text)
-
-
-def _errors(section: Mapping[str, Any], title: str) -> list[Table]:
-    """Titles and rows of the errors, and of how far they are below Dummy's."""
-    errors = [
-        [method, *(_cell(figures[key], form) for key, (_, form) in SHOWN.items())]
-        for method, figures in section.items()
-    ]
-    below = []
-    for method in section:
-        if method != 'dummy':
-            cut = cuts(section, method)
-            below.append([method, *(_cell(cut[key], 'z.1f') for key in SHOWN)])
-    units = [f'{key}/{unit}' for key, (unit, _) in SHOWN.items()]
-    return [([title, *units], errors), (['cut below dummy/%', *SHOWN], below)]
-
-
-def _shares(section: Mapping[str, Any], models: Mapping[str, Any]) -> Table:
-    """Titles and rows of the shares, and of what is known of each model."""
-    known = ('n_failed', 'ms_per_structure', 'spearman_sigma') if models else ()
-    rows = []
-    for method, figures in section.items():
-        row = [method, *(_share(figures[key]) for key in SHOWN_SHARES)]
-        for key in known:
-            value = models.get(method, {}).get(key)
-            form = '.2f' if isinstance(value, float) else ''
-            row.append('' if value is None else f'{value:{form}}')
-        rows.append(row)
-    return ['', *SHOWN_SHARES, *known], rows
-
-
-def _cell(value: Mapping[str, float] | None, form: str) -> str:
-    return NONE if value is None else f'{value["mean"]:{form}} / {value["median"]:{form}}'
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else f'{value:.4f}'
-
-
-def _lattice(pair: Pair, atoms: Atoms) -> list[float | None]:
+def _lattice(pair: Pair, atoms: Atoms) -> Lattice:
     """Lengths and angles of a cell, None where the vacuum vector has a part in them."""
     a, b, c = pair.pbc
     meant = (a, b, c, b and c, a and c, a and b)
@@ -332,9 +266,69 @@ def _lattice(pair: Pair, atoms: Atoms) -> list[float | None]:
     return [value if good else None for value, good in zip(values, meant, strict=True)]
 
 
+def _predict(
+    adapter: PredictorAdapter, pairs: Sequence[Pair]
+) -> tuple[list[Atoms], list[float | None], list[float | None], ModelRecord]:
+    """Predictions of a model, with uncertainties and errors of the bonds, A.
+
+    Where the model has no prediction, the input is in its place.
+    """
+    start = perf_counter()
+    predicted = predict_pairs(adapter, pairs)
+    seconds = perf_counter() - start
+    both = list(zip(pairs, predicted, strict=True))
+    failed = [bool(problem_of(one)) for one in predicted]
+    atoms = [
+        pair.unrelaxed if bad else atoms_of(one)
+        for (pair, one), bad in zip(both, failed, strict=True)
+    ]
+    sigma = [_sigma(one) for one in predicted]
+    error = [
+        None if value is None else _bond_error(pair, one)
+        for value, (pair, one) in zip(sigma, both, strict=True)
+    ]
+    record: ModelRecord = {
+        'model': adapter.name,
+        'device': adapter.device,
+        'n_failed': sum(failed),
+        'ms_per_structure': 1e3 * seconds / len(pairs),
+        'spearman_sigma': _rank_correlation(sigma, error),
+    }
+    return atoms, sigma, error, record
+
+
+def _sigma(predicted: Predicted) -> float | None:
+    if not isinstance(predicted, Relaxation) or not predicted.ok:
+        return None
+    return float(predicted.sigma) if np.isfinite(predicted.sigma) else None
+
+
+def _bond_error(pair: Pair, predicted: Predicted) -> float | None:
+    """Mean absolute error of the bonds of the model's graph, A."""
+    if not isinstance(predicted, Relaxation):
+        return None
+    alignment = Alignment(pair)
+    bonds = alignment.bonds_of(predicted)
+    return alignment.distance_error(*alignment.align(predicted.atoms), bonds)
+
+
+def _rank_correlation(
+    sigma: Sequence[float | None], error: Sequence[float | None]
+) -> float | None:
+    """Spearman's, over structures that have both; None where one does not vary."""
+    from scipy.stats import spearmanr
+
+    known = np.array(
+        [x for x in zip(sigma, error, strict=True) if None not in x], dtype=float
+    ).reshape(-1, 2)
+    if len(known) < 2 or (np.ptp(known, axis=0) == 0).any():
+        return None
+    return float(spearmanr(*known.T).statistic)
+
+
 def _compare(
     pairs: Sequence[Pair],
-    answers: Mapping[str, Sequence[Atoms]],
+    found: Mapping[str, Sequence[Atoms]],
     jobs: int | None,
     progress: bool,
 ) -> list[dict[str, Errors]]:
@@ -343,25 +337,23 @@ def _compare(
 
     if jobs is None:
         jobs = effective_n_jobs(-1) if len(pairs) >= _WORTH_WORKERS else 1
-    columns = zip(*answers.values(), strict=True)
+    columns = zip(*found.values(), strict=True)
     work = (
-        delayed(_judge)(pair, dict(zip(answers, column, strict=True)))
+        delayed(_errors)(pair, dict(zip(found, column, strict=True)))
         for pair, column in zip(pairs, columns, strict=True)
     )
     rows = Parallel(n_jobs=jobs, return_as='generator')(work)
     return list(tqdm(rows, 'compare', len(pairs), disable=not progress, unit='pairs'))
 
 
-def _judge(pair: Pair, answers: Mapping[str, Atoms]) -> dict[str, Errors]:
+def _errors(pair: Pair, found: Mapping[str, Atoms]) -> dict[str, Errors]:
     reference = Reference(pair)
-    return {method: reference.errors(atoms) for method, atoms in answers.items()}
+    return {method: reference.errors(atoms) for method, atoms in found.items()}
 
 
 def _of(kind: str, kinds: Sequence[str], rows: Sequence[Any]) -> list[Any]:
     return [row for one, row in zip(kinds, rows, strict=True) if one == kind]
 
 
-def _summary(
-    rows: Sequence[Mapping[str, Errors]], methods: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+def _summary(rows: Sequence[Mapping[str, Errors]], methods: Mapping[str, Any]) -> Section:
     return {method: summarise([row[method] for row in rows]) for method in methods}

@@ -14,6 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.compare.alignment import Alignment
+from ase_deeprelax.compare.schema import Errors
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 
@@ -35,8 +36,6 @@ SHARES = ('match_rate', 'rmsd', 'spacegroup_kept', 'spacegroup_right')
 SYMPREC = 1e-2
 # Added to the atomic number of a fixed atom: only fixed atoms are its equivalents.
 FIXED = 1000
-
-Errors = dict[str, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,20 +176,6 @@ def summarise(rows: Sequence[Errors]) -> dict[str, float | dict[str, float] | No
         else:
             summary[key] = float(values.mean())
     return summary
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation of two sequences; NaN where one of them does not vary.
-
-    >>> round(spearman([1, 2, 3], [10, 20, 40]), 6)
-    1.0
-    """
-    from scipy.stats import rankdata
-
-    x, y = rankdata(x), rankdata(y)
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float('nan')
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _metric(vectors: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ase import Atoms
@@ -259,13 +259,14 @@ class CountingCalculator(Calculator):
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         self.calls += 1
+        current = cast('Atoms', self.atoms)  # the base class has set it
         results = self._evaluate()
         for name, value in results.items():
             if not np.isfinite(value).all():
-                raise RefinementError(f'{_where(self.atoms, name, value)} is not finite')
+                raise RefinementError(f'{_where(current, name, value)} is not finite')
         forces, stress = results['forces'], results.get('stress')
-        force = largest_force(self.atoms, forces, stress, self.free_strain)
-        self.curve.append([float(results['energy']) / len(self.atoms), force])
+        force = largest_force(current, forces, stress, self.free_strain)
+        self.curve.append([float(results['energy']) / len(current), force])
         self.results = results
 
     def _evaluate(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ase_deeprelax.errors import ConfigError, PairFileError
+from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import JsonLines
 
 # How the first line begins.

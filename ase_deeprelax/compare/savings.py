@@ -1,110 +1,61 @@
-"""What a prediction saves an iterative relaxation: every path side by side.
+"""What a prediction saves an iterative relaxation: every structure relaxed both ways."""
 
-`compare` returns one dictionary, ready for JSON. Lengths are in A, energies in eV per atom,
-volumes in A^3 per cell, times in s of wall time; ``lattice`` is ``[a, b, c, alpha, beta,
-gamma]`` in A and degrees; a number that does not exist is None. *Calculators* are known by
-the names that are keys of ``settings['calculators']``, *optimizers* by class names,
-structures by ``id``.
+from __future__ import annotations
 
-``settings``
-    ``model, sha256, version`` (of the prediction), ``fmax`` (eV/A), ``steps`` (the most
-    that a run may take), ``relax_cell`` (what of the cells relaxes, None: all of them, of
-    layers their plane), ``calculators`` {name: what was asked for}, ``optimizers`` [name],
-    ``energy_tolerance`` (eV per atom), ``device, threads``, ``has_reference`` (whether
-    structures have one).
-``structures``
-    [{``id, formula, n_atoms, spacegroup, kind`` ('bulk', 'layer' or 'other', with ', cell
-    held' where it is), ``volume, lattice, numbers, cell, positions`` (of the input),
-    ``sigma`` (of its prediction), ``reference``: None or {``spacegroup, volume, lattice,
-    cell, positions``}}]
-``predictions``
-    The one-shot answer alone, one per structure: [{``structure, ok, problem, ood, seconds,
-    sigma, sigma_atoms`` [n_atoms], ``dmax, spacegroup_kept, rmsd_to_reference, volume,
-    lattice, cell, positions, energy_per_atom`` {calculator: eV}, ``fmax`` {calculator:
-    eV/A}}]. Where ``ok`` is False, ``problem`` says why and numbers are None.
-``runs``
-    [{``structure, calculator, optimizer, start`` ('unrelaxed' or 'prediction'), ``ok``
-    (False: failed), ``converged, reason`` (why it failed or did not converge, or ''),
-    ``steps, calls`` (evaluations of the calculator), ``seconds`` (with the prediction's,
-    where it started from that), ``energy_per_atom, fmax`` (eV/A, the largest force on an
-    atom or on the cell), ``rmsd_to_reference`` (in (volume per atom)^(1/3), as
-    matbench-discovery counts: 1.0 where nothing matches), ``spacegroup_kept`` (number
-    equals the input's), ``volume, lattice, cell, positions, curve``
-    [[energy_per_atom, fmax], one per call]}]. After a failure the numbers of the end are
-    None, ``steps, calls, seconds, curve`` say how far it came.
-``batched``
-    Many structures per forward pass, the fair rival for time: [{``calculator, optimizer``
-    ('ElasticBFGS'), ``start, n`` (structures that both starts could be run for),
-    ``problem`` (why it failed as a whole, then the next are None, or ''), ``converged``
-    (how many), ``calls`` {spread, over the converged}, ``seconds_per_structure`` (all of
-    them together, with the prediction of all at once where they started from it, over n),
-    ``one_pass`` (False: this potential cannot, they were evaluated one by one),
-    ``batch_atoms, structures`` [id]}]; empty where it was not asked for.
-``summary``
-    One per calculator and optimizer: [{``calculator, optimizer, n`` (structures),
-    ``unrelaxed`` and ``prediction``: {``failed, unconverged, converged`` (numbers that add
-    up to n), ``converged_share, steps, calls, seconds`` {spread, over converged runs},
-    ``spacegroup_kept`` (share of converged), ``rmsd_to_reference`` {spread}}, ``alone``
-    (the prediction without a relaxation): {``failed, seconds`` {spread}, ``spacegroup_kept,
-    rmsd_to_reference`` (of those that did not fail), ``energy_difference`` {spread, eV per
-    atom above where the relaxation from the unrelaxed structure converged}}, ``both``:
-    {``n`` (converged from both starts), ``steps_saved, calls_saved, seconds_saved,
-    calls_ratio`` {spread over structures: difference, prediction over unrelaxed},
-    ``median_calls_ratio`` (median calls from the prediction over median calls from the
-    unrelaxed structure, both over these structures), ``energy_difference`` {spread, eV per
-    atom, prediction minus unrelaxed}, ``equal, lower, higher`` (shares),
-    ``higher_structures`` [id], ``lower_structures`` [id], ``uphill`` (share of predictions
-    above their input's energy)}, ``only_unrelaxed, only_prediction`` ([id] converged from
-    one start alone)}]. A *spread* is {``n, q25, median, q75``}; failed and unconverged runs
-    never enter one.
-``phonons``
-    Not there before `phonons.compare_phonons` was asked for it; see there.
-"""
-
-import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 import ase
 import numpy as np
+from ase import Atoms
 
+from ase_deeprelax import __version__
+from ase_deeprelax.compare.batched_runs import BatchedRuns
 from ase_deeprelax.compare.cases import (
-    NOWHERE,
-    Oracle,
+    NO_END,
+    Case,
     by_name,
-    entries,
+    find_cases,
     named_calculators,
+    timed_predictions,
 )
-from ase_deeprelax.compare.relaxation_run import descend
-from ase_deeprelax.compare.results_cache import Journal
-from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, spread, summary
+from ase_deeprelax.compare.predictor_adapter import PredictorAdapter
+from ase_deeprelax.compare.relaxation_run import run_relaxation
+from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax.compare.schema import (
+    STARTS,
+    VERSION,
+    Comparison,
+    PredictionRow,
+    RunRow,
+    RunSettings,
+    Start,
+)
+from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, summarise_runs
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.geometry.free_strain import check_relax_cell
-from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.optimize.relaxation_step import find_optimizer, optimizer_name
-
-STARTS = ('unrelaxed', 'prediction')
-BATCH_ATOMS = 200
 
 
 def compare(
-    structures,
-    calculators=('chgnet',),
+    structures: Mapping[Any, Any] | Iterable[Any],
+    calculators: Mapping[Any, Any] | Iterable[Any] = ('chgnet',),
     *,
-    optimizers=('FIRE',),
-    model='default',
-    fmax=0.05,
-    steps=500,
-    reference=None,
-    relax_cell=None,
-    batched=False,
-    out=None,
-    device='cpu',
-    progress=False,
-):
-    """Relax structures from where they are and from their prediction, in all ways asked.
+    optimizers: Iterable[str | Callable] = ('FIRE',),
+    model: Any = 'default',
+    fmax: float = 0.05,
+    steps: int = 500,
+    reference: Mapping[Any, Any] | Sequence[Any] | None = None,
+    relax_cell: RelaxCell | None = None,
+    batched: bool = False,
+    out: str | Path | None = None,
+    device: str = 'cpu',
+    progress: bool = False,
+) -> Comparison:
+    """Relax structures as they are and from their predictions, and compare both.
 
     Positions and cell relax together, until no force on an atom or on what is free of the
     cell exceeds ``fmax``; the same is free in the predictions and in the relaxations.
@@ -144,8 +95,8 @@ def compare(
 
     Returns
     -------
-    dict
-        Ready for JSON; its keys are explained at the top of this module.
+    Comparison
+        A dict, ready for JSON; `schema.Comparison` explains its fields.
 
     Raises
     ------
@@ -158,7 +109,7 @@ def compare(
     ConfigError
         There is no such optimizer; two of one name; no structure, calculator or optimizer
         at all; ``out`` was written with another model, fmax, steps or relax_cell; ``model``
-        is a function that does not take ``relax_cell``, and that is asked for.
+        is a function that does not take ``relax_cell``, and that has to be passed on.
     ValueError
         ``relax_cell`` makes no sense.
 
@@ -179,209 +130,177 @@ def compare(
 
     if relax_cell is not None:
         relax_cell = check_relax_cell(relax_cell)
-    entrants = entries(structures, reference, relax_cell)
-    if not entrants:
+    cases = find_cases(structures, reference, relax_cell)
+    if not cases:
         raise ConfigError('structures is empty; give one or more')
     classes = [find_optimizer(optimizer) for optimizer in optimizers]
-    makers = by_name('optimizers', [optimizer_name(o) for o in classes], classes)
-    if not makers:
+    named = by_name('optimizers', [optimizer_name(o) for o in classes], classes)
+    if not named:
         raise ConfigError('optimizers is empty; give one or more, such as FIRE')
-    potentials, asked = named_calculators(calculators, device)
-    oracle = Oracle(model, device)
-    oracle.check_can_be_told(entrants)
-    free = relax_cell.tolist() if isinstance(relax_cell, np.ndarray) else relax_cell
-    decisive = {**oracle.provenance, 'fmax': fmax, 'steps': steps, 'relax_cell': free}
-    journal = Journal(None if out is None else Path(out) / 'runs.jsonl', decisive)
-    work = _Work(oracle, potentials, makers, fmax, steps, journal)
-    bar = tqdm(entrants, 'compare', disable=not progress, unit='structures')
-    done = [work.one(entry) for entry in bar]
-    result = {
+    made, made_from = named_calculators(calculators, device)
+    adapter = PredictorAdapter(model, device=device)
+    if any(case.relax_cell is not None for case in cases):
+        adapter.check_accepts_relax_cell(
+            'relax_cell was chosen, or the cells of some pairs are held'
+        )
+    decisive: RunSettings = {
+        'model': adapter.name,
+        'sha256': adapter.sha256,
+        'version': __version__,
+        'fmax': fmax,
+        'steps': steps,
+        'relax_cell': (
+            relax_cell.tolist() if isinstance(relax_cell, np.ndarray) else relax_cell
+        ),
+    }
+    path = None if out is None else Path(out) / 'runs.jsonl'
+    with ResultsCache(path, decisive) as cache:
+        work = _Work(adapter, made, named, fmax, steps, cache)
+        bar = tqdm(cases, 'compare', disable=not progress, unit='structures')
+        done = [work.relax_case(case) for case in bar]
+        runs = [run for _, rows in done for run in rows]
+        batches = BatchedRuns(adapter, made, fmax, steps, cache)
+        batch_rows = batches.relax_all(cases, runs) if batched else []
+    predictions = [_with_energies(row, rows) for row, rows in done]
+    return {
+        'version': VERSION,
         'settings': {
             **decisive,
-            'calculators': asked,
-            'optimizers': list(makers),
+            'calculators': made_from,
+            'optimizers': list(named),
             'energy_tolerance': ENERGY_TOLERANCE,
-            'has_reference': any(entry.pair is not None for entry in entrants),
+            'has_reference': any(case.pair is not None for case in cases),
             'device': device,
             'threads': torch.get_num_threads(),
             'ase': ase.__version__,
         },
         'structures': [
-            entry.facts | {'sigma': one['sigma']}
-            for entry, (one, _) in zip(entrants, done, strict=True)
+            case.row(row['sigma']) for case, row in zip(cases, predictions, strict=True)
         ],
-        'predictions': [_with_energies(one, runs) for one, runs in done],
-        'runs': [run for _, runs in done for run in runs],
-        'batched': [],
+        'predictions': predictions,
+        'runs': runs,
+        'batched': batch_rows,
+        'summary': summarise_runs(predictions, runs, ENERGY_TOLERANCE),
     }
-    if batched:
-        result['batched'] = work.together(entrants, result)
-    result['summary'] = summary(result)
-    return result
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is done with every structure."""
+    """The relaxations of every structure, kept in a cache."""
 
-    oracle: Oracle
-    potentials: dict
-    makers: dict
+    adapter: PredictorAdapter
+    calculators: dict[str, Any]
+    optimizers: dict[str, Callable]
     fmax: float
     steps: int
-    journal: Journal
-    warmed: set = field(default_factory=set)
+    cache: ResultsCache
+    # Names of calculators that have been called; '' stands for the model.
+    warmed: set[str] = field(default_factory=set)
 
-    def one(self, entry):
+    def relax_case(self, case: Case) -> tuple[PredictionRow, list[RunRow]]:
         """The prediction of a structure, and its runs."""
-        key = ('prediction', *entry.key)
-        if key not in self.journal:
-            self._warm('', lambda: self.oracle.ask([entry.atoms], entry.relax_cell))
-            self.journal.add(key, self.oracle.record(entry))
-        prediction = self.journal[key]
+        key = ('prediction', *case.key)
+        if key not in self.cache:
+            self._warm(
+                '', lambda: timed_predictions(self.adapter, [case.atoms], case.relax_cell)
+            )
+            self.cache.add(key, case.prediction(self.adapter))
+        prediction: PredictionRow = self.cache[key]
         runs = [
-            self._run(entry, prediction, calculator, optimizer, start)
-            for calculator in self.potentials
-            for optimizer in self.makers
+            self._run(case, prediction, calculator, optimizer, start)
+            for calculator in self.calculators
+            for optimizer in self.optimizers
             for start in STARTS
         ]
         return prediction, runs
 
-    def _run(self, entry, prediction, calculator, optimizer, start):
-        key = ('run', *entry.key, calculator, optimizer, start)
-        if key in self.journal:
-            return self.journal[key]
-        names = {
-            'structure': entry.id,
+    def _run(
+        self,
+        case: Case,
+        prediction: PredictionRow,
+        calculator: str,
+        optimizer: str,
+        start: Start,
+    ) -> RunRow:
+        key = ('run', *case.key, calculator, optimizer, start)
+        if key in self.cache:
+            return self.cache[key]
+        row: RunRow = {
+            'structure': case.id,
             'calculator': calculator,
             'optimizer': optimizer,
             'start': start,
+            'ok': False,
+            'converged': False,
+            'reason': '',
+            'steps': 0,
+            'calls': 0,
+            'seconds': None,
+            'energy_per_atom': None,
+            'fmax': None,
+            **NO_END,
+            'curve': [],
         }
-        predicted = start == 'prediction'
-        if predicted and not prediction['ok']:
-            none = {'steps': 0, 'calls': 0, 'seconds': prediction['seconds'], 'curve': []}
-            reason = f'no prediction: {prediction["problem"]}'
-            ending = {'energy_per_atom': None, 'fmax': None, **NOWHERE}
-            failed = {'ok': False, 'converged': False, 'reason': reason}
-            return self.journal.add(key, names | failed | none | ending)
-        potential = self.potentials[calculator]
-        once = {'optimizer': find_optimizer('FIRE'), 'fmax': 0.0, 'steps': 1}
-        self._warm(calculator, lambda: descend(entry.atoms, potential, **once))
-        end = descend(
-            entry.at(prediction) if predicted else entry.atoms,
-            potential,
-            optimizer=self.makers[optimizer],
+        if start == 'unrelaxed':
+            row = self._relax(row, case, case.atoms)
+        elif prediction['ok']:
+            row = self._relax(row, case, case.at(prediction), prediction['seconds'] or 0)
+        else:
+            row['seconds'] = prediction['seconds']
+            row['reason'] = f'no prediction: {prediction["problem"]}'
+        return self.cache.add(key, row)
+
+    def _relax(self, row: RunRow, case: Case, start: Atoms, seconds: float = 0) -> RunRow:
+        """A row with the numbers of its run; ``seconds`` were spent before it."""
+        calculator = self.calculators[row['calculator']]
+        fire = find_optimizer('FIRE')
+        self._warm(
+            row['calculator'],
+            lambda: run_relaxation(
+                case.atoms, calculator, optimizer=fire, fmax=0.0, steps=1
+            ),
+        )
+        run = run_relaxation(
+            start,
+            calculator,
+            optimizer=self.optimizers[row['optimizer']],
             fmax=self.fmax,
             steps=self.steps,
-            initial=entry.atoms,
-            relax_cell=entry.relax_cell,
+            initial=case.atoms,
+            relax_cell=case.relax_cell,
         )
-        energy, force = end.curve[-1] if end.ok else (None, None)
-        record = {
-            'ok': end.ok,
-            'converged': end.converged,
-            'reason': end.reason,
-            'steps': end.steps,
-            'calls': end.calls,
-            'seconds': end.seconds + (prediction['seconds'] if predicted else 0),
-            'energy_per_atom': energy,
-            'fmax': force,
-            **(entry.judge(end.atoms) if end.ok else NOWHERE),
-            'curve': end.curve,
+        row = {
+            **row,
+            'ok': run.ok,
+            'converged': run.converged,
+            'reason': run.reason,
+            'steps': run.steps,
+            'calls': run.calls,
+            'seconds': run.seconds + seconds,
+            'curve': run.curve,
         }
-        return self.journal.add(key, names | record)
+        if not run.ok:
+            return row
+        energy, force = run.curve[-1]
+        return {**row, 'energy_per_atom': energy, 'fmax': force, **case.end(run.atoms)}
 
-    def _warm(self, name, call):
-        """Have done once what the first call of all would be blamed for."""
+    def _warm(self, name: str, call: Callable[[], Any]) -> None:
+        """Call once before the first call that is timed."""
         if name not in self.warmed:
             self.warmed.add(name)
-            with suppress(Exception):  # it will be reported when it counts
+            with suppress(Exception):  # the timed call will report it
                 call()
 
-    def together(self, entrants, result):
-        """The rows of relaxing everything that can be relaxed in batches."""
-        failed = {(r['structure'], r['calculator']) for r in result['runs'] if not r['ok']}
-        return [
-            self._batch(
-                [entry for entry in entrants if (entry.id, calculator) not in failed],
-                calculator,
-                start,
-            )
-            for calculator in self.potentials
-            for start in STARTS
-        ]
 
-    def _batch(self, entrants, calculator, start):
-        ids = [entry.id for entry in entrants]
-        keys = repr([entry.key for entry in entrants])
-        which = hashlib.sha256(keys.encode()).hexdigest()
-        key = ('batched', calculator, start, which[:16])
-        if key in self.journal:
-            return self.journal[key]
-        names = {'calculator': calculator, 'optimizer': 'ElasticBFGS', 'start': start}
-        size = {'n': len(ids), 'batch_atoms': BATCH_ATOMS, 'structures': ids}
-        try:
-            figures = self._relax_batch(entrants, calculator, start) | {'problem': ''}
-        except Exception as error:  # noqa: BLE001 - potentials raise anything
-            nothing = ('converged', 'calls', 'seconds_per_structure', 'one_pass')
-            problem = {'problem': f'{type(error).__name__}: {error}'}
-            figures = dict.fromkeys(nothing) | problem
-        return self.journal.add(key, names | size | figures)
-
-    def _ask_all(self, entrants):
-        """Predictions by index of the structure, and the wall time."""
-        found, seconds = {}, 0.0
-        for held in (False, True):
-            group = {k: entry for k, entry in enumerate(entrants) if entry.held is held}
-            if group:
-                first, *_ = group.values()
-                inputs = [entry.atoms for entry in group.values()]
-                answers, spent = self.oracle.ask(inputs, first.relax_cell)
-                atoms = (getattr(answer, 'atoms', answer) for answer in answers)
-                found |= zip(group, atoms, strict=True)
-                seconds += spent
-        return found, seconds
-
-    def _relax_batch(self, entrants, calculator, start):
-        from ase_deeprelax.calculators.batched import (
-            ChgnetBatch,
-            MatglBatch,
-            batch_potential,
-        )
-        from ase_deeprelax.optimize.many import relax_batched
-
-        potential = batch_potential(self.potentials[calculator])
-        inputs, seconds = {k: entry.atoms for k, entry in enumerate(entrants)}, 0.0
-        if start == 'prediction':
-            inputs, seconds = self._ask_all(entrants)
-        begin = perf_counter()
-        ends = relax_batched(
-            inputs.items(),
-            potential,
-            optimizer=ElasticBFGS,
-            relax_cell=lambda k: entrants[k].relax_cell,
-            fmax=self.fmax,
-            steps=self.steps,
-            batch_atoms=BATCH_ATOMS,
-        )
-        good = [end.steps for _, end in ends if end.converged]
-        seconds += perf_counter() - begin
-        return {
-            'converged': len(good),
-            'calls': spread(good),
-            'seconds_per_structure': seconds / max(len(entrants), 1),
-            'one_pass': isinstance(potential, (MatglBatch, ChgnetBatch)),
-        }
-
-
-def _with_energies(prediction, runs):
-    """What each calculator says of the prediction, which is where runs began."""
+def _with_energies(prediction: PredictionRow, runs: Sequence[RunRow]) -> PredictionRow:
+    """With energy and force of the prediction, which is where runs began."""
     first = {
         run['calculator']: run['curve'][0]
         for run in runs
         if run['start'] == 'prediction' and run['curve']
     }
-    return prediction | {
+    return {
+        **prediction,
         'energy_per_atom': {name: energy for name, (energy, _) in first.items()},
         'fmax': {name: force for name, (_, force) in first.items()},
     }

@@ -187,7 +187,7 @@ class BothSummary(TypedDict):
     median_calls_ratio: float | None  # the median calls of the one over those of the other
     energy_difference: Quartiles  # prediction minus unrelaxed, eV per atom
     equal: float | None  # shares of final energies: from the prediction equal to,
-    lower: float | None  # lower than
+    lower: float | None  # lower than,
     higher: float | None  # or higher than from the unrelaxed structure
     lower_structures: list[str]
     higher_structures: list[str]
@@ -289,8 +289,8 @@ class PhononRow(Phonons, total=False):
     problem: str  # why there are no phonons, or ''
 
 
-class Settings(TypedDict):
-    """How a comparison was made."""
+class RunSettings(TypedDict):
+    """What all runs of a comparison depend on."""
 
     model: str  # name of what predicts
     sha256: str  # its hash, '' for a function
@@ -298,6 +298,11 @@ class Settings(TypedDict):
     fmax: float  # eV/A
     steps: int  # the most that a run may take
     relax_cell: Any  # what of the cells relaxes; None: all, of layers their plane
+
+
+class Settings(RunSettings):
+    """How a comparison was made."""
+
     calculators: dict[str, str]  # what each was made from, by name
     optimizers: list[str]
     energy_tolerance: float  # final energies closer than this are equal, eV per atom

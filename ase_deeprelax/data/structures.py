@@ -135,14 +135,15 @@ def as_structure(atoms: Atoms, source: IStructure | None = None) -> IStructure:
     source : pymatgen Structure or IStructure, optional
         The unrelaxed structure, with the same sites in the same order. The result is of
         its class and keeps its species with their oxidation states and spins, charge, site
-        properties, labels and properties. Default: the atoms are all that is known.
+        properties, labels and properties; arrays among them become lists. Default: the
+        atoms are all that is known.
 
     Returns
     -------
     pymatgen.core.Structure or IStructure
         With the names of `keys` among its properties and site properties.
     """
-    from pymatgen.core import IStructure, Lattice, PeriodicSite, Structure
+    from pymatgen.core import IStructure, Lattice, Structure
     from pymatgen.io.ase import AseAtomsAdaptor
 
     if source is None:
@@ -151,27 +152,24 @@ def as_structure(atoms: Atoms, source: IStructure | None = None) -> IStructure:
         plain.set_constraint([_cartesian(constraint) for constraint in atoms.constraints])
         return AseAtomsAdaptor.get_structure(plain)
     lattice = Lattice(atoms.cell.array, pbc=tuple(atoms.pbc.tolist()))
-    sigma = atoms.arrays.get(keys.SIGMA)
-    own = [{}] * len(atoms) if sigma is None else [{keys.SIGMA: float(x)} for x in sigma]
-    sites = [
-        PeriodicSite(
-            site.species,
-            position,
-            lattice,
-            coords_are_cartesian=True,
-            properties=copy.deepcopy(site.properties) | added,
-            label=site.label,
-        )
-        for site, position, added in zip(source, atoms.positions, own, strict=True)
-    ]
-    cls = Structure if isinstance(source, Structure) else IStructure
-    written = {
-        key: value for key, value in atoms.info.items() if key.startswith(keys.PREFIX)
+    names = dict.fromkeys(name for site in source for name in site.properties)
+    properties = {
+        name: copy.deepcopy([site.properties.get(name) for site in source])
+        for name in names
     }
-    return cls.from_sites(
-        sites,
+    if keys.SIGMA in atoms.arrays:
+        properties[keys.SIGMA] = atoms.arrays[keys.SIGMA].tolist()
+    written = {k: value for k, value in atoms.info.items() if k.startswith(keys.PREFIX)}
+    cls = Structure if isinstance(source, Structure) else IStructure
+    return cls(
+        lattice,
+        [site.species for site in source],
+        atoms.positions,
+        coords_are_cartesian=True,
         charge=source._charge,  # noqa: SLF001 - `charge` adds up oxidation states
-        properties=copy.deepcopy(source.properties) | _lists(written),
+        site_properties=_lists(properties),
+        labels=list(source.labels),
+        properties=_lists(copy.deepcopy(source.properties) | written),
     )
 
 

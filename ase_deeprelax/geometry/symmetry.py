@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import spglib
 from ase import Atoms
+from ase.geometry import minkowski_reduce
 from scipy.spatial import cKDTree
 
 from ase_deeprelax.geometry.lattice import compact, lattice_symmetries, reduced_basis
@@ -146,7 +147,9 @@ def find_symmetry(
     positions, cell = atoms.positions, atoms.cell.array
     if layer is not None:
         # A box so high that no operation can carry its height into the plane.
-        longest = np.linalg.norm(layer.basis[:2] @ cell, axis=1).max()
+        plane = np.array([*(layer.basis[:2] @ cell), layer.normal])
+        plane = minkowski_reduce(plane, pbc=(True, True, False))[0]
+        longest = np.linalg.norm(plane[:2], axis=1).max()
         longest += np.ptp(layer.in_one_piece(atoms) @ layer.normal)
         positions, cell = layer.standard_box(atoms, 3 * longest)
     cell = reduced_basis(cell) @ cell

@@ -1,40 +1,83 @@
-"""BFGS that knows from its first step how stiff a crystal is."""
+"""BFGS that knows from its first step how stiff a structure is."""
 
-from typing import ClassVar
+from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import numpy as np
+from ase import Atoms
+from ase.constraints import FixSymmetry
 from ase.filters import UnitCellFilter
+from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
-from ase.optimize.cellawarebfgs import calculate_isotropic_elasticity_tensor
-from ase.units import GPa
 
 from ase_deeprelax.geometry.cell_filter import FreeCellFilter
+from ase_deeprelax.geometry.constraints import SUPPORTED
 from ase_deeprelax.geometry.motion import STRAIN_BASIS
 
-# A usual solid: ASE's CellAwareBFGS begins with these too.
-BULK_MODULUS, POISSON_RATIO = 145 * GPa, 0.3
-# Of rotating the cell, eV/A^3: the energy does not feel that, so any large number does.
+# The spring between two atoms, k(r) = STIFFNESS exp((LENGTH - r) / DECAY): eV/A^2, A, A.
+STIFFNESS, LENGTH, DECAY = 35.0, 1.5, 0.42
+# Springs are summed up to this distance, A.
+CUTOFF = 5.0
+# A spring's stiffness against a move across it, as a part of that along it.
+ACROSS = 0.1
+# What each atom and, per volume, each strain has besides, so that nothing is free: eV/A^2
+# and eV/A^3.
+ON_SITE, ON_STRAIN = 1.0, 0.03
+# The energy does not feel a rotation of the cell: any large number does, eV/A^3.
 ROTATION = 1.0
+# The first step that is measured may multiply the whole model by this much at most.
+MOST_SCALING = 2.0
+# A step after which the energy is higher by more than this is undone, eV, unless no atom
+# moved farther than the second number, A (and no strain): then it is noise.
+RISE, SHORT = 0.05, 0.01
+
+STRAINS = STRAIN_BASIS.reshape(6, 9)
+SYMMETRIC = STRAINS.T @ STRAINS
 
 
 class ElasticBFGS(BFGS):
-    """BFGS whose first guess of the curvature is that of a usual solid.
+    r"""BFGS that begins with a model of the curvature, of bonds and of strain.
 
     Quasi-Newton methods spend most of their steps on finding out how stiff things are.
     ASE's ``BFGS`` takes all coordinates for stretched bonds (70 eV/A^2), the cell included,
     and a cell filter multiplies strain by the number of atoms, so that a cell of 10 atoms
-    moves by 2 % a step at most. Here atoms begin with 20 eV/A^2, strain with the elastic
-    tensor of an isotropic solid (145 GPa, Poisson's ratio 0.3) times the volume, and strain
-    is limited as such, to 0.2 a step. That is the idea of ASE's ``CellAwareBFGS``, for all
-    of ``UnitCellFilter``, ``FrechetCellFilter`` and ``ExpCellFilter`` at any factor, and
-    with ASE's usual criterion of convergence. Without a cell filter it is BFGS with the
-    softer start.
+    moves by 2 % a step at most. Here each pair of atoms at a distance r below 5 A has a
+    spring that is stiffer the shorter it is,
+
+    .. math:: k(r) = 35\,\mathrm{eV/A^2}\; e^{(1.5\,\mathrm{A} - r) / 0.42\,\mathrm{A}},
+
+    and the first Hessian is the second derivative of
+
+    .. math:: E = \tfrac12 \sum_{i<j} k(r_{ij})\,
+        \delta_{ij}^T \left[0.9\, n_{ij} n_{ij}^T + 0.1\right] \delta_{ij}, \qquad
+        \delta_{ij} = u_j - u_i + \varepsilon\, r_{ij},
+
+    with moves u of the atoms, strain epsilon of the cell and unit vectors n along the
+    pairs. So strain, atoms and the coupling between them are of one piece, and diamond, a
+    molecule in its crystal and a soft metal all begin at their own stiffness. The first
+    step that is measured scales the whole model, by 2 or 1/2 at most. A step after which
+    the energy is higher by more than 0.05 eV is undone: the next one starts where that one
+    did, knows its curvature, and is at most half as long. Each step costs one evaluation.
+
+    Exponential springs are the model Hessian of Fischer and Almlof, J. Phys. Chem. 96, 9768
+    (1992), and of ASE's preconditioner ``Exp`` (Packwood et al., J. Chem. Phys. 144, 164109
+    (2016)). The latter is not used here: it takes one distance of nearest neighbours for
+    all pairs, so that the bonds of a molecule and those between molecules come out wrong,
+    measures its stiffness with additional evaluations, and leaves out the coupling between
+    strain and atoms. The constants here were fitted to second derivatives of potentials for
+    metals, salts, covalent and molecular crystals.
+
+    It works with atoms and with ``UnitCellFilter``, ``FrechetCellFilter`` and
+    ``ExpCellFilter`` at any factor. With everything else that ASE can optimize (a path of
+    images, some of the atoms), and with ``alpha``, it is ASE's ``BFGS``.
 
     Parameters
     ----------
     atoms : ase.Atoms or ase.filters.Filter
     **kwargs
-        As for ``ase.optimize.BFGS``; ``alpha`` is 20 eV/A^2 unless given.
+        As for ``ase.optimize.BFGS``. ``maxstep``, default 0.2, limits both the move of an
+        atom, A, and the strain. ``alpha``, eV/A^2, replaces the model; default none.
 
     Examples
     --------
@@ -48,41 +91,177 @@ class ElasticBFGS(BFGS):
     True
     """
 
-    defaults: ClassVar = {**BFGS.defaults, 'alpha': 20.0}
+    defaults: ClassVar = {**BFGS.defaults, 'alpha': None}
+
+    def initialize(self) -> None:
+        """Forget what was learnt: the model again."""
+        self.energy0, self.scaled = None, False
+        if self._has_model:
+            self.H0 = model_hessian(self.atoms)
+            self.state = self.pos0 = self.forces0 = None
+            return
+        if self.alpha is None:
+            self.alpha = BFGS.defaults['alpha']
+        super().initialize()
+
+    def read(self) -> None:
+        """Go on from a restart file, also from one without the energy of its last step."""
+        data = list(self.load())
+        self.energy0, self.scaled = None, True
+        if isinstance(data[-1], dict):
+            vars(self).update(data.pop())
+        hessian, self.pos0, self.forces0, self.maxstep = data[:4]
+        if len(data) == 5:
+            self.atoms.orig_cell = data[4]
+        super().update(None, None, None, None)  # makes the state, from H0
+        self.state.hessian = hessian
+
+    def step(self, gradient: np.ndarray | None = None) -> None:
+        """Take one step, or undo the last one and take a shorter one."""
+        if not self._has_model:
+            super().step(gradient)
+            return
+        gradient = np.ravel(self._get_gradient(gradient))
+        x, energy = np.ravel(self.optimizable.get_x()), self.optimizable.get_value()
+        self.update(x, -gradient, self.pos0, self.forces0)
+        longest = self.maxstep
+        moved = 0.0 if self.energy0 is None else self._length(x - self.pos0)
+        if moved > SHORT and energy > self.energy0 + RISE:
+            longest = moved / 2
+            x, gradient = self.pos0, -self.forces0
+        else:
+            self.pos0, self.forces0, self.energy0 = x, -gradient, energy
+        step = self.state.compute_step(gradient)
+        step *= min(1.0, longest / max(self._length(step), 1e-12))
+        self.optimizable.set_x(x + step)
+        learnt: list[Any] = [self.state.hessian, self.pos0, self.forces0, self.maxstep]
+        if isinstance(self.atoms, UnitCellFilter):
+            learnt.append(self.atoms.orig_cell)
+        self.dump((*learnt, {'energy0': self.energy0, 'scaled': self.scaled}))
+
+    def update(
+        self,
+        pos: np.ndarray,
+        forces: np.ndarray,
+        pos0: np.ndarray | None,
+        forces0: np.ndarray | None,
+    ) -> None:
+        """Learn the curvature between two points; the first time, the scale of all."""
+        if self._has_model and self.state is not None and not self.scaled:
+            self.scaled = True
+            step = pos - pos0
+            measured = step @ (forces0 - forces)
+            guessed = step @ self.state.hessian @ step
+            if measured > 0 and guessed > 0:
+                factor = np.clip(measured / guessed, 1 / MOST_SCALING, MOST_SCALING)
+                self.state.hessian *= factor
+        super().update(pos, forces, pos0, forces0)
 
     @property
-    def _strain_factor(self):
-        """What the filter multiplies strain by; None where there is no strain."""
-        target = self.atoms
-        if not isinstance(target, UnitCellFilter):
-            return None
-        return getattr(target, 'exp_cell_factor', target.cell_factor)
+    def _has_model(self) -> bool:
+        known = isinstance(self.atoms, (Atoms, UnitCellFilter))
+        return known and self.alpha is None
 
-    def initialize(self):
-        """Forget what was learnt: the guess again."""
-        super().initialize()
-        factor = self._strain_factor
-        if factor is None:
-            return
-        stiffness = calculate_isotropic_elasticity_tensor(
-            BULK_MODULUS, POISSON_RATIO, suppress_rotation=ROTATION
-        ).reshape(9, 9)
-        # Frozen components must not be coupled to free ones, or they would move with them.
-        target = self.atoms
-        free = np.diag(np.ravel(target.mask != 0).astype(float))
-        volume = target.atoms.cell.volume
-        if isinstance(target, FreeCellFilter):
-            basis = STRAIN_BASIS.reshape(6, 9)
-            free, volume = basis.T @ target.free_strain @ basis, target.volume
-        held = np.eye(9) - free
-        strain = free @ stiffness @ free * volume / factor**2
-        self.H0[-9:, -9:] = strain + held @ self.H0[-9:, -9:] @ held
+    def _length(self, step: np.ndarray) -> float:
+        """The longest move of an atom, A, or row of the strain."""
+        rows = step.reshape(-1, 3).copy()
+        if isinstance(self.atoms, UnitCellFilter):
+            rows[-3:] /= strain_factor(self.atoms)
+        return float(np.linalg.norm(rows, axis=1).max(initial=0.0))
 
-    def determine_step(self, dpos, steplengths):
-        """The step, shortened where an atom or the strain would move too far."""
-        factor = self._strain_factor
-        if factor is not None:
-            true = dpos.copy()
-            true[-9:] /= factor
-            steplengths = self.optimizable.gradient_norm(true)
-        return super().determine_step(dpos, steplengths)
+
+def strain_factor(target: UnitCellFilter) -> float:
+    """What a cell filter multiplies strain by.
+
+    >>> from ase.build import bulk
+    >>> from ase.filters import FrechetCellFilter
+    >>> strain_factor(FrechetCellFilter(bulk('Si')))
+    2.0
+    """
+    return getattr(target, 'exp_cell_factor', target.cell_factor)
+
+
+def model_hessian(target: Atoms | UnitCellFilter) -> np.ndarray:
+    """The Hessian of the springs of `ElasticBFGS`.
+
+    Parameters
+    ----------
+    target : ase.Atoms or ase.filters.UnitCellFilter
+        Of ``n`` atoms; no calculator is needed.
+
+    Returns
+    -------
+    (3 * n, 3 * n) or (3 * n + 9, 3 * n + 9), eV/A^2
+        In the coordinates of the target; positive definite. What constraints or the filter
+        hold is not coupled to what is free.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.filters import FrechetCellFilter
+    >>> model_hessian(bulk('Si')).shape, model_hessian(FrechetCellFilter(bulk('Si'))).shape
+    ((6, 6), (15, 15))
+    """
+    atoms = target if isinstance(target, Atoms) else target.atoms
+    n = len(atoms)
+    i, j, distance, vector = neighbor_list('ijdD', atoms, CUTOFF)
+    stiffness = STIFFNESS * np.exp((LENGTH - distance) / DECAY)
+    along = vector / distance[:, None]
+    springs = (1 - ACROSS) * along[:, :, None] * along[:, None, :] + ACROSS * np.eye(3)
+    springs *= stiffness[:, None, None]
+    # How a symmetric strain changes the vectors of the pairs: (n_pairs, 3, 9).
+    stretch = (vector @ STRAIN_BASIS).transpose(1, 2, 0) @ STRAINS
+    pulled = springs @ stretch
+
+    hessian = np.zeros((3 * n + 9, 3 * n + 9))
+    blocks = hessian[: 3 * n, : 3 * n].reshape(n, 3, n, 3)
+    np.add.at(blocks.transpose(0, 2, 1, 3), (i, i), springs)
+    np.add.at(blocks.transpose(0, 2, 1, 3), (i, j), -springs)
+    np.add.at(hessian[: 3 * n, -9:].reshape(n, 3, 9), i, -pulled)
+    hessian[-9:, : 3 * n] = hessian[: 3 * n, -9:].T
+    hessian[-9:, -9:] = np.tensordot(stretch, pulled, ([0, 1], [0, 1])) / 2
+    hessian[: 3 * n, : 3 * n] += ON_SITE * np.eye(3 * n)
+
+    free = np.eye(3 * n + 9)
+    free[: 3 * n, : 3 * n] = _free_moves(atoms)
+    held = np.full(3 * n + 9, ON_SITE)
+    if not isinstance(target, Atoms):
+        volume = target.volume if isinstance(target, FreeCellFilter) else atoms.cell.volume
+        hessian[-9:, -9:] += ON_STRAIN * volume * np.eye(9)
+        held[-9:] = ROTATION * volume
+        free[-9:, -9:] = _free_strains(target)
+    hessian = free @ hessian @ free + (np.eye(3 * n + 9) - free) * held
+    if isinstance(target, Atoms):
+        return hessian[: 3 * n, : 3 * n]
+    hessian[-9:] /= strain_factor(target)
+    hessian[:, -9:] /= strain_factor(target)
+    return hessian
+
+
+def _free_moves(atoms: Atoms) -> np.ndarray:
+    """(3 * n, 3 * n): the projection of moves on those that the constraints allow."""
+    # The springs have the symmetry of the structure, so that FixSymmetry changes nothing.
+    linear = [c for c in atoms.constraints if type(c) in SUPPORTED]
+    linear = [c for c in linear if not isinstance(c, FixSymmetry)]
+    moves = np.eye(3 * len(atoms))
+    if linear:
+        for move in moves.reshape(-1, len(atoms), 3):
+            for constraint in linear:
+                constraint.adjust_forces(atoms, move)
+    return moves
+
+
+def _free_strains(target: UnitCellFilter) -> np.ndarray:
+    """(9, 9): the projection of strains on those that a cell filter leaves free."""
+    if isinstance(target, FreeCellFilter):
+        return STRAINS.T @ target.free_strain @ STRAINS
+    mask = np.diag(np.ravel(target.mask != 0).astype(float))
+    pressure = np.ravel(np.eye(3)) / np.sqrt(3)
+    if target.hydrostatic_strain:
+        kept = mask @ pressure
+        return np.outer(kept, kept) / max(kept @ kept, 1e-12)
+    free = SYMMETRIC @ mask
+    if target.constant_volume:
+        shape = np.eye(9) - np.outer(pressure, pressure)
+        return shape @ free @ shape
+    return free

@@ -377,7 +377,7 @@ class DeepRelaxOptimizer(Optimizer):
         self._state = load_restart(self.restart)
 
     def _replay_trajectory(self, trajectory: Any) -> None:
-        self._chain.begin(self.fmax)
+        self._chain.begin(fmax=0.0)  # the run to come says what is converged
         self._chain.one_shot.pending = False
         if self._chain.run is not None:
             self._chain.run.guarded.optimizer.replay_trajectory(trajectory)

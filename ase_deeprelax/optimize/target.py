@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 from ase import Atoms
@@ -64,7 +65,7 @@ class Target:
             return self
         kind = optimizer.func if isinstance(optimizer, partial) else optimizer
         true_strains = isinstance(kind, type) and issubclass(kind, CellAwareBFGS)
-        if isinstance(self.moving, UnitCellFilter):
+        if isinstance(self.moving, FrechetCellFilter):
             factor = 1.0 if true_strains else float(len(self.moving.atoms))
             self.moving.exp_cell_factor = factor
         elif true_strains:
@@ -135,7 +136,7 @@ def find_target(
     if given is not atoms:
         moving = given
     elif callable(relax_cell):
-        moving = relax_cell(atoms)
+        moving = cast('Atoms | Filter', relax_cell(atoms))
     else:
         moving = atoms if refusal else free_cell(atoms, relax_cell)
     return Target(moving, layer, refusal, not _frees_cell(moving), user_made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -214,14 +215,10 @@ class Predictor:
             )
         if relax_cell is not None:
             relax_cell = check_relax_cell(relax_cell)
-        from tqdm.auto import tqdm
-
         self.timings = dict.fromkeys(PARTS, 0.0)
         total = len(structures) if hasattr(structures, '__len__') else None
         results, remaining = [], iter(structures)
-        with tqdm(
-            total=total, desc='relax', unit='structures', disable=not progress
-        ) as bar:
+        with _progress_bar(total) if progress else nullcontext() as bar:
             while window := list(islice(remaining, WINDOW)):
                 found = Window(self, window, relax_cell, bar)
                 for index, result in enumerate(found.results()):
@@ -300,6 +297,12 @@ def is_one(structures: Any) -> bool:
     if isinstance(structures, (Atoms, Filter, str, bytes, Mapping)):
         return True
     return hasattr(structures, 'is_ordered') or not hasattr(structures, '__iter__')
+
+
+def _progress_bar(total: int | None) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc='relax', unit='structures')
 
 
 def _located(error: DeepRelaxError, index: int, total: int | None) -> DeepRelaxError:

@@ -35,7 +35,7 @@ class Window:
         Structures, or anything else, which then is an error.
     relax_cell : bool, str, array or None
         See `find_freedom`.
-    bar : tqdm
+    bar : tqdm or None
         Updated for each structure that is done.
 
     Attributes
@@ -89,7 +89,8 @@ class Window:
     def _close(self, index: int) -> None:
         # The graph is of no more use, and takes most of the memory.
         self._prepared.pop(index, None)
-        self.bar.update(1)
+        if self.bar is not None:
+            self.bar.update(1)
 
     @contextmanager
     def _alone(self, index: int) -> Iterator[None]:

@@ -1,0 +1,136 @@
+"""Structures of a comparison relaxed together, many per forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from ase import Atoms
+
+from ase_deeprelax.compare.cases import Case, timed_predictions
+from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, atoms_of
+from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax.compare.schema import STARTS, BatchRow, RunRow, Start
+from ase_deeprelax.compare.summary import quartiles
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+
+BATCH_ATOMS = 200
+
+
+@dataclass(frozen=True)
+class BatchedRuns:
+    """Relaxations of all structures together with ElasticBFGS, from both starts.
+
+    Parameters
+    ----------
+    adapter : PredictorAdapter
+    calculators : dict of str to ase Calculator
+    fmax : float, eV/A
+    steps : int
+    cache : ResultsCache
+        Rows that are there are not computed again.
+    """
+
+    adapter: PredictorAdapter
+    calculators: Mapping[str, Any]
+    fmax: float
+    steps: int
+    cache: ResultsCache
+
+    def relax_all(self, cases: Sequence[Case], runs: Iterable[RunRow]) -> list[BatchRow]:
+        """A row for each calculator and start.
+
+        Parameters
+        ----------
+        cases : list of Case
+        runs : list of RunRow
+            Structures that failed in one of them are left out.
+
+        Returns
+        -------
+        list of BatchRow
+        """
+        failed = {(run['structure'], run['calculator']) for run in runs if not run['ok']}
+        return [
+            self._batch(
+                [case for case in cases if (case.id, calculator) not in failed],
+                calculator,
+                start,
+            )
+            for calculator in self.calculators
+            for start in STARTS
+        ]
+
+    def _batch(self, cases: Sequence[Case], calculator: str, start: Start) -> BatchRow:
+        keys = repr([case.key for case in cases])
+        digest = hashlib.sha256(keys.encode()).hexdigest()
+        key = ('batched', calculator, start, digest[:16])
+        if key in self.cache:
+            return self.cache[key]
+        row: BatchRow = {
+            'calculator': calculator,
+            'optimizer': ElasticBFGS.__name__,
+            'start': start,
+            'n': len(cases),
+            'structures': [case.id for case in cases],
+            'batch_atoms': BATCH_ATOMS,
+            'problem': '',
+            'converged': None,
+            'calls': None,
+            'seconds_per_structure': None,
+            'one_pass': None,
+        }
+        try:
+            self._relax(row, cases)
+        except Exception as error:  # noqa: BLE001 - potentials raise anything
+            row['problem'] = f'{type(error).__name__}: {error}'
+        return self.cache.add(key, row)
+
+    def _relax(self, row: BatchRow, cases: Sequence[Case]) -> None:
+        from ase_deeprelax.calculators.batched import (
+            ChgnetBatch,
+            MatglBatch,
+            batch_potential,
+        )
+        from ase_deeprelax.optimize.many import relax_batched
+
+        def freedom(place: Any) -> Any:
+            return cases[place].relax_cell
+
+        potential = batch_potential(self.calculators[row['calculator']])
+        inputs, seconds = {k: case.atoms for k, case in enumerate(cases)}, 0.0
+        if row['start'] == 'prediction':
+            inputs, seconds = self._predict(cases)
+        begin = perf_counter()
+        ends = relax_batched(
+            inputs.items(),
+            potential,
+            optimizer=ElasticBFGS,
+            relax_cell=freedom,
+            fmax=self.fmax,
+            steps=self.steps,
+            batch_atoms=BATCH_ATOMS,
+        )
+        good = [end.steps for _, end in ends if end.converged]
+        seconds += perf_counter() - begin
+        row['converged'], row['calls'] = len(good), quartiles(good)
+        row['seconds_per_structure'] = seconds / max(len(cases), 1)
+        row['one_pass'] = isinstance(potential, (MatglBatch, ChgnetBatch))
+
+    def _predict(self, cases: Sequence[Case]) -> tuple[dict[int, Atoms], float]:
+        """Predictions by the place of their structure, and the wall time, s."""
+        found: dict[int, Atoms] = {}
+        seconds = 0.0
+        for held in (False, True):
+            group = {k: case for k, case in enumerate(cases) if case.held is held}
+            if group:
+                first, *_ = group.values()
+                predicted, spent = timed_predictions(
+                    self.adapter, [case.atoms for case in group.values()], first.relax_cell
+                )
+                found |= zip(group, map(atoms_of, predicted), strict=True)
+                seconds += spent
+        return found, seconds

@@ -1,0 +1,254 @@
+"""Tables of a comparison: costs, ends, both starts, batches, runs and phonons.
+
+The report and the command line draw the same tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+from ase_deeprelax.compare.schema import (
+    Comparison,
+    PhononRow,
+    Quartiles,
+    StructureRow,
+    SummaryRow,
+    check_version,
+)
+from ase_deeprelax.compare.tables import Cell, Table, count, number, quartiles_text
+
+_MEV = 1000
+
+
+def comparison_text(result: Comparison) -> str:
+    """A comparison as tables of text: median (quartiles) of converged runs, failures apart.
+
+    Energies are above those of the relaxation from the unrelaxed structure.
+
+    Parameters
+    ----------
+    result : Comparison
+        With ``phonons`` these have a table, too.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> print(comparison_text(compare(structures)))  # doctest: +SKIP
+    """
+    check_version(result)
+    settings = result['settings']
+    head = (
+        f'{count(len(result["structures"]))}, model {settings["model"]!r}, to '
+        f'{settings["fmax"]:g} eV/A in at most {count(settings["steps"], "step")}, '
+        f'{count(settings["threads"], "thread")}'
+    )
+    tables = [cost_table(result), end_table(result)]
+    if any(row['both']['n'] for row in result['summary']):
+        tables.append(both_starts_table(result))
+    if result['batched']:
+        tables.append(batch_table(result))
+    if result.get('phonons'):
+        tables.append(phonon_table(result))
+    parts = [head, *(table.as_text() for table in tables)]
+    return '\n\n'.join([*parts, *warnings_of(result)])
+
+
+def structure_title(row: StructureRow) -> str:
+    """Formula and id of a structure."""
+    id, formula = row['id'], row['formula']
+    return formula if id == formula else f'{formula}, {id}'
+
+
+class _Way(TypedDict):
+    """One way to a structure: relaxed from either start, or the prediction alone."""
+
+    start: str
+    counts: list[Cell]
+    converged_share: float | None
+    calls: Quartiles | None
+    steps: Quartiles | None
+    seconds: Quartiles
+    energy_difference: Quartiles | None
+    rmsd_to_reference: Quartiles
+    spacegroup_kept: float | None
+
+
+def _ways(row: SummaryRow) -> list[_Way]:
+    """All three ways to a structure, in the order of the tables."""
+    unrelaxed, prediction, alone = row['unrelaxed'], row['prediction'], row['alone']
+    return [
+        {
+            'start': 'unrelaxed',
+            'counts': [unrelaxed[k] for k in ('converged', 'unconverged', 'failed')],
+            'converged_share': unrelaxed['converged_share'],
+            'calls': unrelaxed['calls'],
+            'steps': unrelaxed['steps'],
+            'seconds': unrelaxed['seconds'],
+            'energy_difference': None,
+            'rmsd_to_reference': unrelaxed['rmsd_to_reference'],
+            'spacegroup_kept': unrelaxed['spacegroup_kept'],
+        },
+        {
+            'start': 'prediction alone',
+            'counts': [None, None, alone['failed']],
+            'converged_share': None,
+            'calls': None,
+            'steps': None,
+            'seconds': alone['seconds'],
+            'energy_difference': alone['energy_difference'],
+            'rmsd_to_reference': alone['rmsd_to_reference'],
+            'spacegroup_kept': alone['spacegroup_kept'],
+        },
+        {
+            'start': 'prediction',
+            'counts': [prediction[k] for k in ('converged', 'unconverged', 'failed')],
+            'converged_share': prediction['converged_share'],
+            'calls': prediction['calls'],
+            'steps': prediction['steps'],
+            'seconds': prediction['seconds'],
+            'energy_difference': row['both']['energy_difference'],
+            'rmsd_to_reference': prediction['rmsd_to_reference'],
+            'spacegroup_kept': prediction['spacegroup_kept'],
+        },
+    ]
+
+
+def cost_table(result: Comparison) -> Table:
+    """The cost of relaxations that converged."""
+    rows = [
+        [
+            *(row['calculator'], row['optimizer'], way['start'], *way['counts']),
+            quartiles_text(way['calls'], '.0f'),
+            quartiles_text(way['steps'], '.0f'),
+            quartiles_text(way['seconds'], '.2f'),
+        ]
+        for row in result['summary']
+        for way in _ways(row)
+    ]
+    heads = ['calculator', 'optimizer', 'start', 'converged', 'unconverged', 'failed']
+    heads += ['calls', 'steps', 'time / s']
+    return _drawn(heads, rows, (0, 1, 2), 'What it cost to converge')
+
+
+def end_table(result: Comparison) -> Table:
+    """Energies and structures of relaxations that converged."""
+    rows = [
+        [
+            *(row['calculator'], row['optimizer'], way['start']),
+            number(way['converged_share'], '.0%'),
+            quartiles_text(way['energy_difference'], '.1f', _MEV),
+            quartiles_text(way['rmsd_to_reference'], '.3f'),
+            number(way['spacegroup_kept'], '.0%'),
+        ]
+        for row in result['summary']
+        for way in _ways(row)
+    ]
+    heads = ['calculator', 'optimizer', 'start', 'converged', 'energy / meV per atom']
+    heads += ['RMSD to reference', 'space group kept']
+    caption = 'Where it led; energies above the relaxation from the unrelaxed structure'
+    return _drawn(heads, rows, (0, 1, 2), caption)
+
+
+def both_starts_table(result: Comparison) -> Table:
+    """Structures that converged from both starts."""
+    rows: list[list[Cell]] = []
+    for row in result['summary']:
+        both = row['both']
+        shares = (both['equal'], both['lower'], both['higher'], both['uphill'])
+        rows.append(
+            [
+                *(row['calculator'], row['optimizer'], both['n']),
+                number(both['median_calls_ratio'], '.0%'),
+                quartiles_text(both['calls_saved'], '.0f'),
+                quartiles_text(both['seconds_saved'], '.2f'),
+                *(number(share, '.0%') for share in shares),
+            ]
+        )
+    heads = ['calculator', 'optimizer', 'both converged', 'calls with/without prediction']
+    heads += ['calls saved', 'time saved / s', 'same energy', 'lower', 'higher']
+    tolerance = _MEV * result['settings']['energy_tolerance']
+    caption = (
+        'Relaxation from the prediction compared with the unrelaxed start (same energy: '
+        f'within {tolerance:g} meV per atom)'
+    )
+    return _drawn([*heads, 'prediction uphill'], rows, (0, 1), caption)
+
+
+def batch_table(result: Comparison) -> Table:
+    """Structures relaxed together."""
+    rows = [
+        [
+            *(row['calculator'], row['optimizer'], row['start'], row['n']),
+            row['converged'],
+            quartiles_text(row['calls'], '.0f'),
+            number(row['seconds_per_structure'], '.3f'),
+            row['problem'],
+        ]
+        for row in result['batched']
+    ]
+    heads = ['calculator', 'optimizer', 'start', 'structures', 'converged', 'calls']
+    heads += ['time per structure / s', 'problem']
+    return _drawn(heads, rows, (0, 1, 2, 7), 'Many structures per pass')
+
+
+def run_table(result: Comparison) -> Table:
+    """Every relaxation."""
+    titles = {row['id']: structure_title(row) for row in result['structures']}
+    rows = [
+        [
+            *(titles[run['structure']], run['calculator'], run['optimizer'], run['start']),
+            *(run['calls'], run['steps'], number(run['seconds'], '.2f')),
+            *(number(run['energy_per_atom'], '.4f'), number(run['fmax'], '.3f')),
+            'yes' if run['converged'] else run['reason'] or 'no',
+        ]
+        for run in result['runs']
+    ]
+    heads = ['structure', 'calculator', 'optimizer', 'start', 'calls', 'steps']
+    heads += ['time / s', 'energy / eV per atom', 'fmax / eV Å⁻¹', 'converged']
+    return _drawn(heads, rows, (0, 1, 2, 3, 9), 'Every run', folded=True)
+
+
+def phonon_table(result: Comparison) -> Table:
+    """Imaginary modes of structures relaxed in several ways."""
+    titles = {row['id']: structure_title(row) for row in result['structures']}
+    rows = [_phonon_cells(titles, row) for row in result.get('phonons', [])]
+    heads = ['structure', 'calculator', 'relaxed', 'fmax / eV Å⁻¹', 'imaginary modes']
+    heads += ['lowest / THz', 'atoms of supercell', 'problem']
+    return _drawn(heads, rows, (0, 1, 2, 7), 'Imaginary modes')
+
+
+def _phonon_cells(titles: dict[str, str], row: PhononRow) -> list[Cell]:
+    names = [titles[row['structure']], row['calculator'], row['kind']]
+    if not row['ok']:
+        return [*names, None, None, None, None, row['problem']]
+    modes = row['imaginary']
+    return [
+        *(*names, number(row['fmax'], '.3f'), f'{modes["n"]} of {modes["n_modes"]}'),
+        *(number(modes['lowest'], '.2f'), row['n_supercell'], ''),
+    ]
+
+
+def warnings_of(result: Comparison) -> Iterator[str]:
+    """Sentences on structures that the prediction did no good."""
+    for row in result['summary']:
+        name = f'{row["calculator"]} + {row["optimizer"]} from the prediction'
+        if higher := row['both']['higher_structures']:
+            yield f'{name} ended higher: {", ".join(higher)}'
+        if lost := row['only_unrelaxed']:
+            yield f'{name} did not converge: {", ".join(lost)}'
+
+
+def _drawn(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    text_columns: tuple[int, ...],
+    caption: str,
+    *,
+    folded: bool = False,
+) -> Table:
+    table = Table(heads, rows, text_columns, caption, folded)
+    return table.without_empty_columns()

@@ -1,0 +1,141 @@
+"""Tables of errors on pairs, as `evaluate` and `evaluate_all` find them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ase_deeprelax.compare.evaluate import cuts
+from ase_deeprelax.compare.metrics import ERRORS, SHARES
+from ase_deeprelax.compare.schema import (
+    AnyEvaluation,
+    ModelRecord,
+    Section,
+    check_version,
+    models_of,
+)
+from ase_deeprelax.compare.tables import Table, number
+
+# Errors in tables of text, which are 100 columns wide, with unit and format; and shares.
+SHOWN = {
+    'coord_mae': ('A', '.4f'),
+    'internal_mae': ('A', '.4f'),
+    'bond_mae': ('A', '.4f'),
+    'lattice_mae': ('A', '.4f'),
+    'volume_mae': ('A^3', '.2f'),
+}
+SHOWN_SHARES = ('match_rate', 'rmsd', 'spacegroup_kept')
+# This line stands below tables in which a figure has no meaning.
+FOOTNOTE = '-: not scored where the cell is held, or (volume, match, rmsd) there is vacuum'
+
+
+def evaluation_text(result: AnyEvaluation, *, markdown: bool = False) -> str:
+    """Tables of the errors that `evaluate` or `evaluate_all` found, a row for each method.
+
+    Of all pairs, of those marked ok where these are not all, and of each kind where there
+    are several: errors as mean / median; by how many percent they lie below Dummy's;
+    shares, and time and failures of each model. A dash stands for what has no meaning.
+
+    Parameters
+    ----------
+    result : Evaluation or ManyEvaluation
+    markdown : bool
+        Tables of Markdown instead of text; default False.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> print(evaluation_text(evaluate(pairs)))  # doctest: +SKIP
+    """
+    check_version(result)
+    parts = [*_error_tables(result['all'], f'all, {result["n"]:,}')]
+    parts.append(_share_table(result['all'], models_of(result)))
+    if 0 < result['n_ok'] < result['n']:
+        parts += _error_tables(result['ok'], f'ok, {result["n_ok"]:,}')
+        parts.append(_share_table(result['ok'], {}))
+    if len(result['kinds']) > 1:
+        for kind, found in result['kinds'].items():
+            parts += _error_tables(found['all'], f'{kind}, {found["n"]:,}')
+            parts.append(_share_table(found['all'], {}))
+    text = [part.as_markdown() if markdown else part.as_text() for part in parts]
+    if any(None in row for part in parts for row in part.rows):
+        text.append(FOOTNOTE)
+    return '\n\n'.join(text)
+
+
+def errors_by_method(caption: str, section: Section, names: Mapping[str, str]) -> Table:
+    """All errors and shares in rows, with a column for each method.
+
+    Parameters
+    ----------
+    caption : str
+    section : dict
+        Figures by method.
+    names : dict of str to str
+        How to call each method.
+
+    Returns
+    -------
+    Table
+        With a further column for each method: by how many percent errors are below Dummy's.
+    """
+    cut = {key: cuts(section, key) for key in section if key != 'dummy'}
+    rows: list[list[str | None]] = [
+        [
+            error,
+            *(mean_and_median(figures[error], '.4f') for figures in section.values()),
+            *(mean_and_median(below[error], 'z.1f') for below in cut.values()),
+        ]
+        for error in ERRORS
+    ]
+    empty = [''] * len(cut)
+    rows += [
+        [share, *(number(figures[share], '.4f') for figures in section.values()), *empty]
+        for share in SHARES
+    ]
+    heads = ['', *(names[key] for key in section)]
+    heads += [f'{names[key]}, cut / %' for key in cut]
+    return Table(heads, rows, caption=caption)
+
+
+def mean_and_median(values: Mapping[str, float] | None, form: str) -> str | None:
+    """'mean / median'; None where there is no value.
+
+    >>> mean_and_median({'mean': 0.25, 'median': 0.2}, '.2f')
+    '0.25 / 0.20'
+    """
+    if values is None:
+        return None
+    return f'{values["mean"]:{form}} / {values["median"]:{form}}'
+
+
+def _error_tables(section: Section, title: str) -> list[Table]:
+    """Errors, and by how many percent they are below Dummy's; a row for each method."""
+    errors = [
+        [method, *(mean_and_median(figures[key], form) for key, (_, form) in SHOWN.items())]
+        for method, figures in section.items()
+    ]
+    below = [
+        [method, *(mean_and_median(cuts(section, method)[key], 'z.1f') for key in SHOWN)]
+        for method in section
+        if method != 'dummy'
+    ]
+    units = [f'{key}/{unit}' for key, (unit, _) in SHOWN.items()]
+    return [Table([title, *units], errors), Table(['cut below dummy/%', *SHOWN], below)]
+
+
+def _share_table(section: Section, models: Mapping[str, ModelRecord]) -> Table:
+    """Shares, and time and failures of each model."""
+    known = ('n_failed', 'ms_per_structure', 'spearman_sigma') if models else ()
+    rows: list[list[str | None]] = []
+    for method, figures in section.items():
+        record: Mapping[str, Any] = models.get(method, {})
+        row = [method, *(number(figures[key], '.4f') for key in SHOWN_SHARES)]
+        for key in known:
+            value = record.get(key, '')
+            row.append(f'{value:.2f}' if isinstance(value, float) else f'{value or ""}')
+        rows.append(row)
+    return Table(['', *SHOWN_SHARES, *known], rows)

@@ -1,0 +1,202 @@
+"""One form for all that predicts: names of models, networks, Predictors, functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.errors import ConfigError, PredictionError
+from ase_deeprelax.result import Relaxation
+
+# A model gives one of these for each structure.
+Predicted = Atoms | Relaxation
+
+
+class PredictorAdapter:
+    """Whatever predicts relaxed structures, in one form.
+
+    Parameters
+    ----------
+    model : str, path, RelaxationModel, Predictor or callable
+        As `evaluate` takes it.
+    device : str
+        Where a model that is no Predictor yet runs; default 'auto'.
+    progress : bool
+        Show bars; default False.
+
+    Attributes
+    ----------
+    name, device : str
+    sha256 : str
+        Hash of the model; '' for a function.
+    is_function : bool
+        Whether it is a function of the user, which need not know the keyword relax_cell.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.compare.baselines import Dummy
+    >>> adapter = PredictorAdapter(Dummy())
+    >>> adapter.name, adapter.predict([bulk('Cu')])
+    ('Dummy', [Atoms(symbols='Cu', pbc=True, cell=...)])
+    """
+
+    def __init__(self, model: Any, *, device: str = 'auto', progress: bool = False) -> None:
+        from ase_deeprelax.models.base import RelaxationModel
+        from ase_deeprelax.predict import Predictor
+
+        self.is_function = callable(model) and not isinstance(model, RelaxationModel)
+        self._keywords: dict[str, Any] = {}
+        if self.is_function:
+            self._relax: Callable[..., Sequence[Predicted]] = model
+            self.name = str(getattr(model, '__name__', type(model).__name__))
+            self.device, self.sha256 = 'cpu', ''
+            return
+        predictor = (
+            model if isinstance(model, Predictor) else Predictor(model, device=device)
+        )
+        self._relax, self._keywords = predictor.relax, {'progress': progress}
+        self.name, self.sha256 = predictor.name, predictor.sha256
+        self.device = str(predictor.device)
+
+    def check_accepts_relax_cell(self, reason: str) -> None:
+        """Refuse a function that cannot be told which part of the cell relaxes.
+
+        Parameters
+        ----------
+        reason : str
+            Why that has to be passed on, for the message.
+
+        Raises
+        ------
+        ConfigError
+            The function has no keyword ``relax_cell``.
+        """
+        parameters = inspect.signature(self._relax).parameters.values()
+        if any(p.name == 'relax_cell' or p.kind is p.VAR_KEYWORD for p in parameters):
+            return
+        raise ConfigError(
+            f'model {self.name!r} does not take the keyword relax_cell, but {reason}; let '
+            'it take the keyword, or leave these structures out'
+        )
+
+    def predict(
+        self,
+        structures: Sequence[Atoms],
+        relax_cell: Any = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> list[Predicted]:
+        """Predictions for all structures, in their order.
+
+        Parameters
+        ----------
+        structures : list of ase.Atoms
+        relax_cell : bool, str, array or None
+            The part of the cells that relaxes; None: the default of the model.
+        names : list of str, optional
+            The structures in messages; default their places in the list.
+
+        Returns
+        -------
+        list of ase.Atoms or Relaxation
+
+        Raises
+        ------
+        PredictionError
+            The model gave another number of structures, or other atoms.
+        """
+        keywords = {} if relax_cell is None else {'relax_cell': relax_cell}
+        found = list(self._relax(structures, **keywords, **self._keywords))
+        if len(found) != len(structures):
+            raise PredictionError(
+                f'the model gave {len(found)} structures for {len(structures)}; it must '
+                'give one for each, in order'
+            )
+        names = names or [f'structure {k}' for k in range(len(structures))]
+        for name, given, predicted in zip(names, structures, found, strict=True):
+            _check_atoms(name, given, atoms_of(predicted))
+        return found
+
+
+def atoms_of(predicted: Predicted) -> Atoms:
+    """The structure that a model predicts.
+
+    >>> from ase.build import bulk
+    >>> atoms_of(bulk('Cu'))
+    Atoms(symbols='Cu', pbc=True, cell=...)
+    """
+    return predicted.atoms if isinstance(predicted, Relaxation) else predicted
+
+
+def problem_of(predicted: Predicted) -> str:
+    """Why a prediction cannot be used, or ''.
+
+    >>> from ase.build import bulk
+    >>> problem_of(bulk('Cu'))
+    ''
+    """
+    if isinstance(predicted, Relaxation) and not predicted.ok:
+        return predicted.problem
+    atoms = atoms_of(predicted)
+    if np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all():
+        return ''
+    return 'the model gave positions or a cell that are not finite'
+
+
+def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Predicted]:
+    """Predictions for all pairs, in their order.
+
+    The model is called once for the pairs whose cell relaxes, and once with
+    ``relax_cell=False`` for those whose cell is held.
+
+    Parameters
+    ----------
+    adapter : PredictorAdapter
+    pairs : sequence of Pair
+
+    Returns
+    -------
+    list of ase.Atoms or Relaxation
+
+    Raises
+    ------
+    PredictionError
+        The model gave another number of structures, or other atoms.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.compare.baselines import Dummy
+    >>> from ase_deeprelax.data.pair import make_pair
+    >>> cu = make_pair('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6))
+    >>> predict_pairs(PredictorAdapter(Dummy()), [cu])
+    [Atoms(symbols='Cu', pbc=True, cell=...)]
+    """
+    # A function need not know the keyword as long as all cells relax.
+    free = None if adapter.is_function else True
+    found: dict[int, Predicted] = {}
+    for held in (False, True):
+        places = [k for k, pair in enumerate(pairs) if pair.fixed_cell is held]
+        if not places:
+            continue
+        predicted = adapter.predict(
+            [pairs[k].unrelaxed for k in places],
+            False if held else free,
+            names=[f'pair {pairs[k].id!r}' for k in places],
+        )
+        found |= zip(places, predicted, strict=True)
+    return [found[k] for k in range(len(pairs))]
+
+
+def _check_atoms(name: str, given: Atoms, predicted: Atoms) -> None:
+    if not np.array_equal(given.numbers, predicted.numbers):
+        raise PredictionError(
+            f'{name}: the model gave {predicted.get_chemical_formula()} with its atoms in '
+            f'another order or number than {given.get_chemical_formula() or "the input"}'
+        )

@@ -1,0 +1,86 @@
+"""Restart files: whole at any moment, of the right structure, of this version."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.io.jsonio import write_json
+from ase.optimize import RestartError
+
+from ase_deeprelax import DeepRelaxOptimizer
+from ase_deeprelax.optimize import restart as restart_module
+
+
+def alloy():
+    atoms = bulk('Cu', cubic=True)
+    atoms.symbols[0] = 'Au'
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = EMT()
+    return atoms
+
+
+@pytest.fixture
+def begun(tiny_model, tmp_path):
+    """A restart file after three steps."""
+    path = tmp_path / 'restart.json'
+    DeepRelaxOptimizer(alloy(), path, None, model=tiny_model).run(fmax=0.01, steps=3)
+    return path
+
+
+def test_a_write_that_fails_leaves_the_former_file_whole(tiny_model, begun, monkeypatch):
+    before = begun.read_bytes()
+
+    def half(file, data):
+        write_json(file, data)
+        file.truncate(file.tell() // 2)
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr(restart_module, 'write_json', half)
+    with pytest.raises(OSError, match='no space'):
+        DeepRelaxOptimizer(alloy(), begun, None, model=tiny_model).run(steps=1)
+    assert begun.read_bytes() == before
+
+
+def test_atoms_that_are_elsewhere_stay_there(tiny_model, begun):
+    """They are moved to where the run stopped only from where it began."""
+    atoms = alloy()
+    atoms.positions[1] += [0.0, 0.05, 0.0]
+    before = atoms.copy()
+    optimizer = DeepRelaxOptimizer(atoms, begun, None, model=tiny_model)
+    optimizer.run(fmax=0.01, steps=0)
+    assert np.array_equal(atoms.positions, before.positions)
+    assert np.array_equal(atoms.cell.array, before.cell.array)
+    same = alloy()
+    DeepRelaxOptimizer(same, begun, None, model=tiny_model).run(fmax=0.01, steps=0)
+    assert not np.array_equal(same.positions, alloy().positions)
+
+
+def test_files_of_the_version_before_are_refused_with_the_way_out(tiny_model, tmp_path):
+    path = tmp_path / 'restart.json'
+    names = ('began', 'atoms', 'info', 'prediction', 'chain')
+    path.write_text(json.dumps(dict.fromkeys(names)))
+    with pytest.raises(RestartError, match=r'ase_deeprelax 0\.1.*delete'):
+        DeepRelaxOptimizer(alloy(), path, None, model=tiny_model).run()
+
+
+def test_positions_that_are_not_finite_are_never_converged(tiny_model):
+    class Flat(EMT):
+        """No forces anywhere, and no look at the positions."""
+
+        def calculate(self, atoms=None, properties=(), system_changes=()):
+            self.results = {
+                'energy': 0.0,
+                'free_energy': 0.0,
+                'forces': np.zeros((len(atoms), 3)),
+                'stress': np.zeros(6),
+            }
+
+    atoms = alloy()
+    atoms.calc = Flat()
+    optimizer = DeepRelaxOptimizer(atoms, None, None, model=tiny_model)
+    assert optimizer.run(fmax=0.05)
+    atoms.positions[0, 0] = np.nan
+    assert optimizer.converged() is False
+    assert optimizer.gradient_converged(np.zeros(3 * len(atoms))) is False
