@@ -1,14 +1,15 @@
-"""A file of JSON lines that one process adds to, and goes on with after a kill."""
+"""Files that survive a kill: written whole, or line by line by one process at a time."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from ase_deeprelax.errors import PairFileError
+from ase_deeprelax.errors import ConfigError, PairFileError
 
 try:
     import fcntl
@@ -96,3 +97,59 @@ class JsonLines:
             os.ftruncate(self._file.fileno(), whole)
             os.fsync(self._file.fileno())
         return records
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Replace a file; a process that dies meanwhile leaves the former one whole.
+
+    Parameters
+    ----------
+    path : str or Path
+        Its folder exists.
+    content : str or bytes
+        Text is written as UTF-8.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / 'note.txt'
+    >>> write_atomically(path, 'done')
+    >>> path.read_text()
+    'done'
+    """
+    path = Path(path)
+    part = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        with part.open('wb') as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a path that cannot be written to, before the work whose result it shall hold.
+
+    Its folder is made where it does not exist; the path itself is left as it is.
+
+    Raises
+    ------
+    ConfigError
+        Naming the path, the reason and what to do.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        new = not path.exists()
+        with path.open('ab'):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f'{path} cannot be written: {error.strerror}; choose another place'
+        ) from error

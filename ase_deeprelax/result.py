@@ -76,7 +76,7 @@ class Relaxation(MSONable):
     >>> from ase_deeprelax import relax
     >>> result = relax(bulk('NaCl', 'rocksalt', a=5.9))
     >>> result.to_row()['formula'], result.ok
-    ('NaCl', True)
+    ('ClNa', True)
     >>> Relaxation.from_dict(result.as_dict()).sigma == result.sigma
     True
     """

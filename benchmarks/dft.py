@@ -29,9 +29,9 @@ from ase.data import chemical_symbols
 from savings import verdict
 
 from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.savings import compare
-from ase_deeprelax.compare.summary import table
-from ase_deeprelax.compare.tables import as_text
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs
 
 FMAX, STEPS, MOST_ATOMS = 0.05, 60, 4
@@ -108,7 +108,7 @@ def by_structure(result):
                 ),
             ]
         )
-    return as_text(titles, lines, left=3)
+    return Table(titles, lines, (0, 1, 2)).as_text()
 
 
 def _count(run):
@@ -141,7 +141,7 @@ def main():
         progress=True,
     )
     (options.out / 'dft.json').write_text(json.dumps(result, allow_nan=False) + '\n')
-    print(f'{options.pairs.name}: {table(result)}\n\n{by_structure(result)}\n')
+    print(f'{options.pairs.name}: {comparison_text(result)}\n\n{by_structure(result)}\n')
     print('\n'.join(verdict(row) for row in result['summary']))
 
 

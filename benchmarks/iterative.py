@@ -18,7 +18,6 @@ it was, and a larger ``--limit`` adds to what a smaller one did.
 
 import argparse
 import importlib.util
-import json
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from time import process_time
@@ -31,8 +30,11 @@ from tqdm import tqdm
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
 from ase_deeprelax.compare.evaluate import cuts
+from ase_deeprelax.compare.evaluation_tables import mean_and_median
 from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.metrics import Reference, summarise
+from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs
 
 POTENTIALS = ('m3gnet', 'tensornet', 'chgnet')
@@ -66,46 +68,39 @@ def aggregation(weights):
     return module.legacy_aggregation()
 
 
-def read_lines(path):
-    """Finished relaxations by id; a line that a kill cut short is dropped from the file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    done = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        done[record['id']] = record
-    if len(done) < len(lines):
-        path.write_text(''.join(json.dumps(record) + '\n' for record in done.values()))
-    return done
-
-
 def relax_all(pairs, potentials, out, weights):
-    """Relax what is not done yet, structure by structure, so that all advance alike."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {name: out / f'{name}.jsonl' for name in potentials}
-    done = {name: read_lines(path) for name, path in paths.items()}
-    missing = [
-        (pair, name) for pair in pairs for name in potentials if pair.id not in done[name]
-    ]
-    made = {
-        name: Iterative(located(name, weights), fmax=FMAX, steps=STEPS)
-        for name in potentials
-        if any(name == other for _, other in missing)
-    }
-    for iterative in made.values():  # threads and caches are warm from here on
-        iterative([bulk('NaCl', 'rocksalt', a=5.6)])
-    for pair, name in tqdm(missing, 'relax', unit='runs'):
-        record = relax_one(made[name], pair)
-        done[name][pair.id] = record
-        with paths[name].open('a') as file:
-            file.write(json.dumps(record) + '\n')
-    return done
+    """Relax what is not done yet, structure by structure, so that all advance alike.
+
+    Returns a dict of potential to a dict of the pair's id to the record of `relax_one`.
+    """
+    settings = {'fmax': FMAX, 'steps': STEPS}
+    with ExitStack() as stack:
+        caches = {
+            name: stack.enter_context(ResultsCache(out / f'{name}.jsonl', settings))
+            for name in potentials
+        }
+        missing = [
+            (pair, name)
+            for pair in pairs
+            for name in potentials
+            if (pair.id,) not in caches[name]
+        ]
+        made = {
+            name: Iterative(located(name, weights), fmax=FMAX, steps=STEPS)
+            for name in potentials
+            if any(name == other for _, other in missing)
+        }
+        for iterative in made.values():  # threads and caches are warm from here on
+            iterative([bulk('NaCl', 'rocksalt', a=5.6)])
+        for pair, name in tqdm(missing, 'relax', unit='runs'):
+            caches[name].add((pair.id,), relax_one(made[name], pair))
+        return {
+            name: {pair.id: caches[name][pair.id,] for pair in pairs} for name in potentials
+        }
 
 
 def relax_one(iterative, pair):
-    """The line of one relaxation."""
+    """The record of one relaxation."""
     start = process_time()
     [result] = iterative([pair.unrelaxed])
     seconds = process_time() - start
@@ -163,11 +158,6 @@ def free_rows(make, pairs, references):
     return {'rows': [reference.errors(atoms) for reference, atoms in both]}
 
 
-def cell(value, form):
-    """'mean / median'."""
-    return f'{value["mean"]:{form}} / {value["median"]:{form}}'
-
-
 def table(methods, chosen):
     """Markdown for the structures at the indices ``chosen``."""
     sections = {
@@ -176,15 +166,15 @@ def table(methods, chosen):
     }
     heads = ['', *SHOWN, *(f'cut {key} / %' for key in CUT)]
     heads += ['CPU ms, one by one', 'CPU ms, one call', 'ends']
-    lines = [heads, ['---'] * len(heads)]
+    rows = []
     for name, section in sections.items():
         cut = cuts({'dummy': sections['Dummy'], 'model': section})
-        line = [name, *(cell(section[key], '.4f') for key in SHOWN)]
-        line += [cell(cut[key], '.1f') for key in CUT]
+        row = [name, *(mean_and_median(section[key], '.4f') for key in SHOWN)]
+        row += [mean_and_median(cut[key], '.1f') for key in CUT]
         times = (methods[name].get(key) for key in ('single', 'batch'))
-        line += ['' if ms is None else f'{ms:.1f}' for ms in times]
-        lines.append([*line, methods[name].get('ends', '')])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        row += ['' if ms is None else f'{ms:.1f}' for ms in times]
+        rows.append([*row, methods[name].get('ends', '')])
+    return Table(heads, rows, (0, len(heads) - 1)).as_markdown()
 
 
 def main():

@@ -20,7 +20,7 @@ from ase import Atoms
 
 from ase_deeprelax import Predictor
 from ase_deeprelax.compare.iterative import Iterative
-from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.compare.tables import Table
 
 STRAINS = (-0.03, 0.03)
 RIGHT = 1.5
@@ -79,7 +79,7 @@ def main():
         for k, name in enumerate(references)
     ]
     titles = [f'{method}: {axis}' for method in found for axis in ('a/%', 'c/%')]
-    print(as_markdown(['', *titles], rows))
+    print(Table(['', *titles], rows).as_markdown())
     for method, values in found.items():
         right = sum(abs(e[0]) <= RIGHT for e in values)
         mean = np.mean(values, axis=0)

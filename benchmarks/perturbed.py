@@ -18,7 +18,7 @@ from iterative import sample
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.metrics import Reference, summarise
-from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pair import make_pair
 
 LEVELS = ((0.0, 0.05), (0.0, 0.15), (0.03, 0.0), (0.08, 0.0), (0.03, 0.05), (0.08, 0.15))
@@ -65,7 +65,7 @@ def main():
                 f'{said[key]["mean"]:.4f} / {said[key]["median"]:.4f}' for key in SHOWN
             ]
             rows.append([f'{strain:.0%}', f'{rattle:g} A', name, *cells])
-    print(as_markdown(['strain', 'rattle', '', *SHOWN.values()], rows, left=3))
+    print(Table(['strain', 'rattle', '', *SHOWN.values()], rows, (0, 1, 2)).as_markdown())
 
 
 if __name__ == '__main__':

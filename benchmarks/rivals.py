@@ -24,7 +24,7 @@ from iterative import FMAX, POTENTIALS, STEPS, aggregation, located, sample
 from ase_deeprelax import ElasticBFGS, Predictor, available_models
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.compare.iterative import Iterative
-from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.optimize.many import relax_batched
 
 BATCH_ATOMS = 256
@@ -105,7 +105,7 @@ def main():
     ]
     size = np.mean([len(atoms) for atoms in inputs])
     print(f'{len(inputs)} of {options.pairs.name}, {size:.1f} atoms on average\n')
-    print(as_markdown(titles, lines, left=2))
+    print(Table(titles, lines, text_columns=(0, 1)).as_markdown())
 
 
 if __name__ == '__main__':

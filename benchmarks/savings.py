@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 from iterative import located, sample
 
+from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.savings import compare
-from ase_deeprelax.compare.summary import table
 
 FMAX, STEPS = 0.05, 500
 MOST_CALLS, LEAST_EQUAL = 0.6, 0.95
@@ -95,7 +95,7 @@ def main():
         progress=True,
     )
     (options.out / 'savings.json').write_text(json.dumps(result, allow_nan=False) + '\n')
-    print(f'{options.pairs.name}, seed {options.seed}: {table(result)}\n')
+    print(f'{options.pairs.name}, seed {options.seed}: {comparison_text(result)}\n')
     print('\n'.join(verdict(row) for row in result['summary']))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import ase_deeprelax
 from ase_deeprelax.compare.evaluate import evaluate_all
-from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.models.paegnn import PUBLISHED
 from ase_deeprelax.train.config import load_config
@@ -111,7 +111,7 @@ def main():
         for name, model in models.items()
     }
     titles = ['', *COLUMNS, 'match', 'steps']
-    print(as_markdown(titles, [row(name, found[name], steps) for name in found]))
+    print(Table(titles, [row(name, found[name], steps) for name in found]).as_markdown())
 
 
 def row(name, errors, steps):

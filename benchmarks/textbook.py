@@ -14,7 +14,7 @@ import warnings
 from ase.build import bulk
 
 from ase_deeprelax import Predictor, available_models
-from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.compare.tables import Table
 
 # Prototype and lattice constant of PBE, A.
 CRYSTALS = {
@@ -76,7 +76,9 @@ def main():
             rows.append([name, prototype, *cells, *(f'{error:+.1f}' for error in errors)])
         starts = [f'{strain:+.0%}' for strain in STRAINS]
         titles = [model, '', 'PBE/A', *(f'from {s}' for s in starts)]
-        print(as_markdown([*titles, *(f'error {s}/%' for s in starts)], rows, left=2))
+        print(
+            Table([*titles, *(f'error {s}/%' for s in starts)], rows, (0, 1)).as_markdown()
+        )
         print(f'\n{right} of {len(CRYSTALS)} within 1 % from both starts\n')
 
 

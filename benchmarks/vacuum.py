@@ -25,7 +25,7 @@ from ase import Atoms
 from ase.data import covalent_radii, vdw_radii
 from scipy.spatial import cKDTree
 
-from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.lattice import reduced_basis
 from ase_deeprelax.geometry.neighbors import neighbor_list
@@ -152,7 +152,7 @@ def main(*paths):
         found = [str(verdicts[kind][what]) for what in ('crystal', 'layer', 'refused')]
         rows.append([kind, str(len(values)), *both, *found])
     titles = ['', 'n', 'gap/A: least, 1 %, median, 99 %, most', 'less vdW radii/A']
-    print(as_markdown([*titles, 'crystal', 'layer', 'refused'], rows))
+    print(Table([*titles, 'crystal', 'layer', 'refused'], rows).as_markdown())
     print('\n'.join(['', *odd]))
 
 

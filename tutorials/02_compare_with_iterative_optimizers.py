@@ -26,9 +26,9 @@ from pathlib import Path
 from ase.build import bulk
 from ase.spacegroup import crystal
 
+from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.phonons import compare_phonons
 from ase_deeprelax.compare.savings import compare
-from ase_deeprelax.compare.summary import table
 from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.html import write_report
 
@@ -104,7 +104,7 @@ optimizers = ['FIRE', 'BFGS', 'ElasticBFGS']
 result = compare(
     crystals, ['chgnet'], optimizers=optimizers, fmax=0.05, out=folder / 'runs'
 )
-print(table(result))
+print(comparison_text(result))
 
 # %% [markdown]
 # Medians and quartiles are over converged runs; what failed or did not converge is counted

@@ -61,10 +61,10 @@ def compare(
     otherwise; the vacuum of layers and slabs stays, and constraints are honoured. Failed
     and unconverged runs are counted apart and enter no median.
     """
+    from ase_deeprelax.compare.comparison_tables import comparison_text
     from ase_deeprelax.compare.phonon_calculation import load_phonopy
     from ase_deeprelax.compare.phonons import compare_phonons
     from ase_deeprelax.compare.savings import compare as measure
-    from ase_deeprelax.compare.summary import table
     from ase_deeprelax.data.pairs import spread
 
     if html_file is not None:
@@ -97,7 +97,7 @@ def compare(
         result['phonons'] = compare_phonons(
             result, potentials, out=out, device=device, progress=True
         )
-    typer.echo(table(result))
+    typer.echo(comparison_text(result))
     for line in _kinds(result):
         typer.echo(line)
     write_json(json_file, result)

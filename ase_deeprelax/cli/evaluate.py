@@ -72,7 +72,8 @@ def evaluate(
     Beside them stand two answers that cost nothing: the input as it is (dummy), and scaled
     isotropically to the volume that its elements have on average (scaled_dummy).
     """
-    from ase_deeprelax.compare.evaluate import evaluate_all, table
+    from ase_deeprelax.compare.evaluate import evaluate_all
+    from ase_deeprelax.compare.evaluation_tables import evaluation_text
     from ase_deeprelax.data.pairs import read_pairs, spread
 
     if html_file is not None:
@@ -86,7 +87,7 @@ def evaluate(
     chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')
     chosen = spread(chosen, limit)
     result = evaluate_all(chosen, rivals, progress=True)
-    typer.echo(table(result, markdown=markdown))
+    typer.echo(evaluation_text(result, markdown=markdown))
     write_json(json_file, result, indent=2)
     if html_file is not None:
         from ase_deeprelax.report.html import write_report
@@ -139,12 +140,12 @@ def _worst(
     pairs: list['Pair'], rivals: dict[str, Any], result: dict[str, Any]
 ) -> dict[str, 'Relaxation']:
     """Relaxations by the first rival where its coordinates are farthest off, by name."""
-    from ase_deeprelax.compare.answers import ask, ready
+    from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
 
     name, rival = next(iter(rivals.items()))
     errors = [row['errors'][name]['coord_mae'] for row in result['structures']]
     order = sorted(range(len(pairs)), key=errors.__getitem__, reverse=True)[:WORST]
-    relaxed = ask(ready(rival), [pairs[k] for k in order])
+    relaxed = predict_pairs(PredictorAdapter(rival), [pairs[k] for k in order])
     return {
         f'{pairs[k].formula}, {pairs[k].id}, off by {errors[k]:.3f} A': relaxation
         for k, relaxation in zip(order, relaxed, strict=True)

@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm.auto import tqdm
 
 from ase_deeprelax import __version__, keys
-from ase_deeprelax.compare.results_cache import Journal
+from ase_deeprelax.compare.results_cache import ResultsCache
 from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.target import find_target
@@ -133,12 +133,12 @@ def refine_all(frames, refiner, out, *, progress=False):
     dict
         As of `Refiner.refine`.
     """
-    journal = Journal(part_file(out))
-    for name, atoms in tqdm(frames, 'refine', disable=not progress, unit='structures'):
-        key = refiner.key(name, atoms)
-        if key not in journal:
-            journal.add(key, refiner.refine(atoms))
-        yield journal[key]
+    with ResultsCache(part_file(out)) as cache:
+        for name, atoms in tqdm(frames, 'refine', disable=not progress, unit='structures'):
+            key = refiner.key(name, atoms)
+            if key not in cache:
+                cache.add(key, refiner.refine(atoms))
+            yield cache[key]
 
 
 def part_file(out):

@@ -166,7 +166,7 @@ class Alignment:
         return neighbor_list(positions, self.cell0, BOND_CUTOFF, BOND_NEIGHBORS)
 
     def bonds_of(self, result: Relaxation) -> Bonds:
-        """The bonds of the graph that a model's answer comes from."""
+        """The bonds of the graph that a prediction was made with."""
         # A layer is compared in one piece.
         turns = np.zeros((len(result.initial), 3))
         if not self.periodic.all():
@@ -201,5 +201,7 @@ def _turns(atoms: Atoms, periodic: np.ndarray) -> tuple[np.ndarray, bool]:
     try:
         found = find_layer(layer)
     except StructureError:
+        found = None
+    if found is None:
         return np.zeros(len(atoms), dtype=np.int64), False
     return found.turns, bool(np.isfinite(found.vacuum))

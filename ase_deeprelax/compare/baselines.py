@@ -1,4 +1,4 @@
-"""Two answers that cost nothing and that a model has to beat.
+"""Two predictions that cost nothing and that a model has to beat.
 
 ``element_volumes.json`` was written by::
 
@@ -25,7 +25,7 @@ _FLOOR = 0.01
 
 
 class Dummy:
-    """The input is the answer.
+    """The input as the prediction.
 
     >>> from ase.build import bulk
     >>> Dummy()([bulk('Cu')])[0]
@@ -36,7 +36,7 @@ class Dummy:
         self,
         atoms_list: Iterable[Atoms],
         *,
-        relax_cell: bool = True,  # noqa: ARG002 - the answer is the same
+        relax_cell: bool = True,  # noqa: ARG002 - the prediction is the same
     ) -> list[Atoms]:
         """Copies of the inputs, list of ase.Atoms, whether the cell relaxes or not."""
         return [atoms.copy() for atoms in atoms_list]
@@ -72,9 +72,9 @@ class ScaledDummy:
         self, atoms_list: Iterable[Atoms], *, relax_cell: bool = True
     ) -> list[Atoms]:
         """Copies of the inputs, list of ase.Atoms, scaled if ``relax_cell`` (default)."""
-        return [self._answer(atoms, relax_cell) for atoms in atoms_list]
+        return [self._scale(atoms, relax_cell) for atoms in atoms_list]
 
-    def _answer(self, atoms: Atoms, relax_cell: bool) -> Atoms:
+    def _scale(self, atoms: Atoms, relax_cell: bool) -> Atoms:
         atoms = atoms.copy()
         if not relax_cell or not atoms.pbc.all():
             return atoms
@@ -111,7 +111,7 @@ def fit_element_volumes(pairs: Sequence[Pair]) -> dict[str, float]:
     for _ in range(_STEPS):
         # Rows of [counts | 1] by QR: the fit then costs what its few columns do.
         rows = np.append(counts, np.ones((len(pairs), 1)), axis=1) * weights[:, None]
-        reduced = np.linalg.qr(rows, mode='r')
+        reduced = np.asarray(np.linalg.qr(rows, mode='r'))
         volumes, _ = nnls(reduced[:, :-1], reduced[:, -1])
         weights = 1 / np.sqrt(np.maximum(np.abs(counts @ volumes - 1), _FLOOR))
     symbols = [chemical_symbols[z] for z in present]

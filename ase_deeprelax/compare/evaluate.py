@@ -26,8 +26,8 @@ from ase_deeprelax.compare.schema import (
     Evaluation,
     Lattice,
     ManyEvaluation,
+    MethodFigures,
     ModelRecord,
-    Section,
 )
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
@@ -220,7 +220,9 @@ def kind_of(pair: Pair) -> str:
     return 'bulk' if pair.kind or all(pair.pbc) else 'layer'
 
 
-def cuts(section: Section, method: str = 'model') -> dict[str, dict[str, float] | None]:
+def cuts(
+    section: MethodFigures, method: str = 'model'
+) -> dict[str, dict[str, float] | None]:
     """By how many percent the model's errors lie below Dummy's.
 
     Parameters
@@ -355,5 +357,7 @@ def _of(kind: str, kinds: Sequence[str], rows: Sequence[Any]) -> list[Any]:
     return [row for one, row in zip(kinds, rows, strict=True) if one == kind]
 
 
-def _summary(rows: Sequence[Mapping[str, Errors]], methods: Mapping[str, Any]) -> Section:
+def _summary(
+    rows: Sequence[Mapping[str, Errors]], methods: Mapping[str, Any]
+) -> MethodFigures:
     return {method: summarise([row[method] for row in rows]) for method in methods}

@@ -9,8 +9,8 @@ from ase_deeprelax.compare.evaluate import cuts
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.compare.schema import (
     AnyEvaluation,
+    MethodFigures,
     ModelRecord,
-    Section,
     check_version,
     models_of,
 )
@@ -66,7 +66,9 @@ def evaluation_text(result: AnyEvaluation, *, markdown: bool = False) -> str:
     return '\n\n'.join(text)
 
 
-def errors_by_method(caption: str, section: Section, names: Mapping[str, str]) -> Table:
+def errors_by_method(
+    caption: str, section: MethodFigures, names: Mapping[str, str]
+) -> Table:
     """All errors and shares in rows, with a column for each method.
 
     Parameters
@@ -112,7 +114,7 @@ def mean_and_median(values: Mapping[str, float] | None, form: str) -> str | None
     return f'{values["mean"]:{form}} / {values["median"]:{form}}'
 
 
-def _error_tables(section: Section, title: str) -> list[Table]:
+def _error_tables(section: MethodFigures, title: str) -> list[Table]:
     """Errors, and by how many percent they are below Dummy's; a row for each method."""
     errors = [
         [method, *(mean_and_median(figures[key], form) for key, (_, form) in SHOWN.items())]
@@ -127,7 +129,7 @@ def _error_tables(section: Section, title: str) -> list[Table]:
     return [Table([title, *units], errors), Table(['cut below dummy/%', *SHOWN], below)]
 
 
-def _share_table(section: Section, models: Mapping[str, ModelRecord]) -> Table:
+def _share_table(section: MethodFigures, models: Mapping[str, ModelRecord]) -> Table:
     """Shares, and time and failures of each model."""
     known = ('n_failed', 'ms_per_structure', 'spearman_sigma') if models else ()
     rows: list[list[str | None]] = []
@@ -135,7 +137,8 @@ def _share_table(section: Section, models: Mapping[str, ModelRecord]) -> Table:
         record: Mapping[str, Any] = models.get(method, {})
         row = [method, *(number(figures[key], '.4f') for key in SHOWN_SHARES)]
         for key in known:
-            value = record.get(key, '')
-            row.append(f'{value:.2f}' if isinstance(value, float) else f'{value or ""}')
+            value = record.get(key)
+            form = '.2f' if isinstance(value, float) else ''
+            row.append('' if value is None else f'{value:{form}}')
         rows.append(row)
     return Table(['', *SHOWN_SHARES, *known], rows)

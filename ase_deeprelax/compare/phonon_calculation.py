@@ -5,14 +5,27 @@ The split of optical modes in polar crystals, for which potentials give no charg
 out.
 """
 
+from __future__ import annotations
+
 import warnings
 from time import perf_counter
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import spglib
 from ase import Atoms
+from ase.cell import Cell
 from ase.units import kJ, mol
 
+from ase_deeprelax.compare.schema import (
+    Bands,
+    DensityOfStates,
+    ImaginaryModes,
+    ModeCount,
+    Phonons,
+    Thermal,
+)
 from ase_deeprelax.errors import MissingDependencyError, RefinementError
 from ase_deeprelax.geometry.lattice import reduced_basis
 from ase_deeprelax.geometry.symmetry import SYMPREC
@@ -32,14 +45,14 @@ TEMPERATURES = np.arange(0.0, 1001.0, 50.0)
 
 
 def phonons(
-    atoms,
-    calculator,
+    atoms: Atoms,
+    calculator: Any,
     *,
-    min_length=10.0,
-    max_atoms=250,
-    displacement=0.01,
-    initial=None,
-):
+    min_length: float = 10.0,
+    max_atoms: int = 250,
+    displacement: float = 0.01,
+    initial: Atoms | None = None,
+) -> Phonons:
     """Phonons of one structure by finite displacements.
 
     The cell is taken as it stands: of a conventional cell, modes of the zone's boundary
@@ -63,8 +76,8 @@ def phonons(
 
     Returns
     -------
-    dict
-        The keys from ``fmax`` on, see the top of `phonons`.
+    Phonons
+        A dict, ready for JSON; `schema.Phonons` explains its fields.
 
     Raises
     ------
@@ -87,6 +100,8 @@ def phonons(
     initial = atoms if initial is None else initial
     matrix, shortest = choose_supercell(initial, min_length, max_atoms)
     found, residual = _force_constants(atoms, calculator, matrix, displacement)
+    imaginary, bands = _imaginary(found, matrix), _bands(found, initial.cell)
+    dos, thermal = _mesh(found)
     return {
         'fmax': residual,
         'supercell': matrix.tolist(),
@@ -94,14 +109,17 @@ def phonons(
         'shortest': shortest,
         'capped': shortest < min_length - TOLERANCE,
         'displacements': len(found.supercells_with_displacements),
-        'imaginary': _imaginary(found, matrix),
-        'bands': _bands(found, initial.cell),
-        **_mesh(found),
+        'imaginary': imaginary,
+        'bands': bands,
+        'dos': dos,
+        'thermal': thermal,
         'seconds': perf_counter() - start,
     }
 
 
-def choose_supercell(atoms, min_length=10.0, max_atoms=250):
+def choose_supercell(
+    atoms: Atoms, min_length: float = 10.0, max_atoms: int = 250
+) -> tuple[np.ndarray, float]:
     """Integers that make a supercell long enough for phonons, or the cap on atoms allows.
 
     The smaller of two that keep the symmetry: multiples of the cell and of the conventional
@@ -147,7 +165,7 @@ def choose_supercell(atoms, min_length=10.0, max_atoms=250):
     return matrix, float(np.linalg.norm(short, axis=1).min())
 
 
-def _multiples(basis, cell, min_length):
+def _multiples(basis: np.ndarray, cell: np.ndarray, min_length: float) -> np.ndarray:
     """How many of each vector make it long enough."""
     lengths = np.linalg.norm(basis @ cell, axis=1)
     # Not one more along one of two vectors whose lengths differ by rounding.
@@ -155,7 +173,7 @@ def _multiples(basis, cell, min_length):
     return np.maximum(n, 1)
 
 
-def _conventional(atoms):
+def _conventional(atoms: Atoms) -> np.ndarray | None:
     """The conventional cell's vectors in those of the cell, or None if they do not fit."""
     crystal = atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers
     # spglib 2 warns and returns None, spglib 3 raises; for us both mean "not determined"
@@ -172,11 +190,11 @@ def _conventional(atoms):
     return basis if np.abs(exact - basis).max() < TOLERANCE else None
 
 
-def _determinant(matrix):
+def _determinant(matrix: np.ndarray) -> int:
     return round(np.linalg.det(matrix))
 
 
-def load_phonopy():
+def load_phonopy() -> ModuleType:
     """The package, or the line that installs it."""
     try:
         import phonopy
@@ -187,7 +205,9 @@ def load_phonopy():
     return phonopy
 
 
-def _force_constants(atoms, calculator, matrix, displacement):
+def _force_constants(
+    atoms: Atoms, calculator: Any, matrix: np.ndarray, displacement: float
+) -> tuple[Any, float]:
     """A Phonopy object with force constants, and the largest force at the structure."""
     phonopy = load_phonopy()
     from phonopy.structure.atoms import PhonopyAtoms
@@ -211,7 +231,7 @@ def _force_constants(atoms, calculator, matrix, displacement):
     return found, float(np.linalg.norm(rest, axis=1).max())
 
 
-def _forces(cell, calculator):
+def _forces(cell: Any, calculator: Any) -> np.ndarray:
     atoms = Atoms(cell.numbers, cell=cell.cell, positions=cell.positions, pbc=True)
     forces = np.array(calculator.get_property('forces', atoms), dtype=float)
     if not np.isfinite(forces).all():
@@ -222,7 +242,7 @@ def _forces(cell, calculator):
     return forces
 
 
-def _imaginary(found, matrix):
+def _imaginary(found: Any, matrix: np.ndarray) -> ImaginaryModes:
     """Counts at the wave vectors where interpolation plays no part."""
     from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 
@@ -242,14 +262,14 @@ def _imaginary(found, matrix):
     }
 
 
-def _count(frequencies):
+def _count(frequencies: np.ndarray) -> ModeCount:
     return {
         'n': int((frequencies < -THRESHOLD).sum()),
         'lowest': float(frequencies.min()) if len(frequencies) else None,
     }
 
 
-def _bands(found, cell):
+def _bands(found: Any, cell: Cell) -> Bands:
     path = cell.bandpath(npoints=BAND_POINTS, eps=TOLERANCE)
     x, ticks, labels = path.get_linear_kpoint_axis()
     found.run_qpoints(path.kpts)
@@ -266,7 +286,7 @@ def _bands(found, cell):
     }
 
 
-def _mesh(found):
+def _mesh(found: Any) -> tuple[DensityOfStates, Thermal]:
     """Density of states and thermal properties."""
     n = len(found.primitive)
     with warnings.catch_warnings():
@@ -280,15 +300,12 @@ def _mesh(found):
     found.run_thermal_properties(temperatures=TEMPERATURES, cutoff_frequency=THRESHOLD)
     thermal = found.thermal_properties
     return {
-        'dos': {
-            'frequencies': np.asarray(dos.frequency_points).tolist(),
-            'density': (np.asarray(dos.dos) / n).tolist(),
-        },
-        'thermal': {
-            'temperatures': TEMPERATURES.tolist(),
-            'free_energy': (np.asarray(thermal.free_energy) * kJ / mol / n).tolist(),
-            'entropy': (np.asarray(thermal.entropy) / n).tolist(),
-            'heat_capacity': (np.asarray(thermal.heat_capacity) / n).tolist(),
-            'left_out': float(1 - counted / (3 * n * mesh.weights.sum())),
-        },
+        'frequencies': np.asarray(dos.frequency_points).tolist(),
+        'density': (np.asarray(dos.dos) / n).tolist(),
+    }, {
+        'temperatures': TEMPERATURES.tolist(),
+        'free_energy': (np.asarray(thermal.free_energy) * kJ / mol / n).tolist(),
+        'entropy': (np.asarray(thermal.entropy) / n).tolist(),
+        'heat_capacity': (np.asarray(thermal.heat_capacity) / n).tolist(),
+        'left_out': float(1 - counted / (3 * n * mesh.weights.sum())),
     }

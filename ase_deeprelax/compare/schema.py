@@ -260,7 +260,7 @@ class Thermal(TypedDict):
     left_out: float  # share of modes on the mesh that are imaginary or zero
 
 
-class Phonons(TypedDict):
+class Phonons(TypedDict, total=False):
     """Phonons of one structure by finite displacements."""
 
     fmax: float  # largest force on an atom of the structure, eV/A
@@ -276,7 +276,7 @@ class Phonons(TypedDict):
     seconds: float
 
 
-class PhononRow(Phonons, total=False):
+class PhononRow(Phonons):
     """Phonons after one way of relaxing; without the fields of `Phonons` if they failed."""
 
     structure: str
@@ -332,7 +332,7 @@ Errors = dict[str, float | None]
 # By method ('dummy', 'scaled_dummy' and each model): {'mean', 'median'} of each of
 # `metrics.ERRORS` and the value of each of `metrics.SHARES`, over the pairs for which they
 # have a meaning (None: for none).
-Section = Mapping[str, Mapping[str, Any]]
+MethodFigures = Mapping[str, Mapping[str, Any]]
 
 
 class ModelRecord(TypedDict):
@@ -351,7 +351,7 @@ class KindRecord(TypedDict):
     """Pairs of one kind."""
 
     n: int
-    all: Section
+    all: MethodFigures
 
 
 class EvaluatedStructure(TypedDict):
@@ -375,8 +375,8 @@ class EvaluationBase(TypedDict):
     version: int  # of this format, see `check_version`
     n: int  # pairs
     n_ok: int  # those marked ok
-    all: Section  # over all pairs
-    ok: Section  # over those marked ok
+    all: MethodFigures  # over all pairs
+    ok: MethodFigures  # over those marked ok
     kinds: dict[str, KindRecord]
     structures: list[EvaluatedStructure]
 

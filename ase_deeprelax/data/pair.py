@@ -1,12 +1,16 @@
 """A pair: an unrelaxed structure and its relaxed one, atoms in the same order."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 
+from ase_deeprelax.data.json_lines import check_text
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
@@ -72,20 +76,20 @@ class Pair:
     kind: str = ''
     src: str = ''
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.numbers)
 
     @property
-    def unrelaxed(self):
+    def unrelaxed(self) -> Atoms:
         """The input as ``ase.Atoms``."""
         return self._atoms(self.cell0, self.frac0)
 
     @property
-    def relaxed(self):
+    def relaxed(self) -> Atoms:
         """The target as ``ase.Atoms``, in the orientation and images of the input."""
         return self._atoms(self.cell1, self.frac1)
 
-    def targets(self):
+    def targets(self) -> tuple[np.ndarray, np.ndarray]:
         """What a model has to predict.
 
         Returns
@@ -152,14 +156,14 @@ class Pair:
         fixed = np.zeros(len(self), dtype=bool) if self.fixed is None else self.fixed
         return Motion(fixed, free_strain)
 
-    def _atoms(self, cell, frac):
+    def _atoms(self, cell: np.ndarray, frac: np.ndarray) -> Atoms:
         atoms = Atoms(self.numbers, cell=cell, positions=frac @ cell, pbc=self.pbc)
         if self.fixed is not None:
             atoms.set_constraint(FixAtoms(mask=self.fixed))
         return atoms
 
 
-def polar(gradient):
+def polar(gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split ``gradient`` (3, 3) into a symmetric stretch times a rotation.
 
     Rows are vectors: ``gradient = stretch @ rotation``, so ``cell @ gradient`` turned back
@@ -170,8 +174,16 @@ def polar(gradient):
 
 
 def make_pair(
-    id, unrelaxed, relaxed, *, ok=True, split='', scale=1.0, fixed_cell=False, kind=''
-):
+    id: Any,
+    unrelaxed: Atoms,
+    relaxed: Atoms,
+    *,
+    ok: bool = True,
+    split: str = '',
+    scale: float = 1.0,
+    fixed_cell: bool = False,
+    kind: str = '',
+) -> Pair:
     """A pair from two structures: nearest images, no drift, no rotation.
 
     Parameters
@@ -200,6 +212,7 @@ def make_pair(
     >>> pair.formula, float(pair.relaxed.get_volume())
     ('Cu', 11.66)
     """
+    check_text(str(id), 'id', f'pair {id!a}')
     if len(unrelaxed) != len(relaxed):
         raise PairFileError(
             f'pair {id!r}: {len(unrelaxed)} atoms unrelaxed, {len(relaxed)} relaxed; '
@@ -260,7 +273,7 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
     return fixed
 
 
-def nearest_shift(shift, cell):
+def nearest_shift(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Fractional differences ``shift`` (n, 3) in their nearest image and without drift.
 
     The drift comes first: an origin shift of half a cell would otherwise send every atom
@@ -277,7 +290,9 @@ def nearest_shift(shift, cell):
     return np.linalg.solve(cell.T, best.T).T
 
 
-def check_halves(name, x0, x1, cell0, cell1):
+def check_halves(
+    name: str, x0: np.ndarray, x1: np.ndarray, cell0: np.ndarray, cell1: np.ndarray
+) -> None:
     """Refuse coordinates (n_atoms, 3) that are not finite, and cells without a volume.
 
     ``name`` is what the PairFileError calls the pair.

@@ -1,21 +1,31 @@
-"""Files of pairs: JSON lines, extxyz, and the folders of `layouts`."""
+"""Files of pairs: JSON lines, extxyz, and the folders of `published_layouts`."""
+
+from __future__ import annotations
 
 import gzip
 import json
-import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
 from ase.io import iread
 
+from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair, check_halves, make_pair
 from ase_deeprelax.data.published_layouts import read_layout
 from ase_deeprelax.errors import PairFileError
 
 __all__ = ['Pair', 'make_pair', 'pair_record', 'read_pairs', 'spread', 'write_pairs']
 
+Item = TypeVar('Item')
 
-def read_pairs(path, split=None, *, ok_only=False):
+
+def read_pairs(
+    path: str | Path, split: str | Collection[str] | None = None, *, ok_only: bool = False
+) -> list[Pair]:
     """Read pairs of an unrelaxed and a relaxed structure.
 
     Parameters
@@ -81,7 +91,7 @@ def read_pairs(path, split=None, *, ok_only=False):
     return pairs
 
 
-def write_pairs(path, pairs):
+def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """Write pairs as JSON lines, gzipped where ``path`` ends in ``.gz``.
 
     >>> write_pairs('mine.jsonl.gz', pairs)  # doctest: +SKIP
@@ -93,7 +103,7 @@ def write_pairs(path, pairs):
             file.write(json.dumps(pair_record(pair), separators=(',', ':')) + '\n')
 
 
-def pair_record(pair):
+def pair_record(pair: Pair) -> dict[str, Any]:
     """What a line of a JSON lines file holds, ready for ``json.dumps``."""
     record = {'id': pair.id, 'formula': pair.formula, 'numbers': pair.numbers.tolist()}
     for key in ('cell0', 'frac0', 'cell1', 'frac1'):
@@ -111,7 +121,7 @@ def pair_record(pair):
     return record
 
 
-def spread(items, limit):
+def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     """At most ``limit`` items, evenly over the list rather than its first part.
 
     >>> spread([0, 1, 2, 3, 4, 5], 3), spread([0, 1], None)
@@ -122,48 +132,39 @@ def spread(items, limit):
     return [items[k * len(items) // limit] for k in range(limit)]
 
 
-def _read_lines(path, splits, ok_only):
+def _read_lines(path: Path, splits: Collection[str] | None, ok_only: bool) -> list[Pair]:
     """Pairs of a JSON lines file; unwanted lines are dropped before they cost anything."""
-    number = 0
     pairs = []
-    opener = gzip.open if path.suffix == '.gz' else open
-    try:
-        with opener(path, 'rt', encoding='utf-8') as file:
-            for number, line in enumerate(file, start=1):
-                if line.isspace():
-                    continue
-                record = json.loads(line)
-                if splits is not None and record.get('split', '') not in splits:
-                    continue
-                if ok_only and not record.get('ok', True):
-                    continue
-                pairs.append(_from_record(record, f'{path}, line {number}'))
-    except json.JSONDecodeError as error:
-        raise PairFileError(
-            f'{path}, line {number}: not a JSON object ({error}); the file may be truncated'
-        ) from error
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
-        raise PairFileError(
-            f'{path}: damaged after line {number} ({error}); copy or write it again'
-        ) from error
+    for line, record in read_json_lines(path):
+        if splits is not None and str(record.get('split', '')) not in splits:
+            continue
+        if ok_only and not record.get('ok', True):
+            continue
+        where = f'{line}, id {record.get("id", "?")!a}'
+        try:
+            pairs.append(_from_record(record, where))
+        except KeyError as error:
+            raise PairFileError(f'{where}: the key {error} is missing') from error
+        except (TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, PairFileError):
+                raise
+            raise PairFileError(f'{where}: {error}') from error
     return pairs
 
 
-def _from_record(record, where):
-    if not isinstance(record, dict):
-        raise PairFileError(f'{where}: a {type(record).__name__}, not a JSON object')
-    where = f'{where}, id {record.get("id", "?")!r}'
-    try:
-        numbers = np.array(record['numbers'], dtype=np.int64)
-        n = len(numbers)
-        cell0, frac0, cell1, frac1 = (
-            np.array(record[key], dtype=float).reshape(-1, 3)
-            for key in ('cell0', 'frac0', 'cell1', 'frac1')
+def _from_record(record: dict[str, Any], where: str) -> Pair:
+    numbers = np.array(record['numbers'], dtype=np.int64).reshape(-1)
+    n = len(numbers)
+    wrong = np.flatnonzero((numbers < 1) | (numbers >= len(chemical_symbols)))
+    if len(wrong):
+        raise PairFileError(
+            f'{where}: atom {wrong[0]} has the atomic number {numbers[wrong[0]]}; elements '
+            f'have 1 to {len(chemical_symbols) - 1}'
         )
-    except KeyError as error:
-        raise PairFileError(f'{where}: the key {error} is missing') from error
-    except (TypeError, ValueError) as error:
-        raise PairFileError(f'{where}: {error}') from error
+    cell0, frac0, cell1, frac1 = (
+        np.array(record[key], dtype=float).reshape(-1, 3)
+        for key in ('cell0', 'frac0', 'cell1', 'frac1')
+    )
     if not len(frac0) == len(frac1) == n or not len(cell0) == len(cell1) == 3:
         raise PairFileError(
             f'{where}: {n} numbers, {len(frac0)} unrelaxed and {len(frac1)} relaxed '
@@ -179,30 +180,31 @@ def _from_record(record, where):
     fixed = None if fixed is None else np.array(fixed, dtype=bool)
     if fixed is not None and fixed.any():  # The others have moved relative to these.
         frac1 = frac1 - (frac1 - frac0)[fixed].mean(axis=0)
+    words = {'id': str(record.get('id', where))}
+    for name in ('split', 'formula', 'kind', 'src'):
+        words[name] = str(record.get(name, ''))
+    for name, word in words.items():
+        check_text(word, name, where)
     return Pair(
-        id=str(record.get('id', where)),
+        **words,
         numbers=numbers,
         cell0=cell0,
         frac0=frac0,
         cell1=cell1,
         frac1=frac1,
         ok=bool(record.get('ok', True)),
-        split=record.get('split', ''),
-        formula=record.get('formula', ''),
         scale=float(record.get('scale', 1.0)),
-        pbc=tuple(bool(along) for along in pbc),
+        pbc=(bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
         fixed_cell=bool(record.get('fixed_cell', False)),
         fixed=fixed if fixed is not None and fixed.any() else None,
-        kind=str(record.get('kind', '')),
-        src=str(record.get('src', '')),
     )
 
 
-def _has_frames(folder):
+def _has_frames(folder: Path) -> bool:
     return all((folder / f'{role}.extxyz').exists() for role in ('unrelaxed', 'relaxed'))
 
 
-def _read_frames(folder):
+def _read_frames(folder: Path) -> list[Pair]:
     """Pairs of ``unrelaxed.extxyz`` and ``relaxed.extxyz``, frame by frame."""
     unrelaxed, relaxed = folder / 'unrelaxed.extxyz', folder / 'relaxed.extxyz'
     first, second = list(_frames(unrelaxed)), list(_frames(relaxed))
@@ -217,15 +219,15 @@ def _read_frames(folder):
     ]
 
 
-def _frames(path):
+def _frames(path: Path) -> Iterator[Atoms]:
     try:
         yield from iread(path, format='extxyz')
     except Exception as error:  # parsers raise what they like on a damaged file
         raise PairFileError(f'{path}: not a readable extxyz file ({error})') from error
 
 
-def _read_extxyz(path):
-    found = {}
+def _read_extxyz(path: Path) -> list[Pair]:
+    found: dict[Any, dict[str, Atoms]] = {}
     for k, atoms in enumerate(_frames(path)):
         id, role = atoms.info.get('pair_id'), atoms.info.get('role')
         if id is None or role not in ('unrelaxed', 'relaxed'):
@@ -243,7 +245,7 @@ def _read_extxyz(path):
     return [_pair(path, id, r['unrelaxed'], r['relaxed']) for id, r in found.items()]
 
 
-def _pair(path, id, unrelaxed, relaxed):
+def _pair(path: Path, id: Any, unrelaxed: Atoms, relaxed: Atoms) -> Pair:
     info = unrelaxed.info
     try:
         return make_pair(

@@ -160,11 +160,25 @@ def lattice_symmetries(cell, tolerance):
     (n, 3, 3) int64
         At most 48 where ``tolerance`` is small against the vectors.
     """
-    bases, products = _short_triples(cell, tolerance)
+    bases, _ = _short_triples(cell, tolerance)
+    return bases[lattice_misfit(cell, bases) <= tolerance]
+
+
+def lattice_misfit(cell, bases):
+    """How far other bases of a lattice are from the shape of the given one, (n,) A.
+
+    The largest difference of two lengths, or of two dot products per length.
+
+    Parameters
+    ----------
+    cell : (3, 3), A
+    bases : (n, 3, 3)
+        ``bases[k] @ cell`` is compared with ``cell``.
+    """
     vectors = bases @ cell
     lengths = np.linalg.norm(cell, axis=1)
-    own = np.array([cell[0] @ cell[1], cell[0] @ cell[2], cell[1] @ cell[2]])
-    sums = np.array([lengths[0] + lengths[1], lengths[0] + lengths[2], lengths[1:].sum()])
-    same = (np.abs(products - own) <= tolerance * sums).all(axis=1)
-    same &= (np.abs(np.linalg.norm(vectors, axis=2) - lengths) <= tolerance).all(axis=1)
-    return bases[same]
+    stretch = np.abs(np.linalg.norm(vectors, axis=2) - lengths)
+    change = np.abs(vectors @ vectors.transpose(0, 2, 1) - cell @ cell.T)
+    shear = change / (lengths[:, None] + lengths)
+    i, j = np.triu_indices(3, 1)
+    return np.maximum(stretch.max(axis=1), shear[:, i, j].max(axis=1))

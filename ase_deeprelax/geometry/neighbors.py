@@ -131,11 +131,12 @@ def close_pairs(
 
 def _heights(cell: np.ndarray) -> np.ndarray:
     """(3,): distances between opposite faces, A; raises where the cell has no volume."""
-    try:
-        inverse = np.linalg.inv(cell)
-    except np.linalg.LinAlgError:
-        inverse = np.full((3, 3), np.nan)
-    heights = 1 / np.sqrt(np.einsum('ij,ij->j', inverse, inverse))
+    with np.errstate(all='ignore'):  # The check below finds what has no finite result.
+        try:
+            inverse = np.linalg.inv(cell)
+        except np.linalg.LinAlgError:
+            inverse = np.full((3, 3), np.nan)
+        heights = 1 / np.sqrt(np.einsum('ij,ij->j', inverse, inverse))
     if not (np.isfinite(heights).all() and (heights > 0).all()):
         raise StructureError(
             f'the cell {np.asarray(cell).tolist()} has no volume; set a cell'

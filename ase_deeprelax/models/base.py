@@ -1,16 +1,20 @@
-"""The one contract of all models: a batch of graphs in, a ModelOutput out."""
+"""The contract of all models: a batch of graphs in, a `ModelOutput` out."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
+from ase_deeprelax.models.card import ModelCard
 
 
 @dataclass
 class ModelOutput:
-    """What a network says about a batch, in the frame of its graphs.
+    """The prediction of a network for a batch, in the frame of its graphs.
 
     With rows as vectors the predicted structure is ``cell @ deformation`` and
     ``(pos + displacement) @ deformation``; zeros and identity mean "already relaxed".
@@ -27,14 +31,14 @@ class ModelOutput:
         Predicted relaxed distances (paper eq. 8).
     log_b : (n_bonds,)
         Log of their Laplace scales in A (paper eq. 10), within ``LOG_B_RANGE``.
-    anchor_index : (n_anchors,) int64 or None
+    cross_index : (n_cross,) int64 or None
         Intra-cell edges with a predicted cross distance (paper's displacement head).
-    anchor_distance, anchor_log_b : (n_anchors,) or None
+    cross_distance, cross_log_b : (n_cross,) or None
         Distance of the relaxed neighbour from the centre in the *strained unrelaxed*
         structure, and its scale.
     layers : tuple of (deformation, displacement)
-        What a network says after each of its layers, the last one included, where it moves
-        the structure as it goes; else empty.
+        The prediction after each layer, the last one included, of a network that moves the
+        structure layer by layer; else empty.
     """
 
     deformation: torch.Tensor
@@ -42,9 +46,9 @@ class ModelOutput:
     bond_index: torch.Tensor
     distance: torch.Tensor
     log_b: torch.Tensor
-    anchor_index: torch.Tensor | None = None
-    anchor_distance: torch.Tensor | None = None
-    anchor_log_b: torch.Tensor | None = None
+    cross_index: torch.Tensor | None = None
+    cross_distance: torch.Tensor | None = None
+    cross_log_b: torch.Tensor | None = None
     layers: tuple = ()
 
 
@@ -56,28 +60,53 @@ class RelaxationModel(nn.Module):
     """Base of all models.
 
     A subclass takes its hyperparameters as keyword-only arguments of ``__init__``,
-    sets ``self.spec`` (the graph it wants) and implements ``forward``. ``hyperparameters``
-    is filled by ``create_model`` and goes into the weights' config.
+    sets ``self.spec`` and implements ``forward``.
+
+    Attributes
+    ----------
+    spec : GraphSpec
+        The graph that it wants.
+    architecture, hyperparameters : str, dict
+        As `create_model` was called; they go into the config on disk.
+    card : ModelCard
+        What there is to know about the weights; empty for a new model.
+    name, sha256 : str
+        Of the weights, as `load_model` sets them; '' for a new model.
     """
 
     spec: GraphSpec
+    architecture: str = ''
+    hyperparameters: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+    card: ModelCard = ModelCard()
+    name: str = ''
+    sha256: str = ''
 
-    def forward(self, graph) -> ModelOutput:
+    def forward(self, graph: CrystalGraph) -> ModelOutput:
+        """Predict for a batch of graphs, see `CrystalGraph` and `ModelOutput`."""
         raise NotImplementedError
 
 
-def relaxed_structure(graph, deformation, displacement):
+def relaxed_structure(
+    graph: CrystalGraph, deformation: torch.Tensor, displacement: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cells (n_graphs, 3, 3) and positions (n_atoms, 3) that a relaxation leads to, A."""
     pos = apply_deformation(graph.pos + displacement, deformation, graph.graph_of_atom)
     return graph.cell @ deformation, pos
 
 
-def apply_deformation(vectors, deformation, graph_of_atom):
+def apply_deformation(
+    vectors: torch.Tensor, deformation: torch.Tensor, graph_of_atom: torch.Tensor
+) -> torch.Tensor:
     """Rows ``vectors`` (n, 3) times the deformation of their graph."""
     return (vectors.unsqueeze(1) @ deformation.index_select(0, graph_of_atom)).squeeze(1)
 
 
-def moved_vectors(graph, vectors, deformation, displacement):
+def moved_vectors(
+    graph: CrystalGraph,
+    vectors: torch.Tensor,
+    deformation: torch.Tensor,
+    displacement: torch.Tensor,
+) -> torch.Tensor:
     """(n_edges, 3): edge vectors of the input, A, after displacement and deformation."""
     j, i = graph.edge_index
     moved = displacement.index_select(0, j) - displacement.index_select(0, i)

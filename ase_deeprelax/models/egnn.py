@@ -13,13 +13,16 @@ The answer is the sum of all moves: the last layers of phi_x and phi_L start at 
 that an untrained network says "already relaxed".
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import nn
 
-from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel
+from ase_deeprelax.models.blocks import MESSAGE_SCALE
 from ase_deeprelax.models.heads import (
     DistanceHead,
     Features,
@@ -40,7 +43,6 @@ from ase_deeprelax.models.layers import (
     safe_norm,
     zero_last,
 )
-from ase_deeprelax.models.paegnn import MESSAGE_SCALE
 
 
 class EGNN(RelaxationModel):
@@ -63,7 +65,14 @@ class EGNN(RelaxationModel):
     5.0
     """
 
-    def __init__(self, *, hidden=128, layers=4, num_rbf=8, cutoff=5.0):
+    def __init__(
+        self,
+        *,
+        hidden: int = 128,
+        layers: int = 4,
+        num_rbf: int = 8,
+        cutoff: float = 5.0,
+    ):
         super().__init__()
         self.spec = GraphSpec(cutoff=cutoff)
         self.radial = RadialBasis(num_rbf, cutoff)
@@ -74,8 +83,8 @@ class EGNN(RelaxationModel):
         self.distances = DistanceHead(hidden, num_rbf)
         self.motion = MotionEmbedding(hidden, degree=1)
 
-    def forward(self, graph):
-        """ModelOutput for a batch of graphs."""
+    def forward(self, graph: CrystalGraph) -> ModelOutput:
+        """Predict for a batch of graphs, see `ModelOutput`."""
         j, i = graph.edge_index
         with torch.autocast(graph.pos.device.type, enabled=False):
             start = graph.edge_vectors()
@@ -97,16 +106,16 @@ class EGNN(RelaxationModel):
         strain = mean_over_atoms(torch.cat([trace, moves[:, 3:]], dim=1), graph)
         deformation = stretch(free_strain(strain, graph))
         bonds = undirected(graph).nonzero().squeeze(1)
-        said = predicted_distances(graph, start, deformation, displacement)
+        lengths = predicted_distances(graph, start, deformation, displacement)
         features, x = Features(h, None, None), self.radial(distance)
-        distance, log_b = self.distances(features, x, graph, bonds, said)
+        distance, log_b = self.distances(features, x, graph, bonds, lengths)
         return ModelOutput(deformation, displacement, bonds, distance, log_b)
 
 
 class Layer(nn.Module):
     """Equivariant graph convolutional layer, eqs. 3-6, and its counterpart for the cell."""
 
-    def __init__(self, hidden, n_radial):
+    def __init__(self, hidden: int, n_radial: int):
         super().__init__()
         # phi_e; its first linear map is taken once per atom for both ends of an edge.
         self.centre = nn.Linear(hidden, hidden)
@@ -116,8 +125,32 @@ class Layer(nn.Module):
         self.moves = zero_last(mlp(hidden, hidden, 2))  # phi_x and phi_L
         self.update = mlp(2 * hidden, hidden, hidden)  # phi_h
 
-    def forward(self, h, vectors, weight, graph, radial):
-        """New h, and what edges do to their centre: a move, A, and a strain, (n, 3 + 5)."""
+    def forward(
+        self,
+        h: torch.Tensor,
+        vectors: torch.Tensor,
+        weight: torch.Tensor,
+        graph: CrystalGraph,
+        radial: RadialBasis,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One convolution.
+
+        Parameters
+        ----------
+        h : (n_atoms, F)
+        vectors : (n_edges, 3), A
+            From centre to neighbour.
+        weight : (n_edges, 1)
+            Vanishes at the cutoff.
+        graph : CrystalGraph
+        radial : RadialBasis
+
+        Returns
+        -------
+        h : (n_atoms, F)
+        pull : (n_atoms, 8)
+            Sums over edges: a move, A, in three columns, a traceless strain in five.
+        """
         j, i = graph.edge_index
         distance = safe_norm(vectors)
         unit = vectors / distance.unsqueeze(1)

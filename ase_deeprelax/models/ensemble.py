@@ -3,14 +3,22 @@
 Equation numbers are those of Yang et al., Nat. Commun. 15, 8148 (2024).
 """
 
+from __future__ import annotations
+
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel
+from ase_deeprelax.models.card import TASKS
 
 
-def combine(distances, log_b):
+def combine(
+    distances: torch.Tensor, log_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean distance and total bond uncertainty of an ensemble, eqs. 21-23.
 
     The deviation of a member from the mean is taken as its absolute value, so that it is
@@ -43,8 +51,8 @@ class Ensemble(RelaxationModel):
 
     Strain and displacements are the members' means, distances those of eq. 22. The scale
     of a bond is the mean, not the sum, of the members' contributions to eq. 23: a length
-    that compares with that of a single model, whose scale says what the data leave open
-    and not what training does.
+    that compares with that of a single model, whose scale covers what the data leave open
+    but not what training does.
 
     Parameters
     ----------
@@ -65,7 +73,7 @@ class Ensemble(RelaxationModel):
     3
     """
 
-    def __init__(self, members):
+    def __init__(self, members: list[RelaxationModel]):
         super().__init__()
         if not members:
             raise ModelError('an ensemble needs members; hand in a list of models')
@@ -79,38 +87,40 @@ class Ensemble(RelaxationModel):
         self.members = nn.ModuleList(members)
         self.spec = specs[0]
         self.name = f'ensemble of {len(members)}'
-        cards = [getattr(member, 'card', {}) for member in members]
-        seen = [set(card['elements']) for card in cards if card.get('elements')]
-        self.card = {
-            **cards[0],
-            'elements': sorted(set.intersection(*seen)) if seen else [],
-            'learned': [
-                what
-                for what in cards[0].get('learned', ['bulk'])
-                if all(what in card.get('learned', ['bulk']) for card in cards)
-            ],
-            'second_look': all(card.get('second_look', False) for card in cards),
-        }
-
-    def forward(self, graph):
-        """ModelOutput for a batch of graphs."""
-        said = [member(graph) for member in self.members]
-        distance, log_b = self._combine([(p.distance, p.log_b) for p in said])
-        prediction = ModelOutput(
-            torch.stack([p.deformation for p in said]).mean(0),
-            torch.stack([p.displacement for p in said]).mean(0),
-            said[0].bond_index,
-            distance,
-            log_b,
+        cards = [member.card for member in members]
+        seen = [set(card.elements) for card in cards if card.elements]
+        learned = [task for task in TASKS if all(task in card.learned for card in cards)]
+        self.card = replace(
+            cards[0],
+            name='',
+            elements=tuple(sorted(set.intersection(*seen))) if seen else (),
+            learned=tuple(learned),
+            two_pass=all(card.two_pass for card in cards),
         )
-        if said[0].anchor_index is not None:
-            prediction.anchor_index = said[0].anchor_index
-            prediction.anchor_distance, prediction.anchor_log_b = self._combine(
-                [(p.anchor_distance, p.anchor_log_b) for p in said]
-            )
-        return prediction
 
-    def _combine(self, said):
-        distances, scales = zip(*said, strict=True)
-        mean, total = combine(torch.stack(distances), torch.stack(scales))
-        return mean, (total / len(said)).log()
+    def forward(self, graph: CrystalGraph) -> ModelOutput:
+        """Predict for a batch of graphs, see `ModelOutput`."""
+        outputs = [member(graph) for member in self.members]
+        first = outputs[0]
+        distance, log_b = combine(
+            torch.stack([o.distance for o in outputs]),
+            torch.stack([o.log_b for o in outputs]),
+        )
+        output = ModelOutput(
+            torch.stack([o.deformation for o in outputs]).mean(0),
+            torch.stack([o.displacement for o in outputs]).mean(0),
+            first.bond_index,
+            distance,
+            self._mean_log(log_b),
+        )
+        if first.cross_index is not None:
+            distance, log_b = combine(
+                torch.stack([o.cross_distance for o in outputs]),
+                torch.stack([o.cross_log_b for o in outputs]),
+            )
+            output.cross_index = first.cross_index
+            output.cross_distance, output.cross_log_b = distance, self._mean_log(log_b)
+        return output
+
+    def _mean_log(self, total: torch.Tensor) -> torch.Tensor:
+        return (total / len(self.members)).log()

@@ -13,13 +13,16 @@ Equation numbers are the paper's. Where this differs from the published code:
 ``PUBLISHED`` holds the hyperparameters of the paper's form.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import nn
 
-from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel
+from ase_deeprelax.models.blocks import Message, Update
 from ase_deeprelax.models.heads import (
     DisplacementHead,
     DistanceHead,
@@ -34,11 +37,7 @@ from ase_deeprelax.models.layers import (
     Neighborhood,
     RadialBasis,
     autocast_dtype,
-    mlp,
-    project_symmetric,
-    safe_norm,
     spherical,
-    symmetric_matrix,
 )
 
 PUBLISHED = {
@@ -85,16 +84,16 @@ class PaEGNN(RelaxationModel):
     def __init__(
         self,
         *,
-        hidden=128,
-        layers=4,
-        num_rbf=8,
-        cutoff=5.0,
-        rbf_cutoff=None,
-        max_neighbors=None,
-        intra_neighbors=None,
-        degree=2,
-        offset_encoding=None,
-        readout='equivariant',
+        hidden: int = 128,
+        layers: int = 4,
+        num_rbf: int = 8,
+        cutoff: float = 5.0,
+        rbf_cutoff: float | None = None,
+        max_neighbors: int | None = None,
+        intra_neighbors: int | None = None,
+        degree: int = 2,
+        offset_encoding: int | None = None,
+        readout: str = 'equivariant',
     ):
         super().__init__()
         if degree not in (1, 2):
@@ -132,8 +131,8 @@ class PaEGNN(RelaxationModel):
             self.displacement = None
         self.motion = MotionEmbedding(hidden, degree)
 
-    def forward(self, graph):
-        """ModelOutput for a batch of graphs."""
+    def forward(self, graph: CrystalGraph) -> ModelOutput:
+        """Predict for a batch of graphs, see `ModelOutput`."""
         x, neighborhood, vectors = self.edge_features(graph)
         features = self.features(graph, neighborhood)
         deformation = self.lattice(features, graph)
@@ -142,18 +141,19 @@ class PaEGNN(RelaxationModel):
         else:
             displacement = self.displacement(features, graph)
         bonds = undirected(graph).nonzero().squeeze(1)
-        said = predicted_distances(graph, vectors, deformation, displacement)
-        distance, log_b = self.distances(features, x, graph, bonds, said)
-        prediction = ModelOutput(deformation, displacement, bonds, distance, log_b)
+        lengths = predicted_distances(graph, vectors, deformation, displacement)
+        distance, log_b = self.distances(features, x, graph, bonds, lengths)
+        output = ModelOutput(deformation, displacement, bonds, distance, log_b)
         if self.cross_distances is not None:
-            anchors = graph.intra.nonzero().squeeze(1)
-            prediction.anchor_index = anchors
-            prediction.anchor_distance, prediction.anchor_log_b = self.cross_distances(
-                features, x, graph, anchors, said
+            output.cross_index = graph.intra.nonzero().squeeze(1)
+            output.cross_distance, output.cross_log_b = self.cross_distances(
+                features, x, graph, output.cross_index, lengths
             )
-        return prediction
+        return output
 
-    def edge_features(self, graph):
+    def edge_features(
+        self, graph: CrystalGraph
+    ) -> tuple[torch.Tensor, Neighborhood, torch.Tensor]:
         """Edge features x_e (n_edges, n_radial), their sums, and the edge vectors."""
         with torch.autocast(graph.pos.device.type, enabled=False):
             vectors = graph.edge_vectors()
@@ -167,7 +167,7 @@ class PaEGNN(RelaxationModel):
         neighborhood = Neighborhood(graph, x, harmonics, autocast_dtype(x))
         return x, neighborhood, vectors
 
-    def features(self, graph, neighborhood):
+    def features(self, graph: CrystalGraph, neighborhood: Neighborhood) -> Features:
         """Scalars (n, F), vectors (n, 3, F), tensors (n, 5, F) after all layers."""
         scalars, t = self.motion(graph)
         s, v = self.embedding(graph.z) + scalars, None
@@ -176,74 +176,7 @@ class PaEGNN(RelaxationModel):
         return Features(s, v, t)
 
 
-class Message(nn.Module):
-    """Message passing phase, eqs. 4-5, and its counterpart for l = 2."""
-
-    def __init__(self, hidden, n_radial, degree):
-        super().__init__()
-        self.degree = degree
-        n = 2 + degree
-        self.norm = nn.LayerNorm(hidden)
-        self.mlp = mlp(hidden, hidden, n * hidden)
-        # W of  phi_e = W x_e. No bias: messages vanish where the radial basis does.
-        self.filters = nn.Parameter(torch.randn(n, n_radial, hidden) / math.sqrt(n_radial))
-
-    def forward(self, s, v, t, neighborhood):
-        f = s.shape[1]
-        m = self.mlp(self.norm(s)) * (MESSAGE_SCALE / math.sqrt(3))
-        m = m.split(f, dim=1)
-        gather, total = neighborhood.gather, neighborhood.sum
-        ds = total(0, gather(m[0]), self.filters[0]).squeeze(1)
-        dv = total(1, gather(m[1]), self.filters[1])
-        if v is not None:  # m1 * v_j, taken once per atom rather than once per edge
-            passed = (m[-1].unsqueeze(1) * v).flatten(1)
-            dv = v + dv + total(0, gather(passed), self.filters[-1])
-        if self.degree == 2:
-            dt = total(2, gather(m[2]), self.filters[2])
-            t = dt if t is None else t + dt
-        return (s + ds) / math.sqrt(2), dv, t
-
-
-class Update(nn.Module):
-    """Message updating phase, eqs. 6-7: each atom mixes its own features.
-
-    With l = 2 the products that couple the degrees join in: t.t to scalars, t.v to
-    vectors, v (x) v to tensors.
-    """
-
-    def __init__(self, hidden, degree):
-        super().__init__()
-        self.degree = degree
-        self.vectors = nn.Linear(hidden, 2 * hidden, bias=False)
-        n_in, n_out = (2, 3) if degree == 1 else (3, 7)
-        if degree == 2:
-            self.tensors = nn.Linear(hidden, 2 * hidden, bias=False)
-        self.norm = nn.LayerNorm(hidden)
-        self.mlp = mlp(n_in * hidden, hidden, n_out * hidden)
-
-    def forward(self, s, v, t):
-        f = s.shape[1]
-        p, q = self.vectors(v).chunk(2, dim=-1)
-        invariants = [self.norm(s), safe_norm(q)]
-        if self.degree == 2:
-            tp, tq = self.tensors(t).chunk(2, dim=-1)
-            invariants.append(safe_norm(tq))
-        b = self.mlp(torch.cat(invariants, dim=-1)).split(f, dim=-1)
-        ds = b[0] + b[1] * (p * q).sum(1) / math.sqrt(f)
-        dv = b[2].unsqueeze(1) * p
-        if self.degree == 2:
-            ds = ds + b[3] * (tp * tq).sum(1) / math.sqrt(f)
-            turned = (symmetric_matrix(tq) * q.unsqueeze(1)).sum(2)
-            dv = dv + b[4].unsqueeze(1) * turned
-            t = t + b[5].unsqueeze(1) * tp + b[6].unsqueeze(1) * project_symmetric(p, q)
-        return s + ds / math.sqrt(2), v + dv, t
-
-
-# Whole shells hold some fifty neighbours: keeps the first sums of order one.
-MESSAGE_SCALE = 0.2
-
-
-def encode_offsets(offset, width):
+def encode_offsets(offset: torch.Tensor, width: int) -> torch.Tensor:
     """Unit cell offset encoding, eqs. 2-3: (n_edges, 3) integers -> (n_edges, width).
 
     The index ``k = (o1 + 2) + 5 (o2 + 2) + 25 (o3 + 2)`` of the paper is unique for

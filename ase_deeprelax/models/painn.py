@@ -2,7 +2,7 @@
 
 PaEGNN is PaiNN with unit cell offsets added to the edge features, so that PaiNN is PaEGNN
 with scalars and vectors only and without the offsets: its message and update blocks are
-`paegnn.Message` and `paegnn.Update` of degree 1. As in the Open Catalyst code, on which
+`blocks.Message` and `blocks.Update` of degree 1. As in the Open Catalyst code, on which
 DeepRelax builds, they differ from PaiNN as first published in that
 
 * scalars go through a LayerNorm before each block, and constants scale the sums;
@@ -37,7 +37,14 @@ class PaiNN(PaEGNN):
     5.0
     """
 
-    def __init__(self, *, hidden=128, layers=4, num_rbf=8, cutoff=5.0):
+    def __init__(
+        self,
+        *,
+        hidden: int = 128,
+        layers: int = 4,
+        num_rbf: int = 8,
+        cutoff: float = 5.0,
+    ):
         super().__init__(
             hidden=hidden, layers=layers, num_rbf=num_rbf, cutoff=cutoff, degree=1
         )

@@ -2,33 +2,49 @@
 
 An ensemble is a folder with a config alone, whose ``members`` are names of models.
 
-Nothing is ever unpickled. The config holds the hash of the weights, so that a file that
-was cut short or changed is refused by name instead of giving other numbers.
+Nothing is ever unpickled. The config holds the hash of the weights, and one of the weights
+and all its entries that change answers: a folder that was damaged or edited is refused by
+name instead of giving other numbers.
 """
+
+from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 
-from ase_deeprelax.errors import ModelError
+from ase_deeprelax.errors import ModelError, warn
+from ase_deeprelax.files import write_atomically
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.models.card import ModelCard
 from ase_deeprelax.models.ensemble import Ensemble
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, FORMAT_VERSION)
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 SHIPPED = Path(__file__).parents[1] / 'weights'
 # What 'default' stands for: the shipped model that measured best.
 DEFAULT = 'ensemble'
 PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
+# The entries of a config that answers depend on, beside the weights.
+ANSWERS = ('architecture', 'hyperparameters', 'elements', 'learned', 'range', 'second_look')
+# Larger files and numbers are not those of a model: they would fill the memory, or a cutoff
+# would ask for all atoms of a crystal. A cutoff is in A.
+MOST_BYTES_OF_CONFIG, MOST_BYTES_OF_HEADER, MOST_MEMBERS = 4_000_000, 4_000_000, 32
+LARGEST = {'cutoff': 15.0, 'layers': 64}
+LARGEST_OF_OTHERS = 2048
 
 
-def save_model(model, folder, card):
+def save_model(
+    model: RelaxationModel, folder: str | Path, card: ModelCard | dict[str, Any]
+) -> dict[str, Any]:
     """Write a model as ``folder/model.safetensors`` and ``folder/config.json``.
 
     Each file is written beside its place and then renamed, the config last: a write that
@@ -40,20 +56,19 @@ def save_model(model, folder, card):
         As made by `create_model`; weights are stored as float32.
     folder : path
         Created if needed.
-    card : dict
-        What there is to know about the model, as JSON: ``elements`` (atomic numbers seen
-        in training), ``training`` (data, licences, counts), ``metrics``, ``licence``;
-        ``range`` may give the training range (low, high) of ``n_atoms`` and of
-        ``volume_per_atom`` in A^3; ``second_look`` says whether relaxed structures were
-        among the inputs, so that the model is asked again about its own answers
-        (`predict.second_look`), default False; ``learned`` lists what was asked in
-        training, of 'bulk', 'layer', 'held cell', 'partly held cell' and 'fixed atoms',
-        default 'bulk' alone: other questions are flagged as outside the training range.
+    card : ModelCard or dict
+        What there is to know about the model, a dictionary as `ModelCard.from_dict` takes
+        it.
 
     Returns
     -------
     dict
         The config as written.
+
+    Raises
+    ------
+    ModelError
+        An entry of the card is not of its kind.
 
     Examples
     --------
@@ -63,23 +78,35 @@ def save_model(model, folder, card):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(card, dict):
+        card = ModelCard.from_dict(card)
     weights = safetensors.torch.save(_float32(model.state_dict()))
     config = {
-        **card,
+        **card.to_dict(),
         'format_version': FORMAT_VERSION,
         'architecture': model.architecture,
         'hyperparameters': model.hyperparameters,
         'graph': model.spec.to_dict(),
-        'elements': [int(z) for z in card.get('elements', ())],
-        'sha256': hashlib.sha256(weights).hexdigest(),
+        'weights_sha256': hashlib.sha256(weights).hexdigest(),
     }
-    text = json.dumps(config, indent=2) + '\n'
-    _write(folder / WEIGHTS, weights)
-    _write(folder / CONFIG, text.encode())
+    config['sha256'] = answers_hash(config)
+    write_atomically(folder / WEIGHTS, weights)
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + '\n')
     return config
 
 
-def load_model(name, device='cpu', *, dtype=torch.float32):
+def answers_hash(config: dict[str, Any]) -> str:
+    """The hash of the weights and of all that answers depend on, hexadecimal."""
+    entries = {key: config.get(key) for key in ('weights_sha256', *ANSWERS)}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def load_model(
+    name: str | Path,
+    device: str | torch.device = 'cpu',
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> RelaxationModel:
     """A model in eval mode, from its name or its folder.
 
     Parameters
@@ -95,65 +122,134 @@ def load_model(name, device='cpu', *, dtype=torch.float32):
     Returns
     -------
     RelaxationModel
-        With ``.card`` (dict), ``.name`` and ``.sha256``.
+        With ``.card`` (`ModelCard`), ``.name`` and ``.sha256``.
 
     Raises
     ------
     ModelError
-        The name is unknown, a file is damaged, pickled, of a newer format, or weights and
-        config do not fit together.
+        The name is unknown, a file is damaged, edited, pickled, of a newer format, not the
+        size of a model, or weights and config do not fit together.
 
     Examples
     --------
-    >>> load_model('default').card['metrics']  # doctest: +SKIP
+    >>> load_model('default').card.metrics  # doctest: +SKIP
     """
     folder = find_model(name)
     config = _read_config(folder)
     if 'members' in config:
         return _load_ensemble(folder, config, device, dtype)
-    path = folder / WEIGHTS
+    # Without memory first: a file of another size is refused before anything is allocated.
+    needed = sum(
+        4 * p.numel() for p in _build(folder, config, 'meta').state_dict().values()
+    )
+    weights = _read_weights(folder / WEIGHTS, config, needed)
+    model = _build(folder, config, 'cpu')
     try:
+        model.load_state_dict(safetensors.torch.load(weights))
+    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise _misfit(folder, error) from error
+    model.card = _card(folder, config)
+    model.sha256, model.name = config['sha256'], model.card.name or folder.name
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _build(folder: Path, config: dict[str, Any], device: str) -> RelaxationModel:
+    """The network with random weights, of a size that can be one."""
+    hyperparameters = config['hyperparameters']
+    if not isinstance(hyperparameters, dict) or not isinstance(config['architecture'], str):
+        raise ModelError(
+            f'{folder / CONFIG}: hyperparameters must be an object and architecture a word'
+        )
+    for key, value in hyperparameters.items():
+        largest = LARGEST.get(key, LARGEST_OF_OTHERS)
+        if isinstance(value, float | int) and not 0 <= value <= largest:
+            raise ModelError(
+                f'{folder / CONFIG}: {key} is {value}; it must be from 0 to {largest:g}'
+            )
+    try:
+        # Weights that are to be overwritten are random.
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return create_model(config['architecture'], **hyperparameters)
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        raise _misfit(folder, error) from error
+
+
+def _read_weights(path: Path, config: dict[str, Any], needed: int) -> bytes:
+    """The bytes of the file, if they are those of the config and of ``needed`` size."""
+    if path.exists() and not path.is_file():
+        raise ModelError(f'{path} is not a file; fetch the model again')
+    try:
+        size = path.stat().st_size
+        if size > needed + MOST_BYTES_OF_HEADER:
+            raise ModelError(
+                f'{path} has {size:,} bytes, its network {needed:,}: weights and {CONFIG} '
+                'do not fit together; fetch the model again'
+            )
         weights = path.read_bytes()
     except OSError as error:
         raise ModelError(
             f'{path}: {error.strerror}; copy {WEIGHTS} and {CONFIG} together'
         ) from error
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != config['sha256']:
+    digest, expected = hashlib.sha256(weights).hexdigest(), config['weights_sha256']
+    if digest != expected:
         raise ModelError(
             f'{path} is damaged or belongs to another {CONFIG}: its sha256 is {digest}, '
-            f'{CONFIG} says {config["sha256"]}; delete the folder and fetch the model again'
+            f'{CONFIG} says {expected}; delete the folder and fetch the model again'
         )
+    return weights
+
+
+def _card(folder: Path, config: dict[str, Any]) -> ModelCard:
     try:
-        with torch.random.fork_rng(devices=[]):  # weights to be overwritten are random
-            model = create_model(config['architecture'], **config['hyperparameters'])
-        model.load_state_dict(safetensors.torch.load(weights))
-    except (TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(
-            f'{folder}: weights and {CONFIG} do not fit together or need another version '
-            f'of this package ({error}); fetch the model again'
-        ) from error
-    model.card, model.sha256 = config, digest
-    model.name = config.get('name', folder.name)
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        return ModelCard.from_dict(config)
+    except ModelError as error:
+        raise ModelError(f'{folder / CONFIG}: {error}') from error
 
 
-def _load_ensemble(folder, config, device, dtype):
-    """Shipped models as one; its hash is that of their hashes."""
-    members = [load_model(name, device, dtype=dtype) for name in config['members']]
-    digest = hashlib.sha256(''.join(m.sha256 for m in members).encode()).hexdigest()
-    if digest != config['sha256']:
+def _misfit(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f'{folder}: weights and {CONFIG} do not fit together or need another version of '
+        f'this package ({error}); fetch the model again'
+    )
+
+
+def _load_ensemble(
+    folder: Path, config: dict[str, Any], device: str | torch.device, dtype: torch.dtype
+) -> RelaxationModel:
+    """Several models as one; its hash is that of their hashes."""
+    card = _card(folder, config)
+    if not 1 <= len(card.members) <= MOST_MEMBERS:
         raise ModelError(
-            f'{folder}: its members {", ".join(config["members"])} are not those that it '
-            'was made of; install ase-deeprelax again'
+            f'{folder / CONFIG} names {len(card.members)} members; an ensemble has from 1 '
+            f'to {MOST_MEMBERS}'
+        )
+    for member in card.members:
+        if 'members' in _read_config(find_model(member)):
+            raise ModelError(
+                f'{folder / CONFIG}: its member {member!r} is an ensemble itself; name the '
+                'models that it is made of'
+            )
+    members = [load_model(name, device, dtype=dtype) for name in card.members]
+    if config['sha256'] != ensemble_hash(members):
+        raise ModelError(
+            f'{folder}: its members {", ".join(card.members)} are not those that it was '
+            'made of; install ase-deeprelax again'
         )
     model = Ensemble(members)
     model.architecture, model.hyperparameters = 'ensemble', {}
-    model.card, model.sha256, model.name = config, digest, config['name']
+    model.card, model.sha256 = card, config['sha256']
+    model.name = card.name or folder.name
     return model.eval().requires_grad_(False)
 
 
-def load_shared(name, device, dtype):
+def ensemble_hash(members: list[RelaxationModel]) -> str:
+    """The hash of the hashes of an ensemble's members, hexadecimal."""
+    return hashlib.sha256(''.join(m.sha256 for m in members).encode()).hexdigest()
+
+
+def load_shared(
+    name: str | Path, device: str | torch.device, dtype: torch.dtype
+) -> RelaxationModel:
     """`load_model`, once per model, device and type: treat what it returns as read-only."""
     folder = find_model(name)
     files = [path for path in (folder / CONFIG, folder / WEIGHTS) if path.exists()]
@@ -163,12 +259,14 @@ def load_shared(name, device, dtype):
 
 
 @lru_cache(maxsize=8)
-def _load_once(folder, _stamp, device, dtype):
+def _load_once(
+    folder: Path, _stamp: tuple, device: str | torch.device, dtype: torch.dtype
+) -> RelaxationModel:
     """Keyed by the files' times too, so that a model trained again is read again."""
     return load_model(folder, device, dtype=dtype)
 
 
-def find_model(name):
+def find_model(name: str | Path) -> Path:
     """Folder of a model given by name or path; ``ModelError`` where there is none."""
     shipped = available_models()
     if isinstance(name, str):
@@ -196,25 +294,27 @@ def find_model(name):
     )
 
 
-def available_models():
-    """The shipped models: a dict from name to card, sorted by name."""
+def available_models() -> dict[str, dict[str, Any]]:
+    """The shipped models: a dict from name to the content of its config, sorted by name."""
     return {
         path.parent.name: json.loads(path.read_text())
         for path in sorted(SHIPPED.glob(f'*/{CONFIG}'))
     }
 
 
-def _read_config(folder):
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_bytes())
+        if path.stat().st_size > MOST_BYTES_OF_CONFIG:
+            raise ValueError(f'it has more than {MOST_BYTES_OF_CONFIG:,} bytes')
+        config = json.loads(path.read_bytes(), parse_constant=_no_number)
         version = config['format_version']
         missing = {'architecture', 'hyperparameters', 'sha256'} - set(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f'{path} cannot be read ({error!r}); fetch the model again'
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
         raise ModelError(
             f'{path} has format_version {version!r}, this package reads {FORMAT_VERSION}; '
             'update ase-deeprelax or fetch a model of that format'
@@ -223,24 +323,32 @@ def _read_config(folder):
         raise ModelError(
             f'{path} lacks {", ".join(sorted(missing))}; fetch the model again'
         )
+    return config if 'members' in config else _checked(path, config)
+
+
+def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config, if nothing of it was edited that answers depend on."""
+    if config['format_version'] == 1:
+        warn(
+            f'{path} is of an older format, which does not notice edits; save_model writes '
+            'it anew'
+        )
+        return config | {'weights_sha256': config['sha256']}
+    if config['sha256'] != answers_hash(config):
+        raise ModelError(
+            f'{path} was edited: {", ".join(ANSWERS)} are not those that the model was '
+            'saved with; fetch the model again, or save your change with save_model'
+        )
     return config
 
 
-def _float32(state):
+def _no_number(word: str) -> float:
+    raise ValueError(f'{word} is not a number')
+
+
+def _float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Contiguous CPU copies; floating-point tensors as float32."""
     return {
         key: (x.float() if x.is_floating_point() else x).detach().cpu().contiguous().clone()
         for key, x in state.items()
     }
-
-
-def _write(path, content):
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with temporary.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

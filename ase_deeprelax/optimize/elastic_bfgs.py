@@ -110,11 +110,11 @@ class ElasticBFGS(BFGS):
         self.energy0, self.scaled = None, True
         if isinstance(data[-1], dict):
             vars(self).update(data.pop())
-        hessian, self.pos0, self.forces0, self.maxstep = data[:4]
+        self.H0, self.pos0, self.forces0, self.maxstep = data[:4]
         if len(data) == 5:
             self.atoms.orig_cell = data[4]
-        super().update(None, None, None, None)  # makes the state, from H0
-        self.state.hessian = hessian
+        self.state = None
+        super().update(self.pos0, self.forces0, None, None)  # makes the state from H0
 
     def step(self, gradient: np.ndarray | None = None) -> None:
         """Take one step, or undo the last one and take a shorter one."""
@@ -124,7 +124,7 @@ class ElasticBFGS(BFGS):
         gradient = np.ravel(self._get_gradient(gradient))
         x, energy = np.ravel(self.optimizable.get_x()), self.optimizable.get_value()
         self.update(x, -gradient, self.pos0, self.forces0)
-        longest = self.maxstep
+        longest = self.maxstep if self.scaled else self.maxstep / 2
         moved = 0.0 if self.energy0 is None else self._length(x - self.pos0)
         if moved > SHORT and energy > self.energy0 + RISE:
             longest = moved / 2

@@ -142,7 +142,7 @@ def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:
     good[index[bad_atoms]] = False
     for names in (
         ('bond_index', 'distance', 'log_b'),
-        ('anchor_index', 'anchor_distance', 'anchor_log_b'),
+        ('cross_index', 'cross_distance', 'cross_log_b'),
     ):
         chosen, distance, log_b = (getattr(prediction, name) for name in names)
         if chosen is None:
@@ -165,15 +165,15 @@ def _solve(batch: CrystalGraph, prediction: ModelOutput) -> EDGSolution:
     cell, pos = relaxed_structure(batch, prediction.deformation, prediction.displacement)
     width = prediction.log_b.exp()
     anchors = {}
-    if prediction.anchor_index is not None:
-        anchor_width = prediction.anchor_log_b.exp()
+    if prediction.cross_index is not None:
+        anchor_width = prediction.cross_log_b.exp()
         anchors = {
-            'anchor_index': batch.edge_index.index_select(1, prediction.anchor_index),
+            'anchor_index': batch.edge_index.index_select(1, prediction.cross_index),
             'anchor_pos': apply_deformation(
                 batch.pos, prediction.deformation, batch.graph_of_atom
             ),
-            'anchor_lower': (prediction.anchor_distance - anchor_width).clamp(min=0),
-            'anchor_upper': prediction.anchor_distance + anchor_width,
+            'anchor_lower': (prediction.cross_distance - anchor_width).clamp(min=0),
+            'anchor_upper': prediction.cross_distance + anchor_width,
         }
     return solve_edg(
         pos,

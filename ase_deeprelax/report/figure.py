@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 _PIXELS = 110
 
 
-class Picture(Figure):
+class NotebookFigure(Figure):
     """A ``Figure`` that needs no pyplot to be seen."""
 
-    def _repr_png_(self):
+    def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format='png', dpi=_PIXELS)
         return buffer.getvalue()

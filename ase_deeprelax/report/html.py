@@ -1,36 +1,50 @@
-"""One HTML file that shows what a model did: a crystal viewer, tables and figures.
+"""One HTML file on relaxations: a crystal viewer, tables and figures.
 
 Everything is in the file, and its content policy forbids it to load anything else; it opens
 from a disk without a network. The page itself is in the folder ``page``.
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from ase_deeprelax import __version__
+from ase_deeprelax.compare.schema import AnyEvaluation, Comparison, check_version
 from ase_deeprelax.report import sections
 from ase_deeprelax.report.accuracy import accuracy
+from ase_deeprelax.report.html_blocks import Section
+from ase_deeprelax.result import Relaxation
 
 PAGE = Path(__file__).with_name('page')
 
 
-def write_report(path, comparison=None, *, relaxations=None, evaluation=None):
-    """Write what was found as one HTML file.
+def write_report(
+    path: str | Path,
+    comparison: Comparison | None = None,
+    *,
+    relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation] | None = None,
+    evaluation: AnyEvaluation | None = None,
+) -> Path:
+    """Write relaxations, a comparison or an evaluation as one HTML file.
 
     Parameters
     ----------
     path : str or Path
         Overwritten; its folder is made.
     comparison : dict, optional
-        What `savings.compare` gave, with ``phonons`` if there are any.
+        Of `savings.compare`, with ``phonons`` if there are any; also one that was read
+        from a JSON file.
     relaxations : mapping or list of Relaxation, optional
         For the viewer, by name; those of a list are called by formula and place. Default
         the predictions of ``comparison``.
     evaluation : dict, optional
-        What `evaluate` or `evaluate_all` gave.
+        Of `evaluate` or `evaluate_all`; also one that was read from a JSON file.
 
     Returns
     -------
@@ -40,6 +54,8 @@ def write_report(path, comparison=None, *, relaxations=None, evaluation=None):
     ------
     ValueError
         There is nothing to report.
+    ConfigError
+        A later version of the package wrote the comparison or the evaluation.
     MissingDependencyError
         A comparison or an evaluation has figures, which need matplotlib.
 
@@ -54,7 +70,12 @@ def write_report(path, comparison=None, *, relaxations=None, evaluation=None):
     """
     if comparison is None and relaxations is None and evaluation is None:
         raise ValueError('nothing to report; give comparison, relaxations or evaluation')
-    scenes, parts, about = [], [], [f'Written by ase_deeprelax {__version__}.']
+    for result in (comparison, evaluation):
+        if result is not None:
+            check_version(result)
+    scenes: list[dict[str, Any]] = []
+    parts: list[Section] = []
+    about = [f'Written by ase_deeprelax {__version__}.']
     if relaxations is not None:
         named = sections.named(relaxations)
         scenes = sections.scenes(named)
@@ -91,7 +112,7 @@ def write_report(path, comparison=None, *, relaxations=None, evaluation=None):
     return path
 
 
-def embedded(data):
+def embedded(data: Any) -> Markup:
     r"""Data as JSON that may stand in a ``<script>`` element, whatever text it holds.
 
     >>> print(embedded({'name': '</script>'}))
@@ -103,5 +124,5 @@ def embedded(data):
     return Markup(text)  # noqa: S704 - nothing that HTML understands is left
 
 
-def _asset(name):
+def _asset(name: str) -> Markup:
     return Markup((PAGE / name).read_text(encoding='utf-8'))  # noqa: S704 - our own file

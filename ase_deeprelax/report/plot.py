@@ -6,8 +6,15 @@ each always means the same: grey the input, blue the prediction, green what was 
 the prediction, orange other rivals.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
+from ase_deeprelax.compare.schema import Comparison, Geometry, RunRow
+from ase_deeprelax.compare.tables import count
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
@@ -18,7 +25,6 @@ from ase_deeprelax.report.style import (
     MARKERS,
     MORE,
     boxes,
-    count,
     diagonal,
     legend,
     log,
@@ -29,13 +35,17 @@ from ase_deeprelax.report.style import (
     styled,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 STARTS = {'unrelaxed': ('unrelaxed', GREY), 'prediction': ('prediction', BLUE)}
 
 _MEV = 1000
 
 
 @styled
-def calls_saved(comparison):
+def calls_saved(comparison: Comparison) -> Figure:
     """Calls of each calculator with the prediction against those without it.
 
     Parameters
@@ -84,7 +94,7 @@ def calls_saved(comparison):
 
 
 @styled
-def energy_boxes(comparison, optimizer=None):
+def energy_boxes(comparison: Comparison, optimizer: str | None = None) -> Figure:
     """Energies before, predicted and refined, above the full relaxation's (as Fig. 4).
 
     Parameters
@@ -103,7 +113,7 @@ def energy_boxes(comparison, optimizer=None):
     calculators, optimizers = _settings(comparison)
     optimizer = optimizer or optimizers[0]
     figure, [axes] = panels(1, len(calculators), sharey=True, size=(4.0, 3.6))
-    said = {p['structure']: p['energy_per_atom'] for p in comparison['predictions']}
+    predicted = {p['structure']: p['energy_per_atom'] for p in comparison['predictions']}
     lowest, highest = -1, 1
     for ax, calculator in zip(axes, calculators, strict=True):
         both = _both(comparison, calculator, optimizer)
@@ -112,7 +122,7 @@ def energy_boxes(comparison, optimizer=None):
             nothing(ax, 'no structure converged\nfrom both starts')
             continue
         rows = [
-            (a['curve'][0][0], said[structure][calculator], b['energy_per_atom'])
+            (a['curve'][0][0], predicted[structure][calculator], b['energy_per_atom'])
             for structure, (a, b) in both.items()
         ]
         ends = np.array([a['energy_per_atom'] for a, _ in both.values()])
@@ -130,8 +140,10 @@ def energy_boxes(comparison, optimizer=None):
 
 
 @styled
-def convergence(comparison, calculator, structure=None):
-    """Energy and largest force on the way down, with and without the prediction.
+def convergence(
+    comparison: Comparison, calculator: str, structure: str | None = None
+) -> Figure:
+    """Energy and largest force of relaxations, with and without the prediction.
 
     Parameters
     ----------
@@ -158,7 +170,7 @@ def convergence(comparison, calculator, structure=None):
             for ax in axes[:, k]:
                 nothing(ax, 'no structure converged\nfrom both starts')
             continue
-        _descents(axes[:, k], list(both.values()), comparison['settings']['fmax'])
+        _curves(list(axes[:, k]), list(both.values()), comparison['settings']['fmax'])
         longest = [max(run['calls'] for run in pair) for pair in both.values()]
         end = max(longest) if len(both) < FEW else np.quantile(longest, 0.9)
         axes[1, k].set(xlabel='calls of the calculator', xlim=(0, 1.03 * end))
@@ -169,14 +181,16 @@ def convergence(comparison, calculator, structure=None):
     return figure
 
 
-def _descents(axes, pairs, fmax):
+def _curves(
+    axes: Sequence[Axes], pairs: Sequence[tuple[RunRow, RunRow]], fmax: float
+) -> None:
     n = max(len(run['curve']) for pair in pairs for run in pair)
     lw, alpha = (2, 1) if len(pairs) == 1 else (0.9, 0.5 if len(pairs) < FEW else 0.25)
     for at, (name, color) in enumerate(STARTS.values()):
         curves = []
         for pair in pairs:
             curve = np.array(pair[at]['curve'], float)
-            end = min(run['energy_per_atom'] for run in pair)
+            end = min(run['curve'][-1][0] for run in pair)
             curve[:, 0] = np.maximum(_MEV * (curve[:, 0] - end), 0.1)
             curves.append(np.vstack([curve, np.repeat(curve[-1:], n - len(curve), axis=0)]))
             for ax, values in zip(axes, curve.T, strict=True):
@@ -191,7 +205,7 @@ def _descents(axes, pairs, fmax):
 
 
 @styled
-def lattice_parity(comparison, against=None):
+def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure:
     """Cells of inputs and of predictions against relaxed ones.
 
     Parameters
@@ -213,11 +227,11 @@ def lattice_parity(comparison, against=None):
         has = comparison['settings']['has_reference']
         against = 'reference' if has else calculators[0]
     truth = _relaxed(comparison, against, optimizers[0])
-    said = {p['structure']: p for p in comparison['predictions'] if p['ok']}
+    found = {p['structure']: p for p in comparison['predictions'] if p['ok']}
     rows = [
-        [_cell(one, s['n_atoms']) for one in (truth[s['id']], s, said[s['id']])]
+        [_cell(one, s['n_atoms']) for one in (truth[s['id']], s, found[s['id']])]
         for s in comparison['structures']
-        if s['id'] in truth and s['id'] in said
+        if s['id'] in truth and s['id'] in found
     ]
     true, given, predicted = np.array(rows, float).reshape(-1, 3, 7).transpose(1, 0, 2)
     by = 'reference' if against == 'reference' else f'relaxed by {against}'
@@ -239,26 +253,30 @@ def lattice_parity(comparison, against=None):
     return figure
 
 
-def _settings(comparison):
+def _settings(comparison: Comparison) -> tuple[list[str], list[str]]:
     settings = comparison['settings']
     return list(settings['calculators']), settings['optimizers']
 
 
-def _both(comparison, calculator, optimizer):
+def _both(
+    comparison: Comparison, calculator: str, optimizer: str
+) -> dict[str, tuple[RunRow, RunRow]]:
     """Structure to its two runs, without and with prediction, where both converged."""
-    runs = {}
+    runs: dict[str, dict[str, RunRow]] = {}
     for run in comparison['runs']:
         if (run['calculator'], run['optimizer']) == (calculator, optimizer):
             runs.setdefault(run['structure'], {})[run['start']] = run
     return {
-        structure: tuple(starts[start] for start in STARTS)
+        structure: (starts['unrelaxed'], starts['prediction'])
         for structure, starts in runs.items()
         if all(start in starts and starts[start]['converged'] for start in STARTS)
     }
 
 
-def _relaxed(comparison, against, optimizer):
-    """Structure to what says its relaxed cell."""
+def _relaxed(
+    comparison: Comparison, against: str, optimizer: str
+) -> Mapping[str, Geometry]:
+    """Structure to the row with its relaxed cell."""
     if against == 'reference':
         return {s['id']: s['reference'] for s in comparison['structures'] if s['reference']}
     return {
@@ -270,5 +288,5 @@ def _relaxed(comparison, against, optimizer):
     }
 
 
-def _cell(one, n_atoms):
-    return [*one['lattice'], one['volume'] / n_atoms]
+def _cell(row: Any, n_atoms: int) -> list[float]:
+    return [*row['lattice'], row['volume'] / n_atoms]

@@ -1,13 +1,17 @@
-"""Figures of how far answers are from known ones.
+"""Figures of the errors of predictions with known answers.
 
 Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of their own.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ase_deeprelax.compare.schema import AnyEvaluation, models_of
+from ase_deeprelax.compare.tables import count
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
@@ -15,7 +19,6 @@ from ase_deeprelax.report.style import (
     INK,
     MORE,
     ORANGE,
-    count,
     legend,
     log,
     nothing,
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BASELINES = {'dummy': GREY, 'scaled_dummy': ORANGE}
-# Errors with what they are called; those below the number, such as the zeros that symmetry
+# Errors with their labels; those below the number, such as the zeros that symmetry
 # makes, are drawn at it.
 _ERRORS = {
     'coord_mae': ('coordinates: mean absolute error / Å', 1e-3),
@@ -39,16 +42,17 @@ _ERRORS = {
 _LATTICE = ('a / Å', 'b / Å', 'c / Å', 'alpha / °', 'beta / °', 'gamma / °')
 
 
-def called(evaluation: Mapping[str, Any], method: str) -> str:
-    """What a method goes by: Dummy, scaled Dummy, or the name of a model."""
+def method_name(evaluation: AnyEvaluation, method: str) -> str:
+    """The name of a method in reports: Dummy, scaled Dummy, or that of a model."""
     if method in _BASELINES:
         return method.replace('_', ' ').replace('dummy', 'Dummy')
-    # The result of `evaluate` says what its only model is called.
-    return method if 'models' in evaluation else evaluation['model']
+    if 'models' in evaluation:
+        return method
+    return models_of(evaluation)['model']['model']
 
 
 @styled
-def error_distributions(evaluation: Mapping[str, Any]) -> 'Figure':
+def error_distributions(evaluation: AnyEvaluation) -> Figure:
     """How the errors of structures are distributed (as Fig. 2 of the DeepRelax paper).
 
     Parameters
@@ -92,8 +96,8 @@ def error_distributions(evaluation: Mapping[str, Any]) -> 'Figure':
 
 
 @styled
-def calibration(evaluation: Mapping[str, Any], method: str = 'model') -> 'Figure':
-    """Predicted uncertainty against what the error turned out to be.
+def calibration(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
+    """Predicted uncertainty against the error of each structure.
 
     Parameters
     ----------
@@ -126,7 +130,7 @@ def calibration(evaluation: Mapping[str, Any], method: str = 'model') -> 'Figure
     ax.set(xlim=ends, xlabel='sigma of the structure / Å')
     ax.set(ylabel='mean error of its distances / Å')
     log(ax, 'x', 'y')
-    rank = evaluation.get('models', {method: evaluation})[method]['spearman_sigma']
+    rank = models_of(evaluation)[method]['spearman_sigma']
     if rank is not None:
         ax.set_title(f'rank correlation {rank:.2f}, {count(len(rows))}')
     ax.legend(loc='lower right')
@@ -134,7 +138,7 @@ def calibration(evaluation: Mapping[str, Any], method: str = 'model') -> 'Figure
 
 
 @styled
-def lattice_parameters(evaluation: Mapping[str, Any]) -> 'Figure':
+def lattice_parameters(evaluation: AnyEvaluation) -> Figure:
     """Lattice parameters of inputs and of predictions against those of the references.
 
     Parameters
@@ -179,10 +183,13 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _methods(evaluation: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What each method is called, and its color."""
+def _methods(evaluation: AnyEvaluation) -> dict[str, tuple[str, str]]:
+    """The name and the color of each method."""
     models = iter((BLUE, *MORE))
     return {
-        method: (called(evaluation, method), _BASELINES.get(method) or next(models, INK))
+        method: (
+            method_name(evaluation, method),
+            _BASELINES.get(method) or next(models, INK),
+        )
         for method in evaluation['all']
     }

@@ -1,14 +1,24 @@
-"""Figures of phonons: what the way a crystal was relaxed does to its vibrations.
+"""Figures of phonons of one crystal that was relaxed in several ways.
 
 Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of their own.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
 import numpy as np
 
+from ase_deeprelax.compare.schema import Bands, Comparison, PhononRow
 from ase_deeprelax.report.style import BLUE, GREEN, INK, ORANGE, legend, panels, styled
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 # Color, width and dashes: lines that lie upon each other must all be seen.
-KINDS = {
+KINDS: dict[str, tuple[str, float, Any]] = {
     'predicted': (BLUE, 1.5, '-'),
     'refined': (GREEN, 3, '-'),
     'iterative': (ORANGE, 1.6, (0, (3, 1.5))),
@@ -16,7 +26,7 @@ KINDS = {
 
 
 @styled
-def phonon_bands(comparison, structure, calculator):
+def phonon_bands(comparison: Comparison, structure: str, calculator: str) -> Figure:
     """Phonon bands side by side, and the densities of states over each other.
 
     Parameters
@@ -35,18 +45,18 @@ def phonon_bands(comparison, structure, calculator):
     figure, [axes] = panels(
         1, len(widths), size=(2.9, 3.6), sharey=True, width_ratios=widths
     )
-    for ax, (kind, entry) in zip(axes, found.items(), strict=False):
-        bands = entry['bands']
+    for ax, (kind, row) in zip(axes, found.items(), strict=False):
+        bands = row['bands']
         x, y = np.array(bands['x']), np.array(bands['frequencies'])
         for part in np.split(np.arange(len(x)), bands['breaks']):
             ax.plot(x[part], y[part], color=KINDS[kind][0], lw=1.3)
         ax.set_xticks(*_ticks(bands))
         ax.tick_params(axis='x', labelsize=9)
         ax.grid(visible=False, axis='y')
-        n, modes = entry['imaginary']['n'], entry['imaginary']['n_modes']
+        n, modes = row['imaginary']['n'], row['imaginary']['n_modes']
         ax.set(title=f'{kind}: {n} of {modes} imaginary', xlim=(x[0], x[-1]))
-    for kind, entry in found.items():
-        dos = entry['dos']
+    for kind, row in found.items():
+        dos = row['dos']
         _line(axes[-1], dos['density'], dos['frequencies'], kind)
     for ax in axes:
         ax.axhline(0, color=INK, lw=1)
@@ -57,7 +67,7 @@ def phonon_bands(comparison, structure, calculator):
 
 
 @styled
-def thermal_properties(comparison, structure, calculator):
+def thermal_properties(comparison: Comparison, structure: str, calculator: str) -> Figure:
     """Free energy, entropy and heat capacity of harmonic phonons over temperature.
 
     Parameters
@@ -79,17 +89,18 @@ def thermal_properties(comparison, structure, calculator):
     }
     figure, [axes] = panels(1, 3, size=(3.4, 2.8))
     for ax, (key, (label, unit)) in zip(axes, shown.items(), strict=True):
-        for kind, entry in found.items():
-            thermal = entry['thermal']
+        for kind, row in found.items():
+            thermal = cast('Mapping[str, list[float]]', row['thermal'])
             _line(ax, thermal['temperatures'], unit * np.array(thermal[key], float), kind)
         ax.set(xlabel='temperature / K', ylabel=label)
     legend(figure, axes[0])
     return figure
 
 
-def _ticks(bands):
+def _ticks(bands: Bands) -> tuple[list[float], list[str]]:
     """Places and labels; of the two at a break one stands below the other."""
-    places, end = {}, bands['x'][-1]
+    places: dict[float, list[str]] = {}
+    end = bands['x'][-1]
     for x, label in zip(bands['ticks'], bands['labels'], strict=True):
         places.setdefault(round(x, 6), []).append(label.replace('G', 'Γ'))
     # Rounded up, the last one would lie outside the axis and not be drawn.
@@ -97,21 +108,25 @@ def _ticks(bands):
     return ticks, ['\n'.join(labels) for labels in places.values()]
 
 
-def _line(ax, x, y, kind):
+def _line(
+    ax: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, kind: str
+) -> None:
     color, width, dashes = KINDS[kind]
     ax.plot(x, y, color=color, lw=width, ls=dashes, label=kind)
 
 
-def _phonons(comparison, structure, calculator):
+def _phonons(
+    comparison: Comparison, structure: str, calculator: str
+) -> dict[str, PhononRow]:
     wanted = (structure, calculator)
-    entries = {
-        entry['kind']: entry
-        for entry in comparison.get('phonons', ())
-        if (entry['structure'], entry['calculator']) == wanted and entry['ok']
+    rows = {
+        row['kind']: row
+        for row in comparison.get('phonons', [])
+        if (row['structure'], row['calculator']) == wanted and row['ok']
     }
-    if not entries:
+    if not rows:
         raise ValueError(
             f'there are no phonons of structure {structure!r} with {calculator!r}; '
-            'ask compare_phonons for them, and see the problem it met'
+            'call compare_phonons, and see the problem in its rows'
         )
-    return {kind: entries[kind] for kind in KINDS if kind in entries}
+    return {kind: rows[kind] for kind in KINDS if kind in rows}

@@ -1,13 +1,25 @@
-"""How figures look here: style, panels, boxes, and the way into a page."""
+"""The look of all figures: style, panels, boxes, and SVG for a page."""
+
+from __future__ import annotations
 
 import functools
 import io
 import re
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ase_deeprelax.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec('P')
+R = TypeVar('R')
 
 INK = '#1b2430'
 GREY, BLUE, GREEN, ORANGE = '#8a8f98', '#0072b2', '#009e73', '#e69f00'
@@ -43,7 +55,7 @@ _STYLE = {
 }
 
 
-def need_matplotlib():
+def need_matplotlib() -> ModuleType:
     """The package, or a `MissingDependencyError` that says how to install it."""
     try:
         import matplotlib.figure
@@ -55,11 +67,11 @@ def need_matplotlib():
     return matplotlib
 
 
-def styled(draw):
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Draw in the style of this file, whatever the caller's is."""
 
     @functools.wraps(draw)
-    def drawn(*args, **kwargs):
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
         with need_matplotlib().rc_context(_STYLE):
             return draw(*args, **kwargs)
 
@@ -67,7 +79,7 @@ def styled(draw):
 
 
 @styled
-def to_svg(figure, label):
+def to_svg(figure: Figure, label: str) -> str:
     """A figure as an ``<svg>`` element that stands in an HTML page.
 
     Text stays text, ink and blue take the colours of the page, so that dark pages get light
@@ -77,7 +89,7 @@ def to_svg(figure, label):
     ----------
     figure : matplotlib.figure.Figure
     label : str
-        What is to be seen, for those who hear the page.
+        The content in words, for screen readers.
 
     Returns
     -------
@@ -101,24 +113,34 @@ def to_svg(figure, label):
     return text.replace('HEAD', head, 1)
 
 
-def panels(rows, columns, *, size=(3.4, 3.3), **settings):
+def panels(
+    rows: int, columns: int, *, size: tuple[float, float] = (3.4, 3.3), **settings: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, (rows, columns), each of ``size`` in inches."""
     need_matplotlib()
-    from ase_deeprelax.report.figure import Picture
+    from ase_deeprelax.report.figure import NotebookFigure
 
-    figure = Picture((size[0] * columns, size[1] * rows), layout='constrained')
+    figure = NotebookFigure((size[0] * columns, size[1] * rows), layout='constrained')
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
-def boxes(ax, columns, names, colors, *, vertical=True):
+def boxes(
+    ax: Axes,
+    columns: Iterable[np.ndarray],
+    names: Sequence[str],
+    colors: Sequence[str],
+    *,
+    vertical: bool = True,
+) -> None:
     """Boxes over the values themselves, which are scattered sideways, always the same."""
     random = np.random.default_rng(0)
     for at, (values, color) in enumerate(zip(columns, colors, strict=True)):
         side = at + random.uniform(-0.2, 0.2, len(values))
         places = (side, values) if vertical else (values, side)
         few = len(values) < FEW  # each of them is worth a look
-        shape = {'s': 20, 'alpha': 0.9} if few else {'s': 8, 'alpha': 0.35}
-        ax.scatter(*places, color=color, lw=0, zorder=3 if few else 1, **shape)
+        size, alpha = (20, 0.9) if few else (8, 0.35)
+        order = 3 if few else 1
+        ax.scatter(*places, size, color, alpha=alpha, lw=0, zorder=order)
         ax.boxplot(
             values,
             positions=[at],
@@ -137,10 +159,12 @@ def boxes(ax, columns, names, colors, *, vertical=True):
         ax.invert_yaxis()
 
 
-def parity(ax, truths, answers):
-    """Answers, each (name, values, color), against what is true, with their mean errors."""
+def parity(
+    ax: Axes, truths: np.ndarray, predicted: Iterable[tuple[str, np.ndarray, str]]
+) -> None:
+    """Predictions, each (name, values, color), against the truth, with mean errors."""
     errors, seen = [], [truths]
-    for name, values, color in answers:
+    for name, values, color in predicted:
         error = np.abs(values - truths).mean()
         errors.append(f'{name}: mean error {error:.3f}')
         seen.append(values)
@@ -151,8 +175,8 @@ def parity(ax, truths, answers):
     diagonal(ax, np.concatenate(seen))
 
 
-def diagonal(ax, values):
-    """Equal axes around what there is, and the line of equality."""
+def diagonal(ax: Axes, values: np.ndarray) -> None:
+    """Equal axes around the values, and the line of equality."""
     low, high = np.min(values), np.max(values)
     if low > 0 and high > 8 * low:
         low, high = low / 1.3, high * 1.3
@@ -165,7 +189,7 @@ def diagonal(ax, values):
     ax.set(xlim=(low, high), ylim=(low, high), aspect='equal')
 
 
-def log(ax, *names):
+def log(ax: Axes, *names: str) -> None:
     """Logarithmic axes ('x', 'y') with plain numbers; call it when the limits are set."""
     from matplotlib.ticker import LogLocator
 
@@ -179,7 +203,7 @@ def log(ax, *names):
         axis.set_minor_formatter('')
 
 
-def legend(figure, ax):
+def legend(figure: Figure, ax: Axes) -> None:
     """One legend for all panels, above them; each name once."""
     handles, names = ax.get_legend_handles_labels()
     once = dict(zip(names, handles, strict=True))
@@ -188,25 +212,16 @@ def legend(figure, ax):
     placed = figure.legend(
         once.values(), once.keys(), loc='outside upper left', ncols=len(once)
     )
-    for handle in placed.legend_handles:
+    for handle in filter(None, placed.legend_handles):
         handle.set(alpha=1, linewidth=2.5)
 
 
-def nothing(ax, text):
+def nothing(ax: Axes, text: str) -> None:
     """Say in an empty panel why it is empty."""
     ax.text(0.5, 0.5, text, ha='center', va='center', transform=ax.transAxes)
     ax.set(xticks=[], yticks=[])
 
 
-def count(n):
-    """So many structures, in words.
-
-    >>> count(1), count(2)
-    ('1 structure', '2 structures')
-    """
-    return f'{n} structure{"" if n == 1 else "s"}'
-
-
-def plain(text):
+def plain(text: str) -> str:
     """Text for a figure: names are no formulas, whatever dollars they hold."""
     return str(text).replace('$', r'\$')

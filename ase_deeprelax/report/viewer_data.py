@@ -1,4 +1,4 @@
-"""A relaxation as the numbers that a picture of it needs: what moved, where, how far.
+"""The data of the crystal viewer: atoms, cells, displacements and bonds of a relaxation.
 
 Atoms are shown in the cell, those on its faces, edges and corners on all of them, as
 crystals are usually drawn; a drawn atom is a *site*: an atom and a lattice translation.
@@ -34,7 +34,7 @@ def scene(
     name: str,
     before: Atoms,
     after: Atoms,
-    sigma: Sequence[float] | None = None,
+    sigma: Sequence[float] | np.ndarray | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """One crystal or layer before and after a relaxation, ready for JSON.
@@ -53,7 +53,7 @@ def scene(
     sigma : (n_atoms,) array, A, optional
         Uncertainty of each atom.
     notes : dict of str to str, optional
-        What to tell beside the picture.
+        Facts shown beside the crystal.
 
     Returns
     -------
@@ -107,7 +107,7 @@ class _Drawn:
 
 
 def layer_of(atoms: Atoms) -> Layer | None:
-    """The layer that is drawn as one; None for crystals, and for what no model relaxes.
+    """The layer that is drawn in one piece; None for crystals and for what is neither.
 
     >>> from ase.build import mx2
     >>> layer_of(mx2('MoS2', vacuum=8)).normal.round(6).tolist()
@@ -130,7 +130,7 @@ def periodic_vectors(layer: Layer | None) -> np.ndarray:
     # Of all vectors but one, the plane of the layer has a part. In a badly skewed cell,
     # where it has a part of all three, the last one is left out.
     periodic = layer.basis[:2].any(axis=0)
-    return periodic if not periodic.all() else np.array([True, True, False])
+    return np.array([True, True, False]) if periodic.all() else np.asarray(periodic)
 
 
 def _drawn(before: Atoms, after: Atoms) -> _Drawn:
@@ -217,9 +217,9 @@ def _rounded(array: np.ndarray, digits: int = DIGITS) -> list[Any]:
     return (np.asarray(array, float).round(digits) + 0.0).tolist()
 
 
-def _finite(values: Sequence[float]) -> list[float | None] | None:
+def _finite(values: Sequence[float] | np.ndarray) -> list[float | None] | None:
     """Values with None for what is not a number; None where none is."""
-    values = np.asarray(values, float)
-    if not np.isfinite(values).any():
+    numbers = np.asarray(values, float)
+    if not np.isfinite(numbers).any():
         return None
-    return [round(v, DIGITS) if np.isfinite(v) else None for v in values.tolist()]
+    return [round(v, DIGITS) if np.isfinite(v) else None for v in numbers.tolist()]

@@ -109,7 +109,7 @@ def _check_ranges(batch, said):
     drift.index_add_(0, batch.graph_of_atom, said.displacement)
     expect(drift.abs().max() < 1e-4, 'displacements have a rigid drift')
     low, high = LOG_B_RANGE
-    for log_b in (said.log_b, said.anchor_log_b):
+    for log_b in (said.log_b, said.cross_log_b):
         inside = log_b is None or ((log_b >= low) & (log_b <= high)).all()
         expect(inside, 'log_b is out of range')
     expect((said.distance >= 0).all(), 'negative distances')

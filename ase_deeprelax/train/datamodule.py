@@ -1,7 +1,5 @@
 """Training samples: pairs and denoising pairs, augmented, as batches of graphs."""
 
-import gzip
-import json
 import logging
 
 import lightning
@@ -12,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ase_deeprelax.data.batching import collate, runs
 from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
@@ -227,32 +226,32 @@ def read_seeds(path, excluded, max_atoms):
     relaxed structure is taken. Records with ``fmax`` are frames off equilibrium and are
     left out, as are excluded compositions and larger cells.
     """
-    seeds = []
-    opener = gzip.open if str(path).endswith('.gz') else open
+    seeds, line = [], str(path)
     try:
-        with opener(path, 'rt') as lines:
-            for line in lines:
-                r = json.loads(line)
-                if r.get('fmax') is not None or len(r['numbers']) > max_atoms:
-                    continue
-                numbers = np.array(r['numbers'])
-                if composition(numbers) in excluded:
-                    continue
-                cell = np.array(r.get('cell1', r.get('cell')), float)
-                frac = np.array(r.get('frac1', r.get('frac')), float)
-                seeds.append(
-                    Pair(
-                        r['id'],
-                        numbers,
-                        cell,
-                        frac,
-                        cell,
-                        frac,
-                        formula=r['formula'],
-                        pbc=tuple(r.get('pbc', (True, True, True))),
-                        src=r.get('src', ''),
-                    )
+        for line, r in read_json_lines(path):
+            if r.get('fmax') is not None or len(r['numbers']) > max_atoms:
+                continue
+            numbers = np.array(r['numbers'])
+            if composition(numbers) in excluded:
+                continue
+            check_text(str(r['id']), 'id', line)
+            cell = np.array(r.get('cell1', r.get('cell')), float)
+            frac = np.array(r.get('frac1', r.get('frac')), float)
+            seeds.append(
+                Pair(
+                    r['id'],
+                    numbers,
+                    cell,
+                    frac,
+                    cell,
+                    frac,
+                    formula=r['formula'],
+                    pbc=tuple(r.get('pbc', (True, True, True))),
+                    src=r.get('src', ''),
                 )
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise PairFileError(f'{path}: cannot be read as seeds: {error!r}') from error
+            )
+    except PairFileError:
+        raise
+    except (OverflowError, ValueError, KeyError, TypeError) as error:
+        raise PairFileError(f'{line}: cannot be read as seeds: {error!r}') from error
     return seeds

@@ -55,10 +55,10 @@ def relaxation_loss(graph, prediction, weights):
         'volume': volume,
         'displacement': displacement,
     }
-    if prediction.anchor_index is not None:
+    if prediction.cross_index is not None:
         cross = target_cross_distances(graph, prediction)
         terms['cross_distance'] = distance_term(
-            prediction.anchor_distance, prediction.anchor_log_b, cross, weights
+            prediction.cross_distance, prediction.cross_log_b, cross, weights
         )
     terms['loss'] = sum(getattr(weights, name) * value for name, value in terms.items())
     return terms
@@ -117,7 +117,7 @@ def target_cross_distances(graph, prediction):
 
     The paper takes the unrelaxed centre; that distance changes when the origin is moved.
     """
-    edges = prediction.anchor_index
+    edges = prediction.cross_index
     j, i = graph.edge_index.index_select(1, edges)
     vectors = graph.edge_vectors().index_select(0, edges)
     vectors = vectors + graph.displacement_target.index_select(0, j)

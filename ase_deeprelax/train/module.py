@@ -47,10 +47,10 @@ class RelaxationModule(lightning.LightningModule):
             prediction = self.model(graph)
             terms = relaxation_loss(graph, prediction, self.config.loss)
             values = terms | structure_errors(graph, prediction)
-            if prediction.anchor_index is not None:
+            if prediction.cross_index is not None:
                 # Positions are the solver's: what it gets stands for them, as published.
                 cross = target_cross_distances(graph, prediction)
-                error = (prediction.anchor_distance - cross).abs()
+                error = (prediction.cross_distance - cross).abs()
                 values['cross_distance_mae'] = error.sum() / max(1, len(error))
                 values['select'] = values['cross_distance_mae'] + values['lattice_mae']
         self.log_dict(

@@ -7,19 +7,21 @@ from ase import Atoms
 from ase.build import fcc111, mx2
 from ase.constraints import FixAtoms
 
-from ase_deeprelax.compare.answers import ask, ready
 from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.evaluate import (
-    FOOTNOTE,
-    SHOWN,
-    SHOWN_SHARES,
     cuts,
     evaluate,
     evaluate_all,
     kind_of,
-    table,
+)
+from ase_deeprelax.compare.evaluation_tables import (
+    FOOTNOTE,
+    SHOWN,
+    SHOWN_SHARES,
+    evaluation_text,
 )
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
+from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError, ModelError, PredictionError
 from ase_deeprelax.predict import Predictor
@@ -107,7 +109,7 @@ def test_ok_holds_the_pairs_marked_ok_only():
 def test_no_pair_marked_ok_leaves_that_part_empty():
     result = evaluate(some_pairs(2), Dummy())
     assert (result['n_ok'], result['ok']['model']) == (0, {})
-    assert 'ok, ' not in table(result)
+    assert 'ok, ' not in evaluation_text(result)
 
 
 def test_a_prediction_that_failed_counts_as_the_input(predictor):
@@ -147,6 +149,31 @@ def test_spearman_ranks_structures_by_the_error_of_their_bonds(predictor, sign):
         return atoms
 
     assert evaluate(pairs, relax)['spearman_sigma'] == pytest.approx(sign)
+
+
+def test_there_is_no_rank_without_a_spread(predictor):
+    pairs = some_pairs(3)
+
+    def relax(atoms_list):
+        return [dataclasses.replace(one, sigma=0.1) for one in predictor.relax(atoms_list)]
+
+    assert evaluate(pairs, relax)['spearman_sigma'] is None
+    assert evaluate(pairs[:1], predictor)['spearman_sigma'] is None
+
+
+def test_a_prediction_without_numbers_counts_as_failed():
+    """Its figures are those of the input, and the result is JSON."""
+    pairs = some_pairs(3)
+
+    def relax(atoms_list):
+        atoms_list = [atoms.copy() for atoms in atoms_list]
+        atoms_list[1].positions[0, 2] = np.nan
+        return atoms_list
+
+    found = evaluate(pairs, relax)
+    json.dumps(found, allow_nan=False)
+    assert found['n_failed'] == 1
+    assert found['all']['model'] == found['all']['dummy']
 
 
 def test_workers_find_what_one_process_finds():
@@ -230,7 +257,7 @@ def four(predictor):
 
 
 def test_table_shows_figures_of_both_parts_in_100_columns(four):
-    text = table(four)
+    text = evaluation_text(four)
     assert max(map(len, text.splitlines())) <= 100
     parts = dict(zip(('all', 'ok'), text.split('ok, 4'), strict=True))
     for part, shown in parts.items():
@@ -250,7 +277,7 @@ def test_table_shows_figures_of_both_parts_in_100_columns(four):
 
 
 def test_table_as_markdown_has_the_same_cells(four):
-    text, markdown = table(four), table(four, markdown=True)
+    text, markdown = evaluation_text(four), evaluation_text(four, markdown=True)
     rows = [line for line in markdown.splitlines() if line and '---' not in line]
     assert len(rows) == sum(bool(line) for line in text.splitlines())
     for row, line in zip(rows, filter(None, text.splitlines()), strict=True):
@@ -260,7 +287,7 @@ def test_table_as_markdown_has_the_same_cells(four):
 
 
 def test_table_of_one_model():
-    text = table(evaluate([pair for pair in some_pairs() if pair.ok], Dummy()))
+    text = evaluation_text(evaluate([pair for pair in some_pairs() if pair.ok], Dummy()))
     assert 'all, 4' in text
     assert 'ok, ' not in text
     assert sum(line.startswith('model ') for line in text.splitlines()) == 3
@@ -349,7 +376,7 @@ def test_the_model_is_asked_what_the_pairs_ask():
 
 def test_a_predictor_holds_what_the_pairs_hold(predictor):
     pairs = kinds_of_pairs()
-    free, slab, *_, layer, held = ask(ready(predictor), pairs)
+    free, slab, *_, layer, held = predict_pairs(PredictorAdapter(predictor), pairs)
     for pair, result in ((pairs[1], slab), (pairs[4], held)):
         assert result.ok
         assert np.array_equal(result.atoms.cell.array, pair.cell0)
@@ -378,7 +405,7 @@ def test_only_crystals_whose_cell_relaxes_are_scaled():
 
 def test_table_has_a_part_for_each_kind_and_a_dash_for_what_is_not_scored(predictor):
     result = evaluate(kinds_of_pairs(), predictor)
-    text, markdown = table(result), table(result, markdown=True)
+    text, markdown = evaluation_text(result), evaluation_text(result, markdown=True)
     assert max(map(len, text.splitlines())) <= 100
     parts = text.split('\n\n')
     starts = [part.split('  ')[0] for part in parts[::3]]
@@ -387,7 +414,7 @@ def test_table_has_a_part_for_each_kind_and_a_dash_for_what_is_not_scored(predic
     for row in slab.splitlines()[1:]:
         assert row.split()[-2:] == ['-', '-']
     assert '| - | - |' in markdown
-    only = table(evaluate(some_pairs(3), Dummy()))
+    only = evaluation_text(evaluate(some_pairs(3), Dummy()))
     assert 'bulk' not in only
     assert FOOTNOTE not in only
 

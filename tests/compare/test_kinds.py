@@ -10,7 +10,7 @@ from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
-from ase_deeprelax.compare.cases import entries
+from ase_deeprelax.compare.cases import find_cases
 from ase_deeprelax.compare.evaluate import cuts, evaluate
 from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.savings import compare
@@ -211,5 +211,5 @@ def test_what_is_held_makes_another_structure(tmp_path):
     atoms, fixed, flat = alloy(), alloy(), alloy()
     fixed.set_constraint(FixAtoms([0]))
     flat.pbc = True, True, False
-    keys = {entry.key for one in (atoms, fixed, flat) for entry in entries([one])}
+    keys = {entry.key for one in (atoms, fixed, flat) for entry in find_cases([one])}
     assert len(keys) == 3

@@ -5,7 +5,6 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, make_supercell
 from scipy.spatial.transform import Rotation
-from scipy.stats import spearmanr
 
 from ase_deeprelax.compare.alignment import Alignment
 from ase_deeprelax.compare.baselines import Dummy, ScaledDummy, fit_element_volumes
@@ -13,7 +12,6 @@ from ase_deeprelax.compare.metrics import (
     ERRORS,
     SHARES,
     Reference,
-    spearman,
     summarise,
 )
 from ase_deeprelax.data.pairs import make_pair, read_pairs
@@ -148,15 +146,6 @@ def test_summary_has_mean_and_median_of_errors_and_mean_of_shares():
         'match_rate': 0.5,
     }
     assert summarise([]) == {}
-
-
-def test_rank_correlation_agrees_with_scipy_and_knows_its_limits():
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 20, 200)
-    y = x + rng.integers(0, 20, 200)
-    assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
-    assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
-    assert np.isnan(spearman([1], [1]))
 
 
 @pytest.mark.parametrize('noise', [0.0, 0.05])

@@ -15,14 +15,14 @@ from ase.optimize.cellawarebfgs import CellAwareBFGS
 
 from ase_deeprelax import ElasticBFGS
 from ase_deeprelax.compare.baselines import Dummy
+from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.relaxation_run import (
-    Counted,
-    descend,
+    CountingCalculator,
     largest_force,
+    run_relaxation,
 )
-from ase_deeprelax.compare.results_cache import Journal
 from ase_deeprelax.compare.savings import compare
-from ase_deeprelax.compare.summary import spread, table
+from ase_deeprelax.compare.summary import quartiles
 from ase_deeprelax.data.pairs import make_pair, read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.optimize.relaxation_step import find_optimizer
@@ -45,7 +45,7 @@ def alloy(seed=0, a=3.8):
 
 @functools.cache
 def minimum_of(seed):
-    return descend(alloy(seed), EMT(), optimizer=BFGS, fmax=1e-3, steps=300).atoms
+    return run_relaxation(alloy(seed), EMT(), optimizer=BFGS, fmax=1e-3, steps=300).atoms
 
 
 def minimum(atoms):
@@ -130,11 +130,18 @@ def test_a_good_prediction_saves_calls_with_every_optimizer(result):
         assert alone['seconds']['n'] == alone['rmsd_to_reference']['n'] == 3
         # Nearly the minimum, and so above it by little.
         assert 0 < alone['energy_difference']['median'] < 0.01
-    text = table(result)
+    text = comparison_text(result)
     assert 'CellAwareBFGS' in text
-    for column in ('calls', 'steps', 'converged', 'energy/meV', 'RMSD', 'space group kept'):
+    for column in (
+        'calls',
+        'steps',
+        'converged',
+        'energy / meV',
+        'RMSD',
+        'space group kept',
+    ):
         assert column in text
-    assert text.count('prediction alone') == 4
+    assert text.count('prediction alone') == 2 * 4  # in the tables of costs and of ends
     assert 'ended higher' not in text
 
 
@@ -210,14 +217,14 @@ def test_batched_rows_are_the_same_descent_from_both_starts(result):
         assert row['seconds_per_structure'] > 0
     assert prediction['calls']['median'] < unrelaxed['calls']['median']
     how = {'optimizer': ElasticBFGS, 'fmax': FMAX, 'steps': 100}
-    alone = np.median([descend(alloy(k), EMT(), **how).calls for k in range(3)])
+    alone = np.median([run_relaxation(alloy(k), EMT(), **how).calls for k in range(3)])
     assert unrelaxed['calls']['median'] == pytest.approx(alone, abs=1)
 
 
 @pytest.mark.parametrize('optimizer', [FIRE, BFGS, LBFGS, BFGSLineSearch, CellAwareBFGS])
 def test_calls_are_counted_at_the_calculator(optimizer):
     calculator = Lazy()
-    end = descend(alloy(), calculator, optimizer=optimizer, fmax=0.05, steps=200)
+    end = run_relaxation(alloy(), calculator, optimizer=optimizer, fmax=0.05, steps=200)
     assert end.converged
     assert end.calls == len(calculator.asked) == len(end.curve)
     assert set(calculator.asked) == {('energy', 'forces', 'stress')}
@@ -235,7 +242,8 @@ def test_calls_are_counted_at_the_calculator(optimizer):
 def test_what_a_calculator_remembers_of_another_run_saves_nothing():
     calculator = EMT()
     first, second = (
-        descend(alloy(), calculator, optimizer=BFGS, fmax=0.05, steps=100) for _ in range(2)
+        run_relaxation(alloy(), calculator, optimizer=BFGS, fmax=0.05, steps=100)
+        for _ in range(2)
     )
     assert first.calls == second.calls
     assert first.curve == second.curve
@@ -256,7 +264,7 @@ def test_all_optimizers_stop_by_the_same_measure_which_is_that_of_the_filter():
 
 def test_counted_is_a_calculator_like_the_one_inside():
     atoms = alloy()
-    atoms.calc = Counted(EMT())
+    atoms.calc = CountingCalculator(EMT())
     numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[1])
     calls = atoms.calc.calls
     assert calls == 6
@@ -293,10 +301,10 @@ class NoStress(EMT):
 
 def test_without_a_stress_only_positions_relax():
     how = {'optimizer': BFGS, 'fmax': 0.02, 'steps': 100}
-    end = descend(alloy(), NoStress(), **how)
+    end = run_relaxation(alloy(), NoStress(), **how)
     assert not end.ok
     assert 'stress' in end.reason
-    end = descend(alloy(), NoStress(), relax_cell=False, **how)
+    end = run_relaxation(alloy(), NoStress(), relax_cell=False, **how)
     assert end.converged, end.reason
     assert (end.atoms.cell == alloy().cell).all()
     assert np.linalg.norm(end.atoms.get_forces(), axis=1).max() <= 0.02
@@ -312,10 +320,69 @@ def test_without_a_stress_only_positions_relax():
     ],
 )
 def test_a_failure_says_why_and_how_far_it_came(calculator, reason, calls):
-    end = descend(alloy(), calculator, optimizer=BFGS, fmax=0.01, steps=100)
+    end = run_relaxation(alloy(), calculator, optimizer=BFGS, fmax=0.01, steps=100)
     assert (end.ok, end.converged, end.calls, len(end.curve)) == (False, False, calls, 3)
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(end.reason)
+
+
+@pytest.mark.parametrize('name', ['energy', 'forces', 'stress'])
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_fail_and_never_converge(tmp_path, name, value):
+    """From the first call on, where they would pass for small forces, and later."""
+    for after in (0, 2):
+        for how in ({}, {'relax_cell': FrechetCellFilter}):
+            end = run_relaxation(
+                alloy(),
+                Faulty(name, value, after),
+                optimizer=BFGS,
+                fmax=1e9 if after == 0 else 0.01,
+                steps=9,
+                **how,
+            )
+            assert (end.ok, end.converged) == (False, False)
+            assert 'not finite' in end.reason
+    found = compare(
+        [alloy(0)], [Faulty(name, value, 5)], model=oracle, fmax=1e-3, out=tmp_path
+    )
+    assert not found['runs'][0]['ok']
+    json.dumps(found, allow_nan=False)
+    for line in (tmp_path / 'runs.jsonl').read_text().splitlines():
+        assert not {'NaN', 'Infinity'} & set(line.replace(':', ',').split(','))
+
+
+def test_a_prediction_without_numbers_is_a_failed_prediction():
+    def broken(structures):
+        for atoms in structures:
+            atoms.positions[1] = np.nan
+        return structures
+
+    found = compare([alloy(0)], [EMT()], model=broken, fmax=FMAX)
+    json.dumps(found, allow_nan=False)
+    [row] = found['predictions']
+    assert not row['ok']
+    assert 'not finite' in row['problem']
+    assert found['runs'][1]['reason'].startswith('no prediction: ')
+
+    def too_few(structures):
+        return [atoms[:-1] for atoms in structures]
+
+    [row] = compare([alloy(0)], [EMT()], model=too_few, fmax=FMAX)['predictions']
+    assert 'in another order or number' in row['problem']
+
+
+def test_partly_occupied_sites_are_refused_by_predictions_and_relaxations():
+    disordered = bulk('Cu', a=3.7, cubic=True)
+    disordered.info['occupancy'] = {'0': {'Cu': 0.5, 'Au': 0.5}}
+    found = compare({'x': disordered, 's0': alloy(0)}, [EMT()], model=Dummy(), fmax=FMAX)
+    row, other = found['predictions']
+    assert 'partially occupied' in row['problem']
+    assert other['ok']
+    first, second, *rest = found['runs']
+    assert 'partially occupied' in first['reason']
+    assert 'partially occupied' in second['reason']
+    assert all(run['converged'] for run in rest)
+    assert found['structures'][0]['kind'] == ''
 
 
 class Bag(Calculator):
@@ -335,7 +402,7 @@ class Bag(Calculator):
 
 
 def test_runaways_end():
-    end = descend(alloy(), Bag(), optimizer=BFGS, fmax=0.01, steps=500)
+    end = run_relaxation(alloy(), Bag(), optimizer=BFGS, fmax=0.01, steps=500)
     assert not end.ok
     assert 'ran away' in end.reason
 
@@ -368,7 +435,7 @@ def test_failures_are_counted_apart_and_change_no_other_row(result):
     assert (alone['failed'], alone['seconds']['n']) == (1, 2)
     assert alone['energy_difference']['n'] == 2
     json.dumps(found, allow_nan=False)
-    assert '1' in table(found)
+    assert '1' in comparison_text(found)
 
 
 def _all_but_iron(structures):
@@ -393,7 +460,7 @@ def test_runs_that_ran_out_of_steps_are_no_failures_and_enter_no_median():
         for run in found['runs']
         if run['start'] == 'prediction' and run['converged']
     ]
-    assert table(found)
+    assert comparison_text(found)
 
 
 def test_another_minimum_is_noticed():
@@ -411,7 +478,7 @@ def test_another_minimum_is_noticed():
     up = found['summary'][0]['both']
     assert (up['higher'], up['higher_structures'], up['equal']) == (1, ['Cu'], 0)
     assert up['energy_difference']['median'] > 0.002
-    assert 'ended higher: Cu' in table(found)
+    assert 'ended higher: Cu' in comparison_text(found)
 
 
 def test_work_goes_on_where_it_stopped(tmp_path):
@@ -467,16 +534,6 @@ def test_a_changed_structure_of_the_same_name_is_run_anew(tmp_path):
     assert one['runs'][0]['curve'] != two['runs'][0]['curve']
 
 
-def test_journals_refuse_what_they_did_not_write(tmp_path):
-    path = tmp_path / 'notes.txt'
-    path.write_text('{"a": 1}\n')
-    with pytest.raises(ConfigError, match='no settings'):
-        Journal(path)
-    path.write_text('dear diary\n')
-    with pytest.raises(ConfigError, match='not a journal'):
-        Journal(path)
-
-
 def test_pairs_bring_their_reference_and_lists_may_have_some():
     atoms = alloy()
     pair = make_pair('p', atoms, minimum(atoms))
@@ -524,9 +581,9 @@ def test_calculators_are_told_apart(tiny_model):
     assert len(found['settings']['sha256']) == 64
 
 
-def test_spread():
-    assert spread([]) == {'n': 0, 'q25': None, 'median': None, 'q75': None}
-    assert spread([None, 2.0]) == {'n': 1, 'q25': 2.0, 'median': 2.0, 'q75': 2.0}
+def test_quartiles():
+    assert quartiles([]) == {'n': 0, 'q25': None, 'median': None, 'q75': None}
+    assert quartiles([None, 2.0]) == {'n': 1, 'q25': 2.0, 'median': 2.0, 'q75': 2.0}
 
 
 def test_a_real_potential_on_real_pairs():

@@ -199,7 +199,7 @@ def test_log_b_stays_in_its_range_with_a_gradient():
 def test_one_atom_cell_in_the_published_form():
     model = speaking(create_model('paegnn', **(PUBLISHED | SMALL)).double())
     prediction = model(graph_of(bulk('Cu'), model))
-    assert len(prediction.anchor_distance) == 0
+    assert len(prediction.cross_distance) == 0
     for value in (prediction.deformation, prediction.displacement, prediction.distance):
         assert torch.isfinite(value).all()
 

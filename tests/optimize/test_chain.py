@@ -257,7 +257,7 @@ def test_steps_of_a_stage_and_of_a_run(one_shot):
     assert atoms.info[keys.STAGE] == 'counting, ElasticBFGS (not converged)'
     assert optimizer.converged() is False
     # another run goes on with the last stage
-    assert optimizer.run(fmax=0.01, steps=1) is False
+    assert optimizer.run(fmax=1e-5, steps=1) is False
     assert optimizer.stages[-1].status == 'running'
     assert optimizer.run(fmax=0.3) is True
     assert [record.name for record in optimizer.stages[3:]] == ['counting']

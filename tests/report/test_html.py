@@ -14,8 +14,8 @@ from ase.constraints import FixAtoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.evaluate import cuts, evaluate
-from ase_deeprelax.compare.summary import table
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import DeepRelaxWarning
 from ase_deeprelax.predict import relax
@@ -278,7 +278,7 @@ def test_a_report_says_all_that_the_text_says(full_page):
     path, found = full_page
     rows = table_rows(path.read_text())
     cells = {cell for row in rows for cell in row}
-    for line in table(found).splitlines():
+    for line in comparison_text(found).splitlines():
         calculator, *values = re.split(' {2,}', line)
         if calculator == 'emt':
             assert {value for value in values if value != '-'} <= cells | {

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ase_deeprelax.compare.evaluate import evaluate, table
+from ase_deeprelax.compare.evaluate import evaluate
+from ase_deeprelax.compare.evaluation_tables import evaluation_text
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.paegnn import PUBLISHED
@@ -126,7 +127,7 @@ def test_from_download_to_table(tmp_path, name, writer, kind, changes):
             assert np.isfinite(errors['volume_mae']['mean'])
             assert 0 <= errors['match_rate'] <= 1
     assert result['all']['dummy']['lattice_mae']['mean'] > 0.01
-    assert 'coord_mae' in table(result)
+    assert 'coord_mae' in evaluation_text(result)
 
 
 def test_weights_of_one_set_start_the_next(tmp_path):

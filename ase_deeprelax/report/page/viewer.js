@@ -165,7 +165,8 @@
     const parts = [];
     outline(0, theme.before, 1.5, true, parts);
     outline(1, theme.after, 1.8, false, parts);
-    const start = sitesAt(0).map(project);
+    // Without its displacement, an atom moves with the cell; colours and lines leave that out.
+    const start = sitesAt(t, 0).map(project);
     drawn = sitesAt(t, factor).map((v, k) => {
       const at = project(v), atom = scene.sites[k][0];
       const element = scene.elements[scene.numbers[atom]];
@@ -174,7 +175,7 @@
     });
     drawn.forEach((at, k) => {
       parts.push({ z: at.z, paint: () => sphere(at, at.r, hazy(at.rgb, at.z), at.symbol, at.fixed) });
-      const from = start[k]; // the way from before, over the sphere that hides it
+      const from = start[k]; // the displacement, over the sphere that hides it
       if (Math.hypot(at.x - from.x, at.y - from.y) < 3) return;
       parts.push({ z: at.z + 1e-3 * radius, paint: () => {
         line(from, at, theme.ink, 1.5);

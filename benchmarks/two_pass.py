@@ -1,10 +1,10 @@
-"""What the second look at a prediction brings, and costs.
+"""Gain and cost of two-pass prediction.
 
-Each model predicts the same pairs with one look and with its second one (at answers far
-from the input), on the CPU. Prints a markdown table: cuts below Dummy's errors, mean /
+Each model predicts the same pairs in one pass and in two (where the prediction is far from
+the input), on the CPU. Prints a markdown table: cuts below Dummy's errors, mean /
 median, and the time of all structures together.
 
-    python benchmarks/second_look.py pairs_wbm_dev.jsonl.gz
+    python benchmarks/two_pass.py pairs_wbm_dev.jsonl.gz
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.evaluate import cuts, evaluate_all
-from ase_deeprelax.compare.tables import as_markdown
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs, spread
 
 SHOWN = ('coord_mae', 'bond_mae', 'lattice_mae', 'volume_mae')
@@ -28,9 +28,9 @@ def main():
 
     methods = {}
     for name in available_models():
-        for looks in (1, 2):
-            methods[f'{name}, {looks}'] = predictor = Predictor(name, device='cpu')
-            predictor.second_look = looks == 2
+        for passes in (1, 2):
+            methods[f'{name}, {passes}'] = predictor = Predictor(name, device='cpu')
+            predictor.two_pass = passes == 2
     pairs = spread(read_pairs(options.pairs, options.split), options.limit)
     found = evaluate_all(pairs, methods)
     rows = []
@@ -38,8 +38,8 @@ def main():
         cut = cuts(found['all'], name)
         shown = (f'{cut[key]["mean"]:.1f} / {cut[key]["median"]:.1f}' for key in SHOWN)
         rows.append([name, *shown, f'{said["ms_per_structure"]:.1f}'])
-    titles = ['model, looks', *(f'{key}, cut/%' for key in SHOWN), 'ms']
-    print(as_markdown(titles, rows))
+    titles = ['model, passes', *(f'{key}, cut/%' for key in SHOWN), 'ms']
+    print(Table(titles, rows).as_markdown())
 
 
 if __name__ == '__main__':

@@ -1,0 +1,147 @@
+"""The card of a model: what there is to know about it beside its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ase_deeprelax.errors import ModelError
+
+# What a model can have been trained on; the card lists it as ``learned``.
+TASKS = ('bulk', 'layer', 'held cell', 'partly held cell', 'fixed atoms')
+RANGES = ('n_atoms', 'volume_per_atom')
+# The entries of the JSON file that a card has, by the name of the field. Files call the
+# two-pass prediction by its former name.
+KEYS = {'two_pass': 'second_look', 'ranges': 'range'}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What there is to know about a model; all entries have a default.
+
+    Attributes
+    ----------
+    name : str
+        Default '', then the folder's name stands for it.
+    licence : str
+        Of the weights.
+    elements : tuple of int
+        Atomic numbers seen in training; default none, then no element is refused.
+    learned : tuple of str
+        What was trained, of `TASKS`; other questions are flagged as out of distribution.
+        Default 'bulk' alone.
+    ranges : dict of str to (low, high)
+        Of ``n_atoms`` and of ``volume_per_atom`` (A^3) in training; default none, then
+        those of the shipped training sets count.
+    two_pass : bool
+        Whether relaxed structures were among the inputs, so that the model can be applied to
+        its own answers (`predict.two_pass`); default False.
+    training : dict
+        Data with licences, counts, settings, history.
+    metrics : dict
+        Errors on sets of pairs.
+    members : tuple of str
+        Of an ensemble: the names of its models.
+
+    Examples
+    --------
+    >>> card = ModelCard.from_dict({'elements': [8, 22], 'second_look': True})
+    >>> card.elements, card.learned, card.two_pass
+    ((8, 22), ('bulk',), True)
+    """
+
+    name: str = ''
+    licence: str = ''
+    elements: tuple[int, ...] = ()
+    learned: tuple[str, ...] = ('bulk',)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    two_pass: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
+        """A card from a dictionary as its JSON file holds it; other entries are ignored.
+
+        Raises
+        ------
+        ModelError
+            An entry is not of its kind.
+        """
+        return cls(
+            name=_text(data, 'name'),
+            licence=_text(data, 'licence'),
+            elements=_elements(data.get('elements') or ()),
+            learned=_texts(data, 'learned') or ('bulk',),
+            ranges=_ranges(data.get('range') or {}),
+            two_pass=_typed(data, 'second_look', bool, False),
+            training=_typed(data, 'training', dict, {}),
+            metrics=_typed(data, 'metrics', dict, {}),
+            members=_texts(data, 'members'),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as its JSON file holds it; entries that say nothing are left out."""
+        entries = {
+            'name': self.name,
+            'licence': self.licence,
+            'elements': list(self.elements),
+            'learned': list(self.learned),
+            'second_look': self.two_pass,
+            'range': {name: list(limits) for name, limits in self.ranges.items()},
+            'training': self.training,
+            'metrics': self.metrics,
+            'members': list(self.members),
+        }
+        return {key: value for key, value in entries.items() if value not in ('', {}, [])}
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = data.get(key, default)
+    if not isinstance(value, kind):
+        raise ModelError(f'{key} is {value!r:.60}; it must be of type {kind.__name__}')
+    return value
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    return _typed(data, key, str, '')
+
+
+def _texts(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = (
+        _typed(data, key, list, []) if not isinstance(data.get(key), tuple) else data[key]
+    )
+    if not all(isinstance(value, str) for value in values):
+        raise ModelError(f'{key} is {values!r:.60}; it must be a list of words')
+    return tuple(values)
+
+
+def _elements(values: Any) -> tuple[int, ...]:
+    try:
+        elements = tuple(int(z) for z in values)
+        known = all(1 <= z <= 118 and z == value for z, value in zip(elements, values))
+    except (TypeError, ValueError, OverflowError):
+        known = False
+    if not known:
+        raise ModelError(f'elements is {values!r:.60}; it must be a list of atomic numbers')
+    return elements
+
+
+def _ranges(values: Any) -> dict[str, tuple[float, float]]:
+    try:
+        ranges = {name: (float(low), float(high)) for name, (low, high) in values.items()}
+        known = all(
+            name in RANGES and math.isfinite(low) and low <= high < math.inf
+            for name, (low, high) in ranges.items()
+        )
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        known = False
+    if not known:
+        raise ModelError(
+            f'range is {values!r:.60}; it must give two numbers for each of '
+            f'{" and ".join(RANGES)}'
+        )
+    return ranges
