@@ -1,6 +1,6 @@
 """What a prediction saves a relaxation with DFT: calls, time; at what energy?
 
-Small crystals of a pair file go down with GPAW (PBE, plane waves), positions and cell
+Small crystals of a pair file are relaxed with GPAW (PBE, plane waves), positions and cell
 together, from where they are and from the prediction, to 0.05 eV/A. One call is one
 self-consistent cycle.
 

@@ -3,7 +3,7 @@
 A seeded sample of pairs; each potential relaxes cell and positions of the unrelaxed halves
 with FIRE to 0.05 eV/A in at most 200 steps. Prints two markdown tables, of all pairs and
 of those marked ok: errors as mean / median, how far they lie below those of taking the
-input for the answer, and CPU time on one thread, in which other programs do not count.
+input as the prediction, and CPU time on one thread, in which other programs do not count.
 What fails counts as its input.
 
     python benchmarks/iterative.py pairs_wbm_dev.jsonl.gz --weights FOLDER --out FOLDER
@@ -142,9 +142,9 @@ def predicted_rows(name, pairs, references):
     middle = process_time()
     results = predictor.relax(inputs)
     end = process_time()
-    answers = zip(references, results, strict=True)
+    both = zip(references, results, strict=True)
     return {
-        'rows': [reference.errors(result.atoms) for reference, result in answers],
+        'rows': [reference.errors(result.atoms) for reference, result in both],
         'single': 1e3 * (middle - start) / len(inputs),
         'batch': 1e3 * (end - middle) / len(inputs),
         'ends': f'{sum(not result.ok for result in results)} failed',
@@ -152,9 +152,9 @@ def predicted_rows(name, pairs, references):
 
 
 def free_rows(make, pairs, references):
-    """The same of an answer that costs nothing."""
-    answers = make([pair.unrelaxed for pair in pairs])
-    both = zip(references, answers, strict=True)
+    """The same of a prediction that costs nothing."""
+    predicted = make([pair.unrelaxed for pair in pairs])
+    both = zip(references, predicted, strict=True)
     return {'rows': [reference.errors(atoms) for reference, atoms in both]}
 
 

@@ -58,11 +58,13 @@ def main():
         cases = [perturbed(pair, strain, rattle, rng) for pair in pairs]
         references = [Reference(case) for case in cases]
         for name, relax in methods.items():
-            answers = [getattr(a, 'atoms', a) for a in relax([c.unrelaxed for c in cases])]
-            both = zip(references, answers, strict=True)
-            said = summarise([reference.errors(atoms) for reference, atoms in both])
+            predicted = [
+                getattr(a, 'atoms', a) for a in relax([c.unrelaxed for c in cases])
+            ]
+            both = zip(references, predicted, strict=True)
+            found = summarise([reference.errors(atoms) for reference, atoms in both])
             cells = [
-                f'{said[key]["mean"]:.4f} / {said[key]["median"]:.4f}' for key in SHOWN
+                f'{found[key]["mean"]:.4f} / {found[key]["median"]:.4f}' for key in SHOWN
             ]
             rows.append([f'{strain:.0%}', f'{rattle:g} A', name, *cells])
     print(Table(['strain', 'rattle', '', *SHOWN.values()], rows, (0, 1, 2)).as_markdown())

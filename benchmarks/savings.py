@@ -1,7 +1,7 @@
-"""What a prediction saves a relaxation with real potentials: calls, time; at what energy?
+"""Calls and time that a prediction saves relaxations with real potentials, and energies.
 
-A seeded sample of pairs; each unrelaxed half goes down with each potential and optimizer,
-positions and cell together, from where it is and from the prediction, to 0.05 eV/A. Prints
+A seeded sample of pairs; each unrelaxed half is relaxed with each potential and optimizer,
+positions and cell together, as it is and from the prediction, to 0.05 eV/A. Prints
 `compare`'s tables and, for each potential and optimizer, whether
 
 - the median number of calls from the prediction is at most 60 % of that from the unrelaxed
@@ -12,8 +12,8 @@ and names every structure that ended higher or converged only from the unrelaxed
 
     python benchmarks/savings.py pairs_wbm_dev.jsonl.gz --weights FOLDER --out FOLDER
 
-With ``--perfect`` the relaxed halves are the predictions: what the best of models, one that
-knows what DFT says, could save these potentials, whose minima lie elsewhere.
+With ``--perfect`` the relaxed halves are the predictions: these are the savings of a model
+without errors, for potentials whose minima differ from those of DFT.
 
 ``--weights`` is a folder that holds matgl models, one folder each; TensorNet is taken from
 the one whose name begins so. ``OUT/runs.jsonl`` holds a line for each finished run, and

@@ -34,10 +34,10 @@ def main():
     pairs = spread(read_pairs(options.pairs, options.split), options.limit)
     found = evaluate_all(pairs, methods)
     rows = []
-    for name, said in found['models'].items():
+    for name, record in found['models'].items():
         cut = cuts(found['all'], name)
         shown = (f'{cut[key]["mean"]:.1f} / {cut[key]["median"]:.1f}' for key in SHOWN)
-        rows.append([name, *shown, f'{said["ms_per_structure"]:.1f}'])
+        rows.append([name, *shown, f'{record["ms_per_structure"]:.1f}'])
     titles = ['model, passes', *(f'{key}, cut/%' for key in SHOWN), 'ms']
     print(Table(titles, rows).as_markdown())
 

@@ -186,10 +186,16 @@ def _refined(frames, out, refine, predictor, how, *, fmax, steps, optimizer):
 def _write(targets, structures):
     """To how many files structures, if there are any, were written."""
     from ase.io import write
+    from ase.io.formats import filetype
+
+    from ase_deeprelax.data.writable import as_writable
 
     for target in targets if structures else ():
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(target, structures)
+        form = filetype(str(target), read=False)
+        # The file beside a CIF file keeps the constraints.
+        beside = form == 'cif' and len(targets) > 1
+        write(target, structures if beside else [as_writable(a, form) for a in structures])
     return len(targets) if structures else 0
 
 

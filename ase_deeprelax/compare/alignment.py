@@ -27,8 +27,8 @@ class Alignment:
     """How predictions are laid on the relaxed structure of a pair.
 
     A prediction is turned onto the relaxed cell, each atom is taken in the image nearest to
-    where it belongs, and the rigid drift is removed; where atoms are fixed, these say where
-    the structure lies instead. A layer is compared in one piece and in a tall box along its
+    where it belongs, and the rigid drift is removed, or the drift of the fixed atoms where
+    there are any. A layer is compared in one piece and in a tall box along its
     normal, so that neither the height nor the tilt of the given box counts, nor any image
     across the vacuum.
 
@@ -82,7 +82,7 @@ class Alignment:
         atoms : ase.Atoms
             Atoms and lattice vectors in the order of the pair. Where the box of a layer
             ends with the layer, its atoms are in the images of the pair across it: they
-            cannot be told from displacements there.
+            cannot be distinguished from displacements there.
 
         Returns
         -------

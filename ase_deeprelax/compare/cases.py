@@ -123,7 +123,7 @@ class Case:
     key : tuple of str
         Its id and a hash of it, for the keys of a results cache.
     held : bool
-        Whether its pair says that the cell is held.
+        Whether its pair holds the cell.
     spacegroup : int
         International number, 0 for what is no crystal.
     reference : Reference or None
@@ -312,7 +312,7 @@ def by_name(kind: str, names: Sequence[str], things: Sequence[Any]) -> dict[str,
 
 
 def _short_names(calculators: Sequence[Any]) -> list[str]:
-    """Short names where they tell calculators apart."""
+    """Short names where they differ, else full names."""
     long = [_full_name(calculator) for calculator in calculators]
     short = [text.partition(':')[0] for text in long]
     return [s if short.count(s) == 1 else full for s, full in zip(short, long, strict=True)]

@@ -77,7 +77,8 @@ def evaluate(
     PredictionError
         The model gave another number of structures, or other atoms.
     ConfigError
-        There are no pairs, or the cell of some is held and the model cannot be told.
+        There are no pairs, or the cell of some is held and the model has no keyword
+        relax_cell.
     PairFileError
         A pair is neither a crystal nor a layer.
 
@@ -133,8 +134,8 @@ def evaluate_all(
     PredictionError
         A model gave another number of structures, or other atoms.
     ConfigError
-        There are no pairs; a model is called like one of the baselines, or cannot be told
-        that the cell is held.
+        There are no pairs; a model has the name of a baseline, or no keyword relax_cell
+        where the cell of some pairs is held.
     PairFileError
         A pair is neither a crystal nor a layer.
 

@@ -34,8 +34,8 @@ class IterativeRelaxation(Relaxation):
     steps : int
         Steps taken; the potential was evaluated once more.
     converged : bool
-        Whether all forces, those on the cell too, fell below fmax. An answer that did not
-        get there still counts as one (``ok``).
+        Whether all forces, those on the cell too, fell below fmax. A relaxation
+        that did not converge is still ``ok``.
     reason : str
         Why it did not converge, or ''.
     """
@@ -60,7 +60,7 @@ class Iterative:
         What of the cell moves, as `relax` takes it, with the same default: all of it, of a
         layer its plane, of a layer with fixed atoms nothing.
     cell_filter : callable, optional
-        A function from atoms to the filter that says so, in place of ``relax_cell``. Its
+        A function from atoms to a filter of ASE, in place of ``relax_cell``. Its
         forces, those on the cell too, decide when a relaxation is over.
     fmax : float, eV/A
         Default 0.05.
@@ -104,7 +104,7 @@ class Iterative:
     ):
         if relax_cell is not None and cell_filter is not None:
             raise ConfigError(
-                'relax_cell and cell_filter both say what of the cell relaxes; give one'
+                'relax_cell and cell_filter both choose what of the cell relaxes; give one'
             )
         if relax_cell is not None:
             check_relax_cell(relax_cell)

@@ -81,7 +81,7 @@ class Reference:
             None stands for what has no meaning: all figures of the cell where it is held;
             volumes where there is vacuum; ``match_rate`` and ``rmsd`` in both cases (their
             tolerances scale with the volume). The space group of a layer is that of a
-            crystal of such layers far apart, and tells fixed atoms from free ones.
+            crystal of such layers far apart; fixed and free atoms count as different.
         """
         alignment = self._alignment
         cell, frac = alignment.align(atoms)

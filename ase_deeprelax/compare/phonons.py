@@ -60,8 +60,8 @@ def compare_phonons(
     Returns
     -------
     list of PhononRow
-        One for each structure, calculator and way of relaxing. What fails says why in
-        ``problem``.
+        One for each structure, calculator and way of relaxing. ``problem`` holds the reason
+        of a failure.
 
     Raises
     ------

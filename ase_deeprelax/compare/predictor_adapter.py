@@ -65,7 +65,7 @@ class PredictorAdapter:
         self.device = str(predictor.device)
 
     def check_accepts_relax_cell(self, reason: str) -> None:
-        """Refuse a function that cannot be told which part of the cell relaxes.
+        """Refuse a function without a keyword for the part of the cell that relaxes.
 
         Parameters
         ----------

@@ -95,10 +95,10 @@ def run_relaxation(
     steps : int
         At most so many.
     initial : ase.Atoms, optional
-        What the end is held against: how much a relaxation may change; default ``atoms``.
+        The end is compared with it: a relaxation may change so much; default ``atoms``.
     relax_cell : bool, str, array or callable, optional
         What of the cell moves, as `relax` takes it, with the same default: all of it, of a
-        layer its plane. Or a function from atoms to the filter that says so.
+        layer its plane. Or a function from atoms to a filter of ASE.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def run_relaxation(
     run.seconds = perf_counter() - start
     run.converged = run.converged and run.ok
     run.calls = counting.calls
-    # Numbers instead of a calculator that goes on to the next structure.
+    # The calculator is used for the next structure, so its numbers replace it.
     run.atoms.calc = (
         SinglePointCalculator(run.atoms, **counting.results) if run.ok else None
     )

@@ -1,4 +1,4 @@
-"""Finished pieces of long work, one JSON line each, so that it goes on where it stopped."""
+"""Finished parts of a long computation, one JSON line each, for going on after a stop."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class RunRow(End):
     """One relaxation.
 
     After a failure the numbers of the end are None; ``steps``, ``calls``, ``seconds`` and
-    ``curve`` say how far it came.
+    ``curve`` are those until it failed.
     """
 
     structure: str
@@ -134,7 +134,7 @@ class RunRow(End):
 
 
 class BatchRow(TypedDict):
-    """Many structures relaxed per forward pass: the fair rival for time."""
+    """Many structures relaxed per forward pass: the fair comparison of times."""
 
     calculator: str
     optimizer: str
@@ -267,7 +267,7 @@ class Phonons(TypedDict, total=False):
     supercell: list[list[int]]  # (3, 3) rows, times the cell
     n_supercell: int  # atoms of the supercell
     shortest: float  # its shortest lattice vector, A
-    capped: bool  # whether the cap on atoms made it shorter than asked for
+    capped: bool  # whether the cap on atoms made it shorter than min_length
     displacements: int  # displaced supercells
     imaginary: ImaginaryModes
     bands: Bands
@@ -340,7 +340,7 @@ class ModelRecord(TypedDict):
 
     model: str
     device: str
-    n_failed: int  # pairs without an answer; the input counts as the answer
+    n_failed: int  # pairs without a prediction; the input replaces it
     ms_per_structure: float  # wall time of all together over their number, ms
     # Rank correlation of a structure's sigma with the mean absolute error of its bonds;
     # None where the model gives no sigma.

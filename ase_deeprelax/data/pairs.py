@@ -136,6 +136,8 @@ def _read_lines(path: Path, splits: Collection[str] | None, ok_only: bool) -> li
     """Pairs of a JSON lines file; unwanted lines are dropped before they cost anything."""
     pairs = []
     for line, record in read_json_lines(path):
+        if 'numbers' not in record:  # Also of those that are not wanted.
+            raise PairFileError(f"{line}: the key 'numbers' is missing")
         if splits is not None and str(record.get('split', '')) not in splits:
             continue
         if ok_only and not record.get('ok', True):

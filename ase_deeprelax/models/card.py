@@ -36,8 +36,8 @@ class ModelCard:
         Of ``n_atoms`` and of ``volume_per_atom`` (A^3) in training; default none, then
         those of the shipped training sets count.
     two_pass : bool
-        Whether relaxed structures were among the inputs, so that the model can be applied to
-        its own answers (`predict.two_pass`); default False.
+        Whether relaxed structures were among the inputs, so that the model can be applied
+        to its own answers (`predict.two_pass`); default False.
     training : dict
         Data with licences, counts, settings, history.
     metrics : dict
@@ -122,7 +122,7 @@ def _texts(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
 def _elements(values: Any) -> tuple[int, ...]:
     try:
         elements = tuple(int(z) for z in values)
-        known = all(1 <= z <= 118 and z == value for z, value in zip(elements, values))
+        known = list(elements) == list(values) and set(elements) <= set(range(1, 119))
     except (TypeError, ValueError, OverflowError):
         known = False
     if not known:

@@ -22,19 +22,24 @@ published code, which `reference=True` reproduces (`e3relax_h2_reference`):
   only they can tell in which direction the cell should change.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel, moved_vectors
+from ase_deeprelax.models.blocks import Message, Update
 from ase_deeprelax.models.heads import (
     DistanceHead,
     Features,
     free_displacement,
     free_strain,
     predicted_distances,
+    reverse_edges,
     stretch,
     undirected,
 )
@@ -50,7 +55,6 @@ from ase_deeprelax.models.layers import (
     spherical,
     zero_last,
 )
-from ase_deeprelax.models.paegnn import Message, Update
 from ase_deeprelax.models.published.e3relax_h2 import ReferenceE3RelaxH2
 
 # Angular invariants of an edge: l = 1, 2, 3 (l = 0 is constant).
@@ -59,7 +63,7 @@ N_ANGULAR = 3
 MAX_MOVE = 1.5
 
 
-def e3relax_h2(*, reference=False, **hyperparameters):
+def e3relax_h2(*, reference: bool = False, **hyperparameters: Any) -> RelaxationModel:
     """E3Relax-H2: the form that honours symmetry, or the published arithmetic.
 
     Parameters
@@ -92,7 +96,14 @@ class E3RelaxH2(RelaxationModel):
         Radius of the graph, default 5. The graph is that of the input in all layers.
     """
 
-    def __init__(self, *, hidden=128, layers=4, num_rbf=8, cutoff=5.0):
+    def __init__(
+        self,
+        *,
+        hidden: int = 128,
+        layers: int = 4,
+        num_rbf: int = 8,
+        cutoff: float = 5.0,
+    ):
         super().__init__()
         self.spec = GraphSpec(cutoff=cutoff)
         n_radial = num_rbf + N_ANGULAR
@@ -109,8 +120,8 @@ class E3RelaxH2(RelaxationModel):
         self.distances = DistanceHead(hidden, n_radial)
         self.motion = MotionEmbedding(hidden)
 
-    def forward(self, graph):
-        """ModelOutput for a batch of graphs, with the structure after each layer."""
+    def forward(self, graph: CrystalGraph) -> ModelOutput:
+        """Predict for a batch of graphs, with the structure after each layer."""
         device = graph.pos.device.type
         with torch.autocast(device, enabled=False):
             start = graph.edge_vectors()
@@ -145,14 +156,17 @@ class E3RelaxH2(RelaxationModel):
             deformation = stretch(log_strain)
             layers.append((deformation, displacement))
         bonds = undirected(graph).nonzero().squeeze(1)
-        said = predicted_distances(graph, start, deformation, displacement)
-        features = Features(s, v, t)
-        distance, log_b = self.distances(features, x, graph, bonds, said)
+        lengths = predicted_distances(graph, start, deformation, displacement)
+        # The angles at both ends of a bond count alike, whichever atom comes first.
+        both = (x + x.index_select(0, reverse_edges(graph))) / 2
+        distance, log_b = self.distances(Features(s, v, t), both, graph, bonds, lengths)
         return ModelOutput(
             deformation, displacement, bonds, distance, log_b, layers=tuple(layers)
         )
 
-    def edge_features(self, graph, vectors, fade):
+    def edge_features(
+        self, graph: CrystalGraph, vectors: torch.Tensor, fade: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Radial basis and angular invariants (n_edges, n_radial), and the harmonics."""
         distance = vectors.norm(dim=1)
         unit = vectors / distance.clamp(min=1e-3).unsqueeze(1)
@@ -162,7 +176,9 @@ class E3RelaxH2(RelaxationModel):
         return torch.cat([radial, weight * angular], dim=1), spherical(unit, 2)
 
 
-def legendre_means(unit, weight, centre, n_atoms):
+def legendre_means(
+    unit: torch.Tensor, weight: torch.Tensor, centre: torch.Tensor, n_atoms: int
+) -> torch.Tensor:
     """Means of P_1, P_2, P_3 over the angles between an edge and all edges of its centre.
 
     By the addition theorem these need moments of each neighbourhood only: with
@@ -203,12 +219,23 @@ def legendre_means(unit, weight, centre, n_atoms):
 class LatticeToAtoms(nn.Module):
     """Lattice -> atom messages: the lattice node's state joins each atom's."""
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int):
         super().__init__()
         self.scalars = mlp(2 * hidden, hidden, hidden)
         self.tensors = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, s, t, lattice_s, lattice_t, graph):
+    def forward(
+        self,
+        s: torch.Tensor,
+        t: torch.Tensor,
+        lattice_s: torch.Tensor,
+        lattice_t: torch.Tensor,
+        graph: CrystalGraph,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scalars (n_atoms, F) and tensors (n_atoms, 5, F) of the atoms.
+
+        The lattice nodes have ``lattice_s`` (n_graphs, F), ``lattice_t`` (n_graphs, 5, F).
+        """
         index = graph.graph_of_atom
         ds = self.scalars(torch.cat([s, lattice_s.index_select(0, index)], dim=1))
         dt = self.tensors(lattice_t).index_select(0, index)
@@ -218,7 +245,7 @@ class LatticeToAtoms(nn.Module):
 class AtomsToLattice(nn.Module):
     """Atom -> lattice messages, means over atoms, and the gated update of the node."""
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.scalars = mlp(2 * hidden, hidden, hidden)
@@ -226,7 +253,18 @@ class AtomsToLattice(nn.Module):
         self.mixed = nn.Linear(hidden, 2 * hidden, bias=False)
         self.gates = mlp(2 * hidden, hidden, 2 * hidden)
 
-    def forward(self, s, t, lattice_s, lattice_t, graph):
+    def forward(
+        self,
+        s: torch.Tensor,
+        t: torch.Tensor,
+        lattice_s: torch.Tensor,
+        lattice_t: torch.Tensor,
+        graph: CrystalGraph,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scalars (n_graphs, F) and tensors (n_graphs, 5, F) of the lattice nodes.
+
+        The atoms have ``s`` (n_atoms, F), ``t`` (n_atoms, 5, F).
+        """
         pooled = mean_over_atoms(self.norm(s), graph)
         lattice_s = lattice_s + self.scalars(torch.cat([pooled, lattice_s], dim=1))
         lattice_t = lattice_t + self.tensors(mean_over_atoms(t, graph) + lattice_t)
@@ -238,11 +276,12 @@ class AtomsToLattice(nn.Module):
 class Move(nn.Module):
     """Displacement of each atom by one layer, A: ``v w``, bounded; fixed atoms stay."""
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int):
         super().__init__()
         self.vectors = zero_last([nn.Linear(hidden, 1, bias=False)])[0]
 
-    def forward(self, v, graph):
+    def forward(self, v: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
+        """Moves (n_atoms, 3), A, from vectors (n_atoms, 3, F)."""
         u = self.vectors(v).squeeze(-1).to(graph.pos.dtype)
         size = safe_norm(u).unsqueeze(1) / MAX_MOVE
         u = u * (torch.tanh(size) / size)
@@ -252,11 +291,14 @@ class Move(nn.Module):
 class Strain(nn.Module):
     """Log strain of the cell by one layer: (n_graphs, 6), see `heads.stretch`."""
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int):
         super().__init__()
         self.isotropic = zero_last([nn.Linear(hidden, 1)])[0]
         self.tensors = zero_last([nn.Linear(hidden, 1, bias=False)])[0]
 
-    def forward(self, lattice_s, lattice_t, graph):
+    def forward(
+        self, lattice_s: torch.Tensor, lattice_t: torch.Tensor, graph: CrystalGraph
+    ) -> torch.Tensor:
+        """Log strains (n_graphs, 6) from the features of the lattice nodes."""
         parts = self.isotropic(lattice_s), self.tensors(lattice_t).squeeze(-1)
         return torch.cat(parts, dim=1).to(graph.pos.dtype)

@@ -3,12 +3,15 @@
 Equation numbers are those of DeepRelax (Nat. Commun. 15, 8148 (2024)).
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.geometry.motion import STRAIN_BASIS
 from ase_deeprelax.models.base import LOG_B_RANGE, moved_vectors
 from ase_deeprelax.models.layers import (
@@ -24,10 +27,10 @@ MAX_STRAIN = 3.0
 
 
 class Features(NamedTuple):
-    """What a network knows of its atoms: degrees l = 0, 1 and 2."""
+    """Features of atoms of degree l = 0, 1 and 2; None where a network has none."""
 
     s: torch.Tensor  # (n_atoms, F)
-    v: torch.Tensor  # (n_atoms, 3, F)
+    v: torch.Tensor | None  # (n_atoms, 3, F)
     t: torch.Tensor | None  # (n_atoms, 5, F), see `project_symmetric`
 
 
@@ -38,14 +41,16 @@ class StrainHead(nn.Module):
     ``det = exp(trace)``.
     """
 
-    def __init__(self, hidden, degree):
+    def __init__(self, hidden: int, degree: int):
         super().__init__()
         self.degree = degree
-        self.vectors = nn.Linear(hidden, 2 * hidden, bias=False) if degree == 1 else None
+        if degree == 1:
+            self.vectors = nn.Linear(hidden, 2 * hidden, bias=False)
         self.tensors = nn.Linear(hidden, hidden, bias=False)
         self.gates = zero_last(mlp(hidden, hidden, hidden + 1))
 
-    def forward(self, features, graph):
+    def forward(self, features: Features, graph: CrystalGraph) -> torch.Tensor:
+        """Deformations (n_graphs, 3, 3), symmetric and positive definite."""
         s, v, t = features
         if self.degree == 1:
             t = project_symmetric(*self.vectors(v).chunk(2, dim=-1))
@@ -55,7 +60,7 @@ class StrainHead(nn.Module):
         return stretch(free_strain(mean_over_atoms(per_atom, graph), graph))
 
 
-def free_strain(log_strain: torch.Tensor, graph) -> torch.Tensor:
+def free_strain(log_strain: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """The part of log strains (n_graphs, 6), see `stretch`, that is free to change."""
     # The identity has the norm sqrt(3), the other five matrices of the basis 1.
     norms = log_strain.new_tensor([math.sqrt(3), 1, 1, 1, 1, 1])
@@ -63,7 +68,7 @@ def free_strain(log_strain: torch.Tensor, graph) -> torch.Tensor:
     return parts.squeeze(2) / norms
 
 
-def free_deformation(deformation: torch.Tensor, graph) -> torch.Tensor:
+def free_deformation(deformation: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """The free part of deformations (n_graphs, 3, 3) that are not made from log strains."""
     basis = torch.from_numpy(STRAIN_BASIS).to(deformation)
     eye = torch.eye(3, dtype=deformation.dtype, device=deformation.device)
@@ -72,7 +77,7 @@ def free_deformation(deformation: torch.Tensor, graph) -> torch.Tensor:
     return eye + torch.einsum('ga,aij->gij', parts, basis)
 
 
-def free_displacement(displacement: torch.Tensor, graph) -> torch.Tensor:
+def free_displacement(displacement: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """Displacements (n_atoms, 3) that leave fixed atoms in place.
 
     Where no atom of a structure is fixed, it has no place of its own: its rigid drift is
@@ -84,7 +89,7 @@ def free_displacement(displacement: torch.Tensor, graph) -> torch.Tensor:
     return torch.where(fixed, 0.0, displacement - drift.index_select(0, index))
 
 
-def stretch(log_strain):
+def stretch(log_strain: torch.Tensor) -> torch.Tensor:
     """Deformations from log strains: (n, 6), a third of the trace and five traceless
     components (`project_symmetric`), -> (n, 3, 3), symmetric and positive definite.
     """
@@ -99,12 +104,13 @@ def stretch(log_strain):
 class DisplacementHead(nn.Module):
     """Displacement of each free atom at the unrelaxed cell, A: gated vectors."""
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int):
         super().__init__()
         self.vectors = nn.Linear(hidden, hidden, bias=False)
         self.gates = zero_last(mlp(hidden, hidden, hidden))
 
-    def forward(self, features, graph):
+    def forward(self, features: Features, graph: CrystalGraph) -> torch.Tensor:
+        """Displacements (n_atoms, 3), A."""
         s, v, _ = features
         u = (self.vectors(v) * self.gates(s).unsqueeze(1)).sum(-1).to(graph.pos.dtype)
         return free_displacement(u, graph)
@@ -113,28 +119,48 @@ class DisplacementHead(nn.Module):
 class DistanceHead(nn.Module):
     """Relaxed distance and Laplace scale of each edge, eqs. 8 and 10.
 
-    The distance is ``said * exp(change)``, where ``said`` is its value in the structure
-    that the other heads say; the features are symmetric in the two ends of the bond.
+    The distance is ``length * exp(change)``, where ``length`` is its value in the structure
+    that the other heads predict; the features are symmetric in the two ends of the bond.
     """
 
-    def __init__(self, hidden, n_radial):
+    def __init__(self, hidden: int, n_radial: int):
         super().__init__()
         width = hidden // 2
         self.atoms = nn.Linear(hidden, width)
         self.edge = mlp(n_radial, width, width)
         self.out = zero_last(mlp(3 * width, width, 2))
 
-    def forward(self, features, x, graph, edges, said):
+    def forward(
+        self,
+        features: Features,
+        x: torch.Tensor,
+        graph: CrystalGraph,
+        edges: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances (n_bonds,), A, and logs of their scales (n_bonds,).
+
+        Parameters
+        ----------
+        features : Features
+        x : (n_edges, n_radial)
+            Edge features.
+        graph : CrystalGraph
+        edges : (n_bonds,) int64
+            The edges to predict for.
+        lengths : (n_edges,), A
+            See `predicted_distances`.
+        """
         s = features.s
         j, i = graph.edge_index.index_select(1, edges)
         atoms = self.atoms(s)
         a, b = atoms.index_select(0, i), atoms.index_select(0, j)
         edge = self.edge(x.index_select(0, edges))
-        change, scale = self.out(torch.cat([a + b, a * b, edge], dim=1)).to(said.dtype).T
+        change, scale = self.out(torch.cat([a + b, a * b, edge], dim=1)).to(lengths.dtype).T
         low, high = LOG_B_RANGE
         # A sigmoid bounds log b without killing gradients; it starts near 0.05 A.
         log_b = low + (high - low) * torch.sigmoid(scale + 0.2)
-        return said.index_select(0, edges) * torch.exp(torch.tanh(change)), log_b
+        return lengths.index_select(0, edges) * torch.exp(torch.tanh(change)), log_b
 
 
 class LatticeMatrixHead(nn.Module):
@@ -144,13 +170,14 @@ class LatticeMatrixHead(nn.Module):
     What it adds is reduced to a pure stretch.
     """
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int):
         super().__init__()
         self.atoms = nn.Linear(hidden, hidden)
         self.cell = mlp(9, hidden, hidden)
         self.out = zero_last(mlp(2 * hidden, hidden, 9))
 
-    def forward(self, features, graph):
+    def forward(self, features: Features, graph: CrystalGraph) -> torch.Tensor:
+        """Deformations (n_graphs, 3, 3), symmetric and positive definite."""
         s = features.s
         pooled = s.new_zeros(graph.n_graphs, s.shape[1])
         pooled = pooled.index_add(0, graph.graph_of_atom, self.atoms(s).to(s.dtype))
@@ -163,7 +190,7 @@ class LatticeMatrixHead(nn.Module):
             return free_deformation(stretch_of(general), graph)
 
 
-def stretch_of(general, iterations=12):
+def stretch_of(general: torch.Tensor, iterations: int = 12) -> torch.Tensor:
     """Symmetric factor of ``general = stretch @ rotation``: (n, 3, 3) -> (n, 3, 3).
 
     The square root of ``general @ general.T`` by the coupled Newton iteration of Denman and
@@ -180,7 +207,7 @@ def stretch_of(general, iterations=12):
     return (root + root.mT) / 2
 
 
-def undirected(graph):
+def undirected(graph: CrystalGraph) -> torch.Tensor:
     """(n_edges,) bool: one of the two directions of each edge."""
     j, i = graph.edge_index
     first, second, third = graph.offset.T
@@ -189,8 +216,33 @@ def undirected(graph):
     return (i < j) | ((i == j) & positive)
 
 
-def predicted_distances(graph, vectors, deformation, displacement):
-    """(n_edges,): edge lengths in the structure that lattice and displacements say, A.
+def reverse_edges(graph: CrystalGraph) -> torch.Tensor:
+    """(n_edges,) int64: for each edge j -> i the index of the edge i -> j.
+
+    An edge whose reverse is not in the graph (one that keeps the nearest neighbours only)
+    is its own.
+    """
+    j, i = graph.edge_index
+    offset = graph.offset.long()
+    span = 2 * int(offset.abs().max()) + 1 if len(offset) else 1
+    weights = offset.new_tensor([1, span, span**2])
+    shift, n = offset @ weights, len(graph.z)
+    key = (i * n + j) * span**3 + shift
+    mirrored = (j * n + i) * span**3 - shift
+    found, order = key.sort()
+    place = torch.searchsorted(found, mirrored).clamp(max=max(len(key) - 1, 0))
+    there = found.index_select(0, place) == mirrored
+    own = torch.arange(len(key), device=key.device)
+    return torch.where(there, order.index_select(0, place), own)
+
+
+def predicted_distances(
+    graph: CrystalGraph,
+    vectors: torch.Tensor,
+    deformation: torch.Tensor,
+    displacement: torch.Tensor,
+) -> torch.Tensor:
+    """(n_edges,): edge lengths in the predicted structure, A.
 
     Detached: each head learns from its own target.
     """

@@ -1,24 +1,28 @@
 """Pieces that the networks share: radial basis, harmonics, sums over neighbourhoods."""
 
+from __future__ import annotations
+
 import copy
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.geometry.motion import STRAIN_BASIS
 
 
 class ScaledSiLU(nn.Module):
     """SiLU / 0.6, the activation of the reference networks."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.silu(x) / 0.6
 
 
-def mlp(*widths):
+def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with ScaledSiLU between them."""
     layers = []
     for n_in, n_out in pairwise(widths):
@@ -26,7 +30,7 @@ def mlp(*widths):
     return nn.Sequential(*layers[:-1])
 
 
-def zero_last(network):
+def zero_last(network: Any) -> Any:
     """Set the last linear layer to zero, so that an untrained head answers "relaxed"."""
     for parameter in network[-1].parameters():
         nn.init.zeros_(parameter)
@@ -43,7 +47,7 @@ class RadialBasis(nn.Module):
     cutoff : float, A
     """
 
-    def __init__(self, num_rbf, cutoff):
+    def __init__(self, num_rbf: int, cutoff: float):
         super().__init__()
         self.cutoff = cutoff
         self.gamma = 0.5 * ((num_rbf - 1) / cutoff) ** 2
@@ -51,7 +55,7 @@ class RadialBasis(nn.Module):
             'centres', torch.linspace(0, cutoff, num_rbf), persistent=False
         )
 
-    def forward(self, distance):
+    def forward(self, distance: torch.Tensor) -> torch.Tensor:
         """(n,) A -> (n, num_rbf)."""
         x = distance.unsqueeze(-1)
         # Far tails are subnormal numbers, on which CPUs are slow: e^-60 will do.
@@ -59,7 +63,7 @@ class RadialBasis(nn.Module):
         return gaussians * envelope(x / self.cutoff)
 
 
-def envelope(x, p=5):
+def envelope(x: torch.Tensor, p: int = 5) -> torch.Tensor:
     """Polynomial cutoff of DimeNet: 1 at 0, smoothly 0 at x >= 1."""
     a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
     return torch.where(x < 1, 1 + a * x**p + b * x ** (p + 1) + c * x ** (p + 2), 0.0)
@@ -73,7 +77,7 @@ STRAIN_PRODUCTS = np.einsum(
 R2, R6 = math.sqrt(1 / 2), math.sqrt(1 / 6)
 
 
-def project_symmetric(p, q):
+def project_symmetric(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Traceless symmetric part of p (x) q in an orthonormal basis, degree l = 2.
 
     (n, 3[, F]) each -> (n, 5[, F]); `symmetric_matrix` is the way back.
@@ -86,7 +90,7 @@ def project_symmetric(p, q):
     )
 
 
-def symmetric_matrix(t):
+def symmetric_matrix(t: torch.Tensor) -> torch.Tensor:
     """The matrices that five components stand for: (n, 5[, F]) -> (n, 3, 3[, F])."""
     xy, yz, xz = R2 * t[:, 0], R2 * t[:, 1], R2 * t[:, 2]
     x, y, z = R2 * t[:, 3] - R6 * t[:, 4], -R2 * t[:, 3] - R6 * t[:, 4], 2 * R6 * t[:, 4]
@@ -94,7 +98,7 @@ def symmetric_matrix(t):
     return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
-def spherical(unit, degree):
+def spherical(unit: torch.Tensor, degree: int) -> list[torch.Tensor]:
     """Angular functions of unit vectors (n, 3) for l = 0 ... degree <= 2, as a list."""
     harmonics = [torch.ones_like(unit[:, :1]), unit]
     if degree == 2:
@@ -102,14 +106,14 @@ def spherical(unit, degree):
     return harmonics
 
 
-def autocast_dtype(x):
+def autocast_dtype(x: torch.Tensor) -> torch.dtype:
     """The float type of matrix products with ``x``: its own, or autocast's."""
     device = x.device.type
     low = torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if low else x.dtype
 
 
-def safe_norm(x):
+def safe_norm(x: torch.Tensor) -> torch.Tensor:
     """Norm over the components (dim 1), with a gradient at zero."""
     return ((x * x).sum(1) + 1e-8).sqrt()
 
@@ -133,7 +137,13 @@ class Neighborhood:
         Of the moments (bfloat16 under autocast).
     """
 
-    def __init__(self, graph, radial, harmonics, dtype):
+    def __init__(
+        self,
+        graph: CrystalGraph,
+        radial: torch.Tensor,
+        harmonics: list[torch.Tensor],
+        dtype: torch.dtype,
+    ):
         j, i = graph.edge_index
         n = len(graph.z)
         pairs, column = torch.unique_consecutive(i * n + j, return_inverse=True)
@@ -149,13 +159,15 @@ class Neighborhood:
         self.row = position.index_select(0, column)
         self.moments = self._sums(radial, harmonics)
 
-    def moved(self, radial, harmonics):
+    def moved(self, radial: torch.Tensor, harmonics: list[torch.Tensor]) -> Neighborhood:
         """The same neighbours after a change of the structure, with new edge features."""
         other = copy.copy(self)
         other.moments = self._sums(radial, harmonics)
         return other
 
-    def _sums(self, radial, harmonics):
+    def _sums(
+        self, radial: torch.Tensor, harmonics: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
         moments = []
         for harmonic in harmonics:
             features = (harmonic.unsqueeze(2) * radial.unsqueeze(1)).flatten(1)
@@ -165,12 +177,12 @@ class Neighborhood:
             moments.append(moment.to(self.dtype).contiguous())
         return moments
 
-    def gather(self, x):
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
         """(n_atoms, c) -> (n_atoms, width, c): the features of each centre's neighbours."""
         x = x.to(self.moments[0].dtype).index_select(0, self.neighbor)
         return x.view(-1, self.width, x.shape[-1])
 
-    def sum(self, k, gathered, filters):
+    def sum(self, k: int, gathered: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
         """Messages through ``harmonics[k]``.
 
         Parameters
@@ -212,7 +224,7 @@ class MotionEmbedding(nn.Module):
         self.scalars = nn.Parameter(torch.zeros(3, hidden))
         self.tensors = nn.Parameter(torch.zeros(hidden)) if degree == 2 else None
 
-    def forward(self, graph) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, graph: CrystalGraph) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scalars (n_atoms, F) and tensors (n_atoms, 5, F) or None."""
         held = torch.eye(6, dtype=graph.pos.dtype, device=graph.pos.device)
         held = held - graph.free_strain
@@ -228,13 +240,13 @@ class MotionEmbedding(nn.Module):
         tensors = direction.index_select(0, index).unsqueeze(2) * self.tensors
         return scalars, tensors
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name, parameter in self.named_parameters():
             state_dict.setdefault(prefix + name, torch.zeros_like(parameter))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def mean_over_atoms(x, graph):
+def mean_over_atoms(x: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """(n_atoms, ...) -> (n_graphs, ...): mean over the atoms of each graph."""
     index = graph.graph_of_atom
     total = x.new_zeros(graph.n_graphs, *x.shape[1:]).index_add(0, index, x)

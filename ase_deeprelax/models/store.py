@@ -37,7 +37,7 @@ PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
 ANSWERS = ('architecture', 'hyperparameters', 'elements', 'learned', 'range', 'second_look')
 # Larger files and numbers are not those of a model: they would fill the memory, or a cutoff
 # would ask for all atoms of a crystal. A cutoff is in A.
-MOST_BYTES_OF_CONFIG, MOST_BYTES_OF_HEADER, MOST_MEMBERS = 4_000_000, 4_000_000, 32
+MOST_BYTES_OF_CONFIG, MOST_BYTES_OF_WEIGHTS, MOST_MEMBERS = 4_000_000, 10**9, 32
 LARGEST = {'cutoff': 15.0, 'layers': 64}
 LARGEST_OF_OTHERS = 2048
 
@@ -138,12 +138,8 @@ def load_model(
     config = _read_config(folder)
     if 'members' in config:
         return _load_ensemble(folder, config, device, dtype)
-    # Without memory first: a file of another size is refused before anything is allocated.
-    needed = sum(
-        4 * p.numel() for p in _build(folder, config, 'meta').state_dict().values()
-    )
-    weights = _read_weights(folder / WEIGHTS, config, needed)
-    model = _build(folder, config, 'cpu')
+    weights = _read_weights(folder / WEIGHTS, config)
+    model = _build(folder, config, len(weights) // 4)
     try:
         model.load_state_dict(safetensors.torch.load(weights))
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -153,38 +149,14 @@ def load_model(
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def _build(folder: Path, config: dict[str, Any], device: str) -> RelaxationModel:
-    """The network with random weights, of a size that can be one."""
-    hyperparameters = config['hyperparameters']
-    if not isinstance(hyperparameters, dict) or not isinstance(config['architecture'], str):
-        raise ModelError(
-            f'{folder / CONFIG}: hyperparameters must be an object and architecture a word'
-        )
-    for key, value in hyperparameters.items():
-        largest = LARGEST.get(key, LARGEST_OF_OTHERS)
-        if isinstance(value, float | int) and not 0 <= value <= largest:
-            raise ModelError(
-                f'{folder / CONFIG}: {key} is {value}; it must be from 0 to {largest:g}'
-            )
-    try:
-        # Weights that are to be overwritten are random.
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            return create_model(config['architecture'], **hyperparameters)
-    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
-        raise _misfit(folder, error) from error
-
-
-def _read_weights(path: Path, config: dict[str, Any], needed: int) -> bytes:
-    """The bytes of the file, if they are those of the config and of ``needed`` size."""
+def _read_weights(path: Path, config: dict[str, Any]) -> bytes:
+    """The bytes of the file, if they are those of the config."""
     if path.exists() and not path.is_file():
         raise ModelError(f'{path} is not a file; fetch the model again')
     try:
         size = path.stat().st_size
-        if size > needed + MOST_BYTES_OF_HEADER:
-            raise ModelError(
-                f'{path} has {size:,} bytes, its network {needed:,}: weights and {CONFIG} '
-                'do not fit together; fetch the model again'
-            )
+        if size > MOST_BYTES_OF_WEIGHTS:
+            raise ModelError(f'{path} has {size:,} bytes, which no model has')
         weights = path.read_bytes()
     except OSError as error:
         raise ModelError(
@@ -199,6 +171,30 @@ def _read_weights(path: Path, config: dict[str, Any], needed: int) -> bytes:
     return weights
 
 
+def _build(folder: Path, config: dict[str, Any], most: int) -> RelaxationModel:
+    """The network with random weights, if it can have ``most`` parameters at most."""
+    hyperparameters = config['hyperparameters']
+    if not isinstance(hyperparameters, dict) or not isinstance(config['architecture'], str):
+        raise ModelError(
+            f'{folder / CONFIG}: hyperparameters must be an object and architecture a word'
+        )
+    for key, value in hyperparameters.items():
+        largest = LARGEST.get(key, LARGEST_OF_OTHERS)
+        if isinstance(value, float | int) and not 0 <= value <= largest:
+            raise ModelError(
+                f'{folder / CONFIG}: {key} is {value}; it must be from 0 to {largest:g}'
+            )
+    # Every layer has a square matrix: what is too large is refused before it takes memory.
+    hidden, layers = (hyperparameters.get(key, 1) for key in ('hidden', 'layers'))
+    if isinstance(hidden, int) and isinstance(layers, int) and layers * hidden**2 > most:
+        raise _misfit(folder, f'hidden is {hidden}, layers is {layers}')
+    try:
+        with torch.random.fork_rng(devices=[]):  # weights to be overwritten are random
+            return create_model(config['architecture'], **hyperparameters)
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        raise _misfit(folder, error) from error
+
+
 def _card(folder: Path, config: dict[str, Any]) -> ModelCard:
     try:
         return ModelCard.from_dict(config)
@@ -206,7 +202,7 @@ def _card(folder: Path, config: dict[str, Any]) -> ModelCard:
         raise ModelError(f'{folder / CONFIG}: {error}') from error
 
 
-def _misfit(folder: Path, error: Exception) -> ModelError:
+def _misfit(folder: Path, error: Exception | str) -> ModelError:
     return ModelError(
         f'{folder}: weights and {CONFIG} do not fit together or need another version of '
         f'this package ({error}); fetch the model again'
@@ -230,10 +226,10 @@ def _load_ensemble(
                 'models that it is made of'
             )
     members = [load_model(name, device, dtype=dtype) for name in card.members]
-    if config['sha256'] != ensemble_hash(members):
+    if config['sha256'] != ensemble_hash(config, members):
         raise ModelError(
             f'{folder}: its members {", ".join(card.members)} are not those that it was '
-            'made of; install ase-deeprelax again'
+            f'made of, or its {CONFIG} was edited; install ase-deeprelax again'
         )
     model = Ensemble(members)
     model.architecture, model.hyperparameters = 'ensemble', {}
@@ -242,9 +238,12 @@ def _load_ensemble(
     return model.eval().requires_grad_(False)
 
 
-def ensemble_hash(members: list[RelaxationModel]) -> str:
-    """The hash of the hashes of an ensemble's members, hexadecimal."""
-    return hashlib.sha256(''.join(m.sha256 for m in members).encode()).hexdigest()
+def ensemble_hash(config: dict[str, Any], members: list[RelaxationModel]) -> str:
+    """The hash of the members' hashes and of what else answers depend on, hexadecimal."""
+    hashes = ''.join(member.sha256 for member in members)
+    if config['format_version'] == 1:
+        return hashlib.sha256(hashes.encode()).hexdigest()
+    return answers_hash(config | {'weights_sha256': hashes})
 
 
 def load_shared(
@@ -305,9 +304,9 @@ def available_models() -> dict[str, dict[str, Any]]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        if path.stat().st_size > MOST_BYTES_OF_CONFIG:
-            raise ValueError(f'it has more than {MOST_BYTES_OF_CONFIG:,} bytes')
-        config = json.loads(path.read_bytes(), parse_constant=_no_number)
+        with path.open('rb') as file:
+            text = file.read(MOST_BYTES_OF_CONFIG)  # a larger file is no JSON any more
+        config = json.loads(text, parse_constant=_no_number)
         version = config['format_version']
         missing = {'architecture', 'hyperparameters', 'sha256'} - set(config)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -56,9 +56,10 @@ class ElasticBFGS(BFGS):
     with moves u of the atoms, strain epsilon of the cell and unit vectors n along the
     pairs. So strain, atoms and the coupling between them are of one piece, and diamond, a
     molecule in its crystal and a soft metal all begin at their own stiffness. The first
-    step that is measured scales the whole model, by 2 or 1/2 at most. A step after which
-    the energy is higher by more than 0.05 eV is undone: the next one starts where that one
-    did, knows its curvature, and is at most half as long. Each step costs one evaluation.
+    step, at most half as long as the others may be, measures the scale of the whole model,
+    by 2 or 1/2 at most. A step after which the energy is higher by more than 0.05 eV is
+    undone: the next one starts where that one did, knows its curvature, and is at most half
+    as long. Each step costs one evaluation.
 
     Exponential springs are the model Hessian of Fischer and Almlof, J. Phys. Chem. 96, 9768
     (1992), and of ASE's preconditioner ``Exp`` (Packwood et al., J. Chem. Phys. 144, 164109
@@ -91,11 +92,13 @@ class ElasticBFGS(BFGS):
     True
     """
 
-    defaults: ClassVar = {**BFGS.defaults, 'alpha': None}
+    # ASE does not say that this attribute belongs to the class.
+    defaults: ClassVar = {**BFGS.defaults, 'alpha': None}  # ty: ignore[incompatible-attribute-override]
 
     def initialize(self) -> None:
         """Forget what was learnt: the model again."""
-        self.energy0, self.scaled = None, False
+        self.energy0: float | None = None
+        self.scaled = False
         if self._has_model:
             self.H0 = model_hessian(self.atoms)
             self.state = self.pos0 = self.forces0 = None
@@ -105,13 +108,13 @@ class ElasticBFGS(BFGS):
         super().initialize()
 
     def read(self) -> None:
-        """Go on from a restart file, also from one without the energy of its last step."""
+        """Go on from a restart file, also from one that ASE's ``BFGS`` wrote."""
         data = list(self.load())
         self.energy0, self.scaled = None, True
         if isinstance(data[-1], dict):
             vars(self).update(data.pop())
         self.H0, self.pos0, self.forces0, self.maxstep = data[:4]
-        if len(data) == 5:
+        if isinstance(self.atoms, UnitCellFilter):
             self.atoms.orig_cell = data[4]
         self.state = None
         super().update(self.pos0, self.forces0, None, None)  # makes the state from H0
@@ -123,18 +126,18 @@ class ElasticBFGS(BFGS):
             return
         gradient = np.ravel(self._get_gradient(gradient))
         x, energy = np.ravel(self.optimizable.get_x()), self.optimizable.get_value()
-        self.update(x, -gradient, self.pos0, self.forces0)
-        longest = self.maxstep if self.scaled else self.maxstep / 2
+        longest = self.maxstep / 2 if self.pos0 is None else self.maxstep
         moved = 0.0 if self.energy0 is None else self._length(x - self.pos0)
-        if moved > SHORT and energy > self.energy0 + RISE:
+        if self.energy0 is not None and moved > SHORT and energy > self.energy0 + RISE:
+            self.update(x, -gradient, self.pos0, self.forces0)
             longest = moved / 2
-            x, gradient = self.pos0, -self.forces0
+            x, gradient = np.array(self.pos0), -np.array(self.forces0)
         else:
-            self.pos0, self.forces0, self.energy0 = x, -gradient, energy
-        step = self.state.compute_step(gradient)
+            self.energy0 = float(energy)
+        step, _ = self.prepare_step(x, gradient)
         step *= min(1.0, longest / max(self._length(step), 1e-12))
         self.optimizable.set_x(x + step)
-        learnt: list[Any] = [self.state.hessian, self.pos0, self.forces0, self.maxstep]
+        learnt: list[Any] = [self.H, self.pos0, self.forces0, self.maxstep]
         if isinstance(self.atoms, UnitCellFilter):
             learnt.append(self.atoms.orig_cell)
         self.dump((*learnt, {'energy0': self.energy0, 'scaled': self.scaled}))
@@ -151,10 +154,10 @@ class ElasticBFGS(BFGS):
             self.scaled = True
             step = pos - pos0
             measured = step @ (forces0 - forces)
-            guessed = step @ self.state.hessian @ step
+            guessed = step @ self.H @ step
             if measured > 0 and guessed > 0:
                 factor = np.clip(measured / guessed, 1 / MOST_SCALING, MOST_SCALING)
-                self.state.hessian *= factor
+                self.state.hessian = factor * self.H
         super().update(pos, forces, pos0, forces0)
 
     @property

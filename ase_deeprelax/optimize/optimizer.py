@@ -248,7 +248,7 @@ class DeepRelaxOptimizer(Optimizer):
         if hasattr(self._ase['logfile'], 'write'):
             state['_ase']['logfile'] = None
         if isinstance(self._model, RelaxationModel):
-            name = getattr(self._model, 'name', None)
+            name = self._model.name
             card = available_models().get(name, {})
             if card and card['sha256'] == self._model.sha256:
                 state['_model'] = name
@@ -349,7 +349,7 @@ class DeepRelaxOptimizer(Optimizer):
         """What goes into the header of a trajectory."""
         model = self._model
         if isinstance(model, RelaxationModel):
-            model = getattr(model, 'name', type(model).__name__)
+            model = model.name or type(model).__name__
         return super().todict() | {
             'model': str(model),
             'symmetry': self._how['symmetry'],

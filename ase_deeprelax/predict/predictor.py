@@ -169,11 +169,10 @@ class Predictor:
             self.model = model.eval().requires_grad_(False)
         else:
             self.model = load_shared(model, self.device, self.dtype)
-        self.card = getattr(self.model, 'card', {})
-        self.name = getattr(self.model, 'name', type(self.model).__name__)
-        self.sha256 = getattr(self.model, 'sha256', '')
-        # Models whose card does not say it are not known to have learned relaxed inputs.
-        self.two_pass = self.card.get('second_look', False)
+        self.card = self.model.card
+        self.name = self.model.name or type(self.model).__name__
+        self.sha256 = self.model.sha256
+        self.two_pass = self.card.two_pass
         self.timings = dict.fromkeys(PARTS, 0.0)
 
     @property
@@ -185,10 +184,9 @@ class Predictor:
             keep_symmetry=self.symmetry == 'keep',
             name=self.name,
             sha256=self.sha256,
-            elements=self.card.get('elements') or None,
-            ranges=self.card.get('range'),
-            # The cards of early models do not say it: they have learned from bulk crystals.
-            learned=self.card.get('learned') or ('bulk',),
+            elements=self.card.elements or None,
+            ranges=self.card.ranges or None,
+            learned=self.card.learned,
         )
 
     def relax(

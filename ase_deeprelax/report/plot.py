@@ -1,9 +1,9 @@
 """Figures of a comparison with iterative relaxation.
 
 Every function returns a ``matplotlib.figure.Figure`` of its own (``figure.savefig(path)``)
-and leaves pyplot alone. Colours are Okabe and Ito's, which the colour-blind tell apart, and
-each always means the same: grey the input, blue the prediction, green what was relaxed from
-the prediction, orange other rivals.
+and leaves pyplot alone. Colours are Okabe and Ito's, which the colour-blind can tell apart,
+and each always means the same: grey the input, blue the prediction, green relaxations from
+the prediction, orange other methods.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
         if not rows:
             nothing(ax, 'nothing to compare')
             continue
-        truths, *answers = (x[:, part].ravel() for x in (true, given, predicted))
-        parity(ax, truths, zip(('input', 'prediction'), answers, (GREY, BLUE), strict=True))
+        truths, *methods = (x[:, part].ravel() for x in (true, given, predicted))
+        parity(ax, truths, zip(('input', 'prediction'), methods, (GREY, BLUE), strict=True))
     axes[0].set(ylabel='input or prediction')
     legend(figure, axes[0])
     return figure

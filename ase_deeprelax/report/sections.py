@@ -213,7 +213,7 @@ def predictions(comparison: Comparison, scenes: Sequence[Mapping[str, Any]]) -> 
         )
     heads = ['structure', 'atoms', 'predicted', 'dmax / Å', 'volume ratio', 'sigma / Å']
     heads += ['RMSD to reference', 'space group kept', 'remark']
-    table = Table(heads, rows, (0, 2, 8), 'The one-shot answers alone')
+    table = Table(heads, rows, (0, 2, 8), 'The one-shot predictions alone')
     return Section('Predictions', [], [table.without_empty_columns()])
 
 

@@ -27,6 +27,7 @@ from ase_deeprelax.testing.predictions import (
 )
 
 SUPERCELL_TOLERANCE = 1e-3
+SIGMA_TOLERANCE = 1e-3
 SYMPREC = 1e-3
 
 
@@ -143,6 +144,17 @@ def ignores_order(model, dtype):
         return atoms[order], np.eye(3), order
 
     expect_same(model, dtype, permute)
+    crystals = generic_crystals(known_elements(model))
+    orders = [rng.permutation(len(atoms)) for atoms in crystals]
+    permuted = [atoms[order] for atoms, order in zip(crystals, orders, strict=True)]
+    before = predictions(model, dtype, crystals)
+    after = predictions(model, dtype, permuted)
+    for one, two, order in zip(before, after, orders, strict=True):
+        error = np.abs(one.sigma_atoms[order] / two.sigma_atoms - 1).max()
+        expect(
+            error < SIGMA_TOLERANCE,
+            f'sigma of {one.atoms.symbols} differs by {error:.1e} of itself',
+        )
 
 
 def ignores_images(model, dtype):

@@ -12,7 +12,7 @@ BATCH_TOLERANCE = {'float32': 1e-5, 'float64': 1e-9}
 
 def known_elements(model):
     """Eight elements that the model knows."""
-    known = getattr(model, 'card', {}).get('elements') or (3, 8, 12, 13, 22, 26, 38, 50)
+    known = model.card.elements or (3, 8, 12, 13, 22, 26, 38, 50)
     return tuple(known[:: max(1, len(known) // 8)][:8])
 
 

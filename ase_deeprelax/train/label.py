@@ -155,7 +155,7 @@ def _predicted(
     predictor = None if start is None else Predictor(start)
     if predictor is not None:
         # Models that say nothing of it have learned from bulk crystals.
-        missing = kind.needs - set(predictor.card.get('learned') or ['bulk'])
+        missing = kind.needs - set(predictor.card.learned)
         if missing:
             log.info(
                 'the model %s was not trained on: %s; relaxations start at the inputs',

@@ -19,7 +19,7 @@ optimize: {{max_steps: 100, threads: 1}}
     assert result.exit_code == 0, result.output
     folder = tmp_path / 'runs' / 'small' / 'model'
     assert str(folder) in result.stdout
-    assert store.load_model(folder).card['training']['steps'] == 2
+    assert store.load_model(folder).card.training['steps'] == 2
     assert np.float64(1e-310) / 2 > 0, 'training leaves subnormal numbers switched off'
     result = run('evaluate', pairs_file, '--model', folder)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ase.calculators.emt import EMT
 from ase.units import kB
 from scipy.constants import R
 
+from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.phonon_calculation import choose_supercell, phonons
 from ase_deeprelax.compare.phonons import KINDS, compare_phonons
 from ase_deeprelax.compare.savings import compare
@@ -179,6 +181,18 @@ def test_three_relaxations_side_by_side(tmp_path):
     assert highest[0] < 0.99 * highest[1]  # softer: the cell is too large
     assert rows[3]['problem'].startswith('NotImplementedError')
     assert rows[4]['problem'].startswith('NotImplementedError')
+
+    text = comparison_text({**result, 'phonons': rows})
+    shown = [
+        re.split(' {2,}', line) for line in text.split('Imaginary modes\n')[1].splitlines()
+    ]
+    assert shown[0][:3] == ['structure', 'calculator', 'relaxed']
+    modes = predicted['imaginary']
+    assert shown[1][:2] == ['Cu', 'emt']
+    assert f'{modes["n"]} of {modes["n_modes"]}' in shown[1]
+    assert [row[2] for row in shown[1:7]] == 2 * list(KINDS)
+    assert shown[5][-1].startswith('NotImplementedError')
+    assert 'Imaginary modes' not in comparison_text(result)
 
     class Broken(EMT):
         def calculate(self, *args, **kwargs):

@@ -74,7 +74,7 @@ def test_a_kill_in_the_first_line_leaves_an_empty_cache(path):
 def test_files_of_others_are_refused_and_kept(tmp_path, text):
     path = tmp_path / 'notes.txt'
     path.write_text(text)
-    with pytest.raises(ConfigError, match='no settings|not a journal'):
+    with pytest.raises(ConfigError, match=r'no settings|not a journal'):
         ResultsCache(path)
     assert path.read_text() == text
 

@@ -33,9 +33,7 @@ def rattled(seed=0):
 
 
 def graphs(*structures, model):
-    return collate(
-        [to_graph(atoms, model.spec, torch.float64)[0] for atoms in structures]
-    )
+    return collate([to_graph(atoms, model.spec, torch.float64)[0] for atoms in structures])
 
 
 @pytest.fixture

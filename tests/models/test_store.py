@@ -1,14 +1,19 @@
 import hashlib
 import json
+import os
 import shutil
+import time
 
 import pytest
 import torch
 from ase.build import bulk
 
-from ase_deeprelax.errors import ModelError
+from ase_deeprelax import files
+from ase_deeprelax.errors import DeepRelaxWarning, ModelError
 from ase_deeprelax.models import create_model, store
+from ase_deeprelax.models.card import ModelCard
 from ase_deeprelax.models.store import (
+    answers_hash,
     available_models,
     load_model,
     load_shared,
@@ -31,9 +36,12 @@ def folder(original, tmp_path):
     return shutil.copytree(original[1], tmp_path / 'small')
 
 
-def edit(folder, **changes):
+def edit(folder, *, sign=True, **changes):
+    """Change entries of a config; by default with a hash that fits, as a forger would."""
     path = folder / 'config.json'
     config = json.loads(path.read_text()) | changes
+    if sign and 'sha256' not in changes:
+        config['sha256'] = answers_hash(config)
     path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
@@ -47,10 +55,12 @@ def test_what_is_saved_comes_back(original, dtype):
     assert {x.dtype for x in loaded.parameters()} == {dtype}
     assert not loaded.training
     assert not any(x.requires_grad for x in loaded.parameters())
-    assert loaded.card['elements'] == [8, 22]
-    assert loaded.card['graph'] == model.spec.to_dict()
+    assert loaded.card.elements == (8, 22)
+    assert loaded.card.metrics == {'coord_mae': 0.1}
     assert loaded.name == 'small'
-    assert loaded.sha256 == loaded.card['sha256']
+    config = json.loads((folder / 'config.json').read_text())
+    assert loaded.sha256 == config['sha256']
+    assert config['graph'] == model.spec.to_dict()
     assert loaded.architecture == 'paegnn'
     assert loaded.hyperparameters == {'hidden': 16, 'layers': 1}
 
@@ -73,7 +83,7 @@ def test_failed_write_leaves_the_former_model(original, folder, monkeypatch):
     def full(_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(store.os, 'fsync', full)
+    monkeypatch.setattr(files.os, 'fsync', full)
     with pytest.raises(OSError, match='No space'):
         save_model(create_model('paegnn', hidden=16, layers=1), folder, {})
     assert (folder / 'model.safetensors').read_bytes() == before
@@ -87,7 +97,7 @@ def test_flipped_bit_is_found(folder, where):
     content = bytearray(path.read_bytes())
     content[where] ^= 1
     path.write_bytes(content)
-    expected = json.loads((folder / 'config.json').read_text())['sha256']
+    expected = json.loads((folder / 'config.json').read_text())['weights_sha256']
     with pytest.raises(ModelError) as caught:
         load_model(folder)
     actual = store.hashlib.sha256(content).hexdigest()
@@ -127,7 +137,7 @@ def test_incomplete_config(folder, key):
 
 def test_newer_format_names_both_versions(folder):
     edit(folder, format_version=7)
-    with pytest.raises(ModelError, match=r'format_version 7, this package reads 1'):
+    with pytest.raises(ModelError, match=r'format_version 7, this package reads 2'):
         load_model(folder)
 
 
@@ -190,7 +200,7 @@ def test_shared_models_are_loaded_once_and_again_when_they_change(folder):
 def test_shipped_models_load_and_say_where_they_come_from(name):
     model = load_model(name)
     for key in ('elements', 'training', 'metrics'):
-        assert model.card[key], key
+        assert getattr(model.card, key), key
 
 
 def test_ensemble_is_a_list_of_models_with_the_hash_of_their_hashes(tmp_path, tiny_model):
@@ -214,4 +224,152 @@ def test_ensemble_is_a_list_of_models_with_the_hash_of_their_hashes(tmp_path, ti
     assert relax(bulk('MgO', 'rocksalt', a=4.3), model=folder).model == 'both'
     save_model(create_model('painn', hidden=16, layers=2), other, {'elements': [8, 12]})
     with pytest.raises(ModelError, match='are not those that it was made of'):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'hyperparameters': {'hidden': 16, 'layers': 1, 'cutoff': 8.0}},
+        {'elements': [8, 22, 118]},
+        {'learned': ['bulk', 'layer']},
+        {'range': {'n_atoms': [1, 10_000]}},
+        {'second_look': True},
+    ],
+)
+def test_a_config_that_was_edited_is_refused(folder, change):
+    """Such a change gives other answers, or trusts them more, under the same hash."""
+    load_model(folder)
+    edit(folder, sign=False, **change)
+    with pytest.raises(ModelError, match='was edited'):
+        load_model(folder)
+
+
+def test_models_of_the_format_before_load_with_a_warning(original, folder):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    former = config | {'format_version': 1, 'sha256': config['weights_sha256']}
+    del former['weights_sha256']
+    path.write_text(json.dumps(former))
+    with pytest.warns(DeepRelaxWarning, match='older format'):
+        model = load_model(folder)
+    assert model.sha256 == former['sha256']
+    save_model(model, folder, model.card)
+    assert load_model(folder).sha256 == config['sha256']
+
+
+def test_card_comes_back_whole():
+    card = ModelCard(
+        name='mine',
+        licence='MIT',
+        elements=(1, 8),
+        learned=('bulk', 'layer'),
+        ranges={'n_atoms': (1.0, 20.0)},
+        two_pass=True,
+        training={'pairs': 3},
+        metrics={'val': 0.1},
+        members=('a', 'b'),
+    )
+    assert ModelCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+    assert ModelCard.from_dict(ModelCard().to_dict()) == ModelCard()
+
+
+def deep(folder):
+    (folder / 'config.json').write_text('[' * 100_000 + ']' * 100_000)
+
+
+def huge(folder):
+    with (folder / 'config.json').open('r+b') as file:
+        file.truncate(10**11)  # a sparse file takes no place
+
+
+def huge_weights(folder):
+    with (folder / 'model.safetensors').open('r+b') as file:
+        file.truncate(10**12)
+
+
+def special(name):
+    def replace(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
+def directory(folder):
+    (folder / 'model.safetensors').unlink()
+    (folder / 'model.safetensors').mkdir()
+
+
+def symlink_loop(folder):
+    (folder / 'config.json').unlink()
+    (folder / 'config.json').symlink_to(folder / 'config.json')
+
+
+def hyperparameters(**values):
+    return lambda folder: edit(folder, hyperparameters={'hidden': 16, 'layers': 1} | values)
+
+
+def entry(**values):
+    return lambda folder: edit(folder, **values)
+
+
+def members(names):
+    def write(folder):
+        config = {'format_version': 2, 'architecture': 'ensemble', 'hyperparameters': {}}
+        config |= {'members': names(folder), 'sha256': ''}
+        (folder / 'config.json').write_text(json.dumps(config))
+
+    return write
+
+
+HOSTILE = {
+    'deep JSON': deep,
+    'huge config': huge,
+    'huge weights': huge_weights,
+    'directory for weights': directory,
+    'symlink loop': symlink_loop,
+    'a cutoff of 1e9': hyperparameters(cutoff=1e9),
+    'a negative cutoff': hyperparameters(cutoff=-1),
+    'a width of 1e6': hyperparameters(hidden=10**6),
+    'a width that only fits into memory': hyperparameters(hidden=2000, layers=60),
+    '1e9 layers': hyperparameters(layers=10**9),
+    'a width of words': hyperparameters(hidden='many'),
+    'a list for the hyperparameters': entry(hyperparameters=[1]),
+    'a number for the architecture': entry(architecture=3),
+    'a word for the elements': entry(elements='H'),
+    'element 0': entry(elements=[0]),
+    'element 1e30': entry(elements=[1e30]),
+    'half an element': entry(elements=[1.5]),
+    'a range of words': entry(range={'n_atoms': ['a', 'b']}),
+    'a range of three': entry(range={'n_atoms': [1, 2, 3]}),
+    'an unknown range': entry(range={'charge': [1, 2]}),
+    'a number for learned': entry(learned=3),
+    'a word for second_look': entry(second_look='yes'),
+    'a list for the training': entry(training=[]),
+    'a number for the name': entry(name=3),
+    '100,000 members': members(lambda folder: ['deeprelax'] * 100_000),
+    'no members': members(lambda folder: []),
+    'members of numbers': members(lambda folder: [1, 2]),
+    'itself as a member': members(lambda folder: [str(folder)]),
+}
+if hasattr(os, 'mkfifo'):
+    HOSTILE['pipe for config'] = special('config.json')
+    HOSTILE['pipe for weights'] = special('model.safetensors')
+
+
+@pytest.mark.parametrize('case', HOSTILE)
+@pytest.mark.timeout(30)
+def test_hostile_folders_are_refused_at_once(folder, case):
+    HOSTILE[case](folder)
+    begun = time.perf_counter()
+    with pytest.raises(ModelError):
+        load_model(folder)
+    assert time.perf_counter() - begun < 1
+
+
+def test_nan_is_no_number_in_a_config(folder):
+    path = folder / 'config.json'
+    path.write_text(path.read_text().replace('0.1', 'NaN'))
+    with pytest.raises(ModelError, match='NaN is not a number'):
         load_model(folder)

@@ -103,7 +103,7 @@ def test_what_the_model_has_not_learned_is_flagged(model, crystals):
     with pytest.warns(DeepRelaxWarning, match='layer'):
         assert 'layer' in relax(mx2('MoS2', vacuum=9), model).ood
     model = awaken(create_model('paegnn', hidden=16, layers=2), scale=0.3)
-    model.card = {'learned': ['bulk', 'held cell']}
+    model.card = ModelCard(learned=('bulk', 'held cell'))
     assert not relax(atoms, model, relax_cell=False).ood
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.evaluate import cuts, evaluate
 from ase_deeprelax.data.pairs import make_pair
-from ase_deeprelax.errors import DeepRelaxWarning
+from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
 from ase_deeprelax.predict import relax
 from ase_deeprelax.report import accuracy
 from ase_deeprelax.report.html import embedded, write_report
@@ -250,7 +250,7 @@ def full_page(tmp_path_factory):
     from ase_deeprelax.compare.savings import compare
 
     def nearer(structures):
-        return [bulk('Cu', a=3.62) if len(atoms) == 1 else atoms for atoms in structures]
+        return [bulk(str(atoms.symbols), 'fcc', a=3.62) for atoms in structures]
 
     copper = {'Cu </script>': bulk('Cu', a=3.8), 'Al': bulk('Al', a=4.2)}
     found = compare(copper, {'emt': EMT()}, model=nearer)
@@ -281,11 +281,7 @@ def test_a_report_says_all_that_the_text_says(full_page):
     for line in comparison_text(found).splitlines():
         calculator, *values = re.split(' {2,}', line)
         if calculator == 'emt':
-            assert {value for value in values if value != '-'} <= cells | {
-                # the table of costs calls starts as that of ends calls ways
-                'unrelaxed',
-                'prediction',
-            }
+            assert {value for value in values if value != '-'} <= cells
     [summary] = found['summary']
     alone = summary['alone']
     [cost, end, *_] = [row for row in rows if row[2] == 'prediction alone']
@@ -297,6 +293,24 @@ def test_a_report_says_all_that_the_text_says(full_page):
     ):
         low, middle, high = (1000 * energies[key] for key in ('q25', 'median', 'q75'))
         assert row[4] == f'{middle:z.1f} ({low:z.1f} to {high:z.1f})'
+
+
+def test_results_of_the_version_before_are_drawn_and_later_ones_refused(
+    full_page, evaluated, tmp_path
+):
+    path, found = full_page
+    _, evaluation = evaluated
+    before = {key: value for key, value in found.items() if key != 'version'}
+    # Read from a file, as they usually are.
+    again = write_report(tmp_path / 'r.html', json.loads(json.dumps(before)))
+    assert table_rows(again.read_text()) == table_rows(path.read_text())
+    for later in (
+        {'comparison': {**found, 'version': 99}},
+        {'evaluation': {**evaluation, 'version': 99}},
+    ):
+        with pytest.raises(ConfigError, match='version 99'):
+            write_report(tmp_path / 'later.html', **later)
+    assert not (tmp_path / 'later.html').exists()
 
 
 def test_a_column_stands_where_there_is_something_in_it(full_page, tmp_path):
@@ -509,6 +523,30 @@ def test_exaggeration_moves_atoms_further_and_the_slider_back(viewer):
     start = viewer.sites(0)
     viewer.slide('factor', 1)
     np.testing.assert_allclose(viewer.sites(0), start)
+
+
+def test_lines_show_what_colours_show(viewer, relaxations):
+    """The displacement without the strain: none where only the cell changes."""
+    result = relaxations['one atom']
+    assert abs(result.volume_ratio - 1) > 1e-3
+    viewer.choose('structure', 'one atom')
+    viewer.slide('time', 0)
+    before = viewer.sites(0)
+    viewer.slide('time', 1)
+    assert np.abs(viewer.sites(0) - before).max() > 0.5
+    for site in viewer.browser.execute_script('return sitesOnScreen(0)'):
+        assert np.hypot(site['x'] - site['from']['x'], site['y'] - site['from']['y']) < 1e-6
+    viewer.choose('structure', 'MgO')
+    viewer.browser.find_element('css selector', '[data-along=c]').click()
+    viewer.settle()
+    moved = relaxations['MgO'].displacement @ relaxations['MgO'].deformation
+    for atom in range(8):
+        for site in viewer.browser.execute_script(f'return sitesOnScreen({atom})'):
+            line = [site[k] - site['from'][k] for k in 'xy']
+            # Down the third vector, the line is as long as the displacement across it; a
+            # little perspective remains.
+            length = np.hypot(*line) / site['scale']
+            assert length == pytest.approx(np.hypot(*moved[atom, :2]), abs=0.05)
 
 
 def test_the_colour_bar_has_the_ends_of_what_it_shows(viewer, relaxations):

@@ -112,7 +112,7 @@ def test_from_download_to_table(tmp_path, name, writer, kind, changes):
         model.hyperparameters
         == {key: value for key, value in settings.items() if key != 'architecture'} | small
     )
-    assert model.card['training']['steps'] == 2
+    assert model.card.training['steps'] == 2
 
     pairs = read_pairs(folder, 'test')
     result = evaluate(pairs, trained)

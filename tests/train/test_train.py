@@ -86,8 +86,8 @@ def test_training_learns_and_the_model_loads(config, tmp_path):
     ]
     assert errors[-1] < 0.6 * np.mean(dummy)
     model = load_model(folder)
-    assert set(model.card['elements']) == {3, 11, 17, 19}
-    assert model.card['training']['steps'] == 160
+    assert set(model.card.elements) == {3, 11, 17, 19}
+    assert model.card.training['steps'] == 160
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -99,10 +99,10 @@ def test_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
 
     whole, _ = weights('whole')
     first, card = weights('parts', 'optimize.max_steps=20')
-    assert card['training']['steps'] == 20
+    assert card.training['steps'] == 20
     checkpoint = tmp_path / 'runs/parts/last.ckpt'
     resumed, card = weights('parts', resume=checkpoint)
-    assert card['training']['steps'] == 60
+    assert card.training['steps'] == 60
     # not bit-equal: the epoch in which it stopped is drawn anew
     assert (resumed - whole).norm() < 0.4 * (resumed - first).norm()
 

@@ -1,6 +1,9 @@
 """Published weights of E3Relax-H2: the names of their parameters, and ours."""
 
+from __future__ import annotations
+
 import re
+from typing import Any
 
 # Published parameter names, as regular expressions, and ours.
 PUBLISHED_NAMES = (
@@ -34,7 +37,7 @@ PUBLISHED_NAMES = (
 )
 
 
-def convert_checkpoint(state_dict):
+def convert_checkpoint(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Published names of parameters to those of `ReferenceE3RelaxH2`.
 
     Parameters
@@ -72,7 +75,7 @@ def convert_checkpoint(state_dict):
     }
 
 
-def _our_name(name):
+def _our_name(name: str) -> str:
     for published, ours in PUBLISHED_NAMES:
         # whole parts between dots only
         name = re.sub(rf'(?<![^.]){published}(?![^.])', ours, name)

@@ -19,13 +19,15 @@ harmonics enter only as products summed over m, which are Legendre polynomials o
 cosine: no library of irreducible representations is needed.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ase_deeprelax.data.graph import GraphSpec
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.errors import UnsupportedElementError
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel
 from ase_deeprelax.models.heads import (
@@ -40,8 +42,8 @@ from ase_deeprelax.models.layers import (
     ScaledSiLU,
     mean_over_atoms,
     mlp,
-    safe_norm,
 )
+from ase_deeprelax.models.published.lattice import GatedUpdate, Lattice
 
 # Images of an atom that stand for its self-image neighbours.
 SELF_IMAGES = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0))
@@ -97,14 +99,14 @@ class ReferenceE3RelaxH2(RelaxationModel):
     def __init__(
         self,
         *,
-        hidden=512,
-        layers=4,
-        num_rbf=128,
-        cutoff=6.0,
-        rbf_cutoff=30.0,
-        max_neighbors=50,
-        lmax=3,
-        num_elements=118,
+        hidden: int = 512,
+        layers: int = 4,
+        num_rbf: int = 128,
+        cutoff: float = 6.0,
+        rbf_cutoff: float = 30.0,
+        max_neighbors: int | None = 50,
+        lmax: int = 3,
+        num_elements: int = 118,
     ):
         super().__init__()
         self.spec = GraphSpec(cutoff=cutoff, max_neighbors=max_neighbors, canonical=True)
@@ -114,7 +116,7 @@ class ReferenceE3RelaxH2(RelaxationModel):
         self.axis_embedding = nn.Embedding(3, hidden)
         self.layers = nn.ModuleList(Layer(hidden, num_rbf, lmax) for _ in range(layers))
 
-    def forward(self, graph):
+    def forward(self, graph: CrystalGraph):
         """ModelOutput for a batch of graphs.
 
         Raises
@@ -130,7 +132,7 @@ class ReferenceE3RelaxH2(RelaxationModel):
         log_b = torch.zeros_like(distance)
         return ModelOutput(*layers[-1], bonds, distance, log_b, layers=layers)
 
-    def structures(self, graph):
+    def structures(self, graph: CrystalGraph):
         """What the network says as published, layer by layer.
 
         Returns
@@ -151,7 +153,7 @@ class ReferenceE3RelaxH2(RelaxationModel):
             said.append((state.pos, state.cell))
         return said
 
-    def _check_elements(self, z):
+    def _check_elements(self, z: torch.Tensor) -> None:
         # On a GPU an index out of range would end the process's use of the device.
         unknown = (z >= self.embedding.num_embeddings).nonzero().flatten()
         if len(unknown):
@@ -165,7 +167,7 @@ class ReferenceE3RelaxH2(RelaxationModel):
 class Layer(nn.Module):
     """Lattice to atoms, atoms to atoms, atoms alone, positions, atoms to lattice, cell."""
 
-    def __init__(self, hidden, num_rbf, lmax):
+    def __init__(self, hidden: int, num_rbf: int, lmax: int):
         super().__init__()
         self.features = nn.Sequential(
             nn.Linear(2 * num_rbf, num_rbf), nn.SiLU(), nn.Linear(num_rbf, num_rbf)
@@ -176,7 +178,7 @@ class Layer(nn.Module):
         self.move = nn.Linear(hidden, 1, bias=False)
         self.move_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, state, edges, radial, graph):
+    def forward(self, state: State, edges: Edges, radial: RadialBasis, graph: CrystalGraph):
         s, v, axis_s, axis_v, pos, cell = state
         index = graph.graph_of_atom
         with torch.autocast(pos.device.type, enabled=False):
@@ -204,81 +206,10 @@ class Layer(nn.Module):
         return State(s, v, axis_s, axis_v, pos, cell)
 
 
-class Lattice(nn.Module):
-    """The three lattice vectors as nodes."""
-
-    def __init__(self, hidden, num_rbf):
-        super().__init__()
-        self.axes = nn.ModuleList(Axis(hidden, num_rbf) for _ in range(3))
-        self.mix_scalars = nn.Linear(3, 3)
-        self.mix_vectors = nn.Linear(3, 3, bias=False)
-
-    def give(self, s, v, axes, x, directions):
-        """Messages to atoms, from one lattice vector after the other."""
-        axis_s, axis_v = axes
-        for k, axis in enumerate(self.axes):
-            s, v = axis.give(s, v, (axis_s[:, k], axis_v[:, k]), x[:, k], directions[:, k])
-        return s, v
-
-    def take(self, s, v, axis_s, axis_v, graph):
-        """Messages from the mean atom."""
-        s, v = mean_over_atoms(s, graph), mean_over_atoms(v, graph)
-        taken = [
-            axis.take(s, v, axis_s[:, k], axis_v[:, k]) for k, axis in enumerate(self.axes)
-        ]
-        axis_s, axis_v = zip(*taken, strict=True)
-        return torch.stack(axis_s, dim=1), torch.stack(axis_v, dim=1)
-
-    def mix(self, axis_s, axis_v):
-        """Linear maps among the three lattice vectors."""
-        return (
-            self.mix_scalars(axis_s.movedim(1, -1)).movedim(-1, 1),
-            self.mix_vectors(axis_v.movedim(1, -1)).movedim(-1, 1),
-        )
-
-    def cell_change(self, axis_v):
-        """(n_graphs, 3, 3), A: transposed, the change of vector k is column k."""
-        changes = [axis.change(axis_v[:, k]) for k, axis in enumerate(self.axes)]
-        return torch.cat(changes, dim=-1)
-
-
-class Axis(nn.Module):
-    """One lattice vector."""
-
-    def __init__(self, hidden, num_rbf):
-        super().__init__()
-        self.atoms = mlp(hidden, hidden, 3 * hidden)
-        self.radial = nn.Linear(num_rbf, 3 * hidden)
-        self.give_scalars = nn.Sequential(*mlp(2 * hidden, hidden, hidden), ScaledSiLU())
-        self.give_vectors = nn.Linear(hidden, hidden, bias=False)
-        self.take_scalars = nn.Sequential(*mlp(2 * hidden, hidden, hidden), ScaledSiLU())
-        self.take_vectors = nn.Linear(hidden, hidden, bias=False)
-        self.update = GatedUpdate(hidden)
-        self.change = nn.Linear(hidden, 1, bias=False)
-
-    def give(self, s, v, axis, x, direction):
-        """Scalars and vectors of atoms, told about their place beside this vector."""
-        axis_s, axis_v = axis
-        m = self.atoms(s) * self.radial(x) / math.sqrt(3)
-        m1, m2, m3 = m.unsqueeze(1).chunk(3, dim=-1)
-        s = s + m3.squeeze(1)
-        # The published scaling has no residual path: it all but erases earlier vectors.
-        v = (m1 * v + m2 * direction.unsqueeze(2)) / math.sqrt(s.shape[1])
-        s = s + self.give_scalars(torch.cat([s, axis_s], dim=1))
-        return s, v + self.give_vectors(v + axis_v)
-
-    def take(self, s, v, axis_s, axis_v):
-        """Scalars and vectors of this lattice vector, told about the mean atom."""
-        axis_s = axis_s + self.take_scalars(torch.cat([s, axis_s], dim=1))
-        axis_v = axis_v + self.take_vectors(v + axis_v)
-        ds, gate, dv = self.update(axis_s, axis_v)
-        return ds + axis_s * gate, axis_v + dv
-
-
 class Messages(nn.Module):
     """From neighbours, gated by the angle with their mean direction."""
 
-    def __init__(self, hidden, num_rbf, lmax):
+    def __init__(self, hidden: int, num_rbf: int, lmax: int):
         super().__init__()
         self.lmax = lmax
         self.atoms = mlp(hidden, hidden // 2, 3 * hidden)
@@ -286,7 +217,14 @@ class Messages(nn.Module):
         self.norm = nn.LayerNorm(lmax + 1)
         self.gate = nn.Sequential(nn.Linear(lmax + 2, 3 * hidden), ScaledSiLU())
 
-    def forward(self, s, v, edges, x, unit):
+    def forward(
+        self,
+        s: torch.Tensor,
+        v: torch.Tensor,
+        edges: Edges,
+        x: torch.Tensor,
+        unit: torch.Tensor,
+    ):
         j, i = edges.j, edges.i
         gate = torch.tanh(self.gate(self.angles(edges, unit)))
         m = self.atoms(s).index_select(0, j) * (self.radial(x) * (1 + gate)) / math.sqrt(3)
@@ -296,7 +234,7 @@ class Messages(nn.Module):
         dv = passed.new_zeros(v.shape).index_add(0, i, passed)
         return ds, dv / math.sqrt(s.shape[1])
 
-    def angles(self, edges, unit):
+    def angles(self, edges: Edges, unit: torch.Tensor) -> torch.Tensor:
         """(n_edges, lmax + 2): the cosine, and its normalised Legendre polynomials."""
         with torch.autocast(unit.device.type, enabled=False):
             mean = unit.new_zeros(len(edges.degree), 3).index_add(0, edges.i, unit)
@@ -309,22 +247,7 @@ class Messages(nn.Module):
             return torch.cat([cosine.unsqueeze(1), polynomials], dim=1)
 
 
-class GatedUpdate(nn.Module):
-    """Scalars and norms of vectors decide how both change."""
-
-    def __init__(self, hidden):
-        super().__init__()
-        self.vectors = nn.Linear(hidden, 2 * hidden, bias=False)
-        self.mlp = mlp(2 * hidden, hidden, 3 * hidden)
-
-    def forward(self, s, v):
-        """Summand of the scalars, their gate, summand of the vectors."""
-        p, q = self.vectors(v).chunk(2, dim=-1)
-        b1, b2, b3 = self.mlp(torch.cat([s, safe_norm(q)], dim=1)).chunk(3, dim=1)
-        return b2, torch.tanh(b3), b1.unsqueeze(1) * p
-
-
-def published_edges(graph):
+def published_edges(graph: CrystalGraph) -> Edges:
     """The graph's edges with `SELF_IMAGES` of each atom in place of all its own images."""
     j, i = graph.edge_index
     others = (j != i).nonzero().squeeze(1)
@@ -340,14 +263,18 @@ def published_edges(graph):
     )
 
 
-def edge_vectors(pos, cell, edges, graph_of_atom):
+def edge_vectors(
+    pos: torch.Tensor, cell: torch.Tensor, edges: Edges, graph_of_atom: torch.Tensor
+) -> torch.Tensor:
     """(n_edges, 3), A: from centre to neighbour."""
     cells = cell.index_select(0, graph_of_atom.index_select(0, edges.i))
     shift = (edges.offset.unsqueeze(1) @ cells).squeeze(1)
     return pos.index_select(0, edges.j) + shift - pos.index_select(0, edges.i)
 
 
-def lattice_geometry(pos, cell, graph):
+def lattice_geometry(
+    pos: torch.Tensor, cell: torch.Tensor, graph: CrystalGraph
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How atoms, seen from their centroid, lie beside the three lattice vectors.
 
     Returns
@@ -367,14 +294,14 @@ def lattice_geometry(pos, cell, graph):
     return along, across, apart / (clamped_norm(apart) + 1e-9).unsqueeze(-1)
 
 
-def reference_direction(mean):
+def reference_direction(mean: torch.Tensor) -> torch.Tensor:
     """Units of the mean directions (n, 3); (1, 0, 0) where these vanish."""
     length = (mean.square().sum(1, keepdim=True) + 1e-9).sqrt()
     fallback = torch.eye(3, dtype=mean.dtype, device=mean.device)[0]
     return torch.where(length < 5e-5, fallback, mean / length)
 
 
-def legendre(x, lmax):
+def legendre(x: torch.Tensor, lmax: int) -> torch.Tensor:
     """(n,) -> (n, lmax + 1): P_0(x), P_1(x), ... by Bonnet's recursion."""
     p = [torch.ones_like(x), x]
     for k in range(1, lmax):
@@ -382,12 +309,14 @@ def legendre(x, lmax):
     return torch.stack(p[: lmax + 1], dim=1)
 
 
-def clamped_norm(x):
+def clamped_norm(x: torch.Tensor) -> torch.Tensor:
     """Norm over the last dimension, never below 1e-4."""
     return x.square().sum(-1).clamp(min=1e-8).sqrt()
 
 
-def as_relaxation(graph, pos, cell):
+def as_relaxation(
+    graph: CrystalGraph, pos: torch.Tensor, cell: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Stretch (n_graphs, 3, 3) and displacements (n_atoms, 3) that lead to a structure.
 
     What turns the whole crystal is dropped, and so is rigid drift: with

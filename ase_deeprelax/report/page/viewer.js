@@ -170,12 +170,12 @@
     drawn = sitesAt(t, factor).map((v, k) => {
       const at = project(v), atom = scene.sites[k][0];
       const element = scene.elements[scene.numbers[atom]];
-      return { ...at, v, atom, size: element.radius, r: element.radius * at.scale,
+      return { ...at, v, atom, from: start[k], size: element.radius, r: element.radius * at.scale,
         symbol: element.symbol, rgb: colourOf(atom), fixed: isFixed(atom) };
     });
     drawn.forEach((at, k) => {
       parts.push({ z: at.z, paint: () => sphere(at, at.r, hazy(at.rgb, at.z), at.symbol, at.fixed) });
-      const from = start[k]; // the displacement, over the sphere that hides it
+      const { from } = at; // the displacement, over the sphere that hides it
       if (Math.hypot(at.x - from.x, at.y - from.y) < 3) return;
       parts.push({ z: at.z + 1e-3 * radius, paint: () => {
         line(from, at, theme.ink, 1.5);
