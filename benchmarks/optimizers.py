@@ -3,9 +3,9 @@ r"""How many steps do optimizers need, kind by kind of solid, and does any of th
 Textbook crystals, molecular crystals, layers, slabs, defects and molecules, strained by a
 few percent and rattled, are relaxed with each optimizer to 0.05 eV/A, with the cell (see
 `free_cell`) and at a fixed cell. The tables say the steps, and the largest rise of the
-energy in one step where it is over 0.1 eV. Since an optimizer that takes soft directions for
-stiff ones stops where others still go down, a last row counts the steps to the energy (to
-1 meV) at which BFGS stops. One command makes them, with ASE's own
+energy in one step where it is over 0.1 eV. An optimizer that takes soft directions for stiff
+ones stops where others still go down; so one row counts the steps to the energy, to 10 meV,
+at which BFGS stops. One command makes them, with ASE's own
 potentials (EMT, Tersoff, Lennard-Jones), CHGNet and TensorNet; finished runs stand in a
 file of JSON lines, from which it goes on:
 
@@ -286,7 +286,7 @@ def universal(calculator, pairs, limit):
 
 
 def relax(kind, atoms, calculator, *, cell):
-    """Steps, None without convergence, and the energy before each of them and at the end, eV."""
+    """Steps, None without convergence, and the energies before them and at the end, eV."""
     atoms = atoms.copy()
     atoms.calc = calculator
     target = free_cell(atoms) if cell else atoms
@@ -311,9 +311,11 @@ def rise(run):
 
 
 def steps_to(run, energy):
-    """Steps after which the energy is as low, to 1 meV; all where it never is."""
-    low = np.flatnonzero(np.array(run['energies']) <= energy + 1e-3)
-    return int(low[0]) if len(low) else STEPS
+    """Steps after which the energy is as low, to 10 meV; all where it never is."""
+    low = np.flatnonzero(np.array(run['energies']) <= energy + 0.01)
+    if len(low):
+        return int(low[0])
+    return STEPS if run['steps'] is None else run['steps']
 
 
 def show(runs, names, title):

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
@@ -34,6 +35,40 @@ def test_import_is_light():
     )
     rooms = ('_version', 'accessor', 'errors')
     assert set(ours) == {f'ase_deeprelax.{name}' for name in rooms}
+
+
+PREDICT = 'from ase.build import bulk; import ase_deeprelax; atoms = bulk("Cu"); '
+BY_FUNCTION = PREDICT + 'ase_deeprelax.relax(atoms); '
+BY_OPTIMIZER = (
+    PREDICT + 'ase_deeprelax.DeepRelaxOptimizer(atoms, logfile=None).run(steps=1); '
+)
+
+
+@pytest.mark.parametrize('use', [BY_FUNCTION, BY_OPTIMIZER], ids=['relax', 'optimizer'])
+def test_a_prediction_needs_no_heavy_package_but_torch(use):
+    loaded = python(use + 'import sys; print(*{n.split(".")[0] for n in sys.modules})')
+    unneeded = ('torch_geometric', 'pymatgen', 'lightning', 'typer', 'pandas', 'sympy')
+    assert 'torch' in loaded
+    assert not set(loaded) & set(unneeded)
+
+
+def seconds(code, n=4):
+    """The shortest of several runs in fresh interpreters."""
+    times = []
+    for _ in range(n):
+        begun = perf_counter()
+        python(code)
+        times.append(perf_counter() - begun)
+    return min(times)
+
+
+def test_the_first_prediction_is_there_soon_after_torch():
+    """ASE's optimizers import parts of SciPy, a third of the time of torch; ours little."""
+    torch, both = seconds('import torch'), seconds('import torch, ase.optimize')
+    for use in (BY_FUNCTION, BY_OPTIMIZER):
+        taken = seconds(use)
+        assert taken < 1.45 * both
+        assert taken < 2 * torch
 
 
 def test_import_changes_nothing_but_the_accessor():

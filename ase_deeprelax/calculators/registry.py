@@ -1,15 +1,19 @@
 """Interatomic potentials and DFT by name, as ASE calculators in ASE's units."""
 
+from __future__ import annotations
+
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes, kpts2sizeandoffsets
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -33,6 +37,10 @@ GPAW_SETTINGS = {
     'occupations': {'name': 'fermi-dirac', 'width': 0.1},
     'symmetry': {'tolerance': 1e-3},
 }
+
+
+# A calculator, and the atomic numbers that it was trained on where that is known.
+Made = tuple[Any, Collection[int] | None]
 
 
 class Potential(Calculator):
@@ -59,7 +67,11 @@ class Potential(Calculator):
     ('emt', (6,))
     """
 
-    def __init__(self, potential, calculator, elements=None):
+    atoms: Any
+
+    def __init__(
+        self, potential: str, calculator: Any, elements: Collection[int] | None = None
+    ):
         super().__init__()
         self.potential = potential
         self.calculator = calculator
@@ -68,18 +80,23 @@ class Potential(Calculator):
         names = dict.fromkeys([*always, *calculator.implemented_properties])
         self.implemented_properties = list(names)
 
-    def _get_name(self):
+    def _get_name(self) -> str:
         return self.potential
 
-    def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Any = ('energy',),
+        system_changes: Any = all_changes,
+    ) -> None:
         super().calculate(atoms, properties, system_changes)
         self._check_elements()
         if system_changes:
             self.calculator.results = {}  # DFT makes only those that are asked for anew
-        asked = self.atoms
+        given = self.atoms
         if type(self.calculator).__module__.startswith('matgl'):
-            asked = periodic_box(asked)
-        self.calculator.calculate(asked, properties, system_changes)
+            given = periodic_box(given)
+        self.calculator.calculate(given, properties, system_changes)
         results = dict(self.calculator.results)
         results['energy'] = float(results['energy'])
         results.setdefault('free_energy', results['energy'])
@@ -87,11 +104,11 @@ class Potential(Calculator):
             results[name] = np.array(results[name], dtype=float)
         if 'stress' in results and results['stress'].shape == (3, 3):
             results['stress'] = full_3x3_to_voigt_6_stress(results['stress'])
-        if asked is not self.atoms and 'stress' in results:
-            results['stress'] *= asked.cell.volume / self.atoms.cell.volume
+        if given is not self.atoms and 'stress' in results:
+            results['stress'] *= given.cell.volume / self.atoms.cell.volume
         self.results = results
 
-    def _check_elements(self):
+    def _check_elements(self) -> None:
         if self.elements is None:
             return
         for index, (number, symbol) in enumerate(
@@ -104,7 +121,7 @@ class Potential(Calculator):
                 )
 
 
-def get_calculator(potential, *, device='cpu', **settings):
+def get_calculator(potential: Any, *, device: str = 'cpu', **settings: Any) -> Any:
     """An ASE calculator from a name, a calculator or a function that makes one.
 
     Parameters
@@ -171,11 +188,11 @@ def get_calculator(potential, *, device='cpu', **settings):
     return made
 
 
-def _is_calculator(thing):
+def _is_calculator(thing: Any) -> bool:
     return hasattr(thing, 'get_property') and not isinstance(thing, type)
 
 
-def _named(text, device, settings):
+def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
     name, _, weights = text.partition(':')
     if name not in POTENTIALS:
         raise ModelError(
@@ -190,7 +207,13 @@ def _named(text, device, settings):
             f'potential {name!r} needs the package {entry.package!r}, which cannot be '
             f"imported ({error}): pip install 'ase-deeprelax[{entry.extra}]'"
         ) from error
-    weights = _found(text, weights) if weights else entry.weights
+    weights = _find_weights(text, weights) if weights else entry.weights
+    if isinstance(weights, str) and entry.reads_paths and Path(weights).exists():
+        raise ModelError(
+            f'calculator {text!r}: {weights!r} is a name of weights, but a file or folder '
+            'of that name is here, and its package would load that instead, which can run '
+            f"code in it. Rename it, or give '{name}:./{weights}' if you mean it"
+        )
     try:
         # The packages greet on stdout, where a command's result may be going.
         with redirect_stdout(io.StringIO()):
@@ -206,26 +229,28 @@ def _named(text, device, settings):
     return Potential(name, calculator, elements)
 
 
-def _found(text, weights):
-    """Weights as the packages take them; a path that does not exist ends here."""
+def _find_weights(text: str, weights: str) -> str | Path:
+    """A name of weights as it is, or the path of weights that exist."""
     if not weights.startswith(('/', '.', '~')):
         return weights
     path = Path(weights).expanduser()
     # Or the packages would take it for a name and go looking for it in the network.
     if not path.exists():
-        raise ModelError(f'potential {text!r}: there is no file or folder {path}')
-    return str(path)
+        raise ModelError(f'calculator {text!r}: there is no file or folder {path}')
+    return path.absolute()
 
 
-def _matgl(weights, device, settings, *, kind):
+def _matgl(
+    weights: str | Path, device: str, settings: dict[str, Any], *, kind: str
+) -> Made:
     import matgl
     from matgl.ext.ase import PESCalculator
 
-    folder = Path(weights)
-    missing = [file for file in MATGL_FILES if not (folder / file).exists()]
-    if folder.exists() and missing:
-        raise ModelError(f'{folder} holds no {", ".join(missing)}; give a matgl model')
-    model = matgl.load_model(weights)
+    if isinstance(weights, Path):
+        missing = [file for file in MATGL_FILES if not (weights / file).exists()]
+        if missing:
+            raise ModelError(f'{weights} holds no {", ".join(missing)}; give a matgl model')
+    model = matgl.load_model(str(weights))
     found = type(getattr(model, 'model', model)).__name__
     if found != kind:
         raise ModelError(
@@ -233,17 +258,17 @@ def _matgl(weights, device, settings, *, kind):
             'that potential'
         )
     # Its default is GPa, with which cells relax as if all were well, to the wrong size.
-    unit = {'stress_unit': 'eV/A3'}
+    unit: dict[str, Any] = {'stress_unit': 'eV/A3'}
     calculator = PESCalculator(model.to(device).eval(), **unit, **settings)
     return calculator, [atomic_numbers[symbol] for symbol in calculator.element_types]
 
 
-def _chgnet(weights, device, settings):
+def _chgnet(weights: str | Path, device: str, settings: dict[str, Any]) -> Made:
     from chgnet.model import CHGNet
     from chgnet.model.dynamics import CHGNetCalculator
 
-    if Path(weights).is_file():
-        model = CHGNet.from_file(weights)
+    if isinstance(weights, Path):
+        model = CHGNet.from_file(str(weights))
     else:
         model = CHGNet.load(model_name=weights, use_device=device, verbose=False)
     calculator = CHGNetCalculator(model, use_device=device, **settings)
@@ -251,22 +276,22 @@ def _chgnet(weights, device, settings):
     return calculator, {*range(1, 95)} - {*range(84, 89)}
 
 
-def _sevennet(weights, device, settings):
+def _sevennet(weights: str | Path, device: str, settings: dict[str, Any]) -> Made:
     from sevenn.calculator import SevenNetCalculator
 
-    calculator = SevenNetCalculator(weights, device=device, **settings)
+    calculator = SevenNetCalculator(str(weights), device=device, **settings)
     return calculator, calculator.type_map
 
 
-def _mace(weights, device, settings):
+def _mace(weights: str | Path, device: str, settings: dict[str, Any]) -> Made:
     from mace.calculators import mace_mp
 
-    calculator = mace_mp(weights, device=device, **settings)
+    calculator = mace_mp(str(weights), device=device, **settings)
     table = getattr(calculator, 'z_table', None)  # not where dispersion is added
     return calculator, table and table.zs
 
 
-def _orb(weights, device, settings):
+def _orb(weights: str | Path, device: str, settings: dict[str, Any]) -> Made:
     from orb_models.forcefield import pretrained
 
     try:
@@ -274,16 +299,16 @@ def _orb(weights, device, settings):
     except ImportError:  # before version 0.6
         from orb_models.forcefield.calculator import ORBCalculator
 
-    models, path = pretrained.ORB_PRETRAINED_MODELS, Path(weights)
+    models = pretrained.ORB_PRETRAINED_MODELS
     name, local = weights, {}
-    if path.is_file():
-        names = [name for name in models if path.name.startswith(name)]
+    if isinstance(weights, Path):
+        names = [name for name in models if weights.name.startswith(name)]
         if not names:
             raise ModelError(
-                f'{path}: not named like a model of Orb, {", ".join(models)}; keep the '
+                f'{weights}: not named like a model of Orb, {", ".join(models)}; keep the '
                 'name it was published with'
             )
-        name, local = max(names, key=len), {'weights_path': str(path)}
+        name, local = max(names, key=len), {'weights_path': str(weights)}
     # 'highest', or all of this process's torch would multiply in TF32 on a GPU; compiling
     # takes longer than most relaxations.
     loaded = models[name](
@@ -293,40 +318,10 @@ def _orb(weights, device, settings):
     return ORBCalculator(*parts, device=device, **settings), None
 
 
-def _gpaw(functional, _device, settings):
-    from gpaw.calculator import GPAW
+def _gpaw(functional: str, _device: str, settings: dict[str, Any]) -> Made:
+    from ase_deeprelax.calculators.gpaw import SteadyGPAW
 
-    settings = {'xc': functional, 'txt': None} | GPAW_SETTINGS | settings
-    kpts = settings['kpts']
-
-    class SteadyGPAW(GPAW):
-        """GPAW for structures on their way, whose symmetry and cell change."""
-
-        held = None  # atomic numbers and the grid of k-points chosen for them
-
-        def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
-            atoms = self.atoms if atoms is None else atoms
-            if isinstance(kpts, Mapping) and 'density' in kpts:
-                self._hold_grid(atoms)
-            try:
-                super().calculate(atoms, properties, system_changes)
-            except RuntimeError as error:
-                if 'Broken symmetry' not in str(error):
-                    raise
-                # While only positions change it holds on to the symmetry it found first.
-                super().calculate(atoms, properties, all_changes)
-
-        def _hold_grid(self, atoms):
-            # Another grid is another energy surface: one point more or less, and a metal
-            # goes uphill by meV on its way down.
-            size = kpts2sizeandoffsets(atoms=atoms, **kpts)[0]
-            numbers, held = self.held or ((), size)
-            if not np.array_equal(numbers, atoms.numbers) or abs(size - held).max() > 1:
-                self.held = atoms.numbers.copy(), size
-                grid = {'size': tuple(map(int, size)), 'gamma': kpts.get('gamma', False)}
-                self.parameters['kpts'] = grid  # read when the cell changes, and it has
-
-    return SteadyGPAW(**settings), None
+    return SteadyGPAW(**{'xc': functional, 'txt': None} | GPAW_SETTINGS | settings), None
 
 
 @dataclass(frozen=True)
@@ -343,13 +338,17 @@ class Entry:
         The usual ones.
     make : callable
         From weights, device and settings to a calculator and the atomic numbers that it
-        was trained on, or None where it does not say.
+        was trained on, or None where it does not say. Weights are a str where they are a
+        name, a Path where they are on disk.
+    reads_paths : bool
+        Whether the package looks for a name among the files first.
     """
 
     package: str
     extra: str
     weights: str
     make: Callable
+    reads_paths: bool = True
 
 
 # Where there is a choice, weights trained on settings like the Materials Project's.
@@ -363,9 +362,9 @@ POTENTIALS = {
         'TensorNet-PES-MatPES-PBE-2025.2',
         partial(_matgl, kind='TensorNet'),
     ),
-    'chgnet': Entry('chgnet', 'chgnet', '0.3.0', _chgnet),
+    'chgnet': Entry('chgnet', 'chgnet', '0.3.0', _chgnet, reads_paths=False),
     'sevennet': Entry('sevenn', 'sevenn', '7net-0', _sevennet),
     'mace': Entry('mace', 'mace', 'medium-mpa-0', _mace),
     'orb': Entry('orb_models', 'orb', 'orb-v3-conservative-inf-mpa', _orb),
-    'gpaw': Entry('gpaw', 'gpaw', 'PBE', _gpaw),
+    'gpaw': Entry('gpaw', 'gpaw', 'PBE', _gpaw, reads_paths=False),
 }

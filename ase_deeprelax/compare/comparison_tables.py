@@ -131,7 +131,7 @@ def cost_table(result: Comparison) -> Table:
     ]
     heads = ['calculator', 'optimizer', 'start', 'converged', 'unconverged', 'failed']
     heads += ['calls', 'steps', 'time / s']
-    return _drawn(heads, rows, (0, 1, 2), 'What it cost to converge')
+    return _drawn(heads, rows, (0, 1, 2), 'Costs of relaxations that converged')
 
 
 def end_table(result: Comparison) -> Table:
@@ -149,7 +149,7 @@ def end_table(result: Comparison) -> Table:
     ]
     heads = ['calculator', 'optimizer', 'start', 'converged', 'energy / meV per atom']
     heads += ['RMSD to reference', 'space group kept']
-    caption = 'Where it led; energies above the relaxation from the unrelaxed structure'
+    caption = 'Results; energies are above the relaxation from the unrelaxed structure'
     return _drawn(heads, rows, (0, 1, 2), caption)
 
 
@@ -192,7 +192,7 @@ def batch_table(result: Comparison) -> Table:
     ]
     heads = ['calculator', 'optimizer', 'start', 'structures', 'converged', 'calls']
     heads += ['time per structure / s', 'problem']
-    return _drawn(heads, rows, (0, 1, 2, 7), 'Many structures per pass')
+    return _drawn(heads, rows, (0, 1, 2, 7), 'Many structures per forward pass')
 
 
 def run_table(result: Comparison) -> Table:
@@ -209,7 +209,7 @@ def run_table(result: Comparison) -> Table:
     ]
     heads = ['structure', 'calculator', 'optimizer', 'start', 'calls', 'steps']
     heads += ['time / s', 'energy / eV per atom', 'fmax / eV Å⁻¹', 'converged']
-    return _drawn(heads, rows, (0, 1, 2, 3, 9), 'Every run', folded=True)
+    return _drawn(heads, rows, (0, 1, 2, 3, 9), 'All runs', folded=True)
 
 
 def phonon_table(result: Comparison) -> Table:

@@ -111,7 +111,7 @@ def relaxed(
     ]
     heads = ['structure', 'atoms', 'relaxed', 'dmax / Å', 'volume ratio', 'sigma / Å']
     heads += ['space group', 'remark']
-    table = Table(heads, rows, (0, 2, 7), 'Every one').without_empty_columns()
+    table = Table(heads, rows, (0, 2, 7), 'All relaxations').without_empty_columns()
     refused = sum(not one.ok for one in named.values())
     text = f'{count(len(named))}, {refused} of them refused by the checks.'
     return Section('Relaxations', [text], [table])

@@ -36,8 +36,8 @@ def train(config_path, *, overrides=(), resume=None, start=None, progress=True):
         ``'key.key=value'``, see `load_config`.
     resume : path, optional
         Checkpoint (``last.ckpt`` in the output folder) to go on from: optimizer,
-        schedule, averaged weights and used time come back. Open only your own: Lightning's
-        checkpoints are pickles.
+        schedule, averaged weights, used time and the place in the data come back. Code in
+        it is not run.
     start : str or path, optional
         Model to start the weights from (transfer learning).
     progress : bool
@@ -112,7 +112,7 @@ def _train(config_path, config, resume, start, progress):
         enable_model_summary=False,
         default_root_dir=output,
     )
-    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     errors = _choose_weights(trainer, module, data) if data.val else {}
     save_model(
         model.float(), output / 'model', _card(config, trainer, module, data, errors)
@@ -142,7 +142,7 @@ def _choose_weights(trainer, module, data):
     best = next(c for c in trainer.checkpoint_callbacks if c.monitor is not None)
     if best.best_model_score is not None and best.best_model_score < last['val/select']:
         checkpoint = torch.load(
-            best.best_model_path, map_location='cpu', weights_only=False
+            best.best_model_path, map_location='cpu', weights_only=True
         )
         module.load_state_dict(checkpoint['state_dict'])
         last = trainer.validate(module, data, verbose=False)[0]

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
@@ -183,13 +184,13 @@ CARBON = TersoffParameters(
 
 
 def descent(kind, atoms, filtered=FrechetCellFilter, fmax=0.01):
-    """Number of steps, and the largest rise of the energy in one of them, eV."""
+    """The energy before each step and after the last, eV."""
     energies = []
     optimizer = kind(filtered(atoms), logfile=None)
-    for converged in optimizer.irun(fmax=fmax, steps=100):
+    for _ in optimizer.irun(fmax=fmax, steps=100):
         energies.append(atoms.get_potential_energy())
-    assert converged
-    return optimizer.nsteps, max(np.diff(energies), default=0.0)
+    assert optimizer.nsteps < 100
+    return np.array(energies)
 
 
 @pytest.mark.parametrize('filtered', [FrechetCellFilter, lambda atoms: atoms])
@@ -202,8 +203,8 @@ def test_diamond_takes_no_more_steps_than_with_bfgs_and_never_climbs(a, filtered
         return descent(kind, atoms, filtered)
 
     ours, theirs = ([run(kind, seed) for seed in range(3)] for kind in (ElasticBFGS, BFGS))
-    assert sum(steps for steps, _ in ours) <= 1.1 * sum(steps for steps, _ in theirs)
-    assert max(rise for _, rise in ours) < 0.05
+    assert sum(map(len, ours)) <= 1.1 * sum(map(len, theirs))
+    assert max(np.diff(energies).max() for energies in ours) < 0.05
 
 
 def stiff_solids():
@@ -232,14 +233,16 @@ def test_stiff_solids_with_a_universal_potential(name):
 
     def run(kind):
         start = stiff_solids()[name]
-        atoms = type(bulk('C'))(start.numbers, start.positions, cell=start.cell, pbc=True)
+        atoms = Atoms(start.numbers, start.positions, cell=start.cell, pbc=True)
         atoms.rattle(0.03, seed=1)
         atoms.calc = calculator
         return descent(kind, atoms, fmax=0.05)
 
-    (ours, rise), (theirs, _) = run(ElasticBFGS), run(BFGS)
-    assert ours <= theirs + 1
-    assert rise < 0.1
+    ours, theirs = run(ElasticBFGS), run(BFGS)
+    assert np.diff(ours).max() < 0.1
+    # BFGS takes turns of molecules for stretched bonds, and stops before their end.
+    assert ours[-1] < theirs[-1] + 2e-3
+    assert np.argmax(ours < theirs[-1] + 2e-3) <= len(theirs)
 
 
 # --- the model -------------------------------------------------------------------------
@@ -258,20 +261,21 @@ def test_order_and_orientation_do_not_matter():
     np.testing.assert_allclose(first[:, order] @ turn.T, second[:, :4], atol=1e-8)
 
 
-@pytest.mark.parametrize('filtered', [FrechetCellFilter, UnitCellFilter])
-def test_the_model_is_the_second_derivative_of_springs(filtered):
-    """Seen by a potential of such springs, but for what holds atoms and strains in place."""
-    target = filtered(crystal(), 1.0) if filtered is UnitCellFilter else None
-    target = target or FrechetCellFilter(crystal(), exp_cell_factor=1.0)
-    hessian = model_hessian(target)
-    assert np.allclose(hessian, hessian.T)
-    assert np.linalg.eigvalsh(hessian).min() > 0
-    doubled = crystal().repeat((1, 1, 2))
-    twice = model_hessian(FrechetCellFilter(doubled, exp_cell_factor=1.0))
-    np.testing.assert_allclose(twice[-9:, -9:], 2 * hessian[-9:, -9:], atol=1e-9)
-    # Moving all atoms together meets no spring, whatever the strain.
-    together = np.tile(np.eye(3), (len(target.atoms), 1))
-    np.testing.assert_allclose(hessian[-9:, :-9] @ together, 0, atol=1e-9)
+def test_the_model_is_one_of_springs():
+    """Symmetric, stable, in proportion to size, and without a force on what moves as one."""
+    crystals = crystal(), crystal().repeat((1, 1, 2))
+    one, two = (
+        model_hessian(FrechetCellFilter(atoms, exp_cell_factor=1)) for atoms in crystals
+    )
+    np.testing.assert_allclose(one, one.T, atol=1e-12)
+    assert np.linalg.eigvalsh(one).min() > 0
+    np.testing.assert_allclose(two[-9:, -9:], 2 * one[-9:, -9:], atol=1e-9)
+    together = np.tile(np.eye(3), (4, 1))
+    np.testing.assert_allclose(one[-9:, :-9] @ together, 0, atol=1e-9)
+    # A shorter bond is a stiffer one.
+    pairs = [Atoms('C2', [[0, 0, 0], [0, 0, r]]) for r in (1.2, 1.5, 2.5)]
+    stiff = [np.linalg.eigvalsh(model_hessian(pair)).max() / 2 for pair in pairs]
+    np.testing.assert_allclose(stiff, [72, 35.5, 3.7], rtol=0.02)
 
 
 def test_fixed_atoms_do_not_pull_the_others():

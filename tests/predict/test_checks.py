@@ -394,3 +394,12 @@ def test_close_contacts_of_the_input_may_stay_or_grow():
     closer.positions[2, 2] -= 0.03
     with pytest.raises(PredictionError, match=r'0\.220 A apart.*before: 0\.250 A'):
         check_prediction(atoms, closer)
+
+
+@pytest.mark.parametrize('residual', [np.nan, np.inf, checks.RESIDUAL * 1.001])
+def test_distances_that_contradict_each_other_are_refused(residual):
+    """Also where the solver cannot say by how much."""
+    atoms = prototypes()['NaCl']
+    check_prediction(atoms, atoms, residual=checks.RESIDUAL)
+    with pytest.raises(PredictionError, match='contradict each other'):
+        check_prediction(atoms, atoms, residual=residual)
