@@ -9,6 +9,7 @@ nor a model; that happens on first use of a name below.
 """
 
 from importlib import import_module
+from typing import Any
 
 from ase_deeprelax import errors
 from ase_deeprelax.optimize import accessor
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     value = getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
@@ -51,7 +52,7 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 

@@ -192,7 +192,7 @@ class Relaxation(MSONable):
         return record
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Relaxation:
+    def from_dict(cls, d: dict[str, Any]) -> Relaxation:
         """The inverse of `as_dict`, to the last bit.
 
         Raises
@@ -200,10 +200,10 @@ class Relaxation(MSONable):
         ValueError
             A part is missing, by name.
         """
-        missing = [name for name in _NAMES if name not in record]
+        missing = [name for name in _NAMES if name not in d]
         if missing:
             raise ValueError(f'this is no record of a Relaxation: it lacks {missing[0]!r}')
-        values = {name: record[name] for name in _NAMES}
+        values = {name: d[name] for name in _NAMES}
         for name, shape in _ARRAYS.items():
             dtype = np.int64 if name in ('bonds', 'bond_offsets') else float
             values[name] = np.array(values[name], dtype=dtype).reshape(shape)

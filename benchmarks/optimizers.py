@@ -3,9 +3,9 @@ r"""How many steps do optimizers need, kind by kind of solid, and does any of th
 Textbook crystals, molecular crystals, layers, slabs, defects and molecules, strained by a
 few percent and rattled, are relaxed with each optimizer to 0.05 eV/A, with the cell (see
 `free_cell`) and at a fixed cell. The tables say the steps, and the largest rise of the
-energy in one step where it is over 0.1 eV. An optimizer that takes soft directions for stiff
-ones stops where others still go down; so one row counts the steps to the energy, to 10 meV,
-at which BFGS stops. One command makes them, with ASE's own
+energy in one step where it is over 0.1 eV. An optimizer that takes soft directions for
+stiff ones stops where others still go down; so one row counts the steps to the energy, to
+10 meV, at which BFGS stops. One command makes them, with ASE's own
 potentials (EMT, Tersoff, Lennard-Jones), CHGNet and TensorNet; finished runs stand in a
 file of JSON lines, from which it goes on:
 

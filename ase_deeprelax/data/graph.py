@@ -97,6 +97,13 @@ class CrystalGraph:
         return torch.zeros_like(self.z) if self.batch is None else self.batch
 
     @property
+    def starts(self) -> torch.Tensor:
+        """(n_graphs + 1,) int64: `ptr`, also for a single graph."""
+        if self.ptr is not None:
+            return self.ptr
+        return torch.tensor([0, self.num_nodes], device=self.z.device)
+
+    @property
     def n_graphs(self) -> int:
         return self.cell.shape[0]
 

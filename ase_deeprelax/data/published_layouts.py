@@ -4,12 +4,16 @@ The files say neither what their structures are nor what was held when they were
 `layout_kinds` finds it out.
 """
 
+from __future__ import annotations
+
 import csv
 import re
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -18,7 +22,7 @@ from ase.io.cif import parse_cif
 from joblib import Parallel, delayed, effective_n_jobs
 
 from ase_deeprelax.data.layout_kinds import as_layers, with_kinds
-from ase_deeprelax.data.pair import make_pair
+from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.errors import PairFileError
 
 SPLITS = ('train', 'val', 'test')
@@ -41,11 +45,11 @@ class Entry:
 
     id: str
     split: str
-    suffixes: tuple
+    suffixes: tuple[str, ...]
     where: str
 
 
-def read_layout(folder, splits=None):
+def read_layout(folder: Path, splits: Collection[str] | None = None) -> list[Pair]:
     """The pairs of a folder in one of the published layouts.
 
     Parameters
@@ -98,7 +102,7 @@ def read_layout(folder, splits=None):
     return with_kinds(pairs, folder.resolve().name)
 
 
-def _lists(folder):
+def _lists(folder: Path) -> dict[str, Path]:
     """The list of ids of each split, as far as there is one."""
     found = {}
     for split in SPLITS:
@@ -110,7 +114,7 @@ def _lists(folder):
     return found
 
 
-def _entries(file, split):
+def _entries(file: Path, split: str) -> list[Entry]:
     """The ids of a list: of the column that is named so, else of the first column.
 
     The lists of X-Mn-O have no header and name both halves of each pair, ``{id}_unrelaxed``
@@ -146,7 +150,7 @@ def _entries(file, split):
     return entries
 
 
-def _paths(entries, places):
+def _paths(entries: Sequence[Entry], places: Sequence[Path]) -> list[list[Path]]:
     """Both CIF files of each entry; all are looked for before the first is read."""
     names = {place: {path.name for path in place.iterdir()} for place in places}
     paths, missing = [], []
@@ -165,25 +169,27 @@ def _paths(entries, places):
     return paths
 
 
-def _look_for(entry, names):
+def _look_for(
+    entry: Entry, names: Mapping[Path, Collection[str]]
+) -> tuple[list[Path], Path | None]:
     """The two files of an entry, and the one that is missing or None.
 
     ``names`` are the files of each place. Where no two belong together, what is closest to
     a pair is the one meant.
     """
-    best = None
+    best: tuple[list[Path], list[Path]] = ([], [])
     for place, files in names.items():
         for suffixes in dict.fromkeys((entry.suffixes, SUFFIXES, MP_SUFFIXES)):
             paths = [place / f'{entry.id}{suffix}' for suffix in suffixes]
             absent = [path for path in paths if path.name not in files]
             if not absent:
                 return paths, None
-            if best is None or len(absent) < len(best[1]):
+            if not best[0] or len(absent) < len(best[1]):
                 best = paths, absent
     return best[0], best[1][0]
 
 
-def _read_pair(entry, paths):
+def _read_pair(entry: Entry, paths: Sequence[Path]) -> Pair:
     try:
         halves = [_read_cif(path) for path in paths]
     except PairFileError as error:
@@ -191,7 +197,7 @@ def _read_pair(entry, paths):
     return _pair(entry, halves, paths)
 
 
-def _read_cif(path):
+def _read_cif(path: Path) -> Atoms:
     """The last structure of a CIF file, which is the one that the published code takes."""
     try:
         with warnings.catch_warnings():
@@ -218,7 +224,7 @@ def _read_cif(path):
     return atoms
 
 
-def _no_symmetry(block):
+def _no_symmetry(block: Any) -> bool:
     """Whether a CIF file lists one symmetry operation, the identity."""
     tags = '_symmetry_equiv_pos_as_xyz', '_space_group_symop_operation_xyz'
     operations = next((block[tag] for tag in tags if tag in block), ())
@@ -226,19 +232,19 @@ def _no_symmetry(block):
     return [text.replace(' ', '').lower() for text in operations] == ['x,y,z']
 
 
-def _formula(text):
+def _formula(text: str) -> dict[str, float]:
     """``{symbol: number}`` of a formula like ``Mn2 O4``; empty where it is none."""
     parts = [re.fullmatch(r'([A-Z][a-z]?)(\d*\.?\d*)', part) for part in text.split()]
-    if not all(parts):
-        return {}
-    counts = Counter()
+    counts: dict[str, float] = defaultdict(float)
     for part in parts:
+        if part is None:
+            return {}
         symbol, number = part.groups()
         counts['H' if symbol == 'D' else symbol] += float(number or 1)
     return counts
 
 
-def _check_formula(path, atoms, stated):
+def _check_formula(path: Path, atoms: Atoms, stated: Mapping[str, float]) -> None:
     """Refuse a file that lost atoms: whole formula units, or it was cut."""
     counts = Counter(atoms.symbols)
     units = [counts[symbol] / number for symbol, number in stated.items()]
@@ -255,7 +261,7 @@ def _check_formula(path, atoms, stated):
     )
 
 
-def _pair(entry, halves, paths):
+def _pair(entry: Entry, halves: Sequence[Atoms], paths: Sequence[Path]) -> Pair:
     try:
         return make_pair(entry.id, *as_layers(*halves), split=entry.split)
     except PairFileError as error:
@@ -266,7 +272,7 @@ def _pair(entry, halves, paths):
         raise PairFileError(f'{entry.where}: {error}{hint}') from error
 
 
-def _read_databases(paths, entries):
+def _read_databases(paths: Sequence[Path], entries: Sequence[Entry] | None) -> list[Pair]:
     """Pairs of ``unrelaxed.db`` and ``relaxed.db``; those listed, or all."""
     halves = _rows(paths[0], DATABASE_KEYS), _rows(paths[1], ())
     if entries is None:
@@ -280,7 +286,7 @@ def _read_databases(paths, entries):
     return pairs
 
 
-def _rows(path, keys):
+def _rows(path: Path, keys: Sequence[str]) -> dict[str, Atoms]:
     """Structures of a database by id: the last part of ``folder``, as in C2DB.
 
     ``keys`` name the fields of a row's data that may hold its structure; else the row
@@ -290,7 +296,7 @@ def _rows(path, keys):
         rows = [_row(row, keys) for row in connect(path, type='db').select()]
     except Exception as error:  # as many kinds as ways to damage a file
         raise PairFileError(f'{path}: not a readable ase database ({error})') from error
-    found = {}
+    found: dict[str, Atoms] = {}
     for number, folder, atoms in rows:
         if folder is None:
             raise PairFileError(f"{path}: row {number} lacks the key 'folder', its id")
@@ -301,7 +307,7 @@ def _rows(path, keys):
     return found
 
 
-def _row(row, keys):
+def _row(row: Any, keys: Sequence[str]) -> tuple[int, str | None, Atoms]:
     stored = next((row.data[key] for key in keys if key in row.data), None)
     if stored is None:
         return row.id, row.get('folder'), row.toatoms()

@@ -6,7 +6,7 @@ Nothing else in this package needs torch_geometric, so it is imported on first u
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,7 +44,8 @@ def to_pyg(graph: CrystalGraph) -> Data:
 
     if graph.batch is None:
         return Data(**graph.tensors())
-    return Batch.from_data_list([to_pyg(part) for part in split(graph)])
+    batch: Any = Batch.from_data_list([to_pyg(part) for part in split(graph)])
+    return batch
 
 
 def from_pyg(data: Data) -> CrystalGraph:

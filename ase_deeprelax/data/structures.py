@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def _from_structure(structure: IStructure) -> Atoms:
     return atoms
 
 
-def _array(values: list[Any], *, numbers_only: bool) -> np.ndarray | None:
+def _array(values: Sequence[Any], *, numbers_only: bool) -> np.ndarray | None:
     """One row for each site, or None where the values are neither numbers nor text."""
     if numbers_only:
         values = [0 if value is None else value for value in values]
@@ -113,7 +113,7 @@ def _array(values: list[Any], *, numbers_only: bool) -> np.ndarray | None:
     return array if array.dtype.kind in ('biufU' if not numbers_only else 'biuf') else None
 
 
-def _held(flags: list[Any]) -> list[FixAtoms | FixCartesian]:
+def _held(flags: Sequence[Any]) -> list[FixAtoms | FixCartesian]:
     """Constraints of selective dynamics, where True means free; None: free."""
     held: dict[tuple[bool, ...], list[int]] = {}
     for index, free in enumerate(flags):

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 from ase.geometry import complete_cell, minkowski_reduce
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from vesin import NeighborList
 
 from ase_deeprelax.errors import StructureError
@@ -192,7 +192,7 @@ def _pairs_by_tree(
         shifts.append(np.broadcast_to(np.array(shift), (len(found), 3)))
     image_of, shift_of = np.concatenate(atoms), np.concatenate(shifts)
     images = (inside[image_of] + shift_of) @ cell
-    found = cKDTree(images).query_ball_point(inside @ cell, cutoff)
+    found = KDTree(images).query_ball_point(inside @ cell, cutoff)
     i = np.repeat(np.arange(len(positions)), [len(row) for row in found])
     image = np.concatenate([np.asarray(row, dtype=np.int64) for row in found])
     j, offset = image_of[image], shift_of[image]

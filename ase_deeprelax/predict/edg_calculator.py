@@ -1,23 +1,30 @@
 """A prediction as a potential: the objective of distance geometry as an ASE calculator."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from numbers import Real
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_deeprelax.data.pair import nearest_shift
 from ase_deeprelax.errors import PredictionError, StructureError
+from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.predict import relax
-from ase_deeprelax.predict.edg_solver import HUBER, Sums, edge_bounds
+from ase_deeprelax.predict.edg_bounds import HUBER, Sums, edge_bounds
 from ase_deeprelax.result import Relaxation
 
 
 class EDGCalculator(Calculator):
     """Energy, forces and stress that pull atoms and cell to a predicted structure.
 
-    The energy is what the solver minimises (paper eqs. 16-20, see `solve.edg`), times one
+    The energy is what `predict.edg_solver` minimises (paper eqs. 16-20), times one
     constant: a sum over the bonds of the model's graph of how far the bond's length lies
     outside ``d - tolerance`` to ``d + tolerance``, quadratic up to ``knee`` and linear
     beyond. ``d`` is the bond's length in the predicted structure, as it came out of the
@@ -86,7 +93,12 @@ class EDGCalculator(Calculator):
     1.0
     """
 
-    implemented_properties = ('energy', 'free_energy', 'forces', 'stress')
+    implemented_properties = [  # noqa: RUF012 - ASE's
+        'energy',
+        'free_energy',
+        'forces',
+        'stress',
+    ]
     default_parameters = {  # noqa: RUF012 - ASE's
         'tolerance': 0.0,
         'force_constant': 1.0,
@@ -94,21 +106,26 @@ class EDGCalculator(Calculator):
     }
     discard_results_on_any_change = True
 
-    def __init__(self, prediction='default', **parameters):
-        self.relaxation = self._model = None
+    def __init__(
+        self,
+        prediction: Relaxation | str | Path | RelaxationModel = 'default',
+        **parameters: Any,
+    ):
+        self.relaxation: Relaxation | None = None
+        self._model: str | Path | RelaxationModel = 'default'
         super().__init__(**parameters)
         if isinstance(prediction, Relaxation):
             self._take(prediction)
         else:
             self._model = prediction
 
-    def set(self, **parameters):
+    def set(self, **parameters: Any) -> dict[str, Any]:
         """Change ``tolerance``, ``force_constant`` or ``knee``.
 
         Returns
         -------
         dict
-            What is not what it was.
+            The parameters that have changed.
         """
         unknown = sorted(set(parameters) - set(self.default_parameters))
         if unknown:
@@ -128,21 +145,27 @@ class EDGCalculator(Calculator):
                 )
         return super().set(**parameters)
 
-    def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ('energy',),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
         """Fill ``results``; ASE calls it."""
         super().calculate(atoms, properties, system_changes)
+        structure: Any = self.atoms  # a copy of the atoms, which ASE has just made
         if self.relaxation is None:
-            self._take(relax(self.atoms, model=self._model))
-        self._check_same(self.atoms)
-        energy, gradient, virial = self._evaluate(self.atoms)
+            self._take(relax(structure, model=self._model))
+        self._check_same(structure)
+        energy, gradient, virial = self._evaluate(structure)
         self.results = {
             'energy': energy,
             'free_energy': energy,
             'forces': -gradient,
-            'stress': full_3x3_to_voigt_6_stress(virial / self.atoms.cell.volume),
+            'stress': full_3x3_to_voigt_6_stress(virial / structure.cell.volume),
         }
 
-    def _take(self, relaxation):
+    def _take(self, relaxation: Relaxation) -> None:
         """Lengths and ends of the bonds in the predicted structure."""
         if not relaxation.ok:
             raise PredictionError(
@@ -150,6 +173,7 @@ class EDGCalculator(Calculator):
                 'no structure to pull to'
             )
         self.relaxation = relaxation
+        self._initial, self._sigma_bonds = relaxation.initial, relaxation.sigma_bonds
         relaxed = relaxation.atoms
         self._frac = _fractional(relaxed.positions, relaxed.cell.array)
         i, j = relaxation.bonds.T
@@ -159,8 +183,8 @@ class EDGCalculator(Calculator):
         self._offsets = torch.from_numpy(offsets)
         self._lengths = torch.from_numpy(np.linalg.norm(vectors, axis=1))
 
-    def _check_same(self, atoms):
-        expected = self.relaxation.initial
+    def _check_same(self, atoms: Atoms) -> None:
+        expected = self._initial
         if len(atoms) != len(expected):
             raise StructureError(
                 f'{len(atoms)} atoms, and a prediction for {len(expected)} '
@@ -183,16 +207,17 @@ class EDGCalculator(Calculator):
             where = f'atom {bad[0]} ({atoms.symbols[bad[0]]})' if len(bad) else 'the cell'
             raise StructureError(f'{where} has coordinates that are not finite')
 
-    def _evaluate(self, atoms):
+    def _evaluate(self, atoms: Atoms) -> tuple[float, np.ndarray, np.ndarray]:
         """Energy (eV), its gradient (n_atoms, 3) and its virial (3, 3)."""
         cell = atoms.cell.array
         # Into the images of the prediction: wrapped or not, a crystal is the same.
         shift = nearest_shift(_fractional(atoms.positions, cell) - self._frac, cell)
-        width = self.parameters.tolerance
+        parameters: Any = self.parameters
+        width = parameters['tolerance']
         if width == 'sigma':
-            width = torch.from_numpy(self.relaxation.sigma_bonds)
+            width = torch.from_numpy(self._sigma_bonds)
         # Lengths in the unit in which the solver's knee is ours.
-        scale = HUBER / self.parameters.knee
+        scale = HUBER / parameters['knee']
         loss, gradient, virial = _objective(
             scale * torch.from_numpy((self._frac + shift) @ cell),
             scale * torch.from_numpy(cell),
@@ -203,14 +228,22 @@ class EDGCalculator(Calculator):
         )
         # From a mean, which is what the solver takes, to a sum: forces of a supercell are
         # those of its cell. Next to a bound the loss is that of a spring over HUBER.
-        unit = self.parameters.force_constant * HUBER / scale**2 * len(self._lengths)
+        unit = parameters['force_constant'] * HUBER / scale**2 * len(self._lengths)
         return unit * loss, unit * scale * gradient, unit * virial
 
 
 _ANEW = 'make another EDGCalculator for other atoms'
 
 
-def _objective(pos, cell, edges, offsets, *, lower, upper):
+def _objective(
+    pos: torch.Tensor,
+    cell: torch.Tensor,
+    edges: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    lower: torch.Tensor,
+    upper: torch.Tensor,
+) -> tuple[float, np.ndarray, np.ndarray]:
     """The solver's loss for one structure (A), with gradient and virial as arrays."""
     graph = torch.zeros(len(pos), dtype=torch.long)
     nothing = torch.zeros_like(graph, dtype=torch.bool)
@@ -227,10 +260,10 @@ def _objective(pos, cell, edges, offsets, *, lower, upper):
     return loss.item(), gradient.numpy(), (pull @ bounds.base.T).numpy()
 
 
-def _fractional(positions, cell):
+def _fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
     return np.linalg.solve(cell.T, positions.T).T
 
 
-def _positive(value):
+def _positive(value: Any) -> bool:
     """Whether a parameter is a number above zero."""
-    return isinstance(value, Real) and np.isfinite(value) and value > 0
+    return isinstance(value, Real) and bool(np.isfinite(value)) and value > 0

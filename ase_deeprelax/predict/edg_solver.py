@@ -11,11 +11,20 @@ as least squares do and has the derivatives that Gauss-Newton needs. Where all b
 hold, both have the same minima.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
 
-HUBER = 0.03  # A; violations below it are averaged, above it outvoted
+from ase_deeprelax.predict.edg_bounds import (
+    HUBER,
+    Bounds,
+    Sums,
+    anchor_bounds,
+    edge_bounds,
+)
+
 MAX_MOVE = 0.4  # A; no atom moves further in one step
 INNER_STEPS = 30  # of conjugate gradients, at most, per step
 INNER_TOL = 0.3  # relative residual at which they stop
@@ -49,22 +58,22 @@ class EDGSolution:
 
 @torch.no_grad()
 def solve_edg(  # noqa: PLR0917
-    pos,
-    cell,
-    graph_of_atom,
-    edge_index,
-    offset,
-    lower,
-    upper,
+    pos: torch.Tensor,
+    cell: torch.Tensor,
+    graph_of_atom: torch.Tensor,
+    edge_index: torch.Tensor,
+    offset: torch.Tensor,
+    lower: torch.Tensor,
+    upper: torch.Tensor,
     *,
-    anchor_index=None,
-    anchor_pos=None,
-    anchor_lower=None,
-    anchor_upper=None,
-    fixed=None,
-    max_steps=100,
-    tol=1e-4,
-):
+    anchor_index: torch.Tensor | None = None,
+    anchor_pos: torch.Tensor | None = None,
+    anchor_lower: torch.Tensor | None = None,
+    anchor_upper: torch.Tensor | None = None,
+    fixed: torch.Tensor | None = None,
+    max_steps: int = 100,
+    tol: float = 1e-4,
+) -> EDGSolution:
     """Move atoms, at fixed cells, until their distances lie within bounds (eqs. 16-20).
 
     The loss of one structure is the mean over its edges of the violation of
@@ -132,8 +141,13 @@ def solve_edg(  # noqa: PLR0917
         fixed = torch.zeros_like(graph_of_atom, dtype=torch.bool)
     anchored = torch.zeros(n_graphs, dtype=torch.bool, device=pos.device)
     anchored[graph_of_atom[fixed]] = True
-    if anchor_index is not None:
-        anchors = _anchor_bounds(
+    if (
+        anchor_index is not None
+        and anchor_pos is not None
+        and anchor_lower is not None
+        and anchor_upper is not None
+    ):
+        anchors = anchor_bounds(
             pos,
             anchor_pos,
             graph_of_atom,
@@ -152,125 +166,9 @@ def solve_edg(  # noqa: PLR0917
     return EDGSolution(pos + move[:, :-1].T, residual, converged, steps)
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """Bounds on ``|base + move[head] - move[tail]|``.
-
-    Components come first, here and in ``move``: sums over rows of three are slow.
-    """
-
-    base: torch.Tensor  # (3, n), A: the vectors at the start
-    head: torch.Tensor  # (n,): atom that the vector points to
-    tail: torch.Tensor  # (n,): atom that it starts from; n_atoms for a fixed point
-    lower: torch.Tensor  # (n,), A
-    upper: torch.Tensor  # (n,), A
-    weight: torch.Tensor  # (n,): one over the number of terms in its mean of eq. 16
-    graph: torch.Tensor  # (n,)
-
-    def fields(self):
-        return tuple(vars(self).values())
-
-    def joined(self, other):
-        pairs = zip(self.fields(), other.fields(), strict=True)
-        return _Bounds(*(torch.cat(pair, dim=-1) for pair in pairs))
-
-    def kept(self, mask):
-        index = mask.nonzero().squeeze(1)
-        return _Bounds(*(field.index_select(-1, index) for field in self.fields()))
-
-    def difference(self, move):
-        return move.index_select(1, self.head) - move.index_select(1, self.tail)
-
-    def measure(self, move):
-        """Violations (n,), positive where too long, and unit vectors (3, n)."""
-        vector = self.base + self.difference(move)
-        length = vector.square().sum(0).sqrt()
-        excess = length - torch.clamp(length, min=self.lower, max=self.upper)
-        # Coincident atoms have no direction to part in; their other bounds decide.
-        return excess, vector / torch.where(length > 0, length, 1)
-
-    def loss(self, excess, sums):
-        """(n_graphs,), A; float64, because steps are judged by its differences."""
-        over = excess.abs()
-        near = over.clamp(max=HUBER)
-        terms = self.weight * near * (over - near / 2) / HUBER
-        return sums.of_bounds(terms.double(), self)
-
-
-def edge_bounds(pos, cell, graph_of_atom, edge_index, offset, *, lower, upper):
-    """Bounds on the lengths of edges, as `solve_edg` takes them."""
-    head, tail = edge_index
-    graph = graph_of_atom.index_select(0, tail)
-    shift = (offset.unsqueeze(1) @ cell.index_select(0, graph)).squeeze(1)
-    base = pos.index_select(0, head) - pos.index_select(0, tail) + shift
-    return _bounds(base, head, tail, graph, lower=lower, upper=upper)
-
-
-def _anchor_bounds(pos, points, graph_of_atom, anchor_index, *, lower, upper):
-    head, centre = anchor_index
-    graph = graph_of_atom.index_select(0, centre)
-    base = pos.index_select(0, head) - points.index_select(0, centre)
-    fixed = torch.full_like(head, len(pos))
-    return _bounds(base, head, fixed, graph, lower=lower, upper=upper)
-
-
-def _bounds(base, head, tail, graph, *, lower, upper):
-    crossed = lower > upper
-    middle = (lower + upper) / 2
-    lower = torch.where(crossed, middle, lower).clamp(min=0)
-    upper = torch.where(crossed, middle, upper).clamp(min=0)
-    weight = 1 / torch.bincount(graph).to(base.dtype).index_select(0, graph)
-    return _Bounds(base.T.contiguous(), head, tail, lower, upper, weight, graph)
-
-
-class Sums:
-    """Sums per structure and per atom.
-
-    Quantities per atom have one more column: the fixed points of the anchors. Moves and
-    forces are zero there, and on fixed atoms.
-    """
-
-    def __init__(self, graph_of_atom, anchored, fixed):
-        self.n_graphs = len(anchored)
-        self.graph = torch.cat([graph_of_atom, graph_of_atom.new_zeros(1)])
-        self.count = torch.bincount(graph_of_atom, minlength=self.n_graphs).clamp(min=1)
-        self.floating = ~anchored
-        self.still = torch.cat([fixed, fixed.new_ones(1)])
-
-    def of_bounds(self, values, bounds):
-        return values.new_zeros(self.n_graphs).index_add_(0, bounds.graph, values)
-
-    def of_atoms(self, values):
-        graph = self.graph[: len(values)]
-        return values.new_zeros(self.n_graphs).index_add_(0, graph, values)
-
-    def dot(self, a, b):
-        return self.of_atoms((a * b).sum(0))
-
-    def largest(self, values, graph):
-        return values.new_zeros(self.n_graphs).scatter_reduce_(0, graph, values, 'amax')
-
-    def spread(self, values):
-        """From structures to atoms."""
-        return values.index_select(-1, self.graph)
-
-    def onto_atoms(self, values, bounds, start):
-        """``start`` plus ``values`` on the heads, minus ``values`` on the tails."""
-        out = start.index_add(1, bounds.head, values).index_add_(1, bounds.tail, -values)
-        return out.masked_fill_(self.still, 0)
-
-    def stiffness(self, values, bounds):
-        out = values.new_zeros(len(self.graph))
-        return out.index_add_(0, bounds.head, values).index_add_(0, bounds.tail, values)
-
-    def without_drift(self, move):
-        """The moves at fixed centroid, where nothing anchors it."""
-        total = move.new_zeros(3, self.n_graphs).index_add_(1, self.graph, move)
-        out = move - self.spread(total * self.floating / self.count)
-        return out.masked_fill_(self.still, 0)
-
-
-def _minimise(sums, bounds, measurable, max_steps, tol):
+def _minimise(
+    sums: Sums, bounds: Bounds, measurable: torch.Tensor, max_steps: int, tol: float
+) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Moves (3, n_atoms + 1), convergence (n_graphs,), number of steps."""
     move = bounds.base.new_zeros(3, len(sums.graph))
     excess, unit = bounds.measure(move)
@@ -321,7 +219,15 @@ def _minimise(sums, bounds, measurable, max_steps, tol):
     return move, converged, max_steps
 
 
-def _step(sums, bounds, excess, unit, *, damping, settling):
+def _step(
+    sums: Sums,
+    bounds: Bounds,
+    excess: torch.Tensor,
+    unit: torch.Tensor,
+    *,
+    damping: torch.Tensor,
+    settling: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One damped Gauss-Newton step, capped.
 
     Returns the moves, the largest of each structure before the cap (n_graphs,), and the
@@ -342,7 +248,13 @@ def _step(sums, bounds, excess, unit, *, damping, settling):
     return push, size, sums.dot(force, push).double() - bend.double() / 2
 
 
-def _solve(sums, bounds, rows, damping, force):
+def _solve(
+    sums: Sums,
+    bounds: Bounds,
+    rows: torch.Tensor,
+    damping: torch.Tensor,
+    force: torch.Tensor,
+) -> torch.Tensor:
     """Conjugate gradients on (J^T J + damping) x = force, each structure to its own end."""
     # J^T J averaged over directions: one number per atom is the same in all orientations.
     diagonal = sums.stiffness(rows.square().sum(0) / 3, bounds) + damping

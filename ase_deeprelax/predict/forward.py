@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def run_model(
     model : RelaxationModel
         In eval mode.
     batch : CrystalGraph
-        Made by `collate`, on the device of the model.
+        On the device of the model.
 
     Returns
     -------
@@ -108,10 +109,10 @@ def run_model(
     graph_of_atom = batch.graph_of_atom
     sigma_atoms, sigma = aggregate(sigma_bonds, bonds, graph_of_atom, n_graphs)
     graph_of_bond = graph_of_atom.index_select(0, centre)
-    atoms = batch.ptr[1:-1].tolist()
+    atoms = batch.starts[1:-1].tolist()
     counts = torch.bincount(graph_of_bond, minlength=n_graphs)
     edges = counts.cumsum(0)[:-1].tolist()
-    bonds = (bonds - batch.ptr.index_select(0, graph_of_bond)).cpu().numpy()
+    bonds = (bonds - batch.starts.index_select(0, graph_of_bond)).cpu().numpy()
     offsets = batch.offset.index_select(0, prediction.bond_index).long().cpu().numpy()
     fields = zip(
         finite.tolist(),
@@ -164,16 +165,17 @@ def _solve(batch: CrystalGraph, prediction: ModelOutput) -> EDGSolution:
     """Positions within the bounds ``d +- b`` (eqs. 16-20), from the read-out on."""
     cell, pos = relaxed_structure(batch, prediction.deformation, prediction.displacement)
     width = prediction.log_b.exp()
-    anchors = {}
-    if prediction.cross_index is not None:
+    anchors: dict[str, Any] = {}
+    index, distance = prediction.cross_index, prediction.cross_distance
+    if index is not None and distance is not None and prediction.cross_log_b is not None:
         anchor_width = prediction.cross_log_b.exp()
         anchors = {
-            'anchor_index': batch.edge_index.index_select(1, prediction.cross_index),
+            'anchor_index': batch.edge_index.index_select(1, index),
             'anchor_pos': apply_deformation(
                 batch.pos, prediction.deformation, batch.graph_of_atom
             ),
-            'anchor_lower': (prediction.cross_distance - anchor_width).clamp(min=0),
-            'anchor_upper': prediction.cross_distance + anchor_width,
+            'anchor_lower': (distance - anchor_width).clamp(min=0),
+            'anchor_upper': distance + anchor_width,
         }
     return solve_edg(
         pos,

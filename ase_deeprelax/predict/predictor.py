@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from ase import Atoms
@@ -36,8 +36,19 @@ from ase_deeprelax.predict.prepare import PARTS, Prepared, Settings
 from ase_deeprelax.predict.window import Window
 from ase_deeprelax.result import Relaxation
 
+if TYPE_CHECKING:
+    from pymatgen.core import IStructure
+
 # Structures whose graphs are held, and sorted by size, at a time.
 WINDOW = 1024
+
+
+@overload
+def relax(
+    structures: Atoms | Filter | IStructure, *args: Any, **options: Any
+) -> Relaxation: ...
+@overload
+def relax(structures: Iterable[Any], *args: Any, **options: Any) -> list[Relaxation]: ...
 
 
 def relax(
@@ -214,7 +225,7 @@ class Predictor:
         if relax_cell is not None:
             relax_cell = check_relax_cell(relax_cell)
         self.timings = dict.fromkeys(PARTS, 0.0)
-        total = len(structures) if hasattr(structures, '__len__') else None
+        total = len(structures) if isinstance(structures, Sized) else None
         results, remaining = [], iter(structures)
         with _progress_bar(total) if progress else nullcontext() as bar:
             while window := list(islice(remaining, WINDOW)):

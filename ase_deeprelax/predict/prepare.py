@@ -10,7 +10,7 @@ changes what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -390,7 +390,7 @@ def _write_keys(result: Relaxation) -> None:
 
 
 @contextmanager
-def _timed(timings: dict[str, float], part: str) -> Iterator[None]:
+def _timed(timings: dict[str, float], part: str) -> Generator[None]:
     start = perf_counter()
     try:
         yield

@@ -3,10 +3,17 @@
 Equation numbers are those of Yang et al., Nat. Commun. 15, 8148 (2024).
 """
 
+from __future__ import annotations
+
 import torch
 
 
-def aggregate(sigma_bonds, bonds, graph_of_atom, n_graphs):
+def aggregate(
+    sigma_bonds: torch.Tensor,
+    bonds: torch.Tensor,
+    graph_of_atom: torch.Tensor,
+    n_graphs: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Uncertainty per atom and per structure.
 
     Parameters
@@ -38,6 +45,6 @@ def aggregate(sigma_bonds, bonds, graph_of_atom, n_graphs):
     return sigma_atoms, _mean(sigma_bonds, graph_of_bond, n_graphs)
 
 
-def _mean(values, index, n):
+def _mean(values: torch.Tensor, index: torch.Tensor, n: int) -> torch.Tensor:
     total = values.new_zeros(n).index_add_(0, index, values)
     return total / torch.bincount(index, minlength=n)

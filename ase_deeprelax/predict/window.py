@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ class Window:
             self.bar.update(1)
 
     @contextmanager
-    def _alone(self, index: int) -> Iterator[None]:
+    def _alone(self, index: int) -> Generator[None]:
         """Keep an error with one structure, and go on."""
         try:
             yield

@@ -87,12 +87,15 @@ class SizeBatches(Sampler):
 
     Neighbour sums are padded to the most neighbours in a batch, so that mixing two and
     thirty atoms would waste most of the work. With ``crystals``, that many make a batch,
-    whatever their sizes.
+    whatever their sizes. The first ``skip`` batches of the first epoch are left out: a
+    resumed training has seen them.
     """
 
-    def __init__(self, sizes, batch_atoms, seed, draw=None, epoch=0, *, crystals=None):
+    def __init__(
+        self, sizes, batch_atoms, seed, draw=None, epoch=0, *, skip=0, crystals=None
+    ):
         self.sizes, self.batch_atoms, self.seed = sizes, batch_atoms, seed
-        self.crystals = crystals
+        self.crystals, self.skip = crystals, skip
         self.draw = draw or (lambda rng: rng.permutation(len(sizes)))
         self.epoch = epoch
         self._length = len(self.batches(epoch))
@@ -101,8 +104,9 @@ class SizeBatches(Sampler):
         return self._length
 
     def __iter__(self):
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        return iter([[(epoch, int(k)) for k in batch] for batch in self.batches(epoch)])
+        (epoch, skip), self.epoch, self.skip = (self.epoch, self.skip), self.epoch + 1, 0
+        batches = self.batches(epoch)[skip:]
+        return iter([[(epoch, int(k)) for k in batch] for batch in batches])
 
     def batches(self, epoch):
         rng = np.random.default_rng((self.seed, epoch))
@@ -184,6 +188,7 @@ class PairData(lightning.LightningDataModule):
             self.config.seed,
             draw,
             self.trainer.current_epoch,  # where a resumed run goes on
+            skip=self.trainer.fit_loop.epoch_loop.batch_progress.current.processed,
             crystals=self.config.data.batch_crystals,
         )
         return self._loader(self.train_set, sampler)

@@ -23,6 +23,9 @@ class RelaxationModule(lightning.LightningModule):
         super().__init__()
         self.model, self.config = model, config
         self.elapsed = 0.0  # seconds of training, over all resumed parts
+        self.stop_with = (
+            None  # the checkpoint to write at the end of a step that is the last
+        )
         self._started = None
 
     def training_step(self, graph, _):

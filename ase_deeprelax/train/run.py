@@ -1,6 +1,25 @@
-"""One training run: trainer, checkpoints, and the model folder that comes out."""
+"""One training run: trainer, checkpoints, and the model folder that comes out.
+
+A run, from top to bottom:
+
+1. `config.load_config` reads the YAML file and checks every setting.
+2. `train` refuses a folder that holds another training, then sets threads and arithmetic.
+3. `_train` makes the network (`models.create_model`), with weights of another one or not.
+4. `datamodule.PairData` reads pairs and relaxed structures, leaves out what must not be
+   trained on, and makes batches of similar sizes in an order that seed and epoch decide.
+5. A sample: `augment.hold` takes away freedom, `augment.augment` or `augment.disturb`
+   changes the input, `data.convert.to_graph` makes the graph, with targets in its frame.
+6. `module.RelaxationModule` takes a step: the network, `losses.relaxation_loss`, Muon and
+   AdamW with the rate of the schedule, which may count steps or minutes.
+7. Lightning writes ``last.ckpt`` and ``best.ckpt``; SIGTERM writes ``last.ckpt`` and ends.
+8. `_choose_weights` takes the better of the last and the best validated averages.
+9. `_card` collects what there is to know, and `models.store.save_model` writes the folder.
+"""
+
+from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import lightning
 import numpy as np
@@ -16,12 +35,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.files import check_writable
 from ase_deeprelax.models import create_model
-from ase_deeprelax.models.store import load_model, save_model
+from ase_deeprelax.models.store import CONFIG, load_model, save_model
 from ase_deeprelax.predict.checks import room
 from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule
+from ase_deeprelax.train.sigterm import StopOnSigterm
 
 PRECISION = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
 
@@ -35,7 +56,8 @@ def train(config_path, *, overrides=(), resume=None, start=None, progress=True):
     overrides : iterable of str
         ``'key.key=value'``, see `load_config`.
     resume : path, optional
-        Checkpoint (``last.ckpt`` in the output folder) to go on from: optimizer,
+        Checkpoint (``last.ckpt`` in the output folder) to go on from, to the same weights
+        as without the interruption where the limit is one of steps: optimizer,
         schedule, averaged weights, used time and the place in the data come back. Code in
         it is not run.
     start : str or path, optional
@@ -51,10 +73,43 @@ def train(config_path, *, overrides=(), resume=None, start=None, progress=True):
     Raises
     ------
     ConfigError, PairFileError, ModelError
+        Nothing was trained, and nothing is changed on disk.
+    SystemExit
+        SIGTERM came: ``last.ckpt`` is written, the status is 143.
     """
     config = load_config(config_path, overrides)
+    output = config.output / config.name
+    if resume is None:
+        _check_new(output)
+    else:
+        _check_checkpoint(resume)
+    check_writable(output / 'model' / CONFIG)
     with _fast_arithmetic(config.optimize.threads):
         return _train(config_path, config, resume, start, progress)
+
+
+def _check_new(output: Path) -> None:
+    """Refuse to replace another training."""
+    for name in ('last.ckpt', f'model/{CONFIG}'):
+        if (output / name).exists():
+            raise ConfigError(
+                f'{output} holds a training already ({name}); go on with it '
+                f'(--resume {output / "last.ckpt"}), choose another name, or delete it'
+            )
+
+
+def _check_checkpoint(path: str | Path) -> None:
+    """Refuse what is no checkpoint, or holds code, before anything else is done."""
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+        missing = {'state_dict', 'loops', 'elapsed'} - set(content)
+    except Exception as error:  # anything can be in such a file
+        raise ConfigError(
+            f'{path} is no checkpoint of a training, or it holds code, which is not run '
+            f'({type(error).__name__}); give the last.ckpt that the training wrote'
+        ) from error
+    if missing:
+        raise ConfigError(f'{path} is no checkpoint of a training: no {sorted(missing)}')
 
 
 @contextmanager
@@ -91,6 +146,7 @@ def _train(config_path, config, resume, start, progress):
             for layer in getattr(model, name, ()):
                 layer.compile(dynamic=True)
     output = config.output / config.name
+    sigterm = StopOnSigterm(output / 'last.ckpt')
     trainer = lightning.Trainer(
         accelerator='auto',
         devices=1,
@@ -103,7 +159,8 @@ def _train(config_path, config, resume, start, progress):
         limit_val_batches=None if data.val else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=50,
-        callbacks=_callbacks(config, output, bool(data.val), progress),
+        # Last: its checkpoint holds what the averages have learnt of the step.
+        callbacks=[*_callbacks(config, output, bool(data.val), progress), sigterm],
         logger=[
             CSVLogger(output, name='csv'),
             TensorBoardLogger(output, name='tensorboard'),
@@ -113,6 +170,7 @@ def _train(config_path, config, resume, start, progress):
         default_root_dir=output,
     )
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    sigterm.exit_if_it_came()
     errors = _choose_weights(trainer, module, data) if data.val else {}
     save_model(
         model.float(), output / 'model', _card(config, trainer, module, data, errors)
@@ -141,9 +199,7 @@ def _choose_weights(trainer, module, data):
     last = trainer.validate(module, data, verbose=False)[0]
     best = next(c for c in trainer.checkpoint_callbacks if c.monitor is not None)
     if best.best_model_score is not None and best.best_model_score < last['val/select']:
-        checkpoint = torch.load(
-            best.best_model_path, map_location='cpu', weights_only=True
-        )
+        checkpoint = torch.load(best.best_model_path, map_location='cpu', weights_only=True)
         module.load_state_dict(checkpoint['state_dict'])
         last = trainer.validate(module, data, verbose=False)[0]
     return {name.removeprefix('val/'): value for name, value in last.items()}

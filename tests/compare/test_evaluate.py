@@ -354,12 +354,12 @@ def test_means_are_over_the_pairs_that_are_scored():
     assert cuts_of_slabs['coord_mae'] == {'mean': 0, 'median': 0}
 
 
-def test_the_model_is_asked_what_the_pairs_ask():
+def test_the_model_gets_the_periodicity_and_the_held_cells_of_pairs():
     """Once for the cells that relax, once for those that are held; answers in order."""
     pairs, calls = kinds_of_pairs(), []
 
-    def relax(atoms_list, **asked):
-        calls.append((asked, atoms_list))
+    def relax(atoms_list, **keywords):
+        calls.append((keywords, atoms_list))
         by_size = {len(pair): pair for pair in pairs}
         assert all(len(by_size[len(atoms)]) for atoms in atoms_list)
         return [atoms.copy() for atoms in atoms_list]

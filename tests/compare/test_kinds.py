@@ -41,7 +41,7 @@ def film(fixed=(), pbc=True):
 
 
 def oracle(structures):
-    """A function that predicts, and cannot be told what may move."""
+    """A function that predicts, and has no keyword relax_cell."""
     return [result.atoms for result in Iterative(EMT(), fmax=0.1)(structures)]
 
 
@@ -95,9 +95,9 @@ def test_fixed_atoms_stay_and_so_does_the_cell_of_their_slab(optimizer):
     assert (result.atoms.cell == before.cell).all()
     assert (result.atoms.positions[:2] == before.positions[:2]).all()
     assert len(result.atoms.constraints) == 1
-    [asked] = model([before], relax_cell=True)
-    assert asked.kind == 'layer'
-    assert np.abs(asked.displacement[:2]).max() < 1e-9
+    [result] = model([before], relax_cell=True)
+    assert result.kind == 'layer'
+    assert np.abs(result.displacement[:2]).max() < 1e-9
 
 
 def test_evaluate_lets_it_ask_what_pairs_ask():
@@ -119,9 +119,9 @@ def test_what_is_no_crystal_and_no_layer_is_named():
     wire = bulk('Cu', cubic=True)
     wire.center(vacuum=6, axis=(0, 1))
     results = Iterative(EMT())([water, wire])
-    for result, said in zip(results, ('molecule', 'wire'), strict=True):
+    for result, kind in zip(results, ('molecule', 'wire'), strict=True):
         assert not result.ok
-        assert said in result.problem
+        assert kind in result.problem
         assert result.atoms == result.initial
 
 
@@ -180,7 +180,7 @@ def test_predictions_and_relaxations_have_one_freedom(tiny_model):
 
 
 @pytest.mark.filterwarnings('ignore:.*outside the training range')
-def test_the_freedom_is_asked_for_in_one_place(tiny_model, tmp_path):
+def test_the_freedom_is_chosen_in_one_place(tiny_model, tmp_path):
     how = {'model': tiny_model, 'optimizers': ['ElasticBFGS'], 'out': tmp_path}
     result = compare([alloy()], [EMT()], relax_cell=False, **how)
     [[start], predicted, ends] = cells(result, '0')
@@ -195,15 +195,15 @@ def test_the_freedom_is_asked_for_in_one_place(tiny_model, tmp_path):
     with pytest.raises(ValueError, match='relax_cell'):
         compare([alloy()], [EMT()], model=oracle, relax_cell='sideways')
     mask = [[True, False, False], [False, True, False], [False, False, False]]
-    told = []
+    freedoms = []
 
     def knows(structures, relax_cell=None):
-        told.append(relax_cell)
+        freedoms.append(relax_cell)
         return oracle(structures)
 
     result = compare([alloy()], [EMT()], model=knows, relax_cell=[1, 1, 0, 0, 0, 0])
     assert result['settings']['relax_cell'] == mask
-    assert all(np.array_equal(one, mask) for one in told)
+    assert all(np.array_equal(one, mask) for one in freedoms)
 
 
 def test_what_is_held_makes_another_structure(tmp_path):

@@ -139,7 +139,7 @@ def test_supercells_are_long_enough_and_as_symmetric_as_the_crystal(atoms, n_ato
     assert lengths.min() == pytest.approx(shortest)
 
 
-def test_the_cap_on_atoms_is_kept_and_said():
+def test_the_cap_on_atoms_is_kept_and_reported():
     atoms = bulk('NaCl', 'rocksalt', a=5.64)
     matrix, shortest = choose_supercell(atoms, max_atoms=40)
     assert len(atoms) * np.linalg.det(matrix) <= 40
@@ -196,7 +196,7 @@ def test_three_relaxations_side_by_side(tmp_path):
 
     class Broken(EMT):
         def calculate(self, *args, **kwargs):
-            raise AssertionError('asked again')
+            raise AssertionError('called again')
 
     again = compare_phonons(result, {'emt': Broken()}, out=tmp_path, **SHORT)
     assert again[:3] == rows[:3]

@@ -80,15 +80,15 @@ class Faulty(EMT):
 
 
 class Lazy(EMT):
-    """Gives only what it is asked for, and keeps a list of how it was asked."""
+    """Gives only the properties of a call, and keeps a list of them."""
 
     def __init__(self):
         super().__init__()
-        self.asked = []
+        self.properties_seen = []
 
     def calculate(self, atoms=None, properties=None, system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
-        self.asked.append(tuple(properties))
+        self.properties_seen.append(tuple(properties))
         self.results = {name: self.results[name] for name in properties}
 
 
@@ -226,8 +226,8 @@ def test_calls_are_counted_at_the_calculator(optimizer):
     calculator = Lazy()
     end = run_relaxation(alloy(), calculator, optimizer=optimizer, fmax=0.05, steps=200)
     assert end.converged
-    assert end.calls == len(calculator.asked) == len(end.curve)
-    assert set(calculator.asked) == {('energy', 'forces', 'stress')}
+    assert end.calls == len(calculator.properties_seen) == len(end.curve)
+    assert set(calculator.properties_seen) == {('energy', 'forces', 'stress')}
     # A line search looks more often than it steps.
     assert end.calls >= end.steps + 1
     if optimizer is not BFGSLineSearch:
@@ -424,8 +424,8 @@ def test_failures_are_counted_apart_and_change_no_other_row(result):
     assert bad[0]['energy_per_atom'] is bad[0]['positions'] is None
     assert bad[1]['reason'] == 'no prediction: RuntimeError: I know no iron'
     assert (bad[1]['calls'], bad[1]['curve']) == (0, [])
-    [told] = [row for row in found['predictions'] if row['structure'] == 'bad']
-    assert (told['ok'], told['energy_per_atom'], told['volume']) == (False, {}, None)
+    [failed] = [row for row in found['predictions'] if row['structure'] == 'bad']
+    assert (failed['ok'], failed['energy_per_atom'], failed['volume']) == (False, {}, None)
     same = [run for run in result['runs'] if run['optimizer'] == 'FIRE']
     for run in found['runs']:
         for other in same:
@@ -482,10 +482,10 @@ def test_another_minimum_is_noticed():
 
 
 def test_work_goes_on_where_it_stopped(tmp_path):
-    asked = []
+    inputs = []
 
     def model(structures):
-        asked.extend(structures)
+        inputs.extend(structures)
         return oracle(structures)
 
     first = compare([alloy(0)], [EMT()], model=model, fmax=FMAX, out=tmp_path)
@@ -494,7 +494,7 @@ def test_work_goes_on_where_it_stopped(tmp_path):
     assert len(lines) == 1 + 1 + 2  # settings, a prediction, two runs
     # A kill in the middle of a line, and the next day a structure and an optimizer more.
     journal.write_text('\n'.join(lines[:3]) + '\n' + lines[3][:40])
-    before = len(asked)
+    before = len(inputs)
     calculator = Lazy()
     second = compare(
         [alloy(0), alloy(1)],
@@ -504,13 +504,13 @@ def test_work_goes_on_where_it_stopped(tmp_path):
         optimizers=['FIRE', 'BFGS'],
         out=tmp_path,
     )
-    for atoms in asked[before:]:
+    for atoms in inputs[before:]:
         assert atoms == alloy(1)
     kept, redone = second['runs'][0], second['runs'][1]
     assert kept == first['runs'][0]  # with its wall time: it was not run again
     assert redone['curve'] == first['runs'][1]['curve']
     assert len(second['runs']) == 2 * 2 * 2
-    calls = len(calculator.asked)
+    calls = len(calculator.properties_seen)
     third = compare(
         [alloy(0), alloy(1)],
         {'emt': calculator},
@@ -520,7 +520,7 @@ def test_work_goes_on_where_it_stopped(tmp_path):
         out=tmp_path,
     )
     assert third == second
-    assert len(calculator.asked) == calls
+    assert len(calculator.properties_seen) == calls
     for other in ({'fmax': 0.1}, {'steps': 7}, {'model': Dummy()}):
         with pytest.raises(ConfigError, match='was written with'):
             compare([alloy(0)], [EMT()], out=tmp_path, **{'model': model} | other)
@@ -566,7 +566,7 @@ def test_mistakes_are_found_before_the_work(structures, reference, error, match)
         compare(structures, [EMT()], model=Dummy(), reference=reference)
 
 
-def test_calculators_are_told_apart(tiny_model):
+def test_calculators_have_names_of_their_own(tiny_model):
     made = {'one': EMT(), 'two': EMT}
     found = compare([alloy()], made, model=tiny_model, fmax=0.1)
     assert found['settings']['calculators'] == {'one': 'emt', 'two': 'EMT'}
@@ -594,10 +594,10 @@ def test_a_real_potential_on_real_pairs():
         pytest.skip('needs ../shared/potentials and ../shared/data')
     small = [p for p in read_pairs(file, ok_only=True) if p.formula in ('HfPt2', 'MgAsRu2')]
     assert len(small) == 2
-    said = {pair.unrelaxed.positions.tobytes(): pair.relaxed for pair in small}
+    known = {pair.unrelaxed.positions.tobytes(): pair.relaxed for pair in small}
 
     def knows_the_answer(structures):
-        return [said[atoms.positions.tobytes()] for atoms in structures]
+        return [known[atoms.positions.tobytes()] for atoms in structures]
 
     found = compare(
         small,

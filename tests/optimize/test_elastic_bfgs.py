@@ -185,10 +185,9 @@ CARBON = TersoffParameters(
 
 def descent(kind, atoms, filtered=FrechetCellFilter, fmax=0.01):
     """The energy before each step and after the last, eV."""
-    energies = []
     optimizer = kind(filtered(atoms), logfile=None)
-    for _ in optimizer.irun(fmax=fmax, steps=100):
-        energies.append(atoms.get_potential_energy())
+    states = optimizer.irun(fmax=fmax, steps=100)
+    energies = [atoms.get_potential_energy() for _ in states]
     assert optimizer.nsteps < 100
     return np.array(energies)
 
@@ -262,7 +261,7 @@ def test_order_and_orientation_do_not_matter():
 
 
 def test_the_model_is_one_of_springs():
-    """Symmetric, stable, in proportion to size, and without a force on what moves as one."""
+    """Symmetric, stable, in proportion to size; no spring meets what moves as one."""
     crystals = crystal(), crystal().repeat((1, 1, 2))
     one, two = (
         model_hessian(FrechetCellFilter(atoms, exp_cell_factor=1)) for atoms in crystals

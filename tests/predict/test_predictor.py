@@ -21,6 +21,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.card import ModelCard
 from ase_deeprelax.models.paegnn import PUBLISHED, PaEGNN
 from ase_deeprelax.models.store import save_model
 from ase_deeprelax.predict import PARTS, Predictor, relax

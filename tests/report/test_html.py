@@ -368,7 +368,7 @@ class Viewer:
         return self.browser.find_element('id', id)
 
     def settle(self):
-        """Until what was asked for is painted."""
+        """Wait until the canvas is painted."""
         self.browser.execute_async_script(
             'const done = arguments[0];'
             'requestAnimationFrame(() => requestAnimationFrame(done));'
@@ -656,7 +656,7 @@ def test_pages_fit_and_are_readable(browser, full_page, width, scheme):
     assert (ink.mean() > back.mean()) == (scheme == 'dark')
     assert abs(ink - back).mean() > 150
     np.testing.assert_array_equal(figure, ink)
-    # nothing was asked of a network, and nothing went wrong
+    # no network was used, and nothing went wrong
     assert (
         browser.execute_script('return performance.getEntriesByType("resource").length')
         == 0

@@ -140,10 +140,12 @@ def test_energies_are_above_the_end_of_the_full_relaxation(comparison):
     figure = plot.energy_boxes(comparison)
     pairs = converged(comparison)
     ends = np.array([a['energy_per_atom'] for a, _ in pairs])
-    said = {p['structure']: p['energy_per_atom']['emt'] for p in comparison['predictions']}
+    predicted = {
+        p['structure']: p['energy_per_atom']['emt'] for p in comparison['predictions']
+    }
     expected = (
         [a['curve'][0][0] for a, _ in pairs],
-        [said[a['structure']] for a, _ in pairs],
+        [predicted[a['structure']] for a, _ in pairs],
         [b['energy_per_atom'] for _, b in pairs],
     )
     for k, energies in enumerate(expected):
@@ -176,10 +178,10 @@ def test_one_structure_has_two_curves(comparison):
 def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
     figure = plot.lattice_parity(comparison)
     truth = [run for run in runs(comparison, 'unrelaxed') if run['converged']]
-    said = {p['structure']: p for p in comparison['predictions']}
+    predicted = {p['structure']: p for p in comparison['predictions']}
     for ax, part in zip(figure.axes[:2], (slice(0, 3), slice(3, 6)), strict=True):
         x = np.ravel([run['lattice'][part] for run in truth])
-        y = np.ravel([said[run['structure']]['lattice'][part] for run in truth])
+        y = np.ravel([predicted[run['structure']]['lattice'][part] for run in truth])
         np.testing.assert_allclose(points(ax, 1), np.transpose([x, y]))
         assert f'prediction: mean error {np.abs(x - y).mean():.3f}' in ax.get_title()
     volumes = points(figure.axes[2], 1)[:, 0]

@@ -119,7 +119,7 @@ def test_a_wide_gap_is_a_vacuum_for_the_viewer_as_for_the_models():
     assert scene('MoS2', before, before)['periodic'] == [True, True, False]
 
 
-def test_fixed_atoms_are_told():
+def test_fixed_atoms_are_marked():
     before = bulk('NaCl', 'rocksalt', a=5.6)
     assert scene('NaCl', before, before)['fixed'] is None
     before.set_constraint(FixAtoms([1]))

@@ -3,6 +3,10 @@
 import csv
 import gzip
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +31,7 @@ from ase_deeprelax.train.datamodule import (
     disturb,
     read_seeds,
 )
-from ase_deeprelax.train.module import structure_errors
+from ase_deeprelax.train.module import RelaxationModule, structure_errors
 from ase_deeprelax.train.run import train
 
 
@@ -103,8 +107,85 @@ def test_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
     checkpoint = tmp_path / 'runs/parts/last.ckpt'
     resumed, card = weights('parts', resume=checkpoint)
     assert card.training['steps'] == 60
-    # not bit-equal: the epoch in which it stopped is drawn anew
-    assert (resumed - whole).norm() < 0.4 * (resumed - first).norm()
+    assert torch.equal(resumed, whole)
+    assert not torch.equal(resumed, first)
+
+
+def test_killed_training_goes_on_to_the_same_weights(config, tmp_path):
+    """SIGKILL in the middle of an epoch, after the last checkpoint."""
+    script = f"""
+import os, signal
+from ase_deeprelax.train import run
+from ase_deeprelax.train.module import RelaxationModule
+
+class Killed(RelaxationModule):
+    def on_train_batch_start(self, *args):
+        super().on_train_batch_start(*args)
+        if self.global_step == 27:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run.RelaxationModule = Killed
+run.train({str(config)!r}, progress=False)
+"""
+    killed = subprocess.run(
+        [sys.executable, '-c', script], check=False, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    checkpoint = tmp_path / 'runs/tiny/last.ckpt'
+    assert torch.load(checkpoint, weights_only=True)['global_step'] == 20
+    resumed = load_model(train(config, resume=checkpoint, progress=False))
+    whole = load_model(train(config, overrides=['name=whole'], progress=False))
+    for one, two in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(config, tmp_path, monkeypatch):
+    take = RelaxationModule.on_train_batch_start
+
+    def terminated(self, *args):
+        take(self, *args)
+        if self.global_step == 33:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RelaxationModule, 'on_train_batch_start', terminated)
+    with pytest.raises(SystemExit) as caught:
+        train(config, progress=False)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    monkeypatch.undo()
+    checkpoint = tmp_path / 'runs/tiny/last.ckpt'
+    assert torch.load(checkpoint, weights_only=True)['global_step'] == 34
+    resumed = load_model(train(config, resume=checkpoint, progress=False))
+    whole = load_model(train(config, overrides=['name=whole'], progress=False))
+    for one, two in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_no_training_is_replaced_in_silence(config):
+    short = ['optimize.max_steps=2', 'optimize.val_every_steps=2']
+    folder = train(config, overrides=short, progress=False)
+    before = (folder / 'model.safetensors').read_bytes()
+    with pytest.raises(ConfigError, match=r'holds a training already.*--resume'):
+        train(config, overrides=short, progress=False)
+    assert (folder / 'model.safetensors').read_bytes() == before
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.write_text, (Path('exploded'), 'yes')
+
+
+def test_code_in_a_checkpoint_is_not_run(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for content in ({'state_dict': Bomb()}, {'state_dict': {}}, 3):
+        torch.save(content, 'hostile.ckpt')
+        with pytest.raises(ConfigError, match=r'hostile\.ckpt is no checkpoint'):
+            train(config, resume='hostile.ckpt', progress=False)
+    Path('text.ckpt').write_text('hello')
+    with pytest.raises(ConfigError, match=r'text\.ckpt is no checkpoint'):
+        train(config, resume='text.ckpt', progress=False)
+    assert not Path('exploded').exists()
+    assert not (tmp_path / 'runs').exists()
 
 
 def test_transfer_learning_starts_from_the_given_weights(config):

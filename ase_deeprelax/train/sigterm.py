@@ -1,0 +1,49 @@
+"""SIGTERM, as queues send it when time is up: stop after a step, with a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+log = logging.getLogger(__name__)
+
+
+class StopOnSigterm(lightning.Callback):
+    """Ends a training after the present step.
+
+    Parameters
+    ----------
+    checkpoint : path
+        Written then; ``train(..., resume=checkpoint)`` goes on to the same weights.
+    """
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint, self.came = checkpoint, False
+
+    def on_train_start(self, *_: Any) -> None:
+        # Here, and not before: Lightning sets a handler of its own, which ends with status
+        # 0, and puts back the former one when it is done.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if self.came:
+            trainer.save_checkpoint(self.checkpoint)
+            trainer.should_stop = True
+
+    def exit_if_it_came(self) -> None:
+        """Leave with status 143, having said how to go on; call this after the training."""
+        if self.came:
+            log.warning(
+                'stopped by SIGTERM; the same command with --resume %s goes on',
+                self.checkpoint,
+            )
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _note(self, *_: Any) -> None:
+        self.came = True
