@@ -27,16 +27,16 @@ def structures(pairs_file=None):
     return [pair.unrelaxed for pair in pairs[:: len(pairs) // N][:N]]
 
 
-def measure(predictor, packs):
-    """Relax each pack in a call of its own; print wall time and where it went."""
+def measure(predictor, batches):
+    """Relax each batch in a call of its own; print wall time and where it went."""
     parts = dict.fromkeys(predictor.timings, 0.0)
     start = perf_counter()
-    for pack in packs:
-        predictor.relax(pack)
+    for batch in batches:
+        predictor.relax(batch)
         for part, seconds in predictor.timings.items():
             parts[part] += seconds
     wall = perf_counter() - start
-    n = sum(map(len, packs))
+    n = sum(map(len, batches))
     parts['rest'] = wall - sum(parts.values())
     shares = ', '.join(f'{part} {1e3 * seconds / n:.2f}' for part, seconds in parts.items())
     print(f'  {n / wall:7.1f} structures/s, {1e3 * wall / n:.2f} ms each: {shares}')

@@ -1,35 +1,75 @@
 """What all commands share: the app, its errors, and options that mean the same in each."""
 
+from __future__ import annotations
+
 import json
-from typing import Annotated
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from ase_deeprelax import __version__
 from ase_deeprelax.errors import DeepRelaxError
 
+# Exit codes as shells have them: 128 and the number of the signal.
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as queues send it when time is up."""
+
 
 class Commands(typer.core.TyperGroup):
-    """Shows this package's errors as one message and exit code 1, without a traceback."""
+    """Ends every command with one line and an exit code, never with a traceback."""
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run a command: 1 for an error of this package or of files, 143 for SIGTERM."""
         try:
-            return super().invoke(ctx)
+            with _sigterm_as_exception():
+                return super().invoke(ctx)
         except DeepRelaxError as error:
-            typer.echo(f'Error: {error}', err=True)
-            raise typer.Exit(1) from error
+            _fail(str(error), 1, error)
+        except Terminated as error:
+            _fail('stopped by SIGTERM', TERMINATED, error)
+        except OSError as error:
+            where = f'{error.filename}: ' if error.filename else ''
+            _fail(f'{where}{error.strerror or error}', 1, error)
+
+
+def _fail(message: str, code: int, error: BaseException) -> None:
+    typer.echo(f'Error: {message}', err=True)
+    raise typer.Exit(code) from error
+
+
+@contextmanager
+def _sigterm_as_exception() -> Generator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that files are left whole."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help='One-shot relaxation of crystals, with an uncertainty.',
 )
-
-INTERRUPTED = 130  # as shells say it
 
 ModelOption = Annotated[str, typer.Option(help='Name of a shipped model, or a folder.')]
 DeviceOption = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...')]
@@ -44,13 +84,13 @@ CellOption = Annotated[
 ]
 
 
-def relax_cell_of(cell: str) -> 'bool | str | list[bool] | None':
+def relax_cell_of(cell: str) -> bool | str | list[bool] | None:
     """The value of ``--cell`` as ``relax_cell`` of `relax`, or ``BadParameter``.
 
     >>> relax_cell_of('fixed'), relax_cell_of('1,1,0,0,0,1')
     (False, [True, True, False, False, False, True])
     """
-    words = {'free': None, 'fixed': False}
+    words: dict[str, Any] = {'free': None, 'fixed': False}
     words |= {word: word for word in ('in-plane', 'hydrostatic')}
     if cell in words:
         return words[cell]
@@ -63,17 +103,17 @@ def relax_cell_of(cell: str) -> 'bool | str | list[bool] | None':
     )
 
 
-def main():
+def main() -> None:
     """Entry point of the ``deeprelax`` script."""
     app(prog_name='deeprelax')
 
 
-def pip_line(extra):
+def pip_line(extra: str) -> str:
     """What installs an extra of this package."""
     return f"pip install 'ase-deeprelax[{extra}]'"
 
 
-def _show_version(wanted: bool):
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f'ase-deeprelax {__version__}')
         raise typer.Exit
@@ -85,12 +125,52 @@ def _options(
         bool,
         typer.Option('--version', callback=_show_version, is_eager=True, help='Version.'),
     ] = False,
-):
+) -> None:
     pass
 
 
-def write_json(file, data, **layout):
-    """Data into a file, or nowhere where ``file`` is None; its folder is made."""
-    if file is not None:
+def write_json(file: Path | None, data: Any, **layout: Any) -> None:
+    """Write data as JSON, numbers that are not finite as null; ``-`` is standard output.
+
+    Parameters
+    ----------
+    file : Path or None
+        None: nowhere.
+    data : dict or list
+    **layout
+        For ``json.dumps``.
+    """
+    from ase_deeprelax.compare.results_cache import finite_or_none
+    from ase_deeprelax.files import write_atomically
+
+    if file is None:
+        return
+    text = json.dumps(finite_or_none(data), allow_nan=False, **layout) + '\n'
+    if str(file) == '-':
+        sys.stdout.write(text)
+    else:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(data, allow_nan=False, **layout) + '\n')
+        write_atomically(file, text)
+
+
+def check_outputs(*files: Path | None) -> None:
+    """Refuse output files that cannot be written, before the work."""
+    from ase_deeprelax.files import check_writable
+
+    for file in files:
+        if file is not None and str(file) != '-':
+            check_writable(file)
+
+
+def shows_progress(quiet: bool = False) -> bool:
+    """Whether a bar makes sense: not in log files, and not where nobody wants it."""
+    return sys.stderr.isatty() and not quiet
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count(1, 'file'), count(2, 'file')
+    ('1 file', '2 files')
+    """
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

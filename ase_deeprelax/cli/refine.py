@@ -1,25 +1,24 @@
 """The work of ``deeprelax relax --refine``: one structure after another, stage by stage."""
 
-import hashlib
+from __future__ import annotations
+
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
-from tqdm.auto import tqdm
+from ase import Atoms
 
-from ase_deeprelax import __version__, keys
-from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.stage import Stage, StageRecord
 from ase_deeprelax.optimize.target import find_target
 
-# A line per stage, in the info of what is written.
-STAGES = f'{keys.PREFIX}stages'
-# What an answer says besides the structure.
-SAID = ('energy', 'fmax', 'seconds', 'way', 'stages')
+# The entries of an answer for the table, beside those of a prediction.
+COLUMNS = ('energy', 'fmax', 'way', 'stages')
 PROPERTIES = ('energy', 'forces', 'stress')
 
 
@@ -37,26 +36,27 @@ class Refiner:
     how : dict
         ``model, symmetry, device, relax_cell``, as `DeepRelaxOptimizer` takes them.
     asked : list
-        What else tells an answer from others.
+        What else answers depend on.
     """
 
-    stages: list
+    stages: list[Stage]
     optimizer: Callable
     fmax: float
-    how: dict
+    how: dict[str, Any]
     _: KW_ONLY
-    asked: list
+    asked: list[Any]
+    batch: int = 1
 
-    def key(self, name, atoms):
-        """By what an answer is known: a file may have changed, and what is asked for."""
-        held = [constraint.todict() for constraint in atoms.constraints]
-        asked = self.asked, self.how['relax_cell']
-        digest = hashlib.sha256(repr((__version__, asked, held)).encode())
-        for part in (atoms.numbers, atoms.pbc, atoms.cell.array, atoms.positions):
-            digest.update(part.tobytes())
-        return name, digest.hexdigest()
+    @property
+    def settings(self) -> list[Any]:
+        """Model, potentials, optimizer, limits and freedom."""
+        return [*self.asked, self.how['relax_cell']]
 
-    def refine(self, atoms):
+    def answer(self, structures: list[Atoms]) -> list[dict[str, Any]]:
+        """See `refine`."""
+        return [self.refine(atoms) for atoms in structures]
+
+    def refine(self, atoms: Atoms) -> dict[str, Any]:
         """The answer for one structure, ready for JSON.
 
         Parameters
@@ -70,9 +70,7 @@ class Refiner:
             ``problem``: why there is no structure, or ''; ``problems`` [text]: that, stages
             that failed, no convergence; ``stages``: dictionaries as of `StageRecord`,
             ``lines`` the same in words, ``way`` in few; ``energy`` (eV), ``fmax`` (eV/A) of
-            the last stage that knew them, or None; ``seconds``; ``cell, positions``;
-            ``info``: names of `keys`; ``sigma``: of the atoms, or None; ``results``:
-            energy, forces and stress, as far as they are known.
+            the last stage that knew them, or None; the others as `OneShot.answer`.
         """
         begun, given, atoms, problem = perf_counter(), atoms, atoms.copy(), ''
         optimizer = DeepRelaxOptimizer(
@@ -115,66 +113,7 @@ class Refiner:
         }
 
 
-def refine_all(frames, refiner, out, *, progress=False):
-    """Answers in order, each as soon as it is there.
-
-    They are kept in `part_file`, so that the same command goes on after it was stopped.
-
-    Parameters
-    ----------
-    frames : list of (str, ase.Atoms)
-    refiner : Refiner
-    out : Path
-    progress : bool
-        Show a bar; default False.
-
-    Yields
-    ------
-    dict
-        As of `Refiner.refine`.
-    """
-    with ResultsCache(part_file(out)) as cache:
-        for name, atoms in tqdm(frames, 'refine', disable=not progress, unit='structures'):
-            key = refiner.key(name, atoms)
-            if key not in cache:
-                cache.add(key, refiner.refine(atoms))
-            yield cache[key]
-
-
-def part_file(out):
-    """Where finished answers are kept until all are written."""
-    return out.with_name(f'{out.name}.part.jsonl')
-
-
-def put(answer, initial):
-    """The refined structure, with numbers in place of a calculator.
-
-    Parameters
-    ----------
-    answer : dict
-        Of `Refiner.refine`.
-    initial : ase.Atoms
-        What was refined; not changed.
-
-    Returns
-    -------
-    ase.Atoms
-    """
-    atoms = initial.copy()
-    keys.strip(atoms)
-    atoms.set_cell(answer['cell'], apply_constraint=False)
-    atoms.set_positions(answer['positions'], apply_constraint=False)
-    for name, value in answer['info'].items():
-        atoms.info[name] = np.array(value) if isinstance(value, list) else value
-    atoms.info[STAGES] = '; '.join(answer['lines'])
-    if answer['sigma'] is not None:
-        atoms.arrays[keys.SIGMA] = np.array(answer['sigma'])
-    if answer['results']:
-        atoms.calc = SinglePointCalculator(atoms, **answer['results'])
-    return atoms
-
-
-def _problems(records):
+def _problems(records: list[StageRecord]) -> Iterator[str]:
     """Stages that failed, and a last one that did not converge."""
     refined = [r for r in records if r.name != 'prediction' and r.status != 'skipped']
     for record in refined:
@@ -184,17 +123,17 @@ def _problems(records):
         yield f'{refined[-1].name} did not converge: {refined[-1].reason}'
 
 
-def _few_words(record):
+def _few_words(record: StageRecord) -> str:
     """Such as ``chgnet 12`` for a stage that converged in twelve steps."""
     if not record.converged:
         return f'{record.name} {record.status}'
     return record.name if record.name == 'prediction' else f'{record.name} {record.steps}'
 
 
-def _results(atoms):
-    """What the last calculator said of this very structure; it is not asked again."""
+def _results(atoms: Atoms) -> dict[str, Any]:
+    """Results of the last calculator for this very structure, without a new calculation."""
     calculator = atoms.calc
     if calculator is None or calculator.calculation_required(atoms, ['energy', 'forces']):
         return {}
-    said = calculator.results
-    return {name: np.asarray(said[name]).tolist() for name in PROPERTIES if name in said}
+    known = calculator.results
+    return {name: np.asarray(known[name]).tolist() for name in PROPERTIES if name in known}

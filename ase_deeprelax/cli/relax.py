@@ -1,12 +1,13 @@
 """``deeprelax relax``: files in, relaxed structures out."""
 
+from __future__ import annotations
+
 import os
-import warnings
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from ase import Atoms
@@ -14,16 +15,29 @@ from ase import Atoms
 from ase_deeprelax import keys
 from ase_deeprelax.cli.app import (
     INTERRUPTED,
+    TERMINATED,
     CellOption,
     DeviceOption,
     ModelOption,
+    Terminated,
+    check_outputs,
+    count,
     relax_cell_of,
+    shows_progress,
     write_json,
 )
 from ase_deeprelax.compare.tables import Table
+from ase_deeprelax.errors import ConfigError, StructureError
 
-# Of a refinement, where nothing else is asked for.
+if TYPE_CHECKING:  # ase.io takes a while: not for --help
+    from ase_deeprelax.data.structure_files import Source
+
+# The limits of a refinement.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
+# What a folder gets for each input: for other programs, and with the uncertainties.
+FOLDER_FORMATS = ('cif', 'extxyz')
+# A structure, where it is from, and which frame it is, '@2', where there are several.
+Frame = tuple['Source', str, Atoms]
 
 
 class Symmetry(StrEnum):
@@ -34,7 +48,13 @@ class Symmetry(StrEnum):
 
 
 def relax(
-    files: Annotated[list[Path], typer.Argument(help='Anything that ase.io reads.')],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help='Files that ase.io reads, frames of them (run.traj@-1), JSON of pymatgen, '
+            "folders, patterns ('*/CONTCAR'), or - for standard input."
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -45,241 +65,259 @@ def relax(
     *,
     model: ModelOption = 'default',
     symmetry: Annotated[
-        Symmetry, typer.Option(help='keep the space group of each input, or let it go.')
+        Symmetry,
+        typer.Option(help='keep: preserve the space group; free: do not enforce it.'),
     ] = Symmetry.KEEP,
     cell: CellOption = 'free',
     refine: Annotated[
         str | None,
         typer.Option(
-            help='Go on from the predictions with potentials, one after another: NAME or '
-            'NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
+            help='Relax on from the predictions with calculators, one after another: NAME '
+            'or NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
         ),
     ] = None,
     fmax: Annotated[
         float, typer.Option(min=0, help='Largest force to refine to, eV/A.')
     ] = FMAX,
     steps: Annotated[
-        int, typer.Option(min=1, help='At most so many with each potential.')
+        int, typer.Option(min=1, help='At most so many with each calculator.')
     ] = STEPS,
     optimizer: Annotated[
-        str, typer.Option(help="Of refinements: this one, or one of ASE's by name.")
+        str,
+        typer.Option(
+            help='Optimizer used by --refine: ElasticBFGS or an ASE name (FIRE, LBFGS).'
+        ),
     ] = OPTIMIZER,
+    form: Annotated[
+        str | None,
+        typer.Option('--format', help="Format to write, by ASE's name; default: suffix."),
+    ] = None,
     json_file: Annotated[
         Path | None,
-        typer.Option('--json', help='Write the table there, with a record of each stage.'),
+        typer.Option(
+            '--json',
+            help='Write the table there, with records of the stages; - is standard output.',
+        ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option('--quiet', '-q', help='No table and no progress bar.')
+    ] = False,
     device: DeviceOption = 'auto',
-):
+) -> None:
     """Relax all structures of FILES in one shot, and refine them if asked.
 
     Crystals, and layers or slabs, whose vacuum stays; constraints in the files are
-    honoured. Last in the table stands what is no crystal with a free cell.
+    honoured. The last column of the table names layers, held cells and inputs that are out
+    of distribution.
 
-    CIF cannot hold the uncertainties; extxyz keeps them per structure and per atom. What
-    cannot be read or relaxed is reported, the others go on, and the exit code is 1; it is
-    also 1 where a potential failed (the structure is then the best one before) or the last
-    one did not converge. A refinement that was stopped goes on by the same command.
+    CIF cannot hold the uncertainties; extxyz keeps them per structure and per atom, and
+    databases keep their own columns beside them. What cannot be read or relaxed is
+    reported, the others go on, and the exit code is 1; it is also 1 where a calculator
+    failed (the structure is then the best one before) or the last one did not converge. A
+    command that was stopped goes on when it is given again.
     """
-    from ase_deeprelax.cli.refine import part_file
+    from ase_deeprelax.cli.answers import answer_all, part_file, relaxed_atoms
+    from ase_deeprelax.data.structure_files import find_sources
     from ase_deeprelax.predict import Predictor
 
     chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer}
     if refine is None and chosen != {'fmax': FMAX, 'steps': STEPS, 'optimizer': OPTIMIZER}:
         raise typer.BadParameter('--fmax, --steps and --optimizer need --refine')
     relax_cell = relax_cell_of(cell)
-    places = _places(files)
-    targets = _targets(places, out)
-    frames, problems = _read(places)
-    _check_format(out, len(frames))
+    sources = find_sources(files)
+    labels = _labels(sources)
+    targets = _targets(sources, labels, out, form)
+    frames, problems = _read(sources)
+    _check_room(out, form, len(frames))
     predictor = Predictor(model, device=device, symmetry=symmetry)
     if refine is None:
-        answers = _predicted(predictor, [atoms for *_, atoms in frames], relax_cell)
+        from ase_deeprelax.cli.answers import OneShot
+
+        worker: Any = OneShot(predictor, relax_cell)
     else:
-        named = [(f'{places[file]}{frame}', atoms) for file, frame, atoms in frames]
         how = {'model': model, 'relax_cell': relax_cell}
-        answers = _refined(named, out, refine, predictor, how, **chosen)
-    left = Counter(file for file, *_ in frames)
-    rows, structures, n_files = [], [], 0
+        worker = _refiner(refine, predictor, how, **chosen)
+    if frames:
+        check_outputs(json_file, next(iter(targets.values()))[0][0])
+    named = [(f'{labels[source]}{frame}', atoms) for source, frame, atoms in frames]
+    left = Counter(source for source, *_ in frames)
+    rows: list[dict[str, Any]] = []
+    structures: list[Atoms] = []
+    n_files = 0
+    answers = answer_all(named, worker, out, progress=shows_progress(quiet))
     try:
-        for (file, frame, _), answer in zip(frames, answers, strict=True):
-            problems += [f'{file}{frame}: {problem}' for problem in answer.problems]
-            rows.append({'structure': f'{places[file]}{frame}', **answer.row})
-            structures += [] if answer.atoms is None else [answer.atoms]
-            left[file] -= 1
-            if not left[file] and not _is_file(out):  # now: others may take hours
-                n_files += _write(targets[file], structures)
+        for (source, frame, initial), answer in zip(frames, answers, strict=True):
+            problems += [f'{source.path}{frame}: {text}' for text in answer['problems']]
+            atoms = None if answer['problem'] else relaxed_atoms(answer, initial)
+            rows.append({'structure': f'{labels[source]}{frame}', **_row(initial, atoms)})
+            rows[-1] |= _numbers(answer)
+            structures += [] if atoms is None else [atoms]
+            left[source] -= 1
+            if not left[source] and not _is_file(out):  # now: others may take hours
+                n_files += _write(targets[source], structures, problems)
                 structures = []
     except KeyboardInterrupt as error:
         typer.echo('interrupted; the same command goes on from here', err=True)
-        raise typer.Exit(INTERRUPTED) from error
-    n_files += _write([out], structures)
-    if refine is not None:
-        part_file(out).unlink()
-    if n_files:
-        typer.echo(_table([row for row in rows if row['ok']]))
-        typer.echo(f'wrote {out}' + ('' if _is_file(out) else f': {n_files} files'))
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        raise typer.Exit(code) from error
+    if _is_file(out):
+        n_files += _write(next(iter(targets.values())), structures, problems)
     write_json(json_file, rows, indent=1)
+    if frames:
+        part_file(out).unlink()
+    if n_files and not quiet and str(json_file) != '-':
+        typer.echo(_table([row for row in rows if row['ok']]))
+        typer.echo(
+            f'wrote {out}' + ('' if _is_file(out) else f': {count(n_files, "file")}')
+        )
     for problem in problems:
         typer.echo(f'failed: {problem}', err=True)
     if problems:
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of one structure.
-
-    Attributes
-    ----------
-    atoms : ase.Atoms or None
-        None: nothing.
-    row : dict
-        Ready for JSON.
-    problems : list of str
-        What the user has to know.
-    """
-
-    atoms: Atoms | None
-    row: dict
-    problems: list
-
-
-def _predicted(predictor, structures, relax_cell):
-    """Answers in one shot."""
-    with warnings.catch_warnings():
-        # Said in the table, for each structure.
-        warnings.filterwarnings('ignore', '.*outside the training range')
-        results = predictor.relax(
-            structures, relax_cell=relax_cell, progress=bool(structures)
-        )
-    for result in results:
-        atoms = result.atoms if result.ok else None
-        row = _row(result.initial, atoms, result.problem)
-        row['seconds'] = sum(result.timings.values())
-        yield Answer(atoms, row, [result.problem] if result.problem else [])
-
-
-def _refined(frames, out, refine, predictor, how, *, fmax, steps, optimizer):
-    """Answers of predictor and potentials, each as soon as it is there."""
+def _refiner(
+    refine: str,
+    predictor: Any,
+    how: dict[str, Any],
+    *,
+    fmax: float,
+    steps: int,
+    optimizer: str,
+) -> Any:
+    """The worker that refines predictions with calculators."""
     from ase_deeprelax.calculators.registry import get_calculator
-    from ase_deeprelax.cli.refine import SAID, Refiner, put, refine_all
+    from ase_deeprelax.cli.refine import Refiner
     from ase_deeprelax.optimize.relaxation_step import find_optimizer
     from ase_deeprelax.optimize.stage import Stage
 
-    device, names = str(predictor.device), refine.split(',')
-    symmetry = str(predictor.symmetry)
-    refiner = Refiner(
+    device, symmetry = str(predictor.device), str(predictor.symmetry)
+    names = refine.split(',')
+    return Refiner(
         [Stage(get_calculator(name, device=device), steps=steps) for name in names],
         find_optimizer(optimizer),
         fmax,
         {**how, 'symmetry': symmetry, 'device': device},
         asked=[predictor.sha256, symmetry, refine, optimizer, fmax, steps],
     )
-    answers = refine_all(frames, refiner, out, progress=bool(frames))
-    for (_, initial), answer in zip(frames, answers, strict=True):
-        atoms = None if answer['problem'] else put(answer, initial)
-        row = _row(initial, atoms, answer['problem'])
-        row |= {name: answer[name] for name in SAID}
-        yield Answer(atoms, row, answer['problems'])
 
 
-def _write(targets, structures):
-    """To how many files structures, if there are any, were written."""
-    from ase.io import write
-    from ase.io.formats import filetype
+def _read(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
+    """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
+    from ase_deeprelax.data.structure_files import read_source
 
-    from ase_deeprelax.data.writable import as_writable
+    frames, problems = [], []
+    for source in sources:
+        try:
+            structures = read_source(source)
+        except StructureError as error:
+            problems.append(f'{source}: {error}')
+            continue
+        for index, atoms in enumerate(structures):
+            frames.append((source, f'@{index}' if len(structures) > 1 else '', atoms))
+    return frames, problems
 
-    for target in targets if structures else ():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        form = filetype(str(target), read=False)
-        # The file beside a CIF file keeps the constraints.
-        beside = form == 'cif' and len(targets) > 1
-        write(target, structures if beside else [as_writable(a, form) for a in structures])
-    return len(targets) if structures else 0
 
+def _labels(sources: Sequence[Source]) -> dict[Source, Path]:
+    """A short name of each source: its path below the folder that holds them all."""
+    from ase_deeprelax.data.structure_files import STDIN
 
-def _places(files):
-    """Each file's path below the folder that holds them all."""
     # Not resolve(): a link keeps its own name; not absolute(): '..' has to go.
-    paths = {file: Path(os.path.abspath(file)) for file in files}  # noqa: PTH100
+    paths = {
+        source: Path(os.path.abspath('stdin' if str(source.path) == STDIN else source.path))  # noqa: PTH100
+        for source in sources
+    }
     top = os.path.commonpath([path.parent for path in paths.values()])
-    return {file: path.relative_to(top) for file, path in paths.items()}
+    return {source: path.relative_to(top) for source, path in paths.items()}
 
 
-def _targets(places, out):
-    """The files that the structures of each input file go to."""
+def _targets(
+    sources: Sequence[Source], labels: dict[Source, Path], out: Path, form: str | None
+) -> dict[Source, list[tuple[Path, str]]]:
+    """The files that the structures of each source go to, and their formats."""
+    if len(labels) < len(sources):
+        twice = next(source for source in sources if sources.count(source) > 1)
+        raise typer.BadParameter(f'{twice} is given twice')
     if _is_file(out):
-        targets = {file: [out] for file in places}
+        targets = {source: [(out, _format(out, form))] for source in sources}
     else:
-        # x.cif and x.vasp side by side keep their suffixes, all others lose them.
-        counts = Counter(place.with_suffix('') for place in places.values())
-        targets = {}
-        for file, place in places.items():
-            stem = place.with_suffix('')
-            name = stem if counts[stem] == 1 else place
-            targets[file] = [out / f'{name}.cif', out / f'{name}.extxyz']
-    inputs = {file.resolve() for file in places}
-    for target in (target for group in targets.values() for target in group):
+        formats = (form,) if form else FOLDER_FORMATS
+        found = [(name, _format(out / f'x.{name}', name)) for name in formats]
+        targets = {
+            source: [(out / f'{name}.{suffix}', name_of) for suffix, name_of in found]
+            for source, name in _names(labels).items()
+        }
+    inputs = {source.path.resolve() for source in sources}
+    for target in (target for group in targets.values() for target, _ in group):
         if target.resolve() in inputs:
             raise typer.BadParameter(f'{target} is one of the inputs; choose another --out')
     return targets
 
 
-def _is_file(out):
+def _format(path: Path, form: str | None) -> str:
+    from ase_deeprelax.data.structure_files import find_format
+
+    try:
+        return find_format(path, form)
+    except ConfigError as error:
+        raise typer.BadParameter(f'--out {error}') from error
+
+
+def _names(labels: dict[Source, Path]) -> dict[Source, str]:
+    """Names of files, all different: without suffix where that tells them apart."""
+
+    def named(full: bool) -> dict[Source, str]:
+        framed = Counter(source.path for source in labels)
+        return {
+            source: f'{place if full else place.with_suffix("")}'
+            + (f'@{source.index}' if framed[source.path] > 1 else '')
+            for source, place in labels.items()
+        }
+
+    short, full = named(False), named(True)
+    stems = Counter(short.values())
+    names = {s: short[s] if stems[short[s]] == 1 else full[s] for s in labels}
+    return names if len(set(names.values())) == len(names) else full
+
+
+def _is_file(out: Path) -> bool:
     return bool(out.suffix) and not out.is_dir()
 
 
-def _check_format(out, n_structures):
-    """Whether ASE can write that many structures to one file ``out``; before the work."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+def _check_room(out: Path, form: str | None, n_structures: int) -> None:
+    """Whether ``out`` can hold that many structures; before the work."""
+    from ase.io.formats import ioformats
 
     if not _is_file(out):
         return
-    try:
-        form = ioformats.get(filetype(str(out), read=False))
-    except UnknownFileTypeError:
-        form = None
-    if form is None or not form.can_write:
+    found = ioformats[_format(out, form)]
+    if found.single and n_structures > 1:
         raise typer.BadParameter(
-            f'--out {out}: ase.io writes no format of suffix {out.suffix!r}; for a folder '
-            'of that name, make the folder first'
-        )
-    if form.single and n_structures > 1:
-        raise typer.BadParameter(
-            f'--out {out}: {form.name} holds one structure, there are {n_structures}; '
+            f'--out {out}: {found.name} holds one structure, there are {n_structures}; '
             'use .extxyz, .traj or a folder'
         )
 
 
-def _read(files):
-    """``(file, '' or '@index', atoms)`` of each structure, and what could not be read."""
-    from ase.io import read
+def _write(
+    targets: list[tuple[Path, str]], structures: list[Atoms], problems: list[str]
+) -> int:
+    """To how many files structures, if there are any, were written."""
+    from ase_deeprelax.data.structure_files import write_structures
 
-    frames, problems = [], []
-    for file in files:
-        try:
-            structures = read(file, index=':')
-        # Each of ASE's many readers has its own idea of what to raise.
-        except Exception as error:  # noqa: BLE001
-            reason = f'{type(error).__name__}: {error}'.rstrip(': ')
-            problems.append(f'{file}: cannot be read ({reason})')
-            continue
-        if not structures:
-            problems.append(f'{file}: holds no structure')
-        for index, atoms in enumerate(structures):
-            frames.append((file, f'@{index}' if len(structures) > 1 else '', atoms))
-    return frames, problems
+    for target, form in targets if structures else ():
+        problems += [
+            f'{target}: {text}' for text in write_structures(target, structures, form)
+        ]
+    return len(targets) if structures else 0
 
 
-def _row(initial, atoms, problem):
-    """What there is to say of a structure, ready for JSON."""
+def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
+    """The numbers of a structure for the table, ready for JSON."""
     info = {} if atoms is None else atoms.info
     return {
         'formula': initial.get_chemical_formula('metal', empirical=True),
         'n_atoms': len(initial),
         'ok': atoms is not None,
-        'problem': problem,
         'kind': info.get(keys.KIND, ''),
         'ood': info.get(keys.OOD, ''),
         'volume_before': float(initial.cell.volume),
@@ -289,7 +327,13 @@ def _row(initial, atoms, problem):
     }
 
 
-def _table(rows):
+def _numbers(answer: dict[str, Any]) -> dict[str, Any]:
+    """The entries of an answer for the table."""
+    names = ('problem', 'seconds', 'energy', 'fmax', 'way', 'stages')
+    return {name: answer[name] for name in names if name in answer}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
     titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3', 'dmax/A', 'sigma/A']
     refined = 'stages' in rows[0]
     titles += ['E/eV', 'fmax/eV/A', 's', 'stages'] if refined else ['ms']
@@ -313,5 +357,5 @@ def _table(rows):
     )
 
 
-def _cell(value, form):
+def _cell(value: float | None, form: str) -> str:
     return '-' if value is None else f'{value:{form}}'

@@ -142,7 +142,7 @@ def problem_of(predicted: Predicted) -> str:
     ''
     """
     if isinstance(predicted, Relaxation) and not predicted.ok:
-        return predicted.problem
+        return predicted.problem or 'the model gave no prediction, and no reason'
     atoms = atoms_of(predicted)
     if np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all():
         return ''

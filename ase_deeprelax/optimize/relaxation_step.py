@@ -191,9 +191,9 @@ def find_optimizer(optimizer: str | Callable) -> Callable:
         known = {n: c for n, c in known.items() if issubclass(c, Optimizer)}
         known[ElasticBFGS.__name__] = ElasticBFGS
         if optimizer not in known:
+            fit = sorted(n for n, c in known.items() if not issubclass(c, SciPyOptimizer))
             raise ConfigError(
-                f'there is no optimizer {optimizer!r}; choose one of '
-                f'{", ".join(sorted(known))}, or give a class'
+                f'optimizer is {optimizer!r}; choose one of {", ".join(fit)}, or give a class'
             )
         found = known[optimizer]
     if not callable(found):

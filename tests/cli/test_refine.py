@@ -10,7 +10,8 @@ from ase.io import read, write
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.registry import get_calculator
-from ase_deeprelax.cli.refine import STAGES, Refiner
+from ase_deeprelax.cli.answers import STAGES, answer_key
+from ase_deeprelax.cli.refine import Refiner
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 
 
@@ -204,5 +205,5 @@ def test_an_interrupted_command_with_another_cell_begins_anew(tmp_path):
     for asked in (None, False, 'in-plane', [True, False, False, False, False, False]):
         how = {'model': 'default', 'relax_cell': asked}
         refiner = Refiner([], ElasticBFGS, 0.05, how, asked=[])
-        found.add(refiner.key('Cu', atoms))
+        found.add(answer_key(refiner, 'Cu', atoms))
     assert len(found) == 4

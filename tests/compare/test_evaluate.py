@@ -222,10 +222,11 @@ def test_models_side_by_side_are_what_each_is_alone(predictor):
     assert list(together['all']) == ['dummy', 'scaled_dummy', *models]
     for name, model in models.items():
         alone = evaluate(pairs, model)
+        assert together['version'] == alone['version']
         assert untimed(together['models'][name]) | {'n': 6, 'n_ok': 4} == {
             key: value
             for key, value in untimed(alone).items()
-            if key not in ('all', 'ok', 'kinds', 'structures')
+            if key not in ('version', 'all', 'ok', 'kinds', 'structures')
         }
         for one, both in zip(alone['structures'], together['structures'], strict=True):
             assert one['errors']['model'] == both['errors'][name]

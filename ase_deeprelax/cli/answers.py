@@ -1,0 +1,177 @@
+"""Answers of ``deeprelax relax``: one by one, kept until all are written."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from tqdm.auto import tqdm
+
+from ase_deeprelax import __version__, keys
+from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax.predict import Predictor
+from ase_deeprelax.result import Relaxation
+
+# A line per stage, in the info of what is written.
+STAGES = f'{keys.PREFIX}stages'
+# So many structures go through the network before their answers are kept.
+BATCH = 500
+
+
+class Worker(Protocol):
+    """What makes answers; the same settings give the same answers.
+
+    Attributes
+    ----------
+    settings : list
+        All that answers depend on beside the structures, ready for JSON.
+    batch : int
+        How many structures it takes at a time.
+    """
+
+    settings: list[Any]
+    batch: int
+
+    def answer(self, structures: list[Atoms]) -> list[dict[str, Any]]:
+        """An answer, ready for JSON, for each structure; see `OneShot.answer`."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """Answers of a network alone.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    relax_cell : bool, str, list or None
+    """
+
+    predictor: Predictor
+    relax_cell: Any
+    batch: int = BATCH
+
+    @property
+    def settings(self) -> list[Any]:
+        """Model and freedom."""
+        return [self.predictor.sha256, str(self.predictor.symmetry), self.relax_cell]
+
+    def answer(self, structures: list[Atoms]) -> list[dict[str, Any]]:
+        """Predictions.
+
+        Returns
+        -------
+        list of dict
+            ``problem``: why there is no structure, or ''; ``problems``: all that the user
+            has to know; ``seconds``; ``cell, positions``; ``info``: names of `keys`;
+            ``sigma``: of the atoms, or None; ``results``: energy, forces, stress, as far as
+            they are known; ``lines``: one per stage.
+        """
+        with warnings.catch_warnings():
+            # The table tells it for each structure.
+            warnings.filterwarnings('ignore', '.*outside the training range')
+            results = self.predictor.relax(structures, relax_cell=self.relax_cell)
+        return [self._record(result) for result in results]
+
+    def _record(self, result: Relaxation) -> dict[str, Any]:
+        atoms = result.atoms
+        info = {k: v for k, v in atoms.info.items() if k.startswith(keys.PREFIX)}
+        sigma = atoms.arrays.get(keys.SIGMA)
+        return {
+            'problem': result.problem,
+            'problems': [result.problem] if result.problem else [],
+            'seconds': sum(result.timings.values()),
+            'cell': atoms.cell.tolist(),
+            'positions': atoms.positions.tolist(),
+            'info': {name: np.asarray(value).tolist() for name, value in info.items()},
+            'sigma': None if sigma is None else sigma.tolist(),
+            'results': {},
+            'lines': [],
+        }
+
+
+def answer_all(
+    frames: list[tuple[str, Atoms]], worker: Worker, out: Path, *, progress: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Answers in order, each as soon as it is there.
+
+    They are kept in `part_file`, so that the same command goes on after it was stopped, by
+    whatever; a second command with the same output meets an error.
+
+    Parameters
+    ----------
+    frames : list of (str, ase.Atoms)
+    worker : Worker
+    out : Path
+    progress : bool
+        Show a bar; default False.
+
+    Yields
+    ------
+    dict
+        As of `Worker.answer`.
+    """
+    with (
+        ResultsCache(part_file(out)) as cache,
+        tqdm(
+            total=len(frames), desc='relax', unit='structure', disable=not progress
+        ) as bar,
+    ):
+        rest = iter(frames)
+        while batch := list(islice(rest, worker.batch)):
+            named = [answer_key(worker, name, atoms) for name, atoms in batch]
+            todo = [k for k, key in enumerate(named) if key not in cache]
+            if todo:
+                answers = worker.answer([batch[k][1] for k in todo])
+                for k, answer in zip(todo, answers, strict=True):
+                    cache.add(named[k], answer)
+            for key in named:
+                bar.update()
+                yield cache[key]
+
+
+def answer_key(worker: Worker, name: str, atoms: Atoms) -> tuple[str, str]:
+    """What an answer belongs to: a file may have changed since, and the settings too."""
+    held = [constraint.todict() for constraint in atoms.constraints]
+    digest = hashlib.sha256(repr((__version__, worker.settings, held)).encode())
+    for part in (atoms.numbers, atoms.pbc, atoms.cell.array, atoms.positions):
+        digest.update(part.tobytes())
+    return name, digest.hexdigest()
+
+
+def part_file(out: Path) -> Path:
+    """Where finished answers are kept until all are written."""
+    return out.with_name(f'{out.name}.part.jsonl')
+
+
+def relaxed_atoms(answer: dict[str, Any], initial: Atoms) -> Atoms:
+    """The relaxed structure, with numbers in place of a calculator.
+
+    Parameters
+    ----------
+    answer : dict
+        As of `Worker.answer`.
+    initial : ase.Atoms
+        The input; not changed.
+    """
+    atoms = initial.copy()
+    keys.strip(atoms)
+    atoms.set_cell(answer['cell'], apply_constraint=False)
+    atoms.set_positions(answer['positions'], apply_constraint=False)
+    for name, value in answer['info'].items():
+        atoms.info[name] = np.array(value) if isinstance(value, list) else value
+    if answer['lines']:
+        atoms.info[STAGES] = '; '.join(answer['lines'])
+    if answer['sigma'] is not None:
+        atoms.arrays[keys.SIGMA] = np.array(answer['sigma'])
+    if answer['results']:
+        atoms.calc = SinglePointCalculator(atoms, **answer['results'])
+    return atoms

@@ -1,0 +1,362 @@
+"""Files of structures: which are meant, what they hold, and writing them so that they last.
+
+The format of a file that is written is decided here, by its suffix or by name, and never
+guessed from the rest of its name, as ASE does for ``*POSCAR*`` or ``*OUTCAR*``.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.db import connect
+from ase.io import read, write
+from ase.io.formats import filetype, ioformats, parse_filename
+
+from ase_deeprelax import keys
+from ase_deeprelax.data.structures import as_atoms
+from ase_deeprelax.data.writable import as_writable
+from ase_deeprelax.errors import ConfigError, StructureError
+
+log = logging.getLogger(__name__)
+
+STDIN = '-'
+# The formats that suffixes stand for where ASE's own table says something else or nothing.
+FORMATS = {
+    '.xyz': 'extxyz',
+    '.extxyz': 'extxyz',
+    '.cif': 'cif',
+    '.vasp': 'vasp',
+    '.poscar': 'vasp',
+    '.traj': 'traj',
+    '.db': 'db',
+    '.json': 'json',
+}
+# The files of a folder that are read; a folder may hold anything beside them.
+READ_SUFFIXES = ('.cif', '.extxyz', '.xyz', '.vasp', '.poscar', '.traj', '.db', '.json')
+READ_SUFFIXES += ('.res', '.xsf', '.gen', '.cell', '.pdb', '.in', '.pwi', '.xml')
+# Where a database's own columns stand in ``atoms.info``, as ASE names them.
+COLUMNS = 'key_value_pairs'
+# What a line of an extxyz file can hold and give back.
+NAME = re.compile(r'[A-Za-z_][\w.\-]*')
+ODD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of structures, and which of its frames are meant.
+
+    Attributes
+    ----------
+    path : Path
+        ``-`` is standard input.
+    index : str
+        As in ASE: ``-1``, ``0:10``, ``::5``; default ':', all.
+    """
+
+    path: Path
+    index: str = ':'
+
+    def __str__(self) -> str:
+        return str(self.path) if self.index == ':' else f'{self.path}@{self.index}'
+
+
+def find_sources(words: Iterable[str | Path]) -> list[Source]:
+    """The files that words of a command line stand for.
+
+    Parameters
+    ----------
+    words : iterable of str or Path
+        A file; a file and frames of it, ``run.traj@-1``; a folder, whose files of known
+        suffixes are meant; a pattern, as ``'runs/*/CONTCAR'``; ``-``, standard input. A
+        file that has exactly this name comes first.
+
+    Returns
+    -------
+    list of Source
+        Files that do not exist are among them: reading them says so.
+
+    Examples
+    --------
+    >>> [str(source) for source in find_sources(['a.cif', 'run.traj@-1'])]
+    ['a.cif', 'run.traj@-1']
+    """
+    sources = []
+    for word in map(str, words):
+        path = Path(word)
+        if word == STDIN or path.is_file():
+            sources.append(Source(path))
+        elif path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in READ_SUFFIXES)
+            sources += [Source(p) for p in found if p.is_file()] or [Source(path)]
+        elif glob.has_magic(word) and (found := sorted(glob.glob(word, recursive=True))):
+            sources += find_sources(found)
+        else:
+            name, at, index = word.rpartition('@')
+            framed = at and re.fullmatch(r'-?\d*(:-?\d*){0,2}', index) and index
+            sources.append(Source(Path(name), index) if framed else Source(path))
+    return sources
+
+
+def read_source(source: Source, form: str | None = None) -> list[Atoms]:
+    """The structures of a source.
+
+    Columns of databases come in ``atoms.info['key_value_pairs']``. JSON files may hold
+    structures of pymatgen, one, a list or a dictionary of them, or a database of ASE.
+
+    Parameters
+    ----------
+    source : Source
+    form : str, optional
+        Name of the format as in ``ase.io``; default: what the file looks like.
+
+    Returns
+    -------
+    list of ase.Atoms
+
+    Raises
+    ------
+    StructureError
+        It cannot be read, or holds no structure.
+    """
+    try:
+        if str(source.path) == STDIN:
+            atoms = _read_stdin(form)
+        else:
+            atoms = _read_file(source.path, source.index, form)
+    except StructureError:
+        raise
+    # Each of ASE's many readers has its own idea of what to raise.
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'.rstrip(': ')
+        raise StructureError(f'cannot be read ({reason})') from error
+    if not atoms:
+        raise StructureError('holds no structure')
+    return atoms
+
+
+def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
+    if path.is_dir():
+        raise StructureError(f'is a folder without files of {", ".join(READ_SUFFIXES)}')
+    if form is None and path.suffix.lower() == '.json':
+        found = _pymatgen(path)
+        if found is not None:
+            return _chosen(found, index)
+    if (form or path.suffix.lower()[1:]) == 'db':
+        rows = connect(path).select(include_data=True)
+        return _chosen([_of_row(row) for row in rows], index)
+    # Without splitting at '@', which belongs to the name here.
+    frames = read(path, index=index, format=form, do_not_split_by_at_sign=True)
+    return frames if isinstance(frames, list) else [frames]
+
+
+def _read_stdin(form: str | None) -> list[Atoms]:
+    """Standard input, through a file, because some readers look at it twice."""
+    content = sys.stdin.buffer.read()
+    is_json = content.lstrip()[:1] in (b'{', b'[')
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ('stdin.json' if is_json else 'stdin')
+        path.write_bytes(content)
+        if form is None and not is_json:
+            form = filetype(str(path))
+        return _read_file(path, ':', form)
+
+
+def _chosen(frames: list[Atoms], index: str) -> list[Atoms]:
+    """The frames that an index of ASE means."""
+    _, which = parse_filename(f'x@{index}')
+    return frames[which] if isinstance(which, slice) else [frames[which]]
+
+
+def _of_row(row: Any) -> Atoms:
+    atoms = row.toatoms()
+    if row.key_value_pairs:
+        atoms.info[COLUMNS] = dict(row.key_value_pairs)
+    return atoms
+
+
+def _pymatgen(path: Path) -> list[Atoms] | None:
+    """Structures of pymatgen in a JSON file, or None where it holds something else."""
+    content = json.loads(path.read_bytes())
+    entries: Any = content
+    if isinstance(content, dict):
+        entries = [content] if '@class' in content or 'lattice' in content else None
+        if entries is None and content and all(map(_is_structure, content.values())):
+            entries = list(content.values())
+    if not isinstance(entries, list) or not all(map(_is_structure, entries)):
+        return None
+    from pymatgen.core import Structure
+
+    return [as_atoms(Structure.from_dict(entry)) for entry in entries]
+
+
+def _is_structure(entry: Any) -> bool:
+    return isinstance(entry, dict) and {'lattice', 'sites'} <= set(entry)
+
+
+def find_format(path: Path, form: str | None = None) -> str:
+    """The format that a file is written in.
+
+    Parameters
+    ----------
+    path : Path
+    form : str, optional
+        Its name as in ``ase.io``; default: what the suffix stands for.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ConfigError
+        ASE writes no such format.
+
+    Examples
+    --------
+    >>> find_format(Path('POSCAR.cif')), find_format(Path('OUTCAR.extxyz'))
+    ('cif', 'extxyz')
+    """
+    found = form or FORMATS.get(path.suffix.lower())
+    if found is None and path.suffix:
+        try:  # of a name that says nothing but the suffix
+            found = filetype(f'structure{path.suffix}', read=False)
+        except Exception:  # noqa: BLE001 - ASE raises several
+            found = None
+    if found not in ioformats or not ioformats[found].can_write:
+        asked = f'format {form!r}' if form else f'suffix {path.suffix!r}'
+        raise ConfigError(
+            f'{path}: ase.io writes no {asked}; choose .extxyz, .cif, .vasp, .traj or .db'
+        )
+    return found
+
+
+def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list[str]:
+    """Write structures to a file; one that cannot be written loses no other one.
+
+    Parameters
+    ----------
+    path : Path
+        Overwritten once all of it is written; its folder is made.
+    structures : list of ase.Atoms
+    form : str
+        As `find_format` gives it.
+
+    Returns
+    -------
+    list of str
+        Why structures are not in the file: ``'structure 3: reason'``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    writable = [_writable(atoms, form) for atoms in structures]
+    problems: list[str] = []
+    try:
+        try:
+            _write(part, writable, form)
+        except Exception:  # noqa: BLE001 - writers raise anything
+            kept = list(_those_written(part, writable, form, problems))
+            if not kept:
+                return problems
+            _write(part, kept, form)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return problems
+
+
+def _write(path: Path, structures: Sequence[Atoms], form: str) -> None:
+    path.unlink(missing_ok=True)
+    if form == 'db':
+        with connect(path, type='db', append=False) as database:
+            for atoms in structures:
+                database.write(atoms, *_columns(atoms))
+    else:
+        write(path, list(structures), format=form)
+
+
+def _those_written(
+    path: Path, structures: Sequence[Atoms], form: str, problems: list[str]
+) -> Iterator[Atoms]:
+    """The structures that can be written alone; the others are told in ``problems``."""
+    for index, atoms in enumerate(structures):
+        try:
+            _write(path, [atoms], form)
+        except Exception as error:  # noqa: BLE001 - writers raise anything
+            problems.append(f'structure {index}: {type(error).__name__}: {error}')
+        else:
+            yield atoms
+
+
+def _columns(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of a database and its further data: what the atoms came with, and ours."""
+    columns, data = dict(atoms.info.get(COLUMNS, {})), {}
+    for name, value in atoms.info.items():
+        if not name.startswith(keys.PREFIX):
+            continue
+        if isinstance(value, (bool, int, float, np.generic)) or _is_word(value):
+            columns[name] = value
+        else:
+            data[name] = value
+    return columns, data
+
+
+def _is_word(value: Any) -> bool:
+    """Whether a database takes a text for a column: not one that reads as a number."""
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False
+
+
+def _writable(atoms: Atoms, form: str) -> Atoms:
+    """The atoms with what the format can hold of constraints and of ``info``."""
+    atoms = as_writable(atoms, form)
+    if form != 'extxyz':
+        return atoms
+    info = {name: _readable(value) for name, value in atoms.info.items() if _is_name(name)}
+    info = {name: value for name, value in info.items() if value is not None}
+    if lost := [str(name) for name in atoms.info if name not in info]:
+        log.warning(
+            '%s: extxyz files cannot hold info %s; it is left out',
+            atoms.symbols,
+            ', '.join(f'{name!r:.40}' for name in lost),
+        )
+    if info.keys() == atoms.info.keys() and all(info[k] is atoms.info[k] for k in info):
+        return atoms
+    calculator, atoms = atoms.calc, atoms.copy()
+    atoms.info, atoms.calc = info, calculator
+    return atoms
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and NAME.fullmatch(name) is not None
+
+
+def _readable(value: Any) -> Any:
+    """A value that an extxyz file gives back, with blanks for line breaks, or None."""
+    if isinstance(value, str):
+        return ODD.sub(' ', value).strip() or None
+    if isinstance(value, (bool, int, float, np.generic)):
+        return value
+    if isinstance(value, np.ndarray):
+        return value if value.dtype.kind in 'biuf' and value.size else None
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        return None
+    return value if '\\' not in text.replace('\\"', '') else None
