@@ -261,7 +261,7 @@ def disturbed(atoms):
 
 def universal(calculator, pairs, limit):
     """Structures for a universal potential."""
-    made = layered() | boxed() | textbook() | molecular_crystals()
+    made = layered() | boxed() | molecular_crystals() | textbook()
     for name, atoms in made.items():
         yield name, disturbed(atoms), calculator
     if pairs is None:

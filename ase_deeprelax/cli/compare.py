@@ -1,22 +1,34 @@
 """``deeprelax compare``: relaxations with and without a prediction, side by side."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ase_deeprelax.cli.app import CellOption, ModelOption, relax_cell_of, write_json
+from ase_deeprelax.cli.app import (
+    CellOption,
+    ModelOption,
+    check_outputs,
+    relax_cell_of,
+    shows_progress,
+    write_json,
+)
+from ase_deeprelax.errors import StructureError
 
 PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
 
 
 def compare(
     files: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar='STRUCTURES',
-            help='Anything that ase.io reads, or pairs (.jsonl, .jsonl.gz, a folder), '
-            'whose relaxed halves are then the reference.',
+            help='Files that ase.io reads, frames of them (run.traj@-1), JSON of pymatgen, '
+            'or pairs (.jsonl, .jsonl.gz, a folder), whose relaxed halves are then the '
+            'reference.',
         ),
     ],
     *,
@@ -54,12 +66,12 @@ def compare(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, ...')] = 'cpu',
-):
+) -> None:
     """Relax STRUCTURES from where they are and from their prediction, and compare.
 
-    Each goes down with each calculator and optimizer, cell included unless --cell says
-    otherwise; the vacuum of layers and slabs stays, and constraints are honoured. Failed
-    and unconverged runs are counted apart and enter no median.
+    Every structure is relaxed (positions and cell, unless --cell says otherwise) with every
+    calculator and optimizer; the vacuum of layers and slabs stays, and constraints are
+    honoured. Failed and unconverged runs are counted apart and enter no median.
     """
     from ase_deeprelax.compare.comparison_tables import comparison_text
     from ase_deeprelax.compare.phonon_calculation import load_phonopy
@@ -70,10 +82,11 @@ def compare(
     if html_file is not None:
         from ase_deeprelax.report.style import need_matplotlib
 
-        need_matplotlib()  # said now rather than after hours of work
+        need_matplotlib()  # now rather than after hours of work
     if phonons:
         load_phonopy()
     relax_cell = relax_cell_of(cell)
+    check_outputs(json_file, html_file)
     found = _structures(files)
     ids = [id for id, _ in found]
     if twice := {id for id in ids if ids.count(id) > 1}:
@@ -91,11 +104,11 @@ def compare(
         batched=batched,
         out=out,
         device=device,
-        progress=True,
+        progress=shows_progress(),
     )
     if phonons:
         result['phonons'] = compare_phonons(
-            result, potentials, out=out, device=device, progress=True
+            result, potentials, out=out, device=device, progress=shows_progress()
         )
     typer.echo(comparison_text(result))
     for line in _kinds(result):
@@ -107,7 +120,7 @@ def compare(
         write_report(html_file, result)
 
 
-def _kinds(result):
+def _kinds(result: Any) -> Iterator[str]:
     """Lines on structures that are no crystals with a free cell, by kind."""
     named = {}
     for row in result['structures']:
@@ -117,26 +130,24 @@ def _kinds(result):
             yield f'{kind}: {", ".join(ids)}'
 
 
-def _structures(files):
+def _structures(files: list[str]) -> list[tuple[str, Any]]:
     """``(id, structure or pair)`` of all files; ids say file and frame."""
-    from ase.io import read
-
     from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.data.structure_files import find_sources, read_source
 
-    found = []
+    found: list[tuple[str, Any]] = []
     for file in files:
-        if file.is_dir() or file.name.endswith(PAIR_SUFFIXES):
+        if Path(file).is_dir() or file.endswith(PAIR_SUFFIXES):
             found += [(pair.id, pair) for pair in read_pairs(file)]
             continue
-        try:
-            frames = read(file, index=':')
-        # Each of ASE's many readers has its own idea of what to raise.
-        except Exception as error:
-            raise typer.BadParameter(f'{file}: cannot be read ({error})') from error
-        if not frames:
-            raise typer.BadParameter(f'{file}: holds no structure')
-        found += [
-            (f'{file}@{k}' if len(frames) > 1 else str(file), atoms)
-            for k, atoms in enumerate(frames)
-        ]
+        for source in find_sources([file]):
+            try:
+                frames = read_source(source)
+            except StructureError as error:
+                raise typer.BadParameter(f'{source}: {error}') from error
+            several = len(frames) > 1
+            found += [
+                (f'{source.path}@{k}' if several else str(source), atoms)
+                for k, atoms in enumerate(frames)
+            ]
     return found

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, write_json
+from ase_deeprelax.cli.app import DeviceOption, check_outputs, shows_progress, write_json
 
 if TYPE_CHECKING:
     from ase_deeprelax.data.pair import Pair
@@ -79,14 +79,15 @@ def evaluate(
     if html_file is not None:
         from ase_deeprelax.report.style import need_matplotlib
 
-        need_matplotlib()  # said now rather than after hours of work
+        need_matplotlib()  # now rather than after hours of work
     if not models and not potentials:
         models = ['default']
+    check_outputs(json_file, html_file)
     rivals = _rivals(models or (), potentials or (), device)
     in_split = f', split {split}' if split else ''
     chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')
     chosen = spread(chosen, limit)
-    result = evaluate_all(chosen, rivals, progress=True)
+    result = evaluate_all(chosen, rivals, progress=shows_progress())
     typer.echo(evaluation_text(result, markdown=markdown))
     write_json(json_file, result, indent=2)
     if html_file is not None:
@@ -126,7 +127,7 @@ def _rivals(
         predictor = Predictor(model, device=device)
         made.append((predictor.name, model, predictor))
     for potential in potentials:
-        iterative = Iterative(potential, device=device, progress=True)
+        iterative = Iterative(potential, device=device, progress=shows_progress())
         made.append((iterative.__name__, potential, iterative))
     names = [name for name, *_ in made]
     # Models trained under one name, or weights of one potential, go by what was asked for.

@@ -1,7 +1,11 @@
 """``deeprelax models | doctor``: what is here, and whether it works."""
 
+from __future__ import annotations
+
+import json
 import platform
 from importlib import metadata, util
+from typing import Annotated, Any
 
 import typer
 
@@ -37,23 +41,45 @@ CORE = (
 ROTATION_TOLERANCE = 1e-4
 
 
-def models():
-    """List the shipped models, what they saw and what was measured."""
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help='A model or a folder; its card is shown.')
+    ] = None,
+    *,
+    as_json: Annotated[
+        bool, typer.Option('--json', help='The whole cards, for other programs.')
+    ] = False,
+) -> None:
+    """List the shipped models, or show the card of one."""
     from ase_deeprelax.models.store import DEFAULT, available_models, load_model
 
-    rows, notes = [], []
-    for name, card in available_models().items():
-        size = sum(parameter.numel() for parameter in load_model(name).parameters())
-        default = ' (default)' if name == DEFAULT else ''
-        elements, digest = str(len(card['elements'])), card['sha256'][:12]
-        rows.append([name + default, card['architecture'], f'{size:,}', elements, digest])
-        notes += [f'\n{name}', *_flat(card.get('training', {}), 'training')]
-        notes += _flat(card.get('metrics', {}), 'metrics')
+    if name is not None:
+        model = load_model(name)
+        card = model.card.to_dict()
+        if as_json:
+            typer.echo(json.dumps(card | {'sha256': model.sha256}, indent=1))
+        else:
+            lines = [model.name, *_flat({'sha256': model.sha256, **card}, '')]
+            typer.echo('\n'.join(lines))
+        return
+    if as_json:
+        typer.echo(json.dumps(available_models(), indent=1))
+        return
+    rows = []
+    for known, config in available_models().items():
+        model = load_model(known)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        default = ' (default)' if known == DEFAULT else ''
+        elements, digest = str(len(model.card.elements)), model.sha256[:12]
+        rows.append(
+            [known + default, config['architecture'], f'{size:,}', elements, digest]
+        )
     titles = ['model', 'architecture', 'parameters', 'elements', 'sha256']
-    typer.echo('\n'.join([Table(titles, rows, text_columns=(0, 1)).as_text(), *notes]))
+    typer.echo(Table(titles, rows, text_columns=(0, 1)).as_text())
+    typer.echo('deeprelax models NAME shows the card: data, licences, errors by kind')
 
 
-def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto'):
+def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto') -> None:
     """Say what is installed and whether it works.
 
     The exit code is 1 if it does not.
@@ -79,10 +105,11 @@ def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto'):
     raise typer.Exit(0 if sound else 1)
 
 
-def _flat(value, key):
+def _flat(value: Any, key: str) -> list[str]:
     """Lines ``key.key value`` of nested dicts and lists."""
     if isinstance(value, dict):
-        return [line for k, v in value.items() for line in _flat(v, f'{key}.{k}')]
+        dot = '.' if key else ''
+        return [line for k, v in value.items() for line in _flat(v, f'{key}{dot}{k}')]
     if isinstance(value, float):
         value = f'{value:.4g}'
     elif isinstance(value, list):
@@ -93,7 +120,7 @@ def _flat(value, key):
     return [f'  {key:<40} {value}']
 
 
-def _self_test(model, device):
+def _self_test(model: str, device: str) -> bool:
     """Relax a crystal as it stands and rotated; tell what came out."""
     import numpy as np
     from ase.build import bulk

@@ -22,7 +22,7 @@ import numpy as np
 from ase import Atoms
 from ase.db import connect
 from ase.io import read, write
-from ase.io.formats import filetype, ioformats, parse_filename
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
 
 from ase_deeprelax import keys
 from ase_deeprelax.data.structures import as_atoms
@@ -169,8 +169,18 @@ def _read_stdin(form: str | None) -> list[Atoms]:
         path = Path(folder) / ('stdin.json' if is_json else 'stdin')
         path.write_bytes(content)
         if form is None and not is_json:
-            form = filetype(str(path))
+            form = _guessed(path, content)
         return _read_file(path, ':', form)
+
+
+def _guessed(path: Path, content: bytes) -> str:
+    """The format of a file without a name, of which ASE knows CIF and POSCAR by name only."""
+    if b'_cell_length_a' in content:
+        return 'cif'
+    try:
+        return filetype(str(path))
+    except UnknownFileTypeError:
+        return 'vasp'
 
 
 def _chosen(frames: list[Atoms], index: str) -> list[Atoms]:

@@ -193,7 +193,8 @@ def find_optimizer(optimizer: str | Callable) -> Callable:
         if optimizer not in known:
             fit = sorted(n for n, c in known.items() if not issubclass(c, SciPyOptimizer))
             raise ConfigError(
-                f'optimizer is {optimizer!r}; choose one of {", ".join(fit)}, or give a class'
+                f'optimizer is {optimizer!r}; choose one of {", ".join(fit)}, or give a '
+                'class'
             )
         found = known[optimizer]
     if not callable(found):

@@ -12,9 +12,9 @@ from ase_deeprelax.data.pairs import make_pair, write_pairs
 def run():
     """A command and its options, as a user would write them; its output and exit code."""
 
-    def run(*words):
+    def run(*words, **kwargs):
         words = [str(word) for word in words]
-        return CliRunner().invoke(app, words, prog_name='deeprelax')
+        return CliRunner().invoke(app, words, prog_name='deeprelax', **kwargs)
 
     return run
 

@@ -1,3 +1,4 @@
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -20,13 +21,20 @@ def test_models_lists_what_is_shipped(run, tiny_model, monkeypatch):
 def test_shipped_models_name_data_licences_and_figures(run):
     result = run('models')
     assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 2 + len(store.available_models())
     for name, card in store.available_models().items():
         assert name in result.stdout
+        result_of_one = run('models', name)
+        assert result_of_one.exit_code == 0, result_of_one.output
         assert card['training']
         assert card['metrics']
         for source in card['training']['sources']:
             assert source['licence']
-            assert source['licence'] in result.stdout
+            assert source['licence'] in result_of_one.stdout
+    found = json.loads(run('models', '--json').stdout)
+    assert found == store.available_models()
+    one = json.loads(run('models', 'deeprelax', '--json').stdout)
+    assert one['metrics'] == found['deeprelax']['metrics']
 
 
 def test_doctor_finds_a_sound_installation(run, tiny_model):

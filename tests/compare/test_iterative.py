@@ -191,7 +191,7 @@ def test_optimizers_by_name_by_class_and_none():
     one, two = by_name([alloy()])[0], by_class([alloy()])[0]
     assert one.atoms == two.atoms
     for unknown in ('SGD', 'fire', 'optimize'):
-        with pytest.raises(ValueError, match=f"no optimizer '{unknown}'.* FIRE,"):
+        with pytest.raises(ValueError, match=f"optimizer is '{unknown}'.* FIRE,"):
             Iterative(EMT(), optimizer=unknown)
     with pytest.raises(ModelError, match='not known'):
         Iterative('emt')

@@ -433,7 +433,7 @@ def test_killed_in_the_second_stage(one_shot, tiny_model, tmp_path):
             env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])},
         )
 
-    assert script(4).returncode == -signal.SIGKILL
+    assert script(3).returncode == -signal.SIGKILL
     whole = alloy()
     optimizer = one_shot(whole, refine=[Stage(EMT(), fmax=0.3), EMT()])
     assert optimizer.run(fmax=0.02) is True

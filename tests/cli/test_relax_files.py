@@ -1,0 +1,261 @@
+"""What ``deeprelax relax`` reads and writes, and what a stop leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.db import connect
+from ase.io import read, write
+
+from ase_deeprelax import keys
+from ase_deeprelax.cli.answers import OneShot, part_file
+
+
+def salt(a=5.6, seed=0):
+    atoms = bulk('NaCl', 'rocksalt', a=a)
+    atoms.rattle(0.05, seed=seed)
+    return atoms
+
+
+@pytest.fixture
+def relaxed(run, tmp_path, tiny_model):
+    """Run the command in a folder of its own; the result and the folder of outputs."""
+
+    def relaxed(*words, out='out', code=0, **kwargs):
+        words = [*words, '--out', tmp_path / out, '--model', tiny_model]
+        result = run('relax', *words, **kwargs)
+        assert result.exit_code == code, result.output
+        return result, tmp_path / out
+
+    return relaxed
+
+
+@pytest.mark.parametrize('name', ['POSCAR', 'CONTCAR_2', 'OUTCAR', 'x.POSCAR.1'])
+def test_the_name_of_an_output_decides_no_format(relaxed, tmp_path, name):
+    write(tmp_path / 'in.traj', salt())
+    _, out = relaxed(tmp_path / 'in.traj', out=f'{name}.extxyz')
+    assert read(out, format='extxyz').info[keys.SIGMA] > 0
+    _, out = relaxed(tmp_path / 'in.traj', out=f'{name}.cif')
+    assert 'data_' in out.read_text()
+
+
+@pytest.mark.parametrize('name', ['POSCAR', 'CONTCAR'])
+def test_files_of_vasp_are_read_by_their_names(relaxed, tmp_path, name):
+    write(tmp_path / name, salt(), format='vasp')
+    _, out = relaxed(tmp_path / name)
+    assert 'data_' in (out / f'{name}.cif').read_text()
+    assert read(out / f'{name}.extxyz', format='extxyz').info[keys.SIGMA] > 0
+
+
+@pytest.mark.parametrize(
+    ('index', 'expected'),
+    [('@-1', [3]), ('@0', [0]), ('@1:3', [1, 2]), ('@::2', [0, 2]), ('', [0, 1, 2, 3])],
+)
+def test_frames_are_chosen_as_in_ase(relaxed, tmp_path, index, expected):
+    volumes = [salt(a).cell.volume for a in (5.3, 5.4, 5.5, 5.6)]
+    write(tmp_path / 'run.traj', [salt(a) for a in (5.3, 5.4, 5.5, 5.6)])
+    relaxed(f'{tmp_path}/run.traj{index}', '--json', tmp_path / 'a.json')
+    rows = json.loads((tmp_path / 'a.json').read_text())
+    found = [row['volume_before'] for row in rows]
+    np.testing.assert_allclose(found, [volumes[k] for k in expected])
+
+
+def test_a_file_of_exactly_that_name_comes_first(relaxed, tmp_path):
+    write(tmp_path / 'run', [salt(5.3), salt(5.4)], format='traj')
+    write(tmp_path / 'run@0', salt(5.6), format='traj')
+    relaxed(tmp_path / 'run@0', '--json', tmp_path / 'a.json')
+    (row,) = json.loads((tmp_path / 'a.json').read_text())
+    assert row['volume_before'] == pytest.approx(salt(5.6).cell.volume)
+
+
+def test_databases_keep_their_columns_and_gain_ours(relaxed, tmp_path):
+    with connect(tmp_path / 'in.db') as database:
+        for k in range(3):
+            database.write(salt(seed=k), tag=f'salt {k}', gap=1.5 * k, good=True)
+    _, out = relaxed(tmp_path / 'in.db', out='out.db')
+    rows = list(connect(out).select())
+    assert [row.tag for row in rows] == ['salt 0', 'salt 1', 'salt 2']
+    assert [row.gap for row in rows] == [0.0, 1.5, 3.0]
+    for row in rows:
+        assert row.key_value_pairs[keys.SIGMA] > 0
+        assert row.key_value_pairs[keys.MODEL] == 'tiny'
+        assert len(row.data[keys.SIGMA_ATOMS]) == 2
+
+
+def test_structures_of_pymatgen_folders_patterns_and_standard_input(relaxed, tmp_path, run):
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    many = tmp_path / 'many'
+    many.mkdir()
+    structures = [AseAtomsAdaptor.get_structure(salt(seed=k)) for k in range(2)]
+    structures[0].to(filename=str(many / 'one.json'))
+    (many / 'list.json').write_text(json.dumps([s.as_dict() for s in structures]))
+    write(many / 'a.cif', salt())
+    (many / 'notes.txt').write_text('not a structure')
+    for words, count in (
+        ([many], 4),
+        ([f'{many}/*.json'], 3),
+        ([many / 'one.json', many / 'a.cif'], 2),
+    ):
+        table = tmp_path / 'table.json'
+        relaxed(*words, '--json', table)
+        assert len(json.loads(table.read_text())) == count
+    relaxed('-', '--json', table, input=(many / 'a.cif').read_text())
+    assert len(json.loads(table.read_text())) == 1
+    assert (tmp_path / 'out/stdin.cif').exists()
+
+
+def test_outputs_of_many_inputs_never_collide(relaxed, tmp_path):
+    write(tmp_path / 'a.cif', salt())
+    write(tmp_path / 'a.vasp', salt())
+    write(tmp_path / 'a.cif.vasp', salt(), format='vasp')
+    files = [tmp_path / name for name in ('a.cif', 'a.vasp', 'a.cif.vasp')]
+    result, out = relaxed(*files)
+    assert 'out: 6 files' in result.stdout
+    assert len(list(out.iterdir())) == 6
+    result, _ = relaxed(files[0], files[0], code=2)
+    assert 'given twice' in result.stderr
+
+
+def test_odd_info_spoils_no_file(relaxed, tmp_path):
+    frames = []
+    odd = [
+        'two\nlines',
+        '',
+        'a=b',
+        'x' * 5000,
+        {'a': [1, 2]},
+        ['\n'],
+        '"',
+        "it's",
+        '\udc80',
+    ]
+    for k, value in enumerate(odd):
+        atoms = salt(seed=k)
+        atoms.info.update({'note': value, 'index': k, 'odd = name': 1, '': 2})
+        frames.append(atoms)
+    write(tmp_path / 'odd.traj', frames)
+    _, out = relaxed(tmp_path / 'odd.traj')
+    back = read(out / 'odd.extxyz', ':')
+    assert [atoms.info['index'] for atoms in back] == list(range(len(odd)))
+    assert all(atoms.info[keys.SIGMA] > 0 for atoms in back)
+    assert back[0].info['note'] == 'two lines'
+    assert back[4].info['note'] == {'a': [1, 2]}
+
+
+def test_a_format_by_name(relaxed, tmp_path):
+    write(tmp_path / 'a.cif', salt())
+    _, out = relaxed(tmp_path / 'a.cif', '--format', 'vasp')
+    assert [file.name for file in out.iterdir()] == ['a.vasp']
+    assert len(read(out / 'a.vasp')) == 2
+    result, _ = relaxed(tmp_path / 'a.cif', '--format', 'nothing', code=2)
+    assert "format 'nothing'" in ' '.join(result.stderr.split())
+
+
+def test_json_on_standard_output_is_alone_there(relaxed, tmp_path):
+    write(tmp_path / 'a.cif', salt())
+    result, _ = relaxed(tmp_path / 'a.cif', '--json', '-')
+    (row,) = json.loads(result.stdout)
+    assert row['formula'] == 'NaCl'
+    assert not result.stderr
+    result, _ = relaxed(tmp_path / 'a.cif', '--quiet')
+    assert not result.output
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_a_folder_without_permission_is_refused_before_the_work(relaxed, tmp_path):
+    write(tmp_path / 'a.cif', salt())
+    (tmp_path / 'closed').mkdir(mode=0o500)
+    result, _ = relaxed(tmp_path / 'a.cif', out='closed/out', code=1)
+    assert 'Permission denied' in result.stderr
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(relaxed, tmp_path, monkeypatch):
+    write(tmp_path / 'a.cif', salt())
+    (tmp_path / 'file').write_text('not a folder')
+    monkeypatch.setattr(OneShot, 'answer', lambda *_: pytest.fail('work was done'))
+    for words, out in (([], 'file/out'), (['--json', tmp_path / 'file/x.json'], 'out')):
+        result, _ = relaxed(tmp_path / 'a.cif', *words, out=out, code=1)
+        assert 'Error: ' in result.stderr
+        assert 'Traceback' not in result.stderr
+
+
+def test_one_structure_that_cannot_be_written_loses_no_other(relaxed, tmp_path):
+    frames = [salt(seed=k) for k in range(3)]
+    frames[1].info['key_value_pairs'] = {'1 bad key': 2}
+    write(tmp_path / 'in.traj', frames)
+    result, out = relaxed(tmp_path / 'in.traj', out='out.db', code=1)
+    assert 'structure 1: ' in result.stderr
+    assert connect(out).count() == 2
+
+
+def test_a_stopped_one_shot_command_goes_on_where_it_was(relaxed, tmp_path, monkeypatch):
+    write(tmp_path / 'many.traj', [salt(seed=k) for k in range(6)])
+    seen, work = [], OneShot.answer
+
+    def stopped(worker, structures):
+        if len(seen) >= 4:
+            raise KeyboardInterrupt
+        seen.extend(structures)
+        return work(worker, structures)
+
+    monkeypatch.setattr(OneShot, 'batch', 2)
+    monkeypatch.setattr(OneShot, 'answer', stopped)
+    make = OneShot.__init__
+    monkeypatch.setattr(
+        OneShot, '__init__', lambda self, p, cell, batch=2: make(self, p, cell, batch)
+    )
+    result, out = relaxed(tmp_path / 'many.traj', code=130)
+    assert 'the same command goes on' in result.stderr
+    assert part_file(out).exists()
+    monkeypatch.setattr(
+        OneShot, 'answer', lambda worker, s: seen.extend(s) or work(worker, s)
+    )
+    _, out = relaxed(tmp_path / 'many.traj')
+    assert len(seen) == 6
+    assert len(read(out / 'many.extxyz', ':')) == 6
+    assert not part_file(out).exists()
+
+
+SCRIPT = """
+    import os, signal, sys
+    from ase_deeprelax.cli import answers, main
+    work = answers.OneShot.answer
+    def answer(worker, structures):
+        done = work(worker, structures)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return done
+    answers.OneShot.answer = answer
+    sys.argv = ['deeprelax', *sys.argv[1:]]
+    main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no SIGTERM there')
+def test_sigterm_ends_with_143_and_the_way_to_go_on(tmp_path, tiny_model):
+    write(tmp_path / 'a.cif', salt())
+    words = ['relax', tmp_path / 'a.cif', '--out', tmp_path / 'out', '--model', tiny_model]
+    ended = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(SCRIPT), *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert 'the same command goes on' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_a_second_command_with_the_same_output_is_refused(relaxed, tmp_path):
+    from ase_deeprelax.files import JsonLines
+
+    write(tmp_path / 'a.cif', salt())
+    with JsonLines(part_file(tmp_path / 'out')):
+        result, _ = relaxed(tmp_path / 'a.cif', code=1)
+    assert 'another process is writing' in result.stderr
