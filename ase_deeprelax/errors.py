@@ -4,8 +4,11 @@ Each message says what is wrong, where (atom index, element, value, path) and wh
 to do about it. Where ASE users expect a built-in type, the class is one of those too.
 """
 
+from __future__ import annotations
+
 import inspect
 import warnings
+from typing import Any
 
 
 class DeepRelaxError(Exception):
@@ -29,7 +32,7 @@ class PredictionError(DeepRelaxError, RuntimeError):
 
 
 class RefinementError(DeepRelaxError, RuntimeError):
-    """A refinement met forces or positions that are not finite."""
+    """A refinement met an energy, forces or positions that are not finite."""
 
 
 class DeviceError(DeepRelaxError, RuntimeError):
@@ -53,12 +56,13 @@ class MissingDependencyError(DeepRelaxError, ImportError):
 
 
 class DeepRelaxWarning(UserWarning):
-    """What went on, but not as asked or not with the usual trust."""
+    """Non-fatal: a fallback was used, or the input is out of distribution."""
 
 
-def warn(message):
+def warn(message: str) -> None:
     """Issue a `DeepRelaxWarning` that points to the user's line, past ours and ASE's."""
-    frame, level = inspect.currentframe(), 1
+    frame: Any = inspect.currentframe()
+    level = 1
     passed = 'ase', __package__
     while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in passed:
         frame, level = frame.f_back, level + 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ase_deeprelax import __version__
 from ase_deeprelax.errors import DeepRelaxError
@@ -24,10 +25,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came, as queues send it when time is up."""
 
 
-class Commands(typer.core.TyperGroup):
+class Commands(TyperGroup):
     """Ends every command with one line and an exit code, never with a traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command: 1 for an error of this package or of files, 143 for SIGTERM."""
         try:
             with _sigterm_as_exception():

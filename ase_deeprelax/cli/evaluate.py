@@ -1,6 +1,6 @@
 """``deeprelax evaluate``: models and potentials on pairs with known answers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,6 @@ from ase_deeprelax.cli.app import DeviceOption, check_outputs, shows_progress, w
 
 if TYPE_CHECKING:
     from ase_deeprelax.data.pair import Pair
-    from ase_deeprelax.result import Relaxation
 
 # So many structures with the largest errors can be turned by hand in a report.
 WORST = 12
@@ -137,9 +136,7 @@ def _rivals(
     return rivals
 
 
-def _worst(
-    pairs: list['Pair'], rivals: dict[str, Any], result: dict[str, Any]
-) -> dict[str, 'Relaxation']:
+def _worst(pairs: Sequence['Pair'], rivals: dict[str, Any], result: Any) -> dict[str, Any]:
     """Relaxations by the first rival where its coordinates are farthest off, by name."""
     from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
 

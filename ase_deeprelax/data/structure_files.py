@@ -100,13 +100,17 @@ def find_sources(words: Iterable[str | Path]) -> list[Source]:
         elif path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in READ_SUFFIXES)
             sources += [Source(p) for p in found if p.is_file()] or [Source(path)]
-        elif glob.has_magic(word) and (found := sorted(glob.glob(word, recursive=True))):
-            sources += find_sources(found)
+        elif glob.has_magic(word) and (matches := _matches(word)):
+            sources += find_sources(matches)
         else:
             name, at, index = word.rpartition('@')
             framed = at and re.fullmatch(r'-?\d*(:-?\d*){0,2}', index) and index
             sources.append(Source(Path(name), index) if framed else Source(path))
     return sources
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - from any folder
 
 
 def read_source(source: Source, form: str | None = None) -> list[Atoms]:
@@ -174,7 +178,7 @@ def _read_stdin(form: str | None) -> list[Atoms]:
 
 
 def _guessed(path: Path, content: bytes) -> str:
-    """The format of a file without a name, of which ASE knows CIF and POSCAR by name only."""
+    """The format of content without a name: ASE knows CIF and POSCAR by name only."""
     if b'_cell_length_a' in content:
         return 'cif'
     try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -119,7 +120,7 @@ class Freedom:
             and self.strain is not None
             and self.cell_filter is None
             and self.strain.frees_all
-            and self.movable.all()
+            and bool(self.movable.all())
             and not self.atoms.constraints
         )
 
@@ -256,7 +257,7 @@ def find_freedom(target: Atoms | Filter, relax_cell: RelaxCell | None = False) -
 
 
 def _look_through(
-    target: Atoms | Filter, atoms: Atoms
+    target: Any, atoms: Atoms
 ) -> tuple[StrainFilter | UnitCellFilter | None, np.ndarray]:
     """The cell filter, and which atoms, and three rows of the cell, filters let move."""
     chain = []

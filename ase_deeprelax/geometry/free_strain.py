@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from ase.filters import Filter, StrainFilter
+from ase.filters import StrainFilter, UnitCellFilter
 from ase.spacegroup.symmetrize import symmetrize_rank2
 from ase.stress import voigt_6_to_full_3x3_stress
 
@@ -99,7 +100,7 @@ class StrainRule:
         """Whether no strain is held, beside those that ``FixSymmetry`` holds."""
         return (
             self.free_strain is None
-            and self.mask.all()
+            and bool(self.mask.all())
             and not (self.hydrostatic or self.constant_volume)
         )
 
@@ -176,8 +177,8 @@ class StrainRule:
         return strain
 
 
-def filter_settings(cell_filter: Filter | None) -> dict:
-    """What a cell filter of ASE says, as keywords of `StrainRule`."""
+def filter_settings(cell_filter: StrainFilter | UnitCellFilter | None) -> dict[str, Any]:
+    """The settings of a cell filter of ASE, as keywords of `StrainRule`."""
     if cell_filter is None:
         return {}
     if isinstance(cell_filter, StrainFilter):

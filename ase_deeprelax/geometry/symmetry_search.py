@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from ase_deeprelax.geometry.lattice import (
     lattice_misfit,
@@ -90,8 +90,8 @@ class Crystal:
         return np.append(np.linalg.norm(self.cell, axis=1), 0.0)
 
     @cached_property
-    def tree(self) -> cKDTree:
-        return cKDTree(self._points(self.frac, self.species), boxsize=self.box)
+    def tree(self) -> KDTree:
+        return KDTree(self._points(self.frac, self.species), boxsize=self.box)
 
     def _points(self, frac: np.ndarray, species: np.ndarray) -> np.ndarray:
         points = np.empty((*frac.shape[:-1], 4))

@@ -166,7 +166,7 @@ class E3RelaxH2(RelaxationModel):
 
     def edge_features(
         self, graph: CrystalGraph, vectors: torch.Tensor, fade: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Radial basis and angular invariants (n_edges, n_radial), and the harmonics."""
         distance = vectors.norm(dim=1)
         unit = vectors / distance.clamp(min=1e-3).unsqueeze(1)

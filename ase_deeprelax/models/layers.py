@@ -51,6 +51,7 @@ class RadialBasis(nn.Module):
         super().__init__()
         self.cutoff = cutoff
         self.gamma = 0.5 * ((num_rbf - 1) / cutoff) ** 2
+        self.centres: torch.Tensor
         self.register_buffer(
             'centres', torch.linspace(0, cutoff, num_rbf), persistent=False
         )
@@ -240,7 +241,10 @@ class MotionEmbedding(nn.Module):
         tensors = direction.index_select(0, index).unsqueeze(2) * self.tensors
         return scalars, tensors
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    # Weights made before know nothing of it: zeros mean that all is free.
+    def _load_from_state_dict(  # ty: ignore[incompatible-method-override] - a hook of torch
+        self, state_dict: Any, prefix: str, *args: Any
+    ) -> None:
         for name, parameter in self.named_parameters():
             state_dict.setdefault(prefix + name, torch.zeros_like(parameter))
         super()._load_from_state_dict(state_dict, prefix, *args)

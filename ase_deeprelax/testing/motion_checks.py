@@ -108,6 +108,8 @@ def _boxes(layer: Atoms):
 def _layer_change(result) -> tuple[np.ndarray, np.ndarray]:
     """Stretch in the plane (3, 3), and displacements (n_atoms, 3) in A before it."""
     layer = find_layer(result.initial)
+    if layer is None:
+        raise AssertionError(f'{result.initial.symbols} is no layer any more')
     old, new = (
         np.array([*(layer.basis[:2] @ atoms.cell.array), layer.normal])
         for atoms in (result.initial, result.atoms)

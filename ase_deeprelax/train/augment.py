@@ -138,8 +138,8 @@ def random_atoms(pair: Pair, rng: np.random.Generator) -> np.ndarray:
 
 def strained(pair: Pair, cell: np.ndarray, strain: np.ndarray) -> np.ndarray:
     """A cell after a logarithmic strain; the vacuum vector of a layer stays."""
-    if not all(pair.pbc):
-        normal = pair.layer.normal
+    if (layer := pair.layer) is not None:
+        normal = layer.normal
         strain = strain - (normal @ strain @ normal) * np.outer(normal, normal)
     return cell @ expm(strain)
 

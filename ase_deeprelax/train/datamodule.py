@@ -1,6 +1,7 @@
 """Training samples: pairs and denoising pairs, augmented, as batches of graphs."""
 
 import logging
+from typing import Any
 
 import lightning
 import numpy as np
@@ -37,7 +38,8 @@ class PairGraphs(Dataset):
 
     def __init__(self, pairs, seeds, spec, *, data=None, seed=0, dtype=torch.float32):
         self.pairs, self.seeds, self.spec = pairs, seeds, spec
-        self.data, self.seed, self.dtype = data, seed, dtype
+        self.data: Any = data
+        self.seed, self.dtype = seed, dtype
 
     def __len__(self):
         return len(self.pairs) + len(self.seeds)
@@ -46,8 +48,8 @@ class PairGraphs(Dataset):
         """(n_samples,) atoms in each."""
         return np.array([len(pair.numbers) for pair in [*self.pairs, *self.seeds]])
 
-    def __getitem__(self, key):
-        epoch, index = key
+    def __getitem__(self, index):
+        epoch, index = index
         rng = np.random.default_rng((self.seed, epoch, index))
         if index >= len(self.pairs):
             pair = disturb(self.seeds[index - len(self.pairs)], self.data.denoise, rng)
@@ -121,6 +123,8 @@ class SizeBatches(Sampler):
 
 class PairData(lightning.LightningDataModule):
     """The pairs of a configuration, split as their files say, and its seeds."""
+
+    trainer: Any
 
     def __init__(self, config, spec):
         super().__init__()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from ase import Atoms
@@ -83,7 +84,7 @@ def label(
     out, kind = Path(out), KINDS[inputs.kind]
     with JsonLines(out) as good, JsonLines(out.with_suffix('.failed.jsonl')) as bad:
         pairs, failed = _done(good, inputs.name), _done(bad, inputs.name)
-        numbers = range(len(inputs) if count is None else count)
+        numbers = range(_length(inputs) if count is None else count)
         todo = [k for k in numbers if k not in pairs and k not in failed]
 
         def fail(k: int, problem: str) -> None:
@@ -100,7 +101,8 @@ def label(
             batch_atoms=batch_atoms,
         )
         raised = 0
-        for (k, parent, atoms), outcome in ends:
+        for key, outcome in ends:
+            k, parent, atoms = cast('tuple[int, str, Atoms]', key)
             raised = raised + 1 if outcome.reason.startswith(RAISED) else 0
             if raised == BROKEN:
                 raise DeepRelaxError(
@@ -120,6 +122,10 @@ def label(
     return {'pairs': len(pairs), 'failed': len(failed)}
 
 
+def _length(inputs: Any) -> int:
+    return len(inputs)
+
+
 def _done(lines: JsonLines, series: str) -> set[int]:
     """The inputs of a series that a file has."""
     try:
@@ -129,7 +135,7 @@ def _done(lines: JsonLines, series: str) -> set[int]:
 
 
 def _taken(
-    inputs: Series | Structures, todo: Iterable[int], fail: Callable
+    inputs: Series | Structures, todo: Sequence[int], fail: Callable
 ) -> Iterator[tuple[int, str, Atoms]]:
     """The structures to relax, as (k, parent, atoms)."""
     for position, k in enumerate(todo):
@@ -150,7 +156,7 @@ def _predicted(
     taken: Iterator[tuple[int, str, Atoms]],
     start: str | Path | None,
     kind: Kind,
-) -> Iterator[tuple[tuple[int, str, Atoms], Atoms]]:
+) -> Iterator[tuple[Any, Atoms]]:
     """Where each relaxation begins, a chunk of predictions at a time."""
     predictor = None if start is None else Predictor(start)
     if predictor is not None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from typing import Any
 
 import lightning
 import torch
@@ -23,9 +24,6 @@ class RelaxationModule(lightning.LightningModule):
         super().__init__()
         self.model, self.config = model, config
         self.elapsed = 0.0  # seconds of training, over all resumed parts
-        self.stop_with = (
-            None  # the checkpoint to write at the end of a step that is the last
-        )
         self._started = None
 
     def training_step(self, graph, _):
@@ -103,7 +101,7 @@ class RelaxationModule(lightning.LightningModule):
             }
         return optimizer
 
-    def on_train_batch_start(self, *_):
+    def on_train_batch_start(self, batch, batch_idx):  # noqa: ARG002
         now = time.monotonic()
         if self._started is not None:
             self.elapsed += now - self._started
@@ -112,7 +110,8 @@ class RelaxationModule(lightning.LightningModule):
         if o.schedule == 'cosine':
             warmup = min(1.0, (self.global_step + 1) / max(1, o.warmup_steps))
             factor = warmup * 0.5 * (1 + math.cos(math.pi * self.fraction()))
-            for group in self.optimizers().param_groups:
+            optimizer: Any = self.optimizers()
+            for group in optimizer.param_groups:
                 group['lr'] = group['initial_lr'] * max(factor, 1e-3)
 
     def on_before_optimizer_step(self, optimizer):
@@ -123,7 +122,7 @@ class RelaxationModule(lightning.LightningModule):
             log.warning('step %d: gradients are not finite; skipped', self.global_step)
             optimizer.zero_grad()
 
-    def on_train_batch_end(self, *_):
+    def on_train_batch_end(self, outputs, batch, batch_idx):  # noqa: ARG002
         if self.fraction() >= 1:
             self.trainer.should_stop = True
 

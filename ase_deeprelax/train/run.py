@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -44,7 +45,7 @@ from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule
 from ase_deeprelax.train.sigterm import StopOnSigterm
 
-PRECISION = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
+PRECISION: dict[str, Any] = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
 
 
 def train(config_path, *, overrides=(), resume=None, start=None, progress=True):

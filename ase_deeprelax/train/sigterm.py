@@ -25,13 +25,13 @@ class StopOnSigterm(lightning.Callback):
     def __init__(self, checkpoint: Path):
         self.checkpoint, self.came = checkpoint, False
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         # Here, and not before: Lightning sets a handler of its own, which ends with status
         # 0, and puts back the former one when it is done.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
         if self.came:
             trainer.save_checkpoint(self.checkpoint)
             trainer.should_stop = True

@@ -285,7 +285,7 @@ def stop(results):
 @pytest.mark.parametrize('n', range(1, 9))
 def test_interrupted_by_hand(one_shot, tmp_path, n):
     atoms, traj = alloy(), tmp_path / 'relax.traj'
-    chain = [Stage(EMT(), fmax=0.3), Stage(Faulty(n, stop), fmax=1e-3)]
+    chain = [Stage(EMT(), fmax=0.3), Stage(Faulty(n, stop), fmax=1e-7)]
     run = one_shot(atoms, refine=chain, trajectory=traj)
     with run, pytest.raises(KeyboardInterrupt):
         run.run()

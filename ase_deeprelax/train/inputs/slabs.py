@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
@@ -149,8 +149,8 @@ def cut_slab(crystal: Atoms, rng: np.random.Generator, recipe: SlabRecipe) -> At
     )
     cuts = _cuts(generator.oriented_unit_cell)
     slab = generator.get_slab(shift=float(cuts[rng.integers(len(cuts))]))
-    slab = AseAtomsAdaptor.get_atoms(slab, msonable=False)
-    slab = Atoms(slab.numbers, cell=slab.cell, positions=slab.positions, pbc=True)
+    found: Any = AseAtomsAdaptor.get_atoms(slab, msonable=False)
+    slab = Atoms(found.numbers, cell=found.cell, positions=found.positions, pbc=True)
     sizes = [
         (i, j, 1)
         for i in (1, 2, 3)
@@ -222,12 +222,12 @@ def atomic_volume(symbol: str) -> float:
     11.8
     """
     number = atomic_numbers[symbol]
-    state = reference_states[number]
+    state: Any = reference_states[number]
     if state['symmetry'] in PER_CUBE:
         return state['a'] ** 3 / PER_CUBE[state['symmetry']]
     if state['symmetry'] == 'hcp':
-        return np.sqrt(3) / 4 * state['a'] ** 3 * state['c/a']
-    return 4 * np.sqrt(2) * covalent_radii[number] ** 3
+        return 3**0.5 / 4 * state['a'] ** 3 * state['c/a']
+    return float(4 * np.sqrt(2) * covalent_radii[number] ** 3)
 
 
 def stand_up(slab: Atoms, vacuum: float) -> Atoms | None:
@@ -249,6 +249,8 @@ def stand_up(slab: Atoms, vacuum: float) -> Atoms | None:
     try:
         layer = find_layer(slab)
     except StructureError:
+        return None
+    if layer is None:
         return None
     positions, cell = layer.standard_box(slab, vacuum)
     flat = Atoms(slab.numbers, cell=cell, positions=positions, pbc=slab.pbc)
@@ -293,4 +295,4 @@ def _room(slab: Atoms) -> float:
     """The shortest distance between parallel lattice lines of the plane, A."""
     a, b = slab.cell[0], slab.cell[1]
     area = np.linalg.norm(np.cross(a, b))
-    return area / max(np.linalg.norm(a), np.linalg.norm(b))
+    return float(area / max(np.linalg.norm(a), np.linalg.norm(b)))
