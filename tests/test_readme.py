@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import ase_deeprelax
 from ase_deeprelax import keys
 from ase_deeprelax.cli import app
 from ase_deeprelax.result import Relaxation
@@ -88,17 +87,6 @@ def test_fields_of_a_relaxation_are_listed():
     rows = section('What a relaxation holds').split('\n\n')[0].splitlines()[2:]
     listed = {name for row in rows for name in re.findall(r'`(\w+)`', row.split('|')[1])}
     assert listed == fields
-
-
-def test_picture_of_the_house_shows_every_room():
-    (picture,) = (block for block in blocks('text') if block.startswith('ase_deeprelax/'))
-    drawn = set(
-        re.findall(r'(?:^  |\s{2})([a-z_]+(?:\.py|/))', picture, flags=re.MULTILINE)
-    )
-    package = Path(ase_deeprelax.__file__).parent
-    rooms = {path.name for path in package.glob('*.py') if not path.name.startswith('_')}
-    rooms |= {f'{path.parent.name}/' for path in package.glob('*/__init__.py')}
-    assert drawn == rooms
 
 
 def test_tables_that_the_numbers_stand_in_are_filled():

@@ -209,7 +209,8 @@ def model_hessian(target: Atoms | UnitCellFilter) -> np.ndarray:
     n = len(atoms)
     i, j, distance, vector = neighbor_list('ijdD', atoms, CUTOFF)
     stiffness = STIFFNESS * np.exp((LENGTH - distance) / DECAY)
-    along = vector / distance[:, None]
+    # Two atoms on one site have no direction.
+    along = vector / np.maximum(distance, 1e-9)[:, None]
     springs = (1 - ACROSS) * along[:, :, None] * along[:, None, :] + ACROSS * np.eye(3)
     springs *= stiffness[:, None, None]
     # How a symmetric strain changes the vectors of the pairs: (n_pairs, 3, 9).
