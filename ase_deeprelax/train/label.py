@@ -189,8 +189,17 @@ def _pair(
     if held and np.array_equal(outcome.atoms.positions, atoms.positions):
         return None, 'nothing moves: the input is at its minimum'
     try:
+        scale = 1.0
+        if KINDS[inputs.kind].volume_known:
+            scale = (outcome.atoms.cell.volume / atoms.cell.volume) ** (1 / 3)
         pair = make_pair(
-            id, atoms, outcome.atoms, split='train', fixed_cell=held, kind=inputs.kind
+            id,
+            atoms,
+            outcome.atoms,
+            split='train',
+            scale=scale,
+            fixed_cell=held,
+            kind=inputs.kind,
         )
         _, displacement = pair.targets()
     except DeepRelaxError as error:

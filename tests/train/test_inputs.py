@@ -15,6 +15,7 @@ from ase_deeprelax.train.datamodule import composition, read_compositions, read_
 from ase_deeprelax.train.inputs import (
     KINDS,
     SERIES,
+    Alloys,
     DefectRecipe,
     FixedCells,
     Monolayers,
@@ -172,6 +173,25 @@ def test_monolayers_keep_their_vacuum(layers):
     for _, parent, atoms in found:
         assert atoms.pbc.tolist() == [True, True, False]
         assert np.array_equal(atoms.cell[2], parents[parent].cell1[2])
+
+
+def test_alloys_are_parents_with_sites_that_are_shared_or_empty(crystals):
+    parents = {seed.id: seed for seed in crystals}
+    shared = empty = 0
+    for _, parent, atoms in made(Alloys(crystals, ELEMENTS, seed=1), 150):
+        host = parents[parent]
+        size = atoms.cell.volume / np.linalg.det(host.cell1) * len(host)
+        assert 8 <= round(size) <= 72
+        assert size == pytest.approx(round(size))
+        new = set(atoms.numbers.tolist()) - set(host.numbers.tolist())
+        assert len(new) <= 1
+        if len(atoms) < round(size):
+            empty += 1
+            assert not new
+        else:
+            shared += bool(new)
+    assert shared > 50
+    assert empty > 15
 
 
 def test_slabs_stand_on_the_ab_plane_with_their_lower_half_fixed(crystals):

@@ -1,5 +1,6 @@
 """Unrelaxed structures to make pairs from: made from relaxed ones, or given."""
 
+from ase_deeprelax.train.inputs.alloys import AlloyRecipe, Alloys
 from ase_deeprelax.train.inputs.defects import DefectRecipe, Defects
 from ase_deeprelax.train.inputs.given import Structures
 from ase_deeprelax.train.inputs.prototypes import PrototypeRecipe, Prototypes
@@ -16,12 +17,22 @@ from ase_deeprelax.train.inputs.substitutions import (
 # The series of each kind; `Prototypes` need no relaxed structures.
 SERIES = {
     series.kind: series
-    for series in (Substitutions, FixedCells, Monolayers, Slabs, Defects, Prototypes)
+    for series in (
+        Substitutions,
+        FixedCells,
+        Monolayers,
+        Slabs,
+        Defects,
+        Alloys,
+        Prototypes,
+    )
 }
 
 __all__ = [
     'KINDS',
     'SERIES',
+    'AlloyRecipe',
+    'Alloys',
     'DefectRecipe',
     'Defects',
     'FixedCells',

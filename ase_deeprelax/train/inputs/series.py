@@ -36,11 +36,15 @@ class Kind:
     steps : int
         The usual limit of steps of a relaxation; lower for bulk crystals, which start near
         their minimum with a model.
+    volume_known : bool
+        Whether half of the training inputs begin at the relaxed volume, as Vegard's law
+        gives it for alloys: the ``scale`` of the pair leads there.
     """
 
     relax_cell: bool | str
     needs: frozenset[str]
     steps: int = 120
+    volume_known: bool = False
 
 
 KINDS = {
@@ -50,6 +54,7 @@ KINDS = {
     'monolayer': Kind('in-plane', frozenset({'layer'})),
     'slab': Kind(False, frozenset({'layer', 'held cell', 'fixed atoms'})),
     'defect': Kind(False, frozenset({'bulk', 'held cell'})),
+    'alloy': Kind(True, frozenset({'bulk'}), volume_known=True),
 }
 
 
