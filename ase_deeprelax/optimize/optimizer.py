@@ -40,37 +40,35 @@ class DeepRelaxOptimizer(Optimizer):
     stays as it is: see `degrees_of_freedom`. Of the cell the same moves in the prediction
     and the refinement:
 
-    ==================================  ==========================================
+    ==================================  ==============================================
     what is optimized                   what of its cell relaxes
-    ==================================  ==========================================
+    ==================================  ==============================================
     a filter around Atoms               what the filter frees
     Atoms with ``relax_cell=``          what that says
     ``DeepRelaxOptimizer(atoms)``,      nothing, as in all of ASE's optimizers
     with a calculator, no ``refine``
     else: a crystal                     all of it
-    a layer or slab (vacuum along one   its two lattice vectors; with fixed atoms,
-    vector: ``pbc``, or a wide gap)     nothing
+    a layer or slab                     its two lattice vectors; none with fixed atoms
     a molecule or wire, refined         nothing
-    ==================================  ==========================================
+    ==================================  ==============================================
 
     The vacuum vector of a layer stays in every case, unless the user's own filter moves it
     in the refinement. The first line of the log says what was decided where it may be
     unexpected, ``atoms.info['deeprelax_kind']`` in every case.
 
     With a calculator the first step is the prediction, and an ordinary ASE optimizer goes
-    on from there to ``fmax``, in the same run, log and trajectory. The prediction is rolled
-    back where it raises the energy (``energy_gate``). Where it cannot be made (molecules
-    and wires, elements that the model has not seen, constraints that it cannot honour), a
-    warning says so and the relaxation is an ordinary one. Either is told in the log line of
-    the step and in ``atoms.info['deeprelax_stage']``. There is one prediction in the life
-    of an optimizer; after it, or where the forces are below ``fmax`` from the start, `run`
-    is that of the ordinary optimizer.
+    on from there to ``fmax``, in the same run, log and trajectory. The prediction is made
+    once, unless the forces are below ``fmax`` from the start. It is rolled back where it
+    raises the energy (``energy_gate``). Where it cannot be made (molecules and wires,
+    elements that the model has not seen, constraints that it cannot honour), a warning says
+    so and the relaxation is an ordinary one. The log and ``atoms.info['deeprelax_stage']``
+    say what became of it.
 
     With ``refine`` the refinement is a chain of stages, each with its calculator, from a
-    quick potential to DFT. A stage that fails (its calculator raises or returns what is not
-    finite, the structure explodes or ends above where the stage began) is rolled back to
-    the structure of lowest energy, with a warning, and the next one goes on from there;
-    `run` is True if the last one converged. `stages` holds what each did.
+    quick potential to DFT, as ``refine=['chgnet', Stage(GPAW(...), steps=20)]``. A stage
+    that fails is rolled back to the structure of lowest energy, with a warning, and the
+    next one goes on from there, see `Chain`; `run` is True if the last one converged.
+    `stages` holds what each did.
 
     Assigning to ``atoms.optimizer``, `bind` and ``run(atoms)`` bind an optimizer made
     without atoms; one that is bound to other atoms is copied, never shared.
@@ -79,8 +77,8 @@ class DeepRelaxOptimizer(Optimizer):
     ----------
     atoms : ase.Atoms or ase.filters.Filter, optional
     restart : str or Path, optional
-        JSON file that keeps the refinement's state, written after each step; read if it
-        exists. Atoms that are as they were at the very start are moved to where it stopped.
+        JSON file of the refinement's state, written after each step, read if it exists.
+        Atoms that are as they were at the very start are moved to where it stopped.
     logfile : file, str or Path, optional
         Default '-', standard output.
     trajectory : Trajectory, str or Path, optional
@@ -108,7 +106,7 @@ class DeepRelaxOptimizer(Optimizer):
     dtype : 'float32' or 'float64'
         Of the network, default 'float32'.
     **kwargs
-        For ASE's ``Optimizer``: ``master``, ``comm``, ``loginterval``.
+        ``master``, ``comm``, ``loginterval``, as for ASE's ``Optimizer``.
 
     Examples
     --------
@@ -119,10 +117,6 @@ class DeepRelaxOptimizer(Optimizer):
     True
     >>> atoms.info['deeprelax_sigma']  # doctest: +SKIP
     0.03
-
-    >>> chain = ['chgnet', Stage(GPAW(mode=PW(400)), steps=20)]  # doctest: +SKIP
-    >>> DeepRelaxOptimizer(atoms, refine=chain).run(fmax=0.03)  # doctest: +SKIP
-    True
     """
 
     atoms: Any
@@ -192,7 +186,7 @@ class DeepRelaxOptimizer(Optimizer):
         return twin.bind(atoms)
 
     def unbind(self) -> None:
-        """Forget the atoms, and what was done to them."""
+        """Forget the atoms."""
         if self.atoms is not None:
             self.close()
         settings = {name: self.__dict__[name] for name in SETTINGS}
@@ -248,10 +242,9 @@ class DeepRelaxOptimizer(Optimizer):
         if hasattr(self._ase['logfile'], 'write'):
             state['_ase']['logfile'] = None
         if isinstance(self._model, RelaxationModel):
-            name = self._model.name
-            card = available_models().get(name, {})
-            if card and card['sha256'] == self._model.sha256:
-                state['_model'] = name
+            shipped = available_models().get(self._model.name, {})
+            if shipped.get('sha256') == self._model.sha256:
+                state['_model'] = self._model.name
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -268,24 +261,22 @@ class DeepRelaxOptimizer(Optimizer):
         Parameters
         ----------
         fmax : float, eV/A
-            Converged when all forces are smaller; without meaning where there is no
-            calculator.
+            Converged when all forces are smaller; without a calculator it means nothing.
         steps : int
             Most steps to take.
 
         Returns
         -------
         bool
-            Whether it converged: with a calculator, forces are below ``fmax``, in the last
-            stage of a chain; without one, the prediction is in the atoms.
+            Whether the forces are below ``fmax``, in the last stage of a chain; without a
+            calculator, whether the prediction is in the atoms.
 
         Raises
         ------
         StructureError, UnsupportedConstraintError, PredictionError
             As `relax`; with a calculator only where the structure is broken.
         RefinementError
-            The refinement met numbers that are not finite; with ``refine`` no such thing
-            is raised, but the stage rolled back.
+            Without ``refine``: the refinement met numbers that are not finite.
         MissingDependencyError, ModelError
             A potential or the model is not there.
         """
@@ -297,7 +288,7 @@ class DeepRelaxOptimizer(Optimizer):
         return converged
 
     def irun(self, fmax: float = 0.05, steps: int = DEFAULT_MAX_STEPS) -> Iterator[bool]:
-        """As `run`, step by step: a generator of bool, ``n + 1`` for ``n`` steps."""
+        """As `run`, step by step: ``n + 1`` bool for ``n`` steps."""
         if self.atoms is None:
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
@@ -386,8 +377,6 @@ class DeepRelaxOptimizer(Optimizer):
         # A trajectory of several structures holds the first frame of each of them.
         return self._appends or super()._traj_is_empty()
 
-    # --- what the chain calls ------------------------------------------------------------
-
     def _free_cell(self) -> RelaxCell | None:
         """What of the cell of bare Atoms may change, see `find_freedom`."""
         if self._relax_cell is not None:
@@ -407,8 +396,7 @@ SETTINGS += ('_ase',)
 BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
 
 
-def _plain(relax_cell):
-    """For a trajectory's header: 'default' where nothing was asked for."""
-    if relax_cell is None:
-        return 'default'
-    return relax_cell.tolist() if isinstance(relax_cell, np.ndarray) else relax_cell
+def _plain(relax_cell: Any) -> Any:
+    """For a trajectory's header."""
+    array = isinstance(relax_cell, np.ndarray)
+    return relax_cell.tolist() if array else 'default' if relax_cell is None else relax_cell
