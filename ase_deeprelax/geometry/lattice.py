@@ -1,5 +1,7 @@
 """Bases of a lattice: wrapping, reduction, and the bases that are equally good."""
 
+from __future__ import annotations
+
 import itertools
 
 import numpy as np
@@ -15,7 +17,9 @@ _DETERMINANT = np.einsum(
 )
 
 
-def compact(positions, cell):
+def compact(
+    positions: np.ndarray, cell: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Wrap atoms into the cell, or into the reduced one where the cell is badly skewed.
 
     Parameters
@@ -52,7 +56,7 @@ def compact(positions, cell):
     return frac @ cell, cell, basis
 
 
-def reduced_basis(cell):
+def reduced_basis(cell: np.ndarray) -> np.ndarray:
     """Unimodular ``basis`` whose ``basis @ cell`` is Minkowski reduced, shortest first.
 
     Semaev's greedy algorithm; the three vectors are the shortest independent ones.
@@ -79,7 +83,7 @@ def reduced_basis(cell):
         basis[row] += coefficients @ basis
 
 
-def _reducing_step(metric):
+def _reducing_step(metric: np.ndarray) -> tuple[int, np.ndarray] | None:
     """``(row, integers)`` to add to one vector to shorten it, or None if none does."""
     g = metric.tolist()
     tiny = 1e-10  # relative: rounding errors must not keep the loop alive
@@ -103,7 +107,7 @@ def _reducing_step(metric):
     return None if found is None else (2, found)
 
 
-def _short_triples(cell, tolerance):
+def _short_triples(cell: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """All bases as short as a reduced ``cell``: coefficients and dot products.
 
     Returns ``(n, 3, 3)`` integers and ``(n, 3)`` products ``v1.v2, v1.v3, v2.v3``.
@@ -119,7 +123,7 @@ def _short_triples(cell, tolerance):
     return _SHORT[np.stack([i, j, k], axis=1)], products
 
 
-def canonical_bases(cell, tolerance):
+def canonical_bases(cell: np.ndarray, tolerance: float) -> np.ndarray:
     """The bases of one agreed shape: shortest vectors, then the most acute angles.
 
     For a generic lattice two, one the inverse of the other; for a symmetric one as many
@@ -145,7 +149,7 @@ def canonical_bases(cell, tolerance):
     return bases
 
 
-def lattice_symmetries(cell, tolerance):
+def lattice_symmetries(cell: np.ndarray, tolerance: float) -> np.ndarray:
     """Unimodular ``w`` with ``w @ cell`` of the shape of ``cell``: its point operations.
 
     Parameters
@@ -164,7 +168,7 @@ def lattice_symmetries(cell, tolerance):
     return bases[lattice_misfit(cell, bases) <= tolerance]
 
 
-def lattice_misfit(cell, bases):
+def lattice_misfit(cell: np.ndarray, bases: np.ndarray) -> np.ndarray:
     """How far other bases of a lattice are from the shape of the given one, (n,) A.
 
     The largest difference of two lengths, or of two dot products per length.

@@ -11,14 +11,10 @@ from ase import Atoms
 from ase.geometry import minkowski_reduce
 from numpy.typing import ArrayLike
 
+from ase_deeprelax.geometry.crystal_images import Crystal, mean_by_label
 from ase_deeprelax.geometry.lattice import compact, reduced_basis
 from ase_deeprelax.geometry.motion import rotate_projection
-from ase_deeprelax.geometry.symmetry_search import (
-    Crystal,
-    find_operations,
-    find_translations,
-    mean_by_label,
-)
+from ase_deeprelax.geometry.symmetry_search import find_operations, find_translations
 from ase_deeprelax.geometry.vacuum import Layer
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
@@ -177,6 +173,28 @@ def find_symmetry(
     return Symmetry(left @ right, operations.permutations, primitive, floating)
 
 
+def primitive_size(atoms: Atoms, symprec: float = SYMPREC) -> int:
+    """Number of atoms in the primitive cell.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Its cell is taken as periodic along all three vectors.
+    symprec : float, A
+        Default 1e-2.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> primitive_size(bulk('Si', 'diamond', a=5.43, cubic=True) * (3, 3, 3))
+    2
+    """
+    cell = reduced_basis(atoms.cell.array) @ atoms.cell.array
+    crystal = Crystal(atoms.positions @ np.linalg.inv(cell), cell, atoms.numbers)
+    found = find_translations(crystal, symprec)
+    return len(atoms) if found is None else int(found[0].max()) + 1
+
+
 def spacegroup_number(atoms: Atoms, symprec: float = SYMPREC) -> int:
     """International number of the space group, 0 where spglib cannot determine it.
 
@@ -203,7 +221,8 @@ def spacegroup_number(atoms: Atoms, symprec: float = SYMPREC) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         try:
-            dataset = spglib.get_symmetry_dataset(crystal, symprec=symprec)
+            # spglib declares sequences, and takes arrays.
+            dataset = spglib.get_symmetry_dataset(crystal, symprec=symprec)  # ty: ignore[invalid-argument-type]
         except spglib.SpglibError:
             return 0
     return 0 if dataset is None else int(dataset.number)

@@ -11,33 +11,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import KDTree
 
+from ase_deeprelax.geometry.crystal_images import (
+    Crystal,
+    mean_by_label,
+    partners_of,
+    survivors,
+)
 from ase_deeprelax.geometry.lattice import (
     lattice_misfit,
     lattice_symmetries,
     reduced_basis,
 )
-from ase_deeprelax.geometry.neighbors import neighbor_list
 
-# Atoms whose nearest neighbours are compared before images are looked for.
-_NEIGHBORS = 16
-_CUTOFF = 4.5  # A
-# Fewer atoms of the rarest element than this need no comparison of neighbours.
-_FEW = 8
-# Images looked up in one call: bounds the memory.
-_CHUNK = 500_000
 # Atoms that all trials for translations are tested on before a lattice is tried.
 _FIRST = 64
 # Misfits closer than this are equal, A.
 _EQUAL = 1e-6
-# Distance between the sheets of a tree that hold different elements, A.
-_APART = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,72 +58,36 @@ class Operations:
 
 
 @dataclass(frozen=True, eq=False)
-class Crystal:
-    """Atoms in a reduced cell, ready for the search.
+class Folded:
+    """A crystal laid into the cell of a lattice of translations.
 
     Attributes
     ----------
-    frac : (n_atoms, 3)
-        Fractional coordinates, in any image.
-    cell : (3, 3), A
+    labels : (n_atoms,) int64
+        The atom of the small cell that each atom is an image of.
+    primitive : (3, 3), A
         Reduced.
-    species : (n_atoms,) int
-        Atoms of different numbers are never equivalent.
+    generators : (3, n_atoms) int64
+        Where the translations by the three vectors carry each atom.
+    off : (n_atoms, 3), A
+        From the mean place of all images of the same atom.
     """
 
-    frac: np.ndarray
-    cell: np.ndarray
-    species: np.ndarray
+    labels: np.ndarray
+    primitive: np.ndarray
+    generators: np.ndarray
+    off: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.frac)
-
-    @cached_property
-    def box(self) -> np.ndarray:
-        """(4,): where the tree repeats, A; elements lie on sheets that do not repeat."""
-        return np.append(np.linalg.norm(self.cell, axis=1), 0.0)
-
-    @cached_property
-    def tree(self) -> KDTree:
-        return KDTree(self._points(self.frac, self.species), boxsize=self.box)
-
-    def _points(self, frac: np.ndarray, species: np.ndarray) -> np.ndarray:
-        points = np.empty((*frac.shape[:-1], 4))
-        points[..., :3] = (frac % 1.0 % 1.0) * self.box[:3]  # -1e-20 % 1 is 1
-        points[..., 3] = _APART * species
-        return points
-
-    def images(
-        self, atoms: np.ndarray, matrices: np.ndarray, shift: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Where atoms are carried: the nearest atom, (n, n_given), and the way on, A."""
-        images = self.frac[atoms] @ matrices + shift[:, None]
-        index = self.tree.query(self._points(images, self.species[atoms]))[1]
-        delta = self.frac[index] - images
-        delta -= np.rint(delta)
-        return index, delta @ self.cell
-
-    def folded(self, labels: np.ndarray, primitive: np.ndarray) -> Crystal:
-        """The primitive cell (3, 3), its atoms at the mean places of their images."""
-        _, first, index = np.unique(labels, return_index=True, return_inverse=True)
-        frac = self.frac @ self.cell @ np.linalg.inv(primitive)
-        off = frac - frac[first][index]
-        off -= np.rint(off)
-        places = frac[first] + mean_by_label(off, labels)
-        return Crystal(places, primitive, self.species[first])
-
-    def neighbor_distances(self) -> np.ndarray:
-        """(n_atoms, 16): sorted distances to the nearest neighbours, A."""
-        positions = self.frac @ self.cell
-        i, j, offset = neighbor_list(positions, self.cell, _CUTOFF)
-        distance = np.linalg.norm(positions[j] + offset @ self.cell - positions[i], axis=1)
-        order = np.lexsort((distance, i))
-        i, distance = i[order], distance[order]
-        rank = np.arange(len(i)) - np.searchsorted(i, i)
-        near = rank < _NEIGHBORS
-        result = np.full((len(self), _NEIGHBORS), _CUTOFF)
-        result[i[near], rank[near]] = distance[near]
-        return result
+    def permutations(self) -> np.ndarray:
+        """(n, n_atoms): where each translation carries each atom, the identity first."""
+        elements = np.arange(len(self.labels))[None]
+        for generator in self.generators:
+            blocks, power = [elements], generator
+            while power[0] not in elements[:, 0]:
+                blocks.append(power[elements])
+                power = generator[power]
+            elements = np.concatenate(blocks)
+        return elements
 
 
 def find_translations(
@@ -146,31 +104,20 @@ def find_translations(
 
     None where the cell is primitive.
     """
-    # Translations permute the atoms of each element without fixed points.
-    if math.gcd(*np.unique(crystal.species, return_counts=True)[1].tolist()) == 1:
-        return None
-    reference, partners, order = _partners(crystal, symprec)
-    shift = crystal.frac[partners] - crystal.frac[reference]
-    eye = np.eye(3)[None]
-    shift = shift[_survivors(crystal, order[:_FIRST], eye, shift, symprec)]
-    folded = _fold(crystal, shift)
-    if folded is None and len(shift) > 1:
-        shift = shift[_survivors(crystal, order[_FIRST:], eye, shift, symprec)]
-        folded = _fold(crystal, shift)
+    shift, folded = _candidates(crystal, symprec)
     if len(shift) < 2:
         return None
     if folded is None:
-        permutations, _, misfit = _whole_misfit(crystal, eye, shift)
+        eye = np.eye(3)[None]
+        permutations, delta = crystal.images(np.arange(len(crystal)), eye, shift)
+        misfit = _misfit(delta)
         misfit[~_one_to_one(permutations)] = np.inf
     else:
-        labels, primitive, generators, off = folded
-        if np.linalg.norm(off, axis=1).max() <= symprec / 2:
-            return labels, primitive
-        permutations = _generated(generators)
+        if np.linalg.norm(folded.off, axis=1).max() <= symprec / 2:
+            return folded.labels, folded.primitive
+        permutations, off = folded.permutations(), folded.off
         shift = crystal.frac[permutations[:, 0]] - crystal.frac[0]
-        misfit = np.array(
-            [np.linalg.norm(off[p] - off, axis=1).max() for p in permutations]
-        )
+        misfit = np.array([_misfit((off[p] - off)[None])[0] for p in permutations])
     ranked = np.argsort(misfit, kind='stable')[: np.sum(misfit <= symprec)]
     for count in _counts(misfit[ranked]):
         group = ranked[:count]
@@ -179,6 +126,26 @@ def find_translations(
             primitive = _primitive_cell(crystal, shift[group])
             return None if primitive is None else (labels, primitive)
     return None
+
+
+def _candidates(crystal: Crystal, symprec: float) -> tuple[np.ndarray, Folded | None]:
+    """Shifts (n, 3) of all translations that may be within the tolerance, and more.
+
+    Where they are all translations of one lattice, the crystal folded into its cell.
+    """
+    # Translations permute the atoms of each element without fixed points.
+    if math.gcd(*np.unique(crystal.species, return_counts=True)[1].tolist()) == 1:
+        return np.zeros((1, 3)), None
+    reference, partners, order = partners_of(crystal, symprec)
+    shift = crystal.frac[partners] - crystal.frac[reference]
+    eye = np.eye(3)[None]
+    # A wide limit first, so that no translation of a lattice with scatter is missing.
+    shift = shift[survivors(crystal, order[:_FIRST], eye, shift, 4 * symprec)]
+    folded = _fold(crystal, shift)
+    if folded is None and len(shift) > 1:
+        shift = shift[survivors(crystal, order, eye, shift, 2 * symprec)]
+        folded = _fold(crystal, shift)
+    return shift, folded
 
 
 def _counts(misfit: np.ndarray) -> list[int]:
@@ -198,22 +165,8 @@ def _primitive_cell(crystal: Crystal, shift: np.ndarray) -> np.ndarray | None:
     return reduced_basis(primitive) @ primitive
 
 
-def _fold(
-    crystal: Crystal, shift: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """The crystal laid into the primitive cell that all the shifts together belong to.
-
-    Returns
-    -------
-    labels : (n_atoms,) int64
-    primitive : (3, 3), A
-    generators : (3, n_atoms) int64
-        Where the translations by the primitive vectors carry each atom.
-    off : (n_atoms, 3), A
-        From the mean place of all images of the same primitive atom.
-
-    None where the shifts are not all translations of one lattice and nothing else.
-    """
+def _fold(crystal: Crystal, shift: np.ndarray) -> Folded | None:
+    """None where the shifts are not all translations of one lattice and nothing else."""
     primitive = _primitive_cell(crystal, shift) if len(shift) > 1 else None
     if primitive is None:
         return None
@@ -230,19 +183,8 @@ def _fold(
     first = np.unique(labels, return_index=True)[1][labels]
     off = (crystal.frac - crystal.frac[first]) @ to_primitive
     off = (off - np.rint(off)) @ primitive
-    return labels, primitive, generators, off - mean_by_label(off, labels)[labels]
-
-
-def _generated(generators: np.ndarray) -> np.ndarray:
-    """(n, n_atoms): all products of commuting permutations without fixed points."""
-    elements = np.arange(generators.shape[1])[None]
-    for generator in generators:
-        blocks, power = [elements], generator
-        while power[0] not in elements[:, 0]:
-            blocks.append(power[elements])
-            power = generator[power]
-        elements = np.concatenate(blocks)
-    return elements
+    off = off - mean_by_label(off, labels)[labels]
+    return Folded(labels, primitive, generators, off)
 
 
 def _is_closed(permutations: np.ndarray) -> bool:
@@ -251,13 +193,6 @@ def _is_closed(permutations: np.ndarray) -> bool:
     if len(np.unique(orbit)) < len(orbit):
         return False
     return bool(np.isin(permutations[:, orbit], orbit).all())
-
-
-def mean_by_label(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n_labels, 3): means of the rows of values (n, 3) that have the same label."""
-    sums = np.zeros((labels.max() + 1, 3))
-    np.add.at(sums, labels, values)
-    return sums / np.bincount(labels)[:, None]
 
 
 def _shortest_basis(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:
@@ -277,95 +212,83 @@ def _shortest_basis(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:
 
 
 def find_operations(crystal: Crystal, symprec: float) -> Operations:
-    """The operations of a primitive cell, the identity among them."""
+    """The operations of a primitive cell, the identity among them.
+
+    Translations that the crystal nearly has, as where the atoms of a supercell are off
+    their sites by more than the tolerance, are not tried one by one: each operation is
+    found once and multiplied with all of them.
+    """
     matrices = lattice_symmetries(crystal.cell, symprec).astype(float)
-    reference, partners, order = _partners(crystal, symprec)
+    _, folded = _candidates(crystal, symprec)
+    reference, partners, order = partners_of(crystal, symprec)
+    limit = 2 * symprec
+    if folded is not None:
+        partners = partners[np.unique(folded.labels[partners], return_index=True)[1]]
+        limit += 4 * np.linalg.norm(folded.off, axis=1).max()
     shift = crystal.frac[partners] - (crystal.frac[reference] @ matrices)[:, None]
     trials = np.repeat(matrices, len(partners), axis=0)
     shift = shift.reshape(-1, 3)
-    which = _survivors(crystal, order, trials, shift, symprec)
-    trials, shift = trials[which], shift[which]
-    permutations, _, misfit = _whole_misfit(crystal, trials, shift)
-    misfit = np.maximum(misfit, lattice_misfit(crystal.cell, trials))
+    which = survivors(crystal, order, trials, shift, limit)
+    trials = trials[which]
+    permutations, delta = crystal.images(np.arange(len(crystal)), trials, shift[which])
+    misfit = np.maximum(_misfit(delta), lattice_misfit(crystal.cell, trials))
     found = Operations(trials, permutations, misfit)
-    found = found[(misfit <= symprec) & _one_to_one(permutations)]
-    found = found[np.argsort(found.misfit, kind='stable')]
-    for count in _counts(found.misfit):
-        if _is_group(found.matrices[:count], found.permutations[:count]):
-            return found[np.arange(count)]
+    if folded is not None:
+        found = _multiplied(crystal, found, delta, folded=folded, most=symprec)
+    good = found[(found.misfit <= symprec) & _one_to_one(found.permutations)]
+    good = good[np.argsort(good.misfit, kind='stable')]
+    for count in _counts(good.misfit):
+        if _is_group(good.matrices[:count], good.permutations[:count]):
+            return good[np.arange(count)]
     return Operations(np.eye(3)[None], np.arange(len(crystal))[None], np.zeros(1))
 
 
-def _partners(crystal: Crystal, symprec: float) -> tuple[int, np.ndarray, np.ndarray]:
-    """An atom with few like it, the atoms it may be carried to, and all atoms, rare first.
-
-    Any atom leads to the same operations; a rare one to fewer trials. Atoms are alike
-    where the sorted distances to their neighbours are: an operation within the tolerance
-    changes none of them by more than three times the tolerance.
-    """
-    _, index, counts = np.unique(crystal.species, return_inverse=True, return_counts=True)
-    rarity = counts[index]
-    if counts.min() < _FEW:
-        order = np.argsort(rarity, kind='stable')
-        reference = int(order[0])
-        return reference, np.flatnonzero(index == index[reference]), order
-    distances, slack = crystal.neighbor_distances(), 3 * symprec
-    for element in range(len(counts)):
-        atoms = np.flatnonzero(index == element)
-        for column in distances[atoms].T:
-            ranked = np.sort(column)
-            alike = np.searchsorted(ranked, column + slack, 'right')
-            alike -= np.searchsorted(ranked, column - slack, 'left')
-            rarity[atoms] = np.minimum(rarity[atoms], alike)
-    order = np.argsort(rarity, kind='stable')
-    reference = int(order[0])
-    alike = np.abs(distances - distances[reference]).max(axis=1) <= slack
-    return reference, np.flatnonzero(alike & (index == index[reference])), order
-
-
-def _survivors(
+def _multiplied(
     crystal: Crystal,
-    atoms: np.ndarray,
-    matrices: np.ndarray,
-    shift: np.ndarray,
-    symprec: float,
-) -> np.ndarray:
-    """Indices of the trials that carry the given atoms close to atoms of their element.
+    operations: Operations,
+    delta: np.ndarray,
+    *,
+    folded: Folded,
+    most: float,
+) -> Operations:
+    """All products of operations with the translations of a lattice, up to a misfit.
 
-    The shift of a trial is that of one atom, so it may lie off the mean by ``symprec``,
-    and another atom off by twice as much.
+    ``delta`` (n, n_atoms, 3) leads from the image of each atom to the atom that stands
+    there, A. Because a product carries the atoms to all places once, its mean shift is
+    known before, and any atom that is too far off ends it.
     """
-    which, start, size = np.arange(len(shift)), 0, 2
-    while start < len(atoms) and len(which):
-        some = atoms[start : start + size]
-        step = max(1, _CHUNK // len(some))
-        good = []
-        for first in range(0, len(which), step):
-            part = which[first : first + step]
-            turned = matrices if len(matrices) == 1 else matrices[part]
-            delta = crystal.images(some, turned, shift[part])[1]
-            square = np.einsum('nax,nax->na', delta, delta).max(axis=1)
-            good.append(part[square <= (2 * symprec) ** 2 * (1 + 1e-9)])
-        which = np.concatenate(good)
-        start, size = start + size, 2 * size
-    return which
+    translations, off = folded.permutations(), folded.off
+    identity = (operations.matrices == np.eye(3)).all(axis=(1, 2))
+    found = []
+    # The identity comes first: no operation counts that is worse than the best pure
+    # translation, since with that one each rotation would be there twice.
+    for k in np.argsort(~identity, kind='stable'):
+        permutation = operations.permutations[k]
+        left = delta[k] - delta[k].mean(axis=0) - off[permutation]
+        which = np.arange(len(translations))
+        misfit = np.zeros(len(which))
+        start, size = 0, _FIRST
+        while start < len(crystal):
+            some = slice(start, start + size)
+            carried = translations[which[:, None], permutation[some]]
+            square = np.square(left[some] + off[carried]).sum(axis=2).max(axis=1)
+            misfit = np.maximum(misfit, np.sqrt(square))
+            which, misfit = which[misfit <= most], misfit[misfit <= most]
+            start, size = start + size, 2 * size
+        products = translations[which][:, permutation]
+        if identity[k]:
+            worse = misfit[(products != np.arange(len(crystal))).any(axis=1)]
+            most = min(most, worse.min(initial=np.inf) - _EQUAL)
+        keep = np.flatnonzero(misfit <= most)
+        shape = lattice_misfit(crystal.cell, operations.matrices[k][None])
+        rotated = np.repeat(operations.matrices[k][None], len(keep), axis=0)
+        found.append((rotated, products[keep], np.maximum(misfit[keep], shape)))
+    return Operations(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
-def _whole_misfit(
-    crystal: Crystal, matrices: np.ndarray, shift: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Permutations, mean ways on (A) and misfits (A) of whole operations."""
-    atoms = np.arange(len(crystal))
-    permutations = np.empty((len(shift), len(atoms)), dtype=np.int64)
-    mean, misfit = np.empty((len(shift), 3)), np.empty(len(shift))
-    step = max(1, _CHUNK // len(atoms))
-    for first in range(0, len(shift), step):
-        part = slice(first, first + step)
-        turned = matrices if len(matrices) == 1 else matrices[part]
-        permutations[part], delta = crystal.images(atoms, turned, shift[part])
-        mean[part] = delta.mean(axis=1)
-        misfit[part] = np.linalg.norm(delta - mean[part, None], axis=2).max(axis=1)
-    return permutations, mean, misfit
+def _misfit(delta: np.ndarray) -> np.ndarray:
+    """(n,): misfits of operations whose images lie off by delta (n, n_atoms, 3), A."""
+    return np.linalg.norm(delta - delta.mean(axis=1, keepdims=True), axis=2).max(axis=1)
 
 
 def _one_to_one(permutations: np.ndarray) -> np.ndarray:

@@ -98,6 +98,7 @@ class ElasticBFGS(BFGS):
     def initialize(self) -> None:
         """Forget what was learnt: the model again."""
         self.energy0: float | None = None
+        self.reached: np.ndarray | None = None
         self.scaled = False
         if self._has_model:
             self.H0 = model_hessian(self.atoms)
@@ -110,7 +111,8 @@ class ElasticBFGS(BFGS):
     def read(self) -> None:
         """Go on from a restart file, also from one that ASE's ``BFGS`` wrote."""
         data = list(self.load())
-        self.energy0, self.scaled = None, True
+        self.energy0 = self.reached = None
+        self.scaled = True
         if isinstance(data[-1], dict):
             vars(self).update(data.pop())
         self.H0, self.pos0, self.forces0, self.maxstep = data[:4]
@@ -127,20 +129,21 @@ class ElasticBFGS(BFGS):
         gradient = np.ravel(self._get_gradient(gradient))
         x, energy = np.ravel(self.optimizable.get_x()), self.optimizable.get_value()
         longest = self.maxstep / 2 if self.pos0 is None else self.maxstep
-        moved = 0.0 if self.energy0 is None else self._length(x - self.pos0)
-        if self.energy0 is not None and moved > SHORT and energy > self.energy0 + RISE:
+        if self._climbed(x, energy):
+            longest = self._length(x - self.pos0) / 2
             self.update(x, -gradient, self.pos0, self.forces0)
-            longest = moved / 2
             x, gradient = np.array(self.pos0), -np.array(self.forces0)
         else:
             self.energy0 = float(energy)
         step, _ = self.prepare_step(x, gradient)
         step *= min(1.0, longest / max(self._length(step), 1e-12))
         self.optimizable.set_x(x + step)
+        self.reached = np.ravel(self.optimizable.get_x())
         learnt: list[Any] = [self.H, self.pos0, self.forces0, self.maxstep]
         if isinstance(self.atoms, UnitCellFilter):
             learnt.append(self.atoms.orig_cell)
-        self.dump((*learnt, {'energy0': self.energy0, 'scaled': self.scaled}))
+        names = 'energy0', 'reached', 'scaled'
+        self.dump((*learnt, {name: getattr(self, name) for name in names}))
 
     def update(
         self,
@@ -164,6 +167,14 @@ class ElasticBFGS(BFGS):
     def _has_model(self) -> bool:
         known = isinstance(self.atoms, (Atoms, UnitCellFilter))
         return known and self.alpha is None
+
+    def _climbed(self, x: np.ndarray, energy: float) -> bool:
+        """Whether the last step, and nobody else, led from a lower energy to here."""
+        if self.energy0 is None or self.reached is None:
+            return False
+        if energy <= self.energy0 + RISE or self._length(x - self.pos0) <= SHORT:
+            return False
+        return bool(np.allclose(x, self.reached, rtol=0, atol=1e-6))
 
     def _length(self, step: np.ndarray) -> float:
         """The longest move of an atom, A, or row of the strain."""

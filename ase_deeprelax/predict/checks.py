@@ -14,6 +14,7 @@ from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import PredictionError, StructureError, UnsupportedElementError
 from ase_deeprelax.geometry.lattice import compact
 from ase_deeprelax.geometry.neighbors import close_pairs
+from ase_deeprelax.geometry.symmetry import primitive_size
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # Less room than this is no crystal but a flat or missing cell, A^3 per atom.
@@ -140,7 +141,11 @@ def check_contents(
     check_ordered(atoms)
     _check_size(n, volume)
     _check_distances(atoms, *_close_box(atoms, layer), min_distance)
-    return _outside(n, volume / n, TRAINED if ranges is None else ranges)
+    ranges = TRAINED if ranges is None else ranges
+    size = n
+    if layer is None and n > max(ranges.get('n_atoms', (math.inf,))):
+        size = primitive_size(atoms)  # A supercell is the crystal that it repeats.
+    return _outside(size, volume / n, ranges)
 
 
 def room(atoms: Atoms, layer: Layer | None) -> float:

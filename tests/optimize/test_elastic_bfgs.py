@@ -322,6 +322,17 @@ def test_a_step_that_climbs_is_undone():
     assert energies[-1] == pytest.approx(min(energies))
 
 
+def test_atoms_moved_by_hand_are_not_moved_back():
+    atoms = crystal()
+    optimizer = ElasticBFGS(atoms, logfile=None)
+    optimizer.run(fmax=0.01, steps=3)
+    atoms.positions[0] += [0.5, 0.0, 0.0]
+    moved, high = atoms.positions.copy(), atoms.get_potential_energy()
+    optimizer.run(fmax=0.01, steps=1)
+    assert np.linalg.norm(atoms.positions - moved, axis=1).max() <= 0.2 + 1e-9
+    assert atoms.get_potential_energy() < high
+
+
 # --- what is not a structure -------------------------------------------------------------
 
 
