@@ -1,6 +1,7 @@
 """What the whole test folder shares."""
 
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,13 +27,38 @@ settings.register_profile('any-machine', deadline=None)
 settings.load_profile('any-machine')
 
 ELEMENTS = list(range(1, 95))
-# Marks of ASE's own tests, which run here with our class.
+# Marks of ASE's own tests, which run here with our class; `make test-fast` leaves out slow.
 MARKS = ('optimize: tests of optimizers', 'slow: test takes longer than a few seconds')
+# Tests that train, run potentials or DFT, drive a browser, or start many processes.
+SLOW = (
+    'cli/',
+    'compare/',
+    'faults/test_chains.py',
+    'faults/test_extreme_cells.py',
+    'integration/',
+    'models/test_conformance.py',
+    'optimize/test_chain.py',
+    'optimize/test_elastic_bfgs.py',
+    'predict/test_forks.py',
+    'regression/',
+    'report/',
+    'test_import.py',
+    'test_tutorials.py',
+    'train/',
+)
 
 
 def pytest_configure(config):
     for mark in MARKS:
         config.addinivalue_line('markers', mark)
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    for item in items:
+        ours = item.path.is_relative_to(folder)
+        if ours and item.path.relative_to(folder).as_posix().startswith(SLOW):
+            item.add_marker('slow')
 
 
 @pytest.fixture(autouse=True)

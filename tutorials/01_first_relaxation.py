@@ -84,7 +84,7 @@ print('sigma of each atom', np.round(result.sigma_atoms, 3))
 # %% [markdown]
 # ## Many at once
 #
-# A list goes through the network in packs, which costs milliseconds each. Sigma ranks what
+# A list goes through the network in batches, which costs milliseconds each. Sigma ranks what
 # comes back: look at the top of the list first, or send it to an ordinary relaxation.
 
 # %%

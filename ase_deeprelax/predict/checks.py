@@ -58,7 +58,7 @@ def check_structure(
         Atomic numbers that the model was trained on; default: all of the periodic table.
     ranges : dict of str to (low, high), optional
         Range of ``n_atoms`` and ``volume_per_atom`` (A^3) seen in training; default
-        `TRAINED`.
+        `TRAINED`. A supercell counts as the primitive cell that it repeats.
     min_distance : float, A
         Atoms closer than this are refused; default 0.5.
 

@@ -143,6 +143,8 @@ class TrainConfig(Section):
 
 # Settings that are shipped: `papers/deeprelax-mp` and the like.
 SHIPPED = Path(__file__).parent / 'configs'
+# Larger files are no configurations; aliases of aliases make small ones large.
+MOST_TEXT, MOST_ENTRIES = 1_000_000, 10_000
 
 
 def load_config(path, overrides=()):
@@ -172,8 +174,13 @@ def load_config(path, overrides=()):
     if not path.exists() and shipped.exists():
         path, base = shipped, Path()
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not path.is_file():
+            raise ConfigError(f'{path}: there is no such file')
+        with path.open() as file:
+            raw = yaml.safe_load(file.read(MOST_TEXT))
+        if _n_entries(raw, {}) > MOST_ENTRIES:
+            raise ConfigError(f'{path}: has more than {MOST_ENTRIES:,} entries')
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f'{path}: cannot be read as YAML: {error}') from error
     if not isinstance(raw, dict):
         raise ConfigError(f'{path}: holds no settings; see the README for an example')
@@ -190,6 +197,17 @@ def load_config(path, overrides=()):
     if config.optimize.max_minutes is None and config.optimize.max_steps is None:
         raise ConfigError(f'{path}: set optimize.max_minutes or optimize.max_steps')
     return _resolve(config, base)
+
+
+def _n_entries(data, known):
+    """How many entries a configuration has, those behind its aliases counted each time."""
+    if not isinstance(data, (dict, list)):
+        return 1
+    if id(data) not in known:
+        known[id(data)] = MOST_ENTRIES + 1  # an alias of itself has no end
+        parts = data.values() if isinstance(data, dict) else data
+        known[id(data)] = 1 + sum(_n_entries(part, known) for part in parts)
+    return known[id(data)]
 
 
 def _override(raw, override):

@@ -242,6 +242,8 @@ def test_what_lies_outside_the_training_range_is_said():
     assert 'volume per atom' in check_structure(bulk('Cu', a=12.0))
     assert 'volume per atom' in check_structure(bulk('Cu', a=2.2))
     large = bulk('Cu', cubic=True) * (3, 3, 3)
+    assert check_structure(large) == ''  # The crystal has one atom in its primitive cell.
+    large.positions[0] += 0.1
     assert check_structure(large) == '108 atoms, in training 1 to 64'
     assert check_structure(large, ranges={'n_atoms': [1, 200]}) == ''
     ranges = {'n_atoms': [1, 20], 'volume_per_atom': [20, 30]}

@@ -351,6 +351,7 @@ def test_outside_the_training_range_is_said_once(model, tmp_path):
         bulk('TiO', 'rocksalt', a=4.2),
         bulk('TiO', 'rocksalt', a=4.2, cubic=True),
     )
+    large.positions[0] += 0.1  # No supercell of the small one.
     with pytest.warns(UserWarning, match='2 of 3 .* first at index 1: 8 atoms') as caught:
         results = relax([small, large, large], tmp_path)
     assert len(caught) == 1

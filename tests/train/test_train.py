@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,24 @@ def test_unreadable_configuration(tmp_path):
     (tmp_path / 'list.yaml').write_text('- 1')
     with pytest.raises(ConfigError, match='no settings'):
         load_config(tmp_path / 'list.yaml')
+
+
+LAUGHS = '\n'.join(
+    ['a0: &a0 [x, x, x, x, x, x, x, x, x]']
+    + [f'a{k}: &a{k} [{", ".join([f"*a{k - 1}"] * 9)}]' for k in range(1, 12)]
+)
+
+
+@pytest.mark.parametrize(
+    'text', [LAUGHS, 'a: &a [*a]', '[' * 5000 + ']' * 5000, 'a: [' + 'x, ' * 20_000 + ']']
+)
+def test_hostile_configurations_are_refused_at_once(tmp_path, text):
+    path = tmp_path / 'bomb.yaml'
+    path.write_text(text)
+    begun = time.perf_counter()
+    with pytest.raises(ConfigError, match=r'bomb\.yaml'):
+        load_config(path)
+    assert time.perf_counter() - begun < 5
 
 
 def test_every_sample_is_in_exactly_one_batch():
