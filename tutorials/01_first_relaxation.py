@@ -84,8 +84,8 @@ print('sigma of each atom', np.round(result.sigma_atoms, 3))
 # %% [markdown]
 # ## Many at once
 #
-# A list goes through the network in batches, which costs milliseconds each. Sigma ranks what
-# comes back: look at the top of the list first, or send it to an ordinary relaxation.
+# A list goes through the network in batches, which costs milliseconds each. Sigma ranks
+# what comes back: look at the top of the list first, or send it to an ordinary relaxation.
 
 # %%
 compounds = ['NaCl', 'KBr', 'MgO', 'LiF', 'CaO', 'AgCl']

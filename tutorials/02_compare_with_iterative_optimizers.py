@@ -137,8 +137,8 @@ plot.calls_saved(result)
 #   the five or six calls of a cell with two atoms.
 # - BFGS learns the shape of the valley on its way and leaves less to save than FIRE, which
 #   starts each valley slowly. Compare with the optimizer that you would use.
-# - ElasticBFGS, which `DeepRelaxOptimizer` takes by itself, begins with springs between near
-#   atoms and needs a handful of calls from anywhere. From the unrelaxed structure to
+# - ElasticBFGS, which `DeepRelaxOptimizer` takes by itself, begins with springs between
+#   near atoms and needs a handful of calls from anywhere. From the unrelaxed structure to
 #   the fewest calls it is the optimizer that saves most, and the prediction the rest.
 # - With WSe2 BFGS and ElasticBFGS take more calls from the prediction than without it. Look
 #   where they go before you count: below.

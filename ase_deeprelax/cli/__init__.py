@@ -1,8 +1,6 @@
 """The command line: ``deeprelax relax | train | label | evaluate | compare | ...``."""
 
-from ase_deeprelax.cli import compare, relax, train
-from ase_deeprelax.cli import evaluate as measure
-from ase_deeprelax.cli import info as about
+from ase_deeprelax.cli import compare, evaluate, info, relax, train
 from ase_deeprelax.cli.app import app, main
 
 __all__ = ['app', 'main']
@@ -12,9 +10,9 @@ for command in (
     relax.relax,
     train.train,
     train.label,
-    measure.evaluate,
+    evaluate.evaluate,
     compare.compare,
-    about.models,
-    about.doctor,
+    info.models,
+    info.doctor,
 ):
     app.command()(command)
