@@ -10,11 +10,12 @@ import textwrap
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.constraints import FixAtoms, FixCartesian
 from ase.db import connect
 from ase.io import read, write
 
 from ase_deeprelax import keys
-from ase_deeprelax.cli.answers import OneShot, part_file
+from ase_deeprelax.cli.answers import OneShot, answer_key, part_file
 
 
 def salt(a=5.6, seed=0):
@@ -259,3 +260,29 @@ def test_a_second_command_with_the_same_output_is_refused(relaxed, tmp_path):
     with JsonLines(part_file(tmp_path / 'out')):
         result, _ = relaxed(tmp_path / 'a.cif', code=1)
     assert 'another process is writing' in result.stderr
+
+
+def test_an_answer_belongs_to_all_that_it_depends_on():
+    class Worker:
+        settings, batch = ['model', None], 1
+
+    def key(change=None, settings=None):
+        atoms, worker = salt(), Worker()
+        if settings is not None:
+            worker.settings = settings
+        if change is not None:
+            change(atoms)
+        return answer_key(worker, 'name', atoms)
+
+    changes = (
+        lambda atoms: atoms.set_constraint(FixAtoms([0])),
+        lambda atoms: atoms.set_constraint(FixAtoms([1])),
+        lambda atoms: atoms.set_constraint(FixCartesian([0], (True, False, False))),
+        lambda atoms: atoms.translate([1e-9, 0, 0]),
+        lambda atoms: atoms.set_pbc([True, True, False]),
+        lambda atoms: atoms.set_cell(atoms.cell * (1 + 1e-9)),
+        lambda atoms: atoms.symbols.__setitem__(0, 'K'),
+    )
+    found = [key(), *map(key, changes), key(settings=['model', False])]
+    assert len(set(found)) == len(found) == 9
+    assert key() == found[0]
