@@ -304,7 +304,7 @@ plt.show()
 # outside the range of sizes and densities are flagged, elements that it never saw refused.
 
 # %%
-dense = bulk('Ni', cubic=True)
+dense = bulk('Cu', cubic=True)
 dense.set_cell(0.9 * dense.cell.array, scale_atoms=True)
 print(relax(dense, model=scratch).ood)
 try:

@@ -30,7 +30,7 @@ def name_ignored(atoms: Atoms, structure: Any = None) -> None:
             _named.add(what)
             log.warning(
                 '%s: the input has %s, which the prediction does not depend on; they are '
-                'kept. This is said once',
+                'kept. Further inputs are not named',
                 atoms.symbols,
                 what,
             )
