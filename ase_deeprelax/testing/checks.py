@@ -75,11 +75,11 @@ def output_is_sound(model, dtype):
     batch = collate([to_graph(a, spec, torch_dtype)[0] for a in crystals])
     before = batch.clone()
     with torch.inference_mode():
-        said = predictor.model(batch)
+        output = predictor.model(batch)
     after = batch.tensors()
     for key, tensor in before.tensors().items():
         expect(torch.equal(after[key], tensor), f'the model changed graph.{key}')
-    n_bonds = len(said.bond_index)
+    n_bonds = len(output.bond_index)
     shapes = {
         'deformation': (batch.n_graphs, 3, 3),
         'displacement': (len(batch.z), 3),
@@ -87,10 +87,10 @@ def output_is_sound(model, dtype):
         'log_b': (n_bonds,),
     }
     for name, shape in shapes.items():
-        value = getattr(said, name)
+        value = getattr(output, name)
         expect(value.shape == shape, f'{name} has shape {tuple(value.shape)}, not {shape}')
         expect(value.dtype == torch_dtype, f'{name} is {value.dtype}, not {torch_dtype}')
-    values = {field.name: getattr(said, field.name) for field in fields(said)}
+    values = {field.name: getattr(output, field.name) for field in fields(output)}
     for k, (deformation, displacement) in enumerate(values.pop('layers')):
         values |= {f'layer {k} deformation': deformation}
         values |= {f'layer {k} displacement': displacement}
@@ -98,23 +98,23 @@ def output_is_sound(model, dtype):
         if value is not None:
             expect(not value.requires_grad, f'{name} is not detached')
             expect(torch.isfinite(value).all(), f'{name} is not finite')
-    _check_ranges(batch, said)
+    _check_ranges(batch, output)
 
 
-def _check_ranges(batch, said):
-    stretch = said.deformation
+def _check_ranges(batch, output):
+    stretch = output.deformation
     expect(torch.allclose(stretch, stretch.mT, atol=1e-6), 'deformation is not symmetric')
     positive = (torch.linalg.eigvalsh(stretch) > 0).all()
     expect(positive, 'deformation is not positive definite')
     drift = stretch.new_zeros(batch.n_graphs, 3)
-    drift.index_add_(0, batch.graph_of_atom, said.displacement)
+    drift.index_add_(0, batch.graph_of_atom, output.displacement)
     expect(drift.abs().max() < 1e-4, 'displacements have a rigid drift')
     low, high = LOG_B_RANGE
-    for log_b in (said.log_b, said.cross_log_b):
+    for log_b in (output.log_b, output.cross_log_b):
         inside = log_b is None or ((log_b >= low) & (log_b <= high)).all()
         expect(inside, 'log_b is out of range')
-    expect((said.distance >= 0).all(), 'negative distances')
-    bonds = torch.bincount(batch.edge_index[:, said.bond_index].flatten())
+    expect((output.distance >= 0).all(), 'negative distances')
+    bonds = torch.bincount(batch.edge_index[:, output.bond_index].flatten())
     expect((bonds > 0).all(), 'an atom has no bond with a predicted distance')
 
 

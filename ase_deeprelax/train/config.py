@@ -144,7 +144,8 @@ class TrainConfig(Section):
 # Settings that are shipped: `papers/deeprelax-mp` and the like.
 SHIPPED = Path(__file__).parent / 'configs'
 # Larger files are no configurations; aliases of aliases make small ones large.
-MOST_TEXT, MOST_ENTRIES = 1_000_000, 10_000
+MOST_TEXT, MOST_ENTRIES = 1 << 16, 10_000
+MOST_ERRORS = 10  # the message shows so many
 
 
 def load_config(path, overrides=()):
@@ -173,15 +174,7 @@ def load_config(path, overrides=()):
     shipped = SHIPPED / f'{path}.yaml'
     if not path.exists() and shipped.exists():
         path, base = shipped, Path()
-    try:
-        if not path.is_file():
-            raise ConfigError(f'{path}: there is no such file')
-        with path.open() as file:
-            raw = yaml.safe_load(file.read(MOST_TEXT))
-        if _n_entries(raw, {}) > MOST_ENTRIES:
-            raise ConfigError(f'{path}: has more than {MOST_ENTRIES:,} entries')
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f'{path}: cannot be read as YAML: {error}') from error
+    raw = _read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f'{path}: holds no settings; see the README for an example')
     for override in overrides:
@@ -190,13 +183,31 @@ def load_config(path, overrides=()):
         config = TrainConfig.model_validate(raw)
     except ValidationError as error:
         lines = [
-            f'  {".".join(map(str, e["loc"]))}: {e["msg"]} (got {e["input"]!r})'
-            for e in error.errors()
+            f'  {".".join(map(str, e["loc"]))}: {e["msg"]} (got {e["input"]!r:.200})'
+            for e in error.errors()[:MOST_ERRORS]
         ]
         raise ConfigError(f'{path}:\n' + '\n'.join(lines)) from error
     if config.optimize.max_minutes is None and config.optimize.max_steps is None:
         raise ConfigError(f'{path}: set optimize.max_minutes or optimize.max_steps')
     return _resolve(config, base)
+
+
+def _read_yaml(path):
+    """What a file holds, if that is not more than a configuration can be."""
+    if not path.is_file():
+        raise ConfigError(f'{path}: there is no such file')
+    try:
+        with path.open(encoding='utf-8') as file:
+            text = file.read(MOST_TEXT + 1)
+        raw = yaml.safe_load(text) if len(text) <= MOST_TEXT else None
+    # ValueError: no UTF-8, or a number of thousands of digits.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f'{path}: cannot be read as YAML: {error}') from error
+    if len(text) > MOST_TEXT:
+        raise ConfigError(f'{path}: has more than {MOST_TEXT:,} characters')
+    if _n_entries(raw, {}) > MOST_ENTRIES:
+        raise ConfigError(f'{path}: has more than {MOST_ENTRIES:,} entries')
+    return raw
 
 
 def _n_entries(data, known):

@@ -16,6 +16,7 @@ from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold
+from ase_deeprelax.train.sigterm import outlive_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +101,19 @@ class SizeBatches(Sampler):
         self.crystals, self.skip = crystals, skip
         self.draw = draw or (lambda rng: rng.permutation(len(sizes)))
         self.epoch = epoch
-        self._length = len(self.batches(epoch))
+        # Lightning reads the length once and ends longer epochs there: a resumed training
+        # must cut them where the uninterrupted one does.
+        self._length = len(self.batches(0))
 
     def __len__(self):
         return self._length
 
     def __iter__(self):
+        # A generator, because a loader with worker processes makes two iterators and takes
+        # batches from the second one only: an epoch counts when its first batch is taken.
         (epoch, skip), self.epoch, self.skip = (self.epoch, self.skip), self.epoch + 1, 0
-        batches = self.batches(epoch)[skip:]
-        return iter([[(epoch, int(k)) for k in batch] for batch in batches])
+        for batch in self.batches(epoch)[skip:]:
+            yield [(epoch, int(k)) for k in batch]
 
     def batches(self, epoch):
         rng = np.random.default_rng((self.seed, epoch))
@@ -212,6 +217,7 @@ class PairData(lightning.LightningDataModule):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=outlive_sigterm,
         )
 
 

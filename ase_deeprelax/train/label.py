@@ -58,7 +58,7 @@ def label(
         The numbered series of unrelaxed structures; it says what may move. Several series
         may go to one file.
     potential : callable
-        See `potentials.batched.batch_potential`.
+        See `calculators.batched.batch_potential`.
     count : int, optional
         How many of the series, those that fail included; default all that it has (a
         `Series` never ends).

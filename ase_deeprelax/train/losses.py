@@ -41,10 +41,12 @@ def relaxation_loss(graph, prediction, weights):
     dict of str to scalar tensor
         The terms by name, and ``'loss'``.
     """
-    said = prediction.layers or ((prediction.deformation, prediction.displacement),)
+    structures = prediction.layers or ((prediction.deformation, prediction.displacement),)
     lattice, volume, displacement = (
         torch.stack(terms).mean()
-        for terms in zip(*(structure_terms(graph, *layer) for layer in said), strict=True)
+        for terms in zip(
+            *(structure_terms(graph, *layer) for layer in structures), strict=True
+        )
     )
     distances = target_distances(graph, prediction.bond_index)
     terms = {

@@ -12,6 +12,24 @@ import lightning
 
 log = logging.getLogger(__name__)
 
+# Seconds that a process which loads data has after SIGTERM.
+GRACE = 60
+
+
+def outlive_sigterm(_worker: int) -> None:
+    """Let a process that loads data live until the training has stopped by itself.
+
+    Queues send SIGTERM to all processes of a job. If these ended first, the training would
+    end with an error in the middle of a step, without a checkpoint.
+    """
+
+    def wait(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # The second one ends it.
+        signal.alarm(GRACE)
+
+    if hasattr(signal, 'alarm'):  # not on Windows
+        signal.signal(signal.SIGTERM, wait)
+
 
 class StopOnSigterm(lightning.Callback):
     """Ends a training after the present step.
@@ -37,7 +55,7 @@ class StopOnSigterm(lightning.Callback):
             trainer.should_stop = True
 
     def exit_if_it_came(self) -> None:
-        """Leave with status 143, having said how to go on; call this after the training."""
+        """Exit with status 143, with a warning that names the way to go on."""
         if self.came:
             log.warning(
                 'stopped by SIGTERM; the same command with --resume %s goes on',

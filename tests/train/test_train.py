@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -162,6 +164,51 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(config, tmp_path, mon
         assert torch.equal(one, two)
 
 
+def test_worker_processes_change_nothing_in_a_resumed_training(
+    config, tmp_path, monkeypatch
+):
+    """Queues send SIGTERM to the processes that load data too."""
+    take, seen = RelaxationModule.on_train_batch_start, []
+
+    def terminated(self, batch, batch_idx):
+        seen.append(batch.pos)
+        take(self, batch, batch_idx)
+        if self.global_step == 33 and len(seen) == 34:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RelaxationModule, 'on_train_batch_start', terminated)
+    overrides = ['data.workers=1', 'data.pairs.0.copies=1.5', 'optimize.max_steps=50']
+    with pytest.raises(SystemExit) as caught:
+        train(config, overrides=overrides, progress=False)
+    assert caught.value.code == 143
+    checkpoint = tmp_path / 'runs/tiny/last.ckpt'
+    assert torch.load(checkpoint, weights_only=True)['global_step'] == 34
+    train(config, overrides=overrides, resume=checkpoint, progress=False)
+    parts = list(seen)
+    train(config, overrides=['name=whole', *overrides], progress=False)
+    whole = seen[len(parts) :]
+    assert len(parts) == len(whole) == 50
+    assert all(torch.equal(one, two) for one, two in zip(parts, whole, strict=True))
+    for one, two in zip(
+        *(load_model(tmp_path / f'runs/{n}/model').parameters() for n in ('tiny', 'whole')),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
+
+
+def test_epochs_end_where_those_of_an_uninterrupted_training_do():
+    sizes = np.random.default_rng(0).integers(1, 12, 30)
+
+    def draw(rng):
+        return np.repeat(np.arange(30), np.floor(1.5 + rng.random(30)).astype(int))
+
+    samplers = [SizeBatches(sizes, 16, 0, draw, epoch) for epoch in range(8)]
+    assert len({len(sampler.batches(k)) for k, sampler in enumerate(samplers)}) > 1
+    assert len({len(sampler) for sampler in samplers}) == 1
+
+
 def test_no_training_is_replaced_in_silence(config):
     short = ['optimize.max_steps=2', 'optimize.val_every_steps=2']
     folder = train(config, overrides=short, progress=False)
@@ -253,15 +300,25 @@ LAUGHS = '\n'.join(
 
 
 @pytest.mark.parametrize(
-    'text', [LAUGHS, 'a: &a [*a]', '[' * 5000 + ']' * 5000, 'a: [' + 'x, ' * 20_000 + ']']
+    'text',
+    [
+        LAUGHS,
+        'a: &a [*a]',
+        '[' * 5000 + ']' * 5000,
+        'a: [' + 'x, ' * 20_000 + ']',
+        'a: [' + 'x, ' * 300_000 + ']',
+        'seed: ' + '9' * 10_000,
+        '\n'.join(f'k{k}: 1' for k in range(6000)),
+    ],
 )
 def test_hostile_configurations_are_refused_at_once(tmp_path, text):
     path = tmp_path / 'bomb.yaml'
     path.write_text(text)
     begun = time.perf_counter()
-    with pytest.raises(ConfigError, match=r'bomb\.yaml'):
+    with pytest.raises(ConfigError, match=r'bomb\.yaml') as caught:
         load_config(path)
     assert time.perf_counter() - begun < 5
+    assert len(str(caught.value)) < 5000
 
 
 def test_every_sample_is_in_exactly_one_batch():

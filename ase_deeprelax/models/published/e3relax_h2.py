@@ -147,11 +147,11 @@ class ReferenceE3RelaxH2(RelaxationModel):
         axis_s = self.axis_embedding.weight.expand(graph.n_graphs, -1, -1)
         axis_v = s.new_zeros(graph.n_graphs, 3, *v.shape[1:])
         state = State(s, v, axis_s, axis_v, graph.pos, graph.cell)
-        said = []
+        structures = []
         for layer in self.layers:
             state = layer(state, edges, self.radial, graph)
-            said.append((state.pos, state.cell))
-        return said
+            structures.append((state.pos, state.cell))
+        return structures
 
     def _check_elements(self, z: torch.Tensor) -> None:
         # On a GPU an index out of range would end the process's use of the device.

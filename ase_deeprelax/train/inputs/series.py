@@ -30,7 +30,7 @@ class Kind:
     Attributes
     ----------
     relax_cell : bool or str
-        See `potentials.batched.relax_batched`.
+        See `optimize.many.relax_batched`.
     needs : frozenset of str
         What a model has to have learned, as its card says, to predict such structures.
     steps : int
