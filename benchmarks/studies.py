@@ -66,14 +66,18 @@ def curve(folder):
     """Error against the number of pairs."""
     for limit in (2_000, 10_000, None):
         pairs = [source(folder, 'pairs_mp', val_limit=800, limit=limit)]
-        yield f'curve-{limit or "all"}', {'data.pairs': pairs, 'data.seeds': []}, None
+        yield (
+            f'curve-{limit or "all"}',
+            {'data.pairs': pairs, 'data.relaxed_structures': []},
+            None,
+        )
 
 
 def transfer(folder, start):
     """Table 3: a small set alone, and after a large one."""
     for limit in (200, 1_000, None):
         pairs = [source(folder, 'pairs_pandey2021', limit=limit)]
-        changes = {'data.pairs': pairs, 'data.seeds': []}
+        changes = {'data.pairs': pairs, 'data.relaxed_structures': []}
         for how, model in (('scratch', None), ('transfer', start)):
             yield f'transfer-{limit or "all"}-{how}', changes, model
 

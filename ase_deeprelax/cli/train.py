@@ -12,7 +12,7 @@ import typer
 from ase_deeprelax.cli.app import INTERRUPTED, DeviceOption, pip_line
 from ase_deeprelax.errors import MissingDependencyError, PairFileError
 
-# Larger seeds are not read.
+# Larger relaxed structures are not read.
 PARENT_ATOMS = 20
 # Potentials whose usual weights were trained on energies with a Hubbard U.
 WITH_HUBBARD = frozenset({'chgnet', 'mace', 'orb', 'sevennet'})
@@ -54,12 +54,14 @@ def label(
             'exchanged, atoms and cell relax in the plane. slab: surfaces of crystals and '
             'of random alloys, most with an adsorbate and a fixed lower half, in a held '
             'cell. defect: point defects in supercells, in a held cell. prototype: '
-            'textbook structures of elements and simple compounds, without seeds.'
+            'textbook structures of elements and simple compounds, made from nothing.'
         ),
     ] = 'bulk',
-    seeds: Annotated[
+    relaxed: Annotated[
         list[Path] | None,
         typer.Option(
+            '--relaxed',
+            '--seeds',  # its former name
             exists=True,
             dir_okay=False,
             help='Relaxed structures (.jsonl.gz) to make inputs from; repeatable.',
@@ -68,7 +70,7 @@ def label(
     source: Annotated[
         list[str] | None,
         typer.Option(
-            help="Use only the seeds of this collection (their 'src'); repeatable."
+            help="Use only structures of this collection (their 'src'); repeatable."
         ),
     ] = None,
     given: Annotated[
@@ -76,13 +78,13 @@ def label(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help='Instead of --seeds: unrelaxed structures or pairs (.jsonl, .jsonl.gz) to '
-            'relax as they are.',
+            help='Instead of --relaxed: unrelaxed structures or pairs (.jsonl, .jsonl.gz), '
+            'to relax as they are.',
         ),
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help='How many inputs; needed with --seeds.'),
+        typer.Option(min=1, help='How many inputs; needed with --relaxed.'),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help='Of the random numbers that make inputs.')
@@ -129,8 +131,8 @@ def label(
     """
     if out.suffix != '.jsonl':
         raise typer.BadParameter(f'OUT is {out}; it must end in .jsonl')
-    if kind != 'prototype' and bool(seeds) == bool(given):
-        raise typer.BadParameter('give either --seeds or --given')
+    if kind != 'prototype' and bool(relaxed) == bool(given):
+        raise typer.BadParameter('give either --relaxed or --given')
     if not given and count is None:
         raise typer.BadParameter('--count is missing: there is no end of inputs')
     with _training_tools():
@@ -150,7 +152,7 @@ def label(
         count = min(count or len(series), len(series))
     else:
         settings['seed'] = seed
-        series = _made_from(seeds or (), source, kind, elements, settings)
+        series = _made_from(relaxed or (), source, kind, elements, settings)
     try:
         with _log_on_stderr():
             counts = run(
@@ -173,23 +175,23 @@ def label(
 def _structures(file, elements, settings):
     """The series of given structures, of any size; of pairs, the unrelaxed ones."""
     from ase_deeprelax.data.pairs import read_pairs
-    from ase_deeprelax.train.datamodule import read_seeds
+    from ase_deeprelax.train.datamodule import read_relaxed
     from ase_deeprelax.train.inputs import Structures
 
     name = file.name.removesuffix('.gz').removesuffix('.jsonl')
     opener = gzip.open if file.suffix == '.gz' else open
     with opener(file, 'rb') as lines:
         pairs = b'"cell0"' in lines.readline()
-    structures = read_pairs(file) if pairs else read_seeds(file, (), math.inf)
+    structures = read_pairs(file) if pairs else read_relaxed(file, (), math.inf)
     return Structures(structures, elements, name, **settings)
 
 
 def _made_from(files, sources, kind, elements, settings):
-    """The series of structures of a kind that are made from seeds."""
-    from ase_deeprelax.train.datamodule import read_seeds
+    """The series of structures of a kind that are made from relaxed ones."""
+    from ase_deeprelax.train.datamodule import read_relaxed
     from ase_deeprelax.train.inputs import SERIES, Prototypes
 
-    parents = [parent for file in files for parent in read_seeds(file, (), PARENT_ATOMS)]
+    parents = [parent for file in files for parent in read_relaxed(file, (), PARENT_ATOMS)]
     if sources:
         parents = [parent for parent in parents if parent.src in sources]
     series = SERIES[kind](parents, elements, **settings)
@@ -198,7 +200,7 @@ def _made_from(files, sources, kind, elements, settings):
         raise PairFileError(
             f'{", ".join(map(str, files))}: no structure{of} with at most {PARENT_ATOMS} '
             f'atoms, and of elements that the potential knows, to make a {kind} from; give '
-            'other seeds'
+            'other relaxed structures'
         )
     return series
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from ase_deeprelax.errors import ConfigError
 
@@ -37,7 +37,7 @@ class Source(Section):
     copies: float = Field(1, gt=0, description='how often each pair comes in an epoch')
 
 
-class Seeds(Section):
+class RelaxedStructures(Section):
     """One set of relaxed structures to make denoising pairs from."""
 
     path: Path
@@ -78,7 +78,10 @@ class Data(Section):
     """What is trained on, and in what batches."""
 
     pairs: list[Source] = Field(min_length=1)
-    seeds: list[Seeds] = []
+    # Files written before call them seeds.
+    relaxed_structures: list[RelaxedStructures] = Field(
+        [], validation_alias=AliasChoices('relaxed_structures', 'seeds')
+    )
     denoise: Denoise = Denoise()
     exclude_formulas: Path | None = None
     augment: Augment = Augment()
@@ -243,8 +246,10 @@ def _resolve(config, base):
     """The same settings with input paths taken relative to the YAML file."""
     data = config.data
     pairs = [s.model_copy(update={'path': base / s.path}) for s in data.pairs]
-    seeds = [s.model_copy(update={'path': base / s.path}) for s in data.seeds]
-    update = {'pairs': pairs, 'seeds': seeds}
+    relaxed = [
+        s.model_copy(update={'path': base / s.path}) for s in data.relaxed_structures
+    ]
+    update = {'pairs': pairs, 'relaxed_structures': relaxed}
     if data.exclude_formulas:
         update['exclude_formulas'] = base / data.exclude_formulas
     return config.model_copy(update={'data': data.model_copy(update=update)})

@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class PairGraphs(Dataset):
-    """Pairs as graphs with targets; a key is ``(epoch, index)`` and seeds what is random.
+    """Pairs as graphs with targets; a key is ``(epoch, index)`` and decides what is random.
 
     Parameters
     ----------
     pairs : list of Pair
-    seeds : list of Pair
+    relaxed : list of Pair
         Relaxed structures (0 equals 1) to make denoising pairs from; indices beyond the
         pairs are theirs.
     spec : GraphSpec
@@ -37,23 +37,23 @@ class PairGraphs(Dataset):
     dtype : torch.dtype
     """
 
-    def __init__(self, pairs, seeds, spec, *, data=None, seed=0, dtype=torch.float32):
-        self.pairs, self.seeds, self.spec = pairs, seeds, spec
+    def __init__(self, pairs, relaxed, spec, *, data=None, seed=0, dtype=torch.float32):
+        self.pairs, self.relaxed, self.spec = pairs, relaxed, spec
         self.data: Any = data
         self.seed, self.dtype = seed, dtype
 
     def __len__(self):
-        return len(self.pairs) + len(self.seeds)
+        return len(self.pairs) + len(self.relaxed)
 
     def sizes(self):
         """(n_samples,) atoms in each."""
-        return np.array([len(pair.numbers) for pair in [*self.pairs, *self.seeds]])
+        return np.array([len(pair.numbers) for pair in [*self.pairs, *self.relaxed]])
 
     def __getitem__(self, index):
         epoch, index = index
         rng = np.random.default_rng((self.seed, epoch, index))
         if index >= len(self.pairs):
-            pair = disturb(self.seeds[index - len(self.pairs)], self.data.denoise, rng)
+            pair = disturb(self.relaxed[index - len(self.pairs)], self.data.denoise, rng)
             pair, motion = hold(pair, self.data.hold, rng)
         elif self.data is None:
             pair = self.pairs[index]
@@ -127,7 +127,7 @@ class SizeBatches(Sampler):
 
 
 class PairData(lightning.LightningDataModule):
-    """The pairs of a configuration, split as their files say, and its seeds."""
+    """The pairs of a configuration, split as their files say, and relaxed structures."""
 
     trainer: Any
 
@@ -153,36 +153,38 @@ class PairData(lightning.LightningDataModule):
             copies += [source.copies] * len(train)
             self.val += spread([p for p in pairs if p.split == 'val'], source.val_limit)
         self.copies = np.array(copies)
-        self.seeds = []
-        for source in data.seeds:
-            seeds = read_seeds(source.path, excluded, data.denoise.max_atoms)
-            seeds = _relaxable(seeds, source.path)
+        self.relaxed = []
+        for source in data.relaxed_structures:
+            relaxed = read_relaxed(source.path, excluded, data.denoise.max_atoms)
+            relaxed = _relaxable(relaxed, source.path)
             if source.src is not None:
-                seeds = [seed for seed in seeds if seed.src in source.src]
-            self.seeds += seeds
+                relaxed = [pair for pair in relaxed if pair.src in source.src]
+            self.relaxed += relaxed
         if not self.train:
             raise ConfigError('no training pair is left after splits and exclusions')
 
     @property
     def elements(self):
         """Sorted atomic numbers seen in training."""
-        return sorted({int(z) for pair in [*self.train, *self.seeds] for z in pair.numbers})
+        return sorted(
+            {int(z) for pair in [*self.train, *self.relaxed] for z in pair.numbers}
+        )
 
     def setup(self, stage=None):  # noqa: ARG002 - Lightning's signature
         """Make the two sets; Lightning calls it."""
         config, data = self.config, self.config.data
         dtype = torch.float64 if config.optimize.precision == '64' else torch.float32
         self.train_set = PairGraphs(
-            self.train, self.seeds, self.spec, data=data, seed=config.seed, dtype=dtype
+            self.train, self.relaxed, self.spec, data=data, seed=config.seed, dtype=dtype
         )
         self.val_set = PairGraphs(self.val, [], self.spec, dtype=dtype)
 
     def train_dataloader(self):
-        n, m = len(self.train), len(self.seeds)
+        n, m = len(self.train), len(self.relaxed)
         denoise = self.config.data.denoise
         share = denoise.share if m else 0
         drawn = round(self.copies.sum() * share / (1 - share))
-        chances = np.array([draw_weight(seed, denoise) for seed in self.seeds])
+        chances = np.array([draw_weight(pair, denoise) for pair in self.relaxed])
         chances = chances / chances.sum() if m else chances
 
         def draw(rng):
@@ -234,14 +236,14 @@ def read_compositions(path):
     return {composition(Atoms(formula).numbers) for formula in path.read_text().split()}
 
 
-def read_seeds(path, excluded, max_atoms):
+def read_relaxed(path, excluded, max_atoms):
     """Relaxed structures of a file of JSON lines as pairs of themselves.
 
     Records hold ``id, formula, numbers, cell, frac``, or they are pairs, of which the
     relaxed structure is taken. Records with ``fmax`` are frames off equilibrium and are
     left out, as are excluded compositions and larger cells.
     """
-    seeds, line = [], str(path)
+    relaxed, line = [], str(path)
     try:
         for line, r in read_json_lines(path):
             if r.get('fmax') is not None or len(r['numbers']) > max_atoms:
@@ -252,7 +254,7 @@ def read_seeds(path, excluded, max_atoms):
             check_text(str(r['id']), 'id', line)
             cell = np.array(r.get('cell1', r.get('cell')), float)
             frac = np.array(r.get('frac1', r.get('frac')), float)
-            seeds.append(
+            relaxed.append(
                 Pair(
                     r['id'],
                     numbers,
@@ -268,5 +270,7 @@ def read_seeds(path, excluded, max_atoms):
     except PairFileError:
         raise
     except (OverflowError, ValueError, KeyError, TypeError) as error:
-        raise PairFileError(f'{line}: cannot be read as seeds: {error!r}') from error
-    return seeds
+        raise PairFileError(
+            f'{line}: cannot be read as relaxed structures: {error!r}'
+        ) from error
+    return relaxed

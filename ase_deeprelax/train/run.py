@@ -269,7 +269,7 @@ def _callbacks(config, output, validates, progress):
 
 def _learned(config, data):
     """What may be asked of the model, in the words of `predict.prepare`."""
-    samples, held = [*data.train, *data.seeds], config.data.hold.probability > 0
+    samples, held = [*data.train, *data.relaxed], config.data.hold.probability > 0
     found = {
         'bulk': any(all(pair.pbc) for pair in samples),
         'layer': any(not all(pair.pbc) for pair in samples),
@@ -292,7 +292,7 @@ def _card(config, trainer, module, data, errors):
         'elements': data.elements,
         'learned': _learned(config, data),
         # Only who has learned from relaxed inputs has something to say of its own answers.
-        'second_look': bool(data.seeds),
+        'second_look': bool(data.relaxed),
         'range': {
             'n_atoms': [min(sizes), max(sizes)],
             'volume_per_atom': np.quantile(volumes, [0.001, 0.999]).round(2).tolist(),
@@ -300,10 +300,10 @@ def _card(config, trainer, module, data, errors):
         'training': {
             'sources': [
                 {'file': source.path.name, 'licence': source.licence}
-                for source in (*config.data.pairs, *config.data.seeds)
+                for source in (*config.data.pairs, *config.data.relaxed_structures)
             ],
             'pairs': len(data.train),
-            'seeds': len(data.seeds),
+            'relaxed_structures': len(data.relaxed),
             'steps': trainer.global_step,
             'minutes': round(module.elapsed / 60, 1),
             'settings': settings,

@@ -45,7 +45,7 @@ def label(run, seeds):
     """The command with a real potential, one structure at a time so that runs are equal."""
     pytest.importorskip('matgl')
 
-    def label(out, *words, source=('--seeds', seeds)):
+    def label(out, *words, source=('--relaxed', seeds)):
         settings = ['--potential', f'tensornet:{TENSORNET.resolve()}', '--device', 'cpu']
         settings += ['--count', COUNT, '--start', 'none', '--fmax', 0.1]
         settings += ['--batch-atoms', 1, '--steps', 60]
@@ -146,7 +146,7 @@ def layers(tmp_path_factory):
 @pytest.mark.parametrize('kind', ['fixed-cell', 'monolayer', 'slab', 'defect'])
 def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path, kind):
     out = tmp_path / 'pairs.jsonl'
-    source = ('--seeds', layers if kind == 'monolayer' else seeds)
+    source = ('--relaxed', layers if kind == 'monolayer' else seeds)
     # The last of repeated options counts.
     words = ('--kind', kind, '--count', 3, '--steps', 5, '--fmax', 0.4)
     result = label(out, *words, source=source)
@@ -167,10 +167,10 @@ def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path
 def test_seeds_of_one_collection(label, layers, tmp_path):
     out = tmp_path / 'pairs.jsonl'
     words = ('--kind', 'monolayer', '--source', 'mine', '--count', 3, '--steps', 1)
-    result = label(out, *words, source=('--seeds', layers))
+    result = label(out, *words, source=('--relaxed', layers))
     assert result.exit_code == 0, result.output
     assert len(records(out.with_suffix('.failed.jsonl'))) + len(records(out)) == 3
-    result = label(out, *words[:3], 'nobody', '--count', 3, source=('--seeds', layers))
+    result = label(out, *words[:3], 'nobody', '--count', 3, source=('--relaxed', layers))
     assert result.exit_code == 1
     assert 'of the collection nobody' in ' '.join(result.stderr.split())
 
@@ -197,11 +197,11 @@ def test_hubbard_u_goes_by_what_the_potential_was_trained_on(potential, known):
 @pytest.mark.parametrize(
     ('words', 'code', 'said'),
     [
-        ([], 2, 'either --seeds or --given'),
-        (['--seeds', 'SEEDS', '--given', 'SEEDS'], 2, 'either --seeds or --given'),
-        (['--seeds', 'SEEDS'], 2, '--count is missing'),
-        (['--seeds', 'nowhere.gz'], 2, 'nowhere.gz'),
-        (['--seeds', 'SEEDS', '--kind', 'wire'], 2, "'wire' is not one of"),
+        ([], 2, 'either --relaxed or --given'),
+        (['--relaxed', 'SEEDS', '--given', 'SEEDS'], 2, 'either --relaxed or --given'),
+        (['--relaxed', 'SEEDS'], 2, '--count is missing'),
+        (['--relaxed', 'nowhere.gz'], 2, 'nowhere.gz'),
+        (['--relaxed', 'SEEDS', '--kind', 'wire'], 2, "'wire' is not one of"),
         (['--given', 'SEEDS', '--potential', 'megnet'], 1, 'megnet'),
         (['--given', 'SEEDS', '--exclude', 'SEEDS'], 1, 'not a list of formulas'),
     ],
@@ -218,6 +218,6 @@ def test_what_cannot_work_is_named(run, seeds, tmp_path, words, code, said):
 
 def test_pairs_go_to_json_lines_only(run, seeds, tmp_path):
     out = tmp_path / 'pairs.jsonl.gz'
-    result = run('label', out, '--seeds', seeds, '--count', 1, '--potential', 'chgnet')
+    result = run('label', out, '--relaxed', seeds, '--count', 1, '--potential', 'chgnet')
     assert result.exit_code == 2
     assert 'must end in .jsonl' in ' '.join(result.stderr.split())

@@ -10,7 +10,7 @@ from ase.build import bulk
 
 from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs, write_pairs
 from ase_deeprelax.errors import PairFileError
-from ase_deeprelax.train.datamodule import read_seeds
+from ase_deeprelax.train.datamodule import read_relaxed
 
 RECORD = pair_record(make_pair('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6)))
 
@@ -50,7 +50,7 @@ def test_broken_records_are_named_with_their_line(case, tmp_path):
 @pytest.mark.parametrize('unit', [b'\n', b' ', b'{}\n', b'[', b'{"split":"x"}\n'])
 @pytest.mark.parametrize(
     'read',
-    [lambda path: read_pairs(path, 'train'), lambda path: read_seeds(path, (), 100)],
+    [lambda path: read_pairs(path, 'train'), lambda path: read_relaxed(path, (), 100)],
     ids=['pairs', 'relaxed'],
 )
 def test_gzip_bombs_are_refused_soon(read, unit, tmp_path):

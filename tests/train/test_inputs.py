@@ -11,7 +11,7 @@ from ase.neighborlist import neighbor_list
 
 from ase_deeprelax.data.pair import fixed_atoms, make_pair
 from ase_deeprelax.geometry.vacuum import find_layer
-from ase_deeprelax.train.datamodule import composition, read_compositions, read_seeds
+from ase_deeprelax.train.datamodule import composition, read_compositions, read_relaxed
 from ase_deeprelax.train.inputs import (
     KINDS,
     SERIES,
@@ -319,8 +319,10 @@ def real():
     if not DATA.exists():
         pytest.skip('../shared/data is not there')
     excluded = frozenset(read_compositions(DATA / 'exclude_formulas.txt'))
-    bulk_seeds = read_seeds(DATA / 'seeds_mp.jsonl.gz', (), 20)[::10]
-    layers = [s for s in read_seeds(DATA / 'seeds_2d.jsonl.gz', (), 20) if s.src != 'c2db']
+    bulk_seeds = read_relaxed(DATA / 'seeds_mp.jsonl.gz', (), 20)[::10]
+    layers = [
+        s for s in read_relaxed(DATA / 'seeds_2d.jsonl.gz', (), 20) if s.src != 'c2db'
+    ]
     return excluded, bulk_seeds, layers
 
 

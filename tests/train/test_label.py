@@ -17,7 +17,7 @@ from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.errors import DeepRelaxError, PairFileError
-from ase_deeprelax.train.datamodule import composition, read_seeds
+from ase_deeprelax.train.datamodule import composition, read_relaxed
 from ase_deeprelax.train.inputs import (
     KINDS,
     DefectRecipe,
@@ -52,7 +52,7 @@ def seeds(tmp_path):
             record['cell'] = atoms.cell.tolist()
             record['frac'] = atoms.get_scaled_positions().tolist()
             file.write(json.dumps(record) + '\n')
-    return read_seeds(path, (), 20)
+    return read_relaxed(path, (), 20)
 
 
 @pytest.fixture

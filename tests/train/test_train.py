@@ -32,7 +32,7 @@ from ase_deeprelax.train.datamodule import (
     augment,
     composition,
     disturb,
-    read_seeds,
+    read_relaxed,
 )
 from ase_deeprelax.train.module import RelaxationModule, structure_errors
 from ase_deeprelax.train.run import train
@@ -409,10 +409,10 @@ def test_cut_seed_file_is_named(tmp_path):
     record = {'id': 'x', 'formula': 'Cu', 'numbers': [29], 'cell': np.eye(3).tolist()}
     text = json.dumps(record | {'frac': [[0, 0, 0]]}) + '\n'
     path.write_bytes(gzip.compress((text * 100).encode()))
-    assert len(read_seeds(path, set(), 10)) == 100
+    assert len(read_relaxed(path, set(), 10)) == 100
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(PairFileError, match=r'seeds\.jsonl'):
-        read_seeds(path, set(), 10)
+        read_relaxed(path, set(), 10)
 
 
 def test_one_entry_of_a_list_can_be_overridden(config, tmp_path):
@@ -441,3 +441,10 @@ def test_batches_of_so_many_crystals():
     sizes = np.random.default_rng(0).integers(1, 40, 100)
     batches = SizeBatches(sizes, 100, seed=0, crystals=32)
     assert sorted(len(batch) for batch in batches) == [4, 32, 32, 32]
+
+
+@pytest.mark.parametrize('name', ['relaxed_structures', 'seeds'])
+def test_files_of_relaxed_structures_have_a_former_name(config, name):
+    overrides = [f'data.{name}=[{{path: known.jsonl.gz, licence: none}}]']
+    (source,) = load_config(config, overrides).data.relaxed_structures
+    assert source.path.name == 'known.jsonl.gz'

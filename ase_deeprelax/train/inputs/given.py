@@ -16,7 +16,7 @@ class Structures:
     Parameters
     ----------
     structures : list of Pair
-        Unrelaxed structures, see `datamodule.read_seeds`.
+        Unrelaxed structures, see `datamodule.read_relaxed`.
     elements : collection of int
         Atomic numbers that the potential knows.
     name : str
