@@ -5,8 +5,9 @@ from functools import cached_property
 import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
+from scipy.linalg import polar
 
-from ase_deeprelax.data.pair import Pair, nearest_shift, polar
+from ase_deeprelax.data.pair import Pair, nearest_shift
 from ase_deeprelax.errors import PairFileError, StructureError
 from ase_deeprelax.geometry.neighbors import neighbor_list
 from ase_deeprelax.geometry.vacuum import find_layer
@@ -72,7 +73,8 @@ class Alignment:
             cell1, self.frac1 = self.box(pair.relaxed)
             # The relaxed cell is turned so that it is a pure stretch of the unrelaxed one,
             # whatever the vacuum vectors are.
-            self.cell1 = self.cell0 @ polar(np.linalg.solve(self.cell0, cell1))[0]
+            change = np.linalg.solve(self.cell0, cell1)
+            self.cell1 = self.cell0 @ polar(change, side='left')[1]
 
     def box(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
         """Cell and fractional coordinates that a structure is compared in.
@@ -120,7 +122,7 @@ class Alignment:
             atoms where there are any.
         """
         cell, frac = self.box(atoms)
-        stretch, _ = polar(np.linalg.solve(self.cell1, cell))
+        _, stretch = polar(np.linalg.solve(self.cell1, cell), side='left')
         shift = frac - self.frac1
         if self._any_fixed:
             shift = shift - shift[self._anchor.argmax()]

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.geometry import find_mic
+from scipy.linalg import polar
 
 from ase_deeprelax.data.json_lines import check_text
 from ase_deeprelax.errors import PairFileError
@@ -109,7 +110,7 @@ class Pair:
         >>> deformation.round(4).diagonal().tolist()
         [1.0286, 1.0286, 1.0286]
         """
-        deformation, _ = polar(np.linalg.solve(self.cell0, self.cell1))
+        _, deformation = polar(np.linalg.solve(self.cell0, self.cell1), side='left')
         displacement = (self.frac1 - self.frac0) @ self.cell0
         layer = self.layer
         if layer is not None and self.thickness_is_free:
@@ -161,16 +162,6 @@ class Pair:
         if self.fixed is not None:
             atoms.set_constraint(FixAtoms(mask=self.fixed))
         return atoms
-
-
-def polar(gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split ``gradient`` (3, 3) into a symmetric stretch times a rotation.
-
-    Rows are vectors: ``gradient = stretch @ rotation``, so ``cell @ gradient`` turned back
-    is ``cell @ stretch``. A mirror in ``gradient`` ends up in ``rotation`` (det -1).
-    """
-    left, stretches, right = np.linalg.svd(gradient)
-    return (left * stretches) @ left.T, left @ right
 
 
 def make_pair(
@@ -229,7 +220,8 @@ def make_pair(
     check_halves(f'pair {id!r}', unrelaxed.positions, relaxed.positions, cell0, cell1)
     frac0 = np.linalg.solve(cell0.T, unrelaxed.positions.T).T
     frac1 = np.linalg.solve(cell1.T, relaxed.positions.T).T
-    stretch, rotation = polar(np.linalg.solve(cell0, cell1))
+    # Rows are vectors: the change is a stretch, then a rotation, which may mirror.
+    rotation, stretch = polar(np.linalg.solve(cell0, cell1), side='left')
     if np.linalg.det(rotation) < 0:
         raise PairFileError(
             f'pair {id!r}: the cells are of different handedness; give the lattice vectors '

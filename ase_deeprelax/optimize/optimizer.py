@@ -52,9 +52,9 @@ class DeepRelaxOptimizer(Optimizer):
     a molecule or wire, refined         nothing
     ==================================  ==============================================
 
-    The vacuum vector of a layer stays in every case, unless the user's own filter moves it
-    in the refinement. The first line of the log says what was decided where it may be
-    unexpected, ``atoms.info['deeprelax_kind']`` in every case.
+    The vacuum vector of a layer stays, unless the user's own filter moves it in the
+    refinement. The first line of the log says what was decided where it may be unexpected,
+    ``atoms.info['deeprelax_kind']`` always.
 
     With a calculator the first step is the prediction, and an ordinary ASE optimizer goes
     on from there to ``fmax``, in the same run, log and trajectory. The prediction is made
@@ -390,7 +390,6 @@ class DeepRelaxOptimizer(Optimizer):
         return propose_move(self.atoms, self._free_cell(), predictor)
 
 
-# What an optimizer is made with.
 SETTINGS = ('_model', '_how', '_refine', '_relax_cell', '_optimizer', '_energy_gate')
 SETTINGS += ('_ase',)
 BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'

@@ -7,8 +7,7 @@ relaxed.
 from __future__ import annotations
 
 import numpy as np
-
-from ase_deeprelax.data.pair import polar
+from scipy.linalg import polar
 
 # A deformation (3, 3) and displacements (n_atoms, 3), A, at the cell before it.
 Move = tuple[np.ndarray, np.ndarray]
@@ -70,5 +69,6 @@ def add_second(first: Move, second: Move, weight: float) -> Move:
     """
     deformation, displacement = first
     stretches, axes = np.linalg.eigh(second[0])
-    whole = polar(deformation @ (axes * stretches**weight) @ axes.T)[0]
+    product = deformation @ (axes * stretches**weight) @ axes.T
+    _, whole = polar(product, side='left')
     return whole, displacement + weight * second[1] @ np.linalg.inv(deformation)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.linalg import expm
+from scipy.linalg import expm, polar
 
-from ase_deeprelax.data.pair import Pair, polar
+from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.geometry.motion import (
     Motion,
     in_plane_strains,
@@ -100,7 +100,7 @@ def hold(pair: Pair, settings: Hold, rng: np.random.Generator) -> tuple[Pair, Mo
         return pair, pair.motion()
     free_strain = random_free_strain(pair, rng)
     if free_strain.any():
-        stretch, _ = polar(np.linalg.solve(pair.cell0, pair.cell1))
+        _, stretch = polar(np.linalg.solve(pair.cell0, pair.cell1), side='left')
         lengths, axes = np.linalg.eigh(stretch)
         kept = project_strain(free_strain, (axes * np.log(lengths)) @ axes.T)
         pair = replace(pair, cell0=pair.cell1 @ expm(-kept))
@@ -161,5 +161,5 @@ def symmetric_noise(rng: np.random.Generator) -> np.ndarray:
 
 def repaired(pair: Pair, cell0: np.ndarray, frac0: np.ndarray) -> Pair:
     """A pair with another input: the target turned so that the change is a pure stretch."""
-    stretch, _ = polar(np.linalg.solve(cell0, pair.cell1))
+    _, stretch = polar(np.linalg.solve(cell0, pair.cell1), side='left')
     return replace(pair, cell0=cell0, frac0=frac0, cell1=cell0 @ stretch)
