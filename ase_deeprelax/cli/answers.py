@@ -27,7 +27,7 @@ BATCH = 500
 
 
 class Worker(Protocol):
-    """What makes answers; the same settings give the same answers.
+    """Maker of answers: the same settings give the same answers.
 
     Attributes
     ----------
@@ -82,20 +82,26 @@ class OneShot:
         return [self._record(result) for result in results]
 
     def _record(self, result: Relaxation) -> dict[str, Any]:
-        atoms = result.atoms
-        info = {k: v for k, v in atoms.info.items() if k.startswith(keys.PREFIX)}
-        sigma = atoms.arrays.get(keys.SIGMA)
         return {
             'problem': result.problem,
             'problems': [result.problem] if result.problem else [],
             'seconds': sum(result.timings.values()),
-            'cell': atoms.cell.tolist(),
-            'positions': atoms.positions.tolist(),
-            'info': {name: np.asarray(value).tolist() for name, value in info.items()},
-            'sigma': None if sigma is None else sigma.tolist(),
+            **structure_entries(result.atoms),
             'results': {},
             'lines': [],
         }
+
+
+def structure_entries(atoms: Atoms) -> dict[str, Any]:
+    """Entries of an answer that describe the relaxed structure, see `OneShot.answer`."""
+    info = {k: v for k, v in atoms.info.items() if k.startswith(keys.PREFIX)}
+    sigma = atoms.arrays.get(keys.SIGMA)
+    return {
+        'cell': atoms.cell.tolist(),
+        'positions': atoms.positions.tolist(),
+        'info': {name: np.asarray(value).tolist() for name, value in info.items()},
+        'sigma': None if sigma is None else sigma.tolist(),
+    }
 
 
 def answer_all(
@@ -139,7 +145,7 @@ def answer_all(
 
 
 def answer_key(worker: Worker, name: str, atoms: Atoms) -> tuple[str, str]:
-    """What an answer belongs to: a file may have changed since, and the settings too."""
+    """Key of an answer: another structure or other settings have another key."""
     held = [constraint.todict() for constraint in atoms.constraints]
     digest = hashlib.sha256(repr((__version__, worker.settings, held)).encode())
     for part in (atoms.numbers, atoms.pbc, atoms.cell.array, atoms.positions):
@@ -148,7 +154,7 @@ def answer_key(worker: Worker, name: str, atoms: Atoms) -> tuple[str, str]:
 
 
 def part_file(out: Path) -> Path:
-    """Where finished answers are kept until all are written."""
+    """File that keeps the finished answers until all are written."""
     return out.with_name(f'{out.name}.part.jsonl')
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax import keys
+from ase_deeprelax.cli.answers import structure_entries
 from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage, StageRecord
@@ -94,8 +95,6 @@ class Refiner:
         if not problem and keys.KIND not in atoms.info:  # nothing had to be moved
             atoms.info[keys.KIND] = find_target(atoms, self.how['relax_cell']).kind
         known = [record for record in records if record.energy_after is not None]
-        info = {k: v for k, v in atoms.info.items() if k.startswith(keys.PREFIX)}
-        sigma = atoms.arrays.get(keys.SIGMA)
         return {
             'problem': problem,
             'problems': [problem] if problem else list(_problems(records)),
@@ -105,10 +104,7 @@ class Refiner:
             'energy': known[-1].energy_after if known else None,
             'fmax': known[-1].fmax if known else None,
             'seconds': perf_counter() - begun,
-            'cell': atoms.cell.tolist(),
-            'positions': atoms.positions.tolist(),
-            'info': {name: np.asarray(value).tolist() for name, value in info.items()},
-            'sigma': None if sigma is None else sigma.tolist(),
+            **structure_entries(atoms),
             'results': _results(atoms),
         }
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # ase.io takes a while: not for --help
 
 # The limits of a refinement.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
-# What a folder gets for each input: for other programs, and with the uncertainties.
+# Formats written for each input in a folder: CIF for other programs, extended XYZ with the
+# uncertainties.
 FOLDER_FORMATS = ('cif', 'extxyz')
 # A structure, where it is from, and which frame it is, '@2', where there are several.
 Frame = tuple['Source', str, Atoms]

@@ -1,4 +1,4 @@
-"""What takes part in a comparison: structures with their references, and calculators."""
+"""Cases of a comparison: structures with their references, and calculators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prediction saves an iterative relaxation: every structure relaxed both ways."""
+"""Savings of a prediction: structures are relaxed from the input and from a prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `compare` and `evaluate` return: dictionaries ready for JSON, field by field.
+"""Schema of the results of `compare` and `evaluate`: dictionaries ready for JSON.
 
 Lengths are in A, energies in eV per atom, forces in eV/A, volumes in A^3 per cell and times
 in s of wall time, where nothing else is written. A lattice is ``[a, b, c, alpha, beta,
@@ -290,7 +290,7 @@ class PhononRow(Phonons):
 
 
 class RunSettings(TypedDict):
-    """What all runs of a comparison depend on."""
+    """Settings that all runs of a comparison share."""
 
     model: str  # name of what predicts
     sha256: str  # its hash, '' for a function

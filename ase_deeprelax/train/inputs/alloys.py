@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.build import make_supercell
 
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.train.inputs.series import Series
+from ase_deeprelax.train.inputs.series import Series, repetitions
 from ase_deeprelax.train.inputs.substitutions import draw_element
 
 
@@ -96,18 +96,12 @@ def random_supercell(
     crystal: Atoms, recipe: AlloyRecipe, rng: np.random.Generator
 ) -> Atoms | None:
     """A repeated cell, any number of times along each vector that the size allows."""
-    most = recipe.max_atoms // len(crystal)
-    times = [
-        (i, j, k)
-        for i in range(1, most + 1)
-        for j in range(1, most // i + 1)
-        for k in range(1, most // (i * j) + 1)
-        if i * j * k * len(crystal) >= recipe.min_atoms and max(i, j, k) <= 4
-    ]
+    fitting = repetitions(crystal, recipe.min_atoms, recipe.max_atoms)
+    times = [t for t in fitting if max(t) <= 4]
     if not times:
         return None
     # Small ones are as frequent as large ones.
     sizes = sorted({int(np.prod(t)) for t in times})
     size = sizes[rng.integers(len(sizes))]
-    fitting = [t for t in times if np.prod(t) == size]
-    return make_supercell(crystal, np.diag(fitting[rng.integers(len(fitting))]))
+    times = [t for t in times if np.prod(t) == size]
+    return make_supercell(crystal, np.diag(times[rng.integers(len(times))]))

@@ -12,7 +12,7 @@ from ase.data import covalent_radii
 from ase.geometry import get_distances
 
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.train.inputs.series import Series
+from ase_deeprelax.train.inputs.series import Series, repetitions
 from ase_deeprelax.train.inputs.substitutions import draw_element
 
 KINDS = ('vacancy', 'substitution', 'antisite', 'split interstitial')
@@ -106,16 +106,9 @@ def best_supercell(crystal: Atoms, min_atoms: int, max_atoms: int) -> Atoms | No
     >>> len(best_supercell(bulk('NaCl', 'rocksalt', a=5.69, cubic=True), 30, 70))
     64
     """
-    most = max_atoms // len(crystal)
     # The height of the cell along each vector, A.
     heights = 1 / np.linalg.norm(np.linalg.inv(crystal.cell.array), axis=0)
-    candidates = [
-        (i, j, k)
-        for i in range(1, most + 1)
-        for j in range(1, most // i + 1)
-        for k in range(1, most // (i * j) + 1)
-        if i * j * k * len(crystal) >= min_atoms
-    ]
+    candidates = repetitions(crystal, min_atoms, max_atoms)
     if not candidates:
         return None
     # The smallest height first, rounded so that its last digit decides nothing; then size.

@@ -136,6 +136,25 @@ class Series:
         return parent, 'composition of the parent excluded' if excluded else ''
 
 
+def repetitions(
+    crystal: Atoms, min_atoms: int, max_atoms: int
+) -> list[tuple[int, int, int]]:
+    """All numbers of repetitions along the vectors that give so many atoms.
+
+    >>> from ase.build import bulk
+    >>> repetitions(bulk('Cu'), 2, 2)
+    [(1, 1, 2), (1, 2, 1), (2, 1, 1)]
+    """
+    most = max_atoms // len(crystal)
+    return [
+        (i, j, k)
+        for i in range(1, most + 1)
+        for j in range(1, most // i + 1)
+        for k in range(1, most // (i * j) + 1)
+        if i * j * k * len(crystal) >= min_atoms
+    ]
+
+
 def needs_hubbard(atoms: Atoms) -> bool:
     """Whether Materials Project's settings would add a Hubbard U.
 
