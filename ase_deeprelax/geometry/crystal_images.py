@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial import KDTree
 
-from ase_deeprelax.geometry.neighbors import neighbor_list
+from ase_deeprelax.geometry.neighbors import BALANCED, neighbor_list
 
 # Atoms whose nearest neighbours are compared before images are looked for.
 _NEIGHBORS = 16
@@ -49,7 +49,8 @@ class Crystal:
 
     @cached_property
     def tree(self) -> KDTree:
-        return KDTree(self._points(self.frac, self.species), boxsize=self.box)
+        points = self._points(self.frac, self.species)
+        return KDTree(points, boxsize=self.box, balanced_tree=BALANCED)
 
     def _points(self, frac: np.ndarray, species: np.ndarray) -> np.ndarray:
         points = np.empty((*frac.shape[:-1], 4))

@@ -22,6 +22,10 @@ MOST_BOXES = 50_000
 MOST_IMAGES = 2_000
 # Beyond this a coordinate in double precision no longer resolves 1e-3 A, A.
 FARTHEST = 1e12
+# Trees of SciPy are split in the middle, not at the median: where many coordinates are zero
+# and the processor takes the tiniest numbers for zero (torch.set_flush_denormal), a split
+# at the median never ends, and the process dies.
+BALANCED = False
 
 
 def neighbor_list(
@@ -192,7 +196,8 @@ def _pairs_by_tree(
         shifts.append(np.broadcast_to(np.array(shift), (len(found), 3)))
     image_of, shift_of = np.concatenate(atoms), np.concatenate(shifts)
     images = (inside[image_of] + shift_of) @ cell
-    found = KDTree(images).query_ball_point(inside @ cell, cutoff)
+    tree = KDTree(images, balanced_tree=BALANCED)
+    found = tree.query_ball_point(inside @ cell, cutoff)
     i = np.repeat(np.arange(len(positions)), [len(row) for row in found])
     image = np.concatenate([np.asarray(row, dtype=np.int64) for row in found])
     j, offset = image_of[image], shift_of[image]

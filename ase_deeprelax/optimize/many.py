@@ -216,7 +216,6 @@ def _evaluate(
 
 def _unusable(atoms: Atoms) -> str:
     """Why no potential can be called for a structure, or ''."""
-    """Why no potential can be asked about a structure, or ''."""
     cell = atoms.cell.array
     if not (np.isfinite(cell).all() and np.isfinite(atoms.positions).all()):
         return 'positions or cell are not finite'

@@ -3,6 +3,8 @@
 import gzip
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from time import perf_counter
 
@@ -129,3 +131,23 @@ def test_a_supercell_is_in_range_as_its_crystal_is():
     assert relax(large).ood == relax(cell).ood
     del large[5]
     assert '143 atoms' in relax(large).ood
+
+
+def test_flushed_denormals_do_not_end_the_process():
+    """SciPy's trees of points of which most lie in a plane through the origin."""
+    code = """
+import torch
+from ase.build import bulk, fcc111
+from ase_deeprelax.geometry.neighbors import close_pairs
+from ase_deeprelax.geometry.symmetry import find_symmetry
+
+torch.set_flush_denormal(True)
+atoms = bulk('NaCl', 'rocksalt', a=5.64, cubic=True).repeat((1, 2, 2))
+del atoms[1]
+find_symmetry(atoms)
+slab = fcc111('Cu', (6, 6, 1), vacuum=5)
+slab.positions[:, 2] = 0
+print(len(close_pairs(slab.positions, slab.cell.array, 1.0, slab.pbc)[0]))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, '0\n')
