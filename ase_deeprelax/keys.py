@@ -13,6 +13,14 @@ SIGMA_ATOMS = 'deeprelax_sigma_atoms'  # info, (n_atoms,), A: copy of arrays[SIG
 DMAX = 'deeprelax_dmax'  # info, float, A: largest displacement of an atom at fixed cell
 VOLUME_RATIO = 'deeprelax_volume_ratio'  # info, float: predicted / input volume
 RESIDUAL = 'deeprelax_residual'  # info, float, A: mean violation of the distance bounds
+ERROR = 'deeprelax_error'  # info, float, A: expected error of the coordinates (mean)
+# arrays and info, (n_atoms,), A: distances that 90 % of the errors do not exceed
+POSITION_90 = 'deeprelax_position_90'
+LATTICE_LOW = 'deeprelax_lattice_low'  # info, (3,), A: 90 % intervals of the lengths of
+LATTICE_HIGH = 'deeprelax_lattice_high'  # the lattice vectors
+VOLUME_LOW = 'deeprelax_volume_low'  # info, float, A^3: 90 % interval of the volume
+VOLUME_HIGH = 'deeprelax_volume_high'
+NOVELTY = 'deeprelax_novelty'  # info, float: above 1, atoms are unlike those in training
 MODEL = 'deeprelax_model'  # info, str: name of the model
 SHA256 = 'deeprelax_sha256'  # info, str: hash of its weights
 VERSION = 'deeprelax_version'  # info, str: version of this package

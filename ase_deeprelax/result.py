@@ -54,6 +54,22 @@ class Relaxation(MSONable):
         Laplace scale of each bond's predicted distance.
     residual : float, A
         Mean violation of the distance bounds that the solver left.
+    error : float, A
+        Expected mean absolute error of the coordinates, strain of the cell included; it and
+        all that follows down to ``fingerprint`` is nan where the model has no calibration
+        for structures of this kind (`models.calibration`).
+    position_90 : (n_atoms,) array, A
+        In 90 % of all cases an atom is not farther from its true place in the cell.
+    lattice_90 : (3, 2) array, A
+        Intervals that hold the true lengths of the lattice vectors in 90 % of all cases;
+        what cannot change is exact.
+    volume_90 : (2,) array, A^3
+        The same of the volume; nan for layers.
+    novelty : float
+        Largest distance of an atom's surroundings from those in training, over the limit
+        that 99 % of structures like those in training keep; above 1, ``ood`` says why.
+    fingerprint : (16,) or (0,) array
+        Where the structure lies among those in training: near means alike.
     ok : bool
         Whether the prediction passed the checks.
     problem : str
@@ -91,6 +107,12 @@ class Relaxation(MSONable):
     bond_offsets: np.ndarray
     sigma_bonds: np.ndarray
     residual: float
+    error: float
+    position_90: np.ndarray
+    lattice_90: np.ndarray
+    volume_90: np.ndarray
+    novelty: float
+    fingerprint: np.ndarray
     ok: bool
     problem: str
     ood: str
@@ -106,9 +128,12 @@ class Relaxation(MSONable):
         if not self.ok:
             return f'Relaxation({formula}, failed: {self.problem})'
         ood = ', out of distribution' if self.ood else ''
+        error = f'expected error {self.error:.3f} A'
+        if math.isnan(self.error):
+            error = f'sigma {self.sigma:.3f} A'
         return (
             f'Relaxation({formula}, {self.kind}, volume x {self.volume_ratio:.3f}, '
-            f'dmax {self.dmax:.3f} A, sigma {self.sigma:.3f} A, model {self.model!r}{ood})'
+            f'dmax {self.dmax:.3f} A, {error}, model {self.model!r}{ood})'
         )
 
     @property
@@ -165,6 +190,10 @@ class Relaxation(MSONable):
             if n
             else math.nan,
             'residual': float(self.residual),
+            'error': float(self.error),
+            'volume_low': float(self.volume_90[0]),
+            'volume_high': float(self.volume_90[1]),
+            'novelty': float(self.novelty),
             'seconds': float(sum(self.timings.values())),
             'model': self.model,
             'sha256': self.sha256,
@@ -200,14 +229,16 @@ class Relaxation(MSONable):
         ValueError
             A part is missing, by name.
         """
-        missing = [name for name in _NAMES if name not in d]
+        n_atoms = len(d.get('sigma_atoms') or ())
+        values = no_errors(n_atoms)  # records of former versions lack them
+        missing = [name for name in _NAMES if name not in values | d]
         if missing:
             raise ValueError(f'this is no record of a Relaxation: it lacks {missing[0]!r}')
-        values = {name: d[name] for name in _NAMES}
+        values |= {name: d[name] for name in _NAMES if name in d}
         for name, shape in _ARRAYS.items():
             dtype = np.int64 if name in ('bonds', 'bond_offsets') else float
             values[name] = np.array(values[name], dtype=dtype).reshape(shape)
-        for name in ('sigma', 'residual'):
+        for name in ('sigma', 'residual', 'error', 'novelty'):
             values[name] = math.nan if values[name] is None else values[name]
         for name in ('atoms', 'initial'):
             if isinstance(values[name], str):
@@ -225,6 +256,10 @@ _ARRAYS = {
     'bonds': (-1, 2),
     'bond_offsets': (-1, 3),
     'sigma_bonds': (-1,),
+    'position_90': (-1,),
+    'lattice_90': (3, 2),
+    'volume_90': (2,),
+    'fingerprint': (-1,),
 }
 
 
@@ -285,4 +320,21 @@ def no_uncertainty(n_atoms: int) -> dict[str, Any]:
         'bond_offsets': np.zeros((0, 3), dtype=np.int64),
         'sigma_bonds': np.zeros(0),
         'residual': np.nan,
+        **no_errors(n_atoms),
+    }
+
+
+def no_errors(n_atoms: int) -> dict[str, Any]:
+    """The fields of a `Relaxation` that a calibration fills, where there is none.
+
+    >>> no_errors(2)['position_90']
+    array([nan, nan])
+    """
+    return {
+        'error': np.nan,
+        'position_90': np.full(n_atoms, np.nan),
+        'lattice_90': np.full((3, 2), np.nan),
+        'volume_90': np.full(2, np.nan),
+        'novelty': np.nan,
+        'fingerprint': np.zeros(0),
     }

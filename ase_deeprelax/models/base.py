@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
+from ase_deeprelax.models.calibration import Calibration
 from ase_deeprelax.models.card import ModelCard
 
 
@@ -36,6 +37,9 @@ class ModelOutput:
     cross_distance, cross_log_b : (n_cross,) or None
         Distance of the relaxed neighbour from the centre in the *strained unrelaxed*
         structure, and its scale.
+    features : (n_atoms, F) or None
+        Invariant features of the atoms after the last layer: how the network sees their
+        surroundings.
     layers : tuple of (deformation, displacement)
         The prediction after each layer, the last one included, of a network that moves the
         structure layer by layer; else empty.
@@ -49,6 +53,7 @@ class ModelOutput:
     cross_index: torch.Tensor | None = None
     cross_distance: torch.Tensor | None = None
     cross_log_b: torch.Tensor | None = None
+    features: torch.Tensor | None = None
     layers: tuple = ()
 
 
@@ -70,6 +75,8 @@ class RelaxationModel(nn.Module):
         As `create_model` was called; they go into the config on disk.
     card : ModelCard
         What there is to know about the weights; empty for a new model.
+    calibration : Calibration or None
+        What is known about its errors; None for a new model.
     name, sha256 : str
         Of the weights, as `load_model` sets them; '' for a new model.
     """
@@ -78,6 +85,7 @@ class RelaxationModel(nn.Module):
     architecture: str = ''
     hyperparameters: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
     card: ModelCard = ModelCard()
+    calibration: Calibration | None = None
     name: str = ''
     sha256: str = ''
 

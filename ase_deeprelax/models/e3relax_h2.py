@@ -161,7 +161,13 @@ class E3RelaxH2(RelaxationModel):
         both = (x + x.index_select(0, reverse_edges(graph))) / 2
         distance, log_b = self.distances(Features(s, v, t), both, graph, bonds, lengths)
         return ModelOutput(
-            deformation, displacement, bonds, distance, log_b, layers=tuple(layers)
+            deformation,
+            displacement,
+            bonds,
+            distance,
+            log_b,
+            features=s,
+            layers=tuple(layers),
         )
 
     def edge_features(

@@ -109,7 +109,7 @@ class EGNN(RelaxationModel):
         lengths = predicted_distances(graph, start, deformation, displacement)
         features, x = Features(h, None, None), self.radial(distance)
         distance, log_b = self.distances(features, x, graph, bonds, lengths)
-        return ModelOutput(deformation, displacement, bonds, distance, log_b)
+        return ModelOutput(deformation, displacement, bonds, distance, log_b, features=h)
 
 
 class Layer(nn.Module):

@@ -112,6 +112,7 @@ class Ensemble(RelaxationModel):
             first.bond_index,
             distance,
             self._mean_log(log_b),
+            features=first.features,
         )
         if first.cross_index is not None:
             distance, log_b = combine(

@@ -143,7 +143,9 @@ class PaEGNN(RelaxationModel):
         bonds = undirected(graph).nonzero().squeeze(1)
         lengths = predicted_distances(graph, vectors, deformation, displacement)
         distance, log_b = self.distances(features, x, graph, bonds, lengths)
-        output = ModelOutput(deformation, displacement, bonds, distance, log_b)
+        output = ModelOutput(
+            deformation, displacement, bonds, distance, log_b, features=features.s
+        )
         if self.cross_distances is not None:
             output.cross_index = graph.intra.nonzero().squeeze(1)
             output.cross_distance, output.cross_log_b = self.cross_distances(

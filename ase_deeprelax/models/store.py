@@ -1,6 +1,7 @@
 """Models on disk: a folder with ``model.safetensors`` and ``config.json``.
 
-An ensemble is a folder with a config alone, whose ``members`` are names of models.
+An ensemble is a folder with a config alone, whose ``members`` are names of models. Either
+may hold a ``calibration.safetensors`` too, see `models.calibration`.
 
 Nothing is ever unpickled. The config holds the hash of the weights, and one of the weights
 and all its entries that change answers: a folder that was damaged or edited is refused by
@@ -23,6 +24,7 @@ from ase_deeprelax.errors import ModelError, warn
 from ase_deeprelax.files import write_atomically
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.models.calibration import CALIBRATION, Calibration
 from ase_deeprelax.models.card import ModelCard
 from ase_deeprelax.models.ensemble import Ensemble
 
@@ -122,7 +124,8 @@ def load_model(
     Returns
     -------
     RelaxationModel
-        With ``.card`` (`ModelCard`), ``.name`` and ``.sha256``.
+        With ``.card`` (`ModelCard`), ``.calibration`` (`Calibration` or None), ``.name``
+        and ``.sha256``.
 
     Raises
     ------
@@ -146,6 +149,7 @@ def load_model(
         raise _misfit(folder, error) from error
     model.card = _card(folder, config)
     model.sha256, model.name = config['sha256'], model.card.name or folder.name
+    model.calibration = Calibration.load(folder, model.sha256)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
@@ -234,6 +238,7 @@ def _load_ensemble(
     model = Ensemble(members)
     model.architecture, model.hyperparameters = 'ensemble', {}
     model.card, model.sha256 = card, config['sha256']
+    model.calibration = Calibration.load(folder, model.sha256)
     model.name = card.name or folder.name
     return model.eval().requires_grad_(False)
 
@@ -251,7 +256,8 @@ def load_shared(
 ) -> RelaxationModel:
     """`load_model`, once per model, device and type: treat what it returns as read-only."""
     folder = find_model(name)
-    files = [path for path in (folder / CONFIG, folder / WEIGHTS) if path.exists()]
+    names = CONFIG, WEIGHTS, CALIBRATION
+    files = [folder / name for name in names if (folder / name).exists()]
     stats = [path.stat() for path in files]
     stamp = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
     return _load_once(folder, stamp, device, dtype)

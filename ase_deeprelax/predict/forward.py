@@ -50,6 +50,8 @@ class StructureOutput:
     sigma_bonds : (n_bonds,), A
     residual : float, A
         Mean violation of the distance bounds.
+    features : (n_atoms, F) or None
+        Invariant features of the atoms, see `ModelOutput`.
     """
 
     finite: bool
@@ -61,6 +63,7 @@ class StructureOutput:
     offsets: np.ndarray
     sigma_bonds: np.ndarray
     residual: float
+    features: np.ndarray | None
 
 
 @torch.inference_mode()
@@ -114,6 +117,7 @@ def run_model(
     edges = counts.cumsum(0)[:-1].tolist()
     bonds = (bonds - batch.starts.index_select(0, graph_of_bond)).cpu().numpy()
     offsets = batch.offset.index_select(0, prediction.bond_index).long().cpu().numpy()
+    features = prediction.features
     fields = zip(
         finite.tolist(),
         _array(prediction.deformation),
@@ -124,6 +128,7 @@ def run_model(
         np.split(offsets, edges),
         np.split(_array(sigma_bonds), edges),
         solution.residual.tolist(),
+        n_graphs * [None] if features is None else np.split(_array(features), atoms),
         strict=True,
     )
     outputs = [StructureOutput(*values) for values in fields]

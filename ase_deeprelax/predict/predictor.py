@@ -59,6 +59,7 @@ def relax(
     dtype: str = 'float32',
     symmetry: str = 'keep',
     relax_cell: RelaxCell | None = None,
+    accept_below: float | None = None,
     progress: bool = False,
     on_bad: str | None = None,
 ) -> Relaxation | list[Relaxation]:
@@ -88,6 +89,9 @@ def relax(
         'in-plane', 'hydrostatic', or a mask of the strains xx, yy, zz, yz, xz, xy as
         ``ase.filters.FrechetCellFilter`` takes it. Default True, but False for a layer
         with fixed atoms.
+    accept_below : float, optional, A
+        A prediction whose expected error (`Relaxation.error`) is not below this fails like
+        one that did not pass the checks; default: errors are only reported.
     progress : bool
         Show a bar; default False.
     on_bad : 'raise' or 'keep', optional
@@ -112,10 +116,12 @@ def relax(
     --------
     >>> from ase.build import bulk
     >>> result = relax(bulk('NaCl', 'rocksalt', a=5.9))  # doctest: +SKIP
-    >>> result.atoms.cell.volume, result.sigma  # doctest: +SKIP
-    (44.6, 0.03)
+    >>> result.atoms.cell.volume, result.error  # doctest: +SKIP
+    (44.6, 0.02)
     """
-    predictor = Predictor(model, device=device, dtype=dtype, symmetry=symmetry)
+    predictor = Predictor(
+        model, device=device, dtype=dtype, symmetry=symmetry, accept_below=accept_below
+    )
     if is_one(structures):
         [result] = predictor.relax(
             [structures], relax_cell=relax_cell, progress=progress, on_bad=on_bad or 'raise'
@@ -137,6 +143,8 @@ class Predictor:
         Default 'auto': a GPU where there is one.
     dtype : 'float32' or 'float64'
     symmetry : 'keep' or 'free'
+    accept_below : float, optional, A
+        See `relax`.
     batch_edges : int, optional
         Edges that go through the network at once; default by the kind of device. A batch
         that does not fit into memory is halved.
@@ -162,6 +170,7 @@ class Predictor:
         device: str = 'auto',
         dtype: str = 'float32',
         symmetry: str = 'keep',
+        accept_below: float | None = None,
         batch_edges: int | None = None,
     ):
         if symmetry not in ('keep', 'free'):
@@ -171,15 +180,23 @@ class Predictor:
                 f'dtype is {dtype!r}; predictions are good to 1e-4 A, which 16 bits cannot '
                 "hold: use 'float32' or 'float64'"
             )
+        if accept_below is not None and not accept_below > 0:
+            raise ValueError(f'accept_below is {accept_below!r}; it must be a length in A')
         self.device = resolve_device(device)
         self.dtype = DTYPES[dtype]
         self.symmetry = symmetry
+        self.accept_below = accept_below
         self.batch_edges = batch_edges or BATCH_EDGES[self.device.type]
         if isinstance(model, RelaxationModel):
             model = copy.deepcopy(model).to(self.device, self.dtype)
             self.model = model.eval().requires_grad_(False)
         else:
             self.model = load_shared(model, self.device, self.dtype)
+        if accept_below is not None and self.model.calibration is None:
+            raise ModelError(
+                f'accept_below needs a calibrated model, and {self.model.name!r} is not; '
+                'run "deeprelax calibrate" with pairs that it was not trained on'
+            )
         self.card = self.model.card
         self.name = self.model.name or type(self.model).__name__
         self.sha256 = self.model.sha256
@@ -198,6 +215,8 @@ class Predictor:
             elements=self.card.elements or None,
             ranges=self.card.ranges or None,
             learned=self.card.learned,
+            calibration=self.model.calibration,
+            accept_below=self.accept_below,
         )
 
     def relax(

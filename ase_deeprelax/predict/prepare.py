@@ -21,7 +21,7 @@ import torch
 from ase import Atoms
 from ase.filters import Filter
 
-from ase_deeprelax import __version__, keys
+from ase_deeprelax import __version__
 from ase_deeprelax.data.convert import Frame, to_graph
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.structures import as_atoms
@@ -29,9 +29,12 @@ from ase_deeprelax.errors import PredictionError, StructureError
 from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import Symmetry, find_symmetry
+from ase_deeprelax.models.calibration import Calibration
 from ase_deeprelax.predict.checks import check_cell, check_contents, check_prediction
+from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
 from ase_deeprelax.predict.forward import StructureOutput
 from ase_deeprelax.predict.ignored import name_ignored
+from ase_deeprelax.predict.info import write_info
 from ase_deeprelax.predict.two_pass import Move, add_second, second_weight
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
@@ -58,6 +61,10 @@ class Settings:
     learned : collection of str
         What the model was trained on: 'bulk', 'layer', 'held cell', 'partly held cell',
         'fixed atoms'; default bulk crystals only.
+    calibration : Calibration, optional
+        What is known about the errors of the model.
+    accept_below : float, optional, A
+        A prediction whose expected error is not below this is refused.
     """
 
     spec: GraphSpec
@@ -68,6 +75,8 @@ class Settings:
     elements: Collection[int] | None = None
     ranges: Mapping[str, Collection[float]] | None = None
     learned: Collection[str] = ('bulk',)
+    calibration: Calibration | None = None
+    accept_below: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,6 +301,10 @@ def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxati
         displacement = positions @ np.linalg.inv(deformation) - initial.positions
     atoms = _placed(initial, cell, positions)
     _check(prepared, atoms, output)
+    errors, unknown = estimate_errors(
+        settings.calibration, atoms, freedom, prepared.frame, output
+    )
+    check_error(atoms, errors['error'], settings.accept_below)
     bonds, offsets = prepared.frame.bonds(*output.bonds, output.offsets)
     result = Relaxation(
         atoms=atoms,
@@ -304,9 +317,10 @@ def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxati
         bond_offsets=offsets,
         sigma_bonds=output.sigma_bonds,
         residual=output.residual,
+        **errors,
         ok=True,
         problem='',
-        ood=prepared.ood,
+        ood='; '.join(filter(None, (prepared.ood, unknown))),
         kind=freedom.kind,
         model=settings.name,
         sha256=settings.sha256,
@@ -314,7 +328,7 @@ def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxati
         timings=prepared.timings,
         source=prepared.source,
     )
-    _write_keys(result)
+    write_info(result)
     return result
 
 
@@ -366,27 +380,6 @@ def _not_learned(freedom: Freedom, learned: Collection[str]) -> str:
         needed.append('fixed atoms')
     missing = [what for what in needed if what not in learned]
     return f'the model was not trained on: {", ".join(missing)}' if missing else ''
-
-
-def _write_keys(result: Relaxation) -> None:
-    """The flat names of `keys` into the relaxed atoms."""
-    info, sigma_atoms = result.atoms.info, result.sigma_atoms
-    keys.strip(result.atoms)
-    info[keys.SIGMA] = result.sigma
-    info[keys.SIGMA_MAX] = float(sigma_atoms.max())
-    # A list: pymatgen cannot compare structures whose properties hold arrays.
-    info[keys.SIGMA_ATOMS] = sigma_atoms.tolist()
-    info[keys.DMAX] = result.dmax
-    info[keys.VOLUME_RATIO] = result.volume_ratio
-    info[keys.RESIDUAL] = result.residual
-    info[keys.MODEL] = result.model
-    info[keys.SHA256] = result.sha256
-    info[keys.VERSION] = result.version
-    info[keys.KIND] = result.kind
-    info[keys.STAGE] = 'predicted'
-    if result.ood:  # extxyz cannot hold an empty string: it swallows what follows it
-        info[keys.OOD] = result.ood
-    result.atoms.arrays[keys.SIGMA] = sigma_atoms.copy()
 
 
 @contextmanager

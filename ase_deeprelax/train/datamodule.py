@@ -15,6 +15,7 @@ from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
+from ase_deeprelax.predict.checks import check_cell
 from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold
 from ase_deeprelax.train.sigterm import outlive_sigterm
 
@@ -52,30 +53,40 @@ class PairGraphs(Dataset):
     def __getitem__(self, index):
         epoch, index = index
         rng = np.random.default_rng((self.seed, epoch, index))
-        if index >= len(self.pairs):
-            pair = disturb(self.relaxed[index - len(self.pairs)], self.data.denoise, rng)
+        denoised = index >= len(self.pairs)
+        known = self.relaxed[index - len(self.pairs)] if denoised else self.pairs[index]
+        if denoised:
+            pair = disturb(known, self.data.denoise, rng)
             pair, motion = hold(pair, self.data.hold, rng)
         elif self.data is None:
-            pair = self.pairs[index]
-            motion = pair.motion()
+            pair, motion = known, known.motion()
         else:
-            pair, motion = hold(self.pairs[index], self.data.hold, rng)
+            pair, motion = hold(known, self.data.hold, rng)
             pair = augment(pair, motion, self.data.augment, rng)
-        graph, frame = to_graph(
-            pair.unrelaxed, self.spec, self.dtype, motion=motion, layer=pair.layer
-        )
+        try:
+            graph, frame = self._graph(pair, motion)
+        except StructureError:  # strained too far: one sample must not end the training
+            pair = known
+            graph, frame = self._graph(known, known.motion())
         deformation, displacement = frame.from_user(*pair.targets())
         graph.deformation_target = torch.from_numpy(deformation).to(self.dtype).unsqueeze(0)
         graph.displacement_target = torch.from_numpy(displacement).to(self.dtype)
         return graph
 
+    def _graph(self, pair, motion):
+        return to_graph(
+            pair.unrelaxed, self.spec, self.dtype, motion=motion, layer=pair.layer
+        )
+
 
 def _relaxable(pairs, path):
-    """The pairs without those that are neither a crystal nor one layer."""
+    """The pairs without those that `relax` would refuse."""
     kept = []
     for pair in pairs:
         try:
-            _ = pair.layer
+            _ = pair.layer  # neither a crystal nor one layer
+            check_cell(pair.unrelaxed)
+            check_cell(pair.relaxed)
         except StructureError as error:
             log.info('%s, id %s is left out: %s', path, pair.id, error)
         else:

@@ -1,0 +1,249 @@
+"""How large the errors of a model are: fitted on pairs that it was never trained on.
+
+A file ``calibration.safetensors`` beside the weights holds it: arrays, and as metadata a
+text of JSON with the numbers and what they were fitted on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from ase.data import chemical_symbols
+
+from ase_deeprelax.errors import ModelError
+from ase_deeprelax.files import write_atomically
+
+CALIBRATION = 'calibration.safetensors'
+# What has an error: the coordinates of a structure (mean, A), the positions of its atoms in
+# the cell (A), the lengths of its lattice vectors and its volume (both relative).
+QUANTITIES = ('coordinates', 'positions', 'lattice', 'volume')
+# Principal directions of the features that tell structures apart.
+FINGERPRINT = 16
+# Larger files are not those of a calibration.
+_MOST_BYTES = 50_000_000
+# What a file that is none may raise.
+_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True)
+class ErrorLaw:
+    """The error of a quantity as a power of sigma, kind by kind.
+
+    The expected error is ``scale[kind] * sigma ** power``; 90 % of the errors lie below
+    ``bound[kind]`` times that (split conformal prediction).
+
+    Attributes
+    ----------
+    power : float
+    scale, bound : dict of str to float
+        By `Relaxation.kind`.
+    """
+
+    power: float
+    scale: dict[str, float]
+    bound: dict[str, float]
+
+    def expected(self, kind: str, sigma: float | np.ndarray) -> float | np.ndarray:
+        """Expected error; nan for a kind that was not calibrated."""
+        return self.scale.get(kind, math.nan) * sigma**self.power
+
+    def within(self, kind: str, sigma: float | np.ndarray) -> float | np.ndarray:
+        """What 90 % of the errors do not exceed; nan for a kind not calibrated."""
+        return self.bound.get(kind, math.nan) * self.expected(kind, sigma)
+
+
+@dataclass(frozen=True)
+class PotentialErrors:
+    """How far to trust a potential beside the model.
+
+    Attributes
+    ----------
+    guide : float, eV/A
+        Strength of the prediction's pull in a guided relaxation, see `optimize.guide`.
+    step : float, A
+        What 90 % of the relaxed structures are off by, in the potential's own view: mean
+        move of the atoms by one step of `ElasticBFGS`.
+    """
+
+    guide: float
+    step: float
+
+
+@dataclass(frozen=True, eq=False)
+class Environments:
+    """The surroundings of atoms that the model knows: mean and spread of its features.
+
+    Attributes
+    ----------
+    mean : (F,) array
+    whitening : (F, F) array
+        Features minus ``mean``, times this, have unit covariance; the directions of largest
+        variance come first.
+    limit : dict of str to float
+        By `Relaxation.kind`: 99 % of the structures that the calibration saw have no atom
+        farther away.
+    elements : frozenset of (int, int)
+        Pairs of atomic numbers, the smaller first, that were in one structure in training;
+        empty: not known.
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+    limit: dict[str, float] = field(default_factory=dict)
+    elements: frozenset[tuple[int, int]] = frozenset()
+
+    def distances(self, features: np.ndarray) -> np.ndarray:
+        """(n_atoms,): Mahalanobis distance of features (n_atoms, F) over sqrt(F).
+
+        Near 1 for atoms as in training.
+        """
+        return np.sqrt(np.square(self._whitened(features)).mean(axis=1))
+
+    def fingerprint(self, features: np.ndarray) -> np.ndarray:
+        """(`FINGERPRINT`,): where the mean of the atoms lies; near means alike."""
+        return self._whitened(features).mean(axis=0)[:FINGERPRINT]
+
+    def strangers(self, numbers: np.ndarray) -> tuple[int, int] | None:
+        """The first pair of elements that were never together in training, or None."""
+        if not self.elements:
+            return None
+        present = np.unique(numbers).tolist()
+        pairs = ((a, b) for k, a in enumerate(present) for b in present[k + 1 :])
+        return next((pair for pair in pairs if pair not in self.elements), None)
+
+    def _whitened(self, features: np.ndarray) -> np.ndarray:
+        return (features - self.mean) @ self.whitening
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What is known about the errors of a model.
+
+    Attributes
+    ----------
+    fitted_on : list of dict
+        The files, with numbers of structures by kind and the coverage of the 90 % intervals
+        where each half of a file was covered by a fit to the other halves.
+    laws : dict of str to ErrorLaw
+        By `QUANTITIES`.
+    environments : Environments
+    potentials : dict of str to PotentialErrors
+        By name, as 'chgnet'.
+
+    Examples
+    --------
+    >>> from ase_deeprelax.models.store import load_model
+    >>> law = load_model('default').calibration.laws['coordinates']  # doctest: +SKIP
+    >>> law.expected('bulk', 0.03)  # doctest: +SKIP
+    0.02
+    """
+
+    fitted_on: list[dict[str, Any]]
+    laws: dict[str, ErrorLaw]
+    environments: Environments
+    potentials: dict[str, PotentialErrors] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of structures that it was fitted on."""
+        return tuple(self.laws['coordinates'].scale)
+
+    def save(self, folder: str | Path, sha256: str) -> None:
+        """Write it into the folder of a model.
+
+        Parameters
+        ----------
+        folder : str or path
+        sha256 : str
+            Of the model that it belongs to.
+        """
+        known = self.environments
+        text = json.dumps(
+            {
+                'sha256': sha256,
+                'fitted_on': self.fitted_on,
+                'laws': {name: asdict(law) for name, law in self.laws.items()},
+                'potentials': {name: asdict(p) for name, p in self.potentials.items()},
+                'limit': known.limit,
+                'elements': _as_text(known.elements),
+            }
+        )
+        arrays = {'mean': known.mean, 'whitening': known.whitening}
+        arrays = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
+        data = safetensors.numpy.save(arrays, metadata={'calibration': text})
+        write_atomically(Path(folder) / CALIBRATION, data)
+
+    @classmethod
+    def load(cls, folder: str | Path, sha256: str) -> Calibration | None:
+        """Read the one of a model; None where its folder holds none.
+
+        Raises
+        ------
+        ModelError
+            The file is damaged, or belongs to another model.
+        """
+        path = Path(folder) / CALIBRATION
+        if not path.is_file():
+            return None
+        if path.stat().st_size > _MOST_BYTES:
+            raise _damaged(path, ValueError('it is too large'))
+        try:
+            with safetensors.safe_open(path, framework='numpy') as file:
+                data = json.loads((file.metadata() or {})['calibration'])
+                arrays = {name: file.get_tensor(name) for name in ('mean', 'whitening')}
+            found = cls._from(data, arrays)
+        except (*_ERRORS, safetensors.SafetensorError) as error:
+            raise _damaged(path, error) from error
+        if data['sha256'] != sha256:
+            raise ModelError(
+                f'{path} belongs to other weights; run "deeprelax calibrate" for these, or '
+                'delete the file'
+            )
+        return found
+
+    @classmethod
+    def _from(cls, data: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Calibration:
+        mean, whitening = (arrays[name].astype(float) for name in ('mean', 'whitening'))
+        if mean.ndim != 1 or whitening.shape != 2 * mean.shape:
+            raise ValueError('its arrays do not fit together')
+        return cls(
+            fitted_on=list(data['fitted_on']),
+            laws={name: ErrorLaw(**data['laws'][name]) for name in QUANTITIES},
+            environments=Environments(
+                mean, whitening, dict(data['limit']), _from_text(data['elements'])
+            ),
+            potentials={
+                name: PotentialErrors(**value) for name, value in data['potentials'].items()
+            },
+        )
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f'{path} cannot be read ({error}); run "deeprelax calibrate", or delete the file'
+    )
+
+
+def _as_text(pairs: frozenset[tuple[int, int]]) -> dict[str, str]:
+    """For each element the heavier ones beside it, by symbols."""
+    partners: dict[str, list[str]] = {}
+    for light, heavy in sorted(pairs):
+        partners.setdefault(chemical_symbols[light], []).append(chemical_symbols[heavy])
+    return {symbol: ' '.join(others) for symbol, others in partners.items()}
+
+
+def _from_text(partners: Mapping[str, str]) -> frozenset[tuple[int, int]]:
+    number = chemical_symbols.index
+    return frozenset(
+        (number(symbol), number(other))
+        for symbol, others in partners.items()
+        for other in others.split()
+    )
