@@ -25,6 +25,7 @@ MODEL = 'deeprelax_model'  # info, str: name of the model
 SHA256 = 'deeprelax_sha256'  # info, str: hash of its weights
 VERSION = 'deeprelax_version'  # info, str: version of this package
 KIND = 'deeprelax_kind'  # info, str: 'bulk', 'layer' or 'other', and ', cell held' if so
+VERIFIED = 'deeprelax_verified'  # info, str: what one call of a potential says of it
 STAGE = 'deeprelax_stage'  # info, str: 'predicted', or the refinement it is from
 OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range, if it is
 

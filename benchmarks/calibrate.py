@@ -3,10 +3,10 @@
     python benchmarks/calibrate.py DATA --labels LABELS --model default
 
 ``DATA`` is the folder of the pair files that the README names, ``LABELS`` that of the
-labelled ones. Pairs that the model was never trained on are fitted to: the validation parts,
-and files of which nothing was used in training, all with a stated open licence. Prints, for
-each file, the share of errors inside their 90 % intervals where each half of the file was
-covered by a fit to the other halves.
+labelled ones. Pairs that the model was never trained on are fitted to: the validation
+parts, and files of which nothing was used in training, all with a stated open licence.
+Prints, for each file, the share of errors inside their 90 % intervals where each half of
+the file was covered by a fit to the other halves.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The command line: ``deeprelax relax | train | label | evaluate | compare | ...``."""
 
-from ase_deeprelax.cli import compare, evaluate, info, relax, train
+from ase_deeprelax.cli import calibrate, compare, evaluate, info, relax, select, train
 from ase_deeprelax.cli.app import app, main
 
 __all__ = ['app', 'main']
@@ -11,6 +11,8 @@ for command in (
     train.train,
     train.label,
     evaluate.evaluate,
+    calibrate.calibrate,
+    select.select,
     compare.compare,
     info.models,
     info.doctor,

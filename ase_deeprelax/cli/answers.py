@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm.auto import tqdm
 
 from ase_deeprelax import __version__, keys
+from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.optimize.verify import verify
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
 
@@ -53,16 +57,21 @@ class OneShot:
     ----------
     predictor : Predictor
     relax_cell : bool, str, list or None
+    verify : str or None
+        A potential that is called once for each prediction.
     """
 
     predictor: Predictor
     relax_cell: Any
+    verify: str | None = None
     batch: int = BATCH
 
     @property
     def settings(self) -> list[Any]:
         """Model and freedom."""
-        return [self.predictor.sha256, str(self.predictor.symmetry), self.relax_cell]
+        predictor = self.predictor
+        settings = [predictor.sha256, str(predictor.symmetry), self.relax_cell]
+        return [*settings, predictor.accept_below, self.verify]
 
     def answer(self, structures: list[Atoms]) -> list[dict[str, Any]]:
         """Predictions.
@@ -79,7 +88,26 @@ class OneShot:
             # The table tells it for each structure.
             warnings.filterwarnings('ignore', '.*outside the training range')
             results = self.predictor.relax(structures, relax_cell=self.relax_cell)
+        if self.verify is not None:
+            for result in results:
+                if result.ok:
+                    result.atoms.info[keys.VERIFIED] = self._verified(result.atoms)
         return [self._record(result) for result in results]
+
+    @cached_property
+    def _potential(self) -> Any:
+        return get_calculator(self.verify, device=str(self.predictor.device))
+
+    def _verified(self, atoms: Atoms) -> str:
+        """What the potential says of a prediction; an error of it stops nothing."""
+        name = str(self.verify).partition(':')[0]
+        calibration = self.predictor.model.calibration
+        try:
+            return str(verify(atoms, self._potential, name, calibration, self.relax_cell))
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - potentials raise anything
+            return f'{name} failed: {type(error).__name__}: {error}'
 
     def _record(self, result: Relaxation) -> dict[str, Any]:
         return {

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # ase.io takes a while: not for --help
 
 # The limits of a refinement.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
+REFINEMENT = {'fmax': FMAX, 'steps': STEPS, 'optimizer': OPTIMIZER, 'guided': False}
 # Formats written for each input in a folder: CIF for other programs, extended XYZ with the
 # uncertainties.
 FOLDER_FORMATS = ('cif', 'extxyz')
@@ -70,6 +71,17 @@ def relax(
         typer.Option(help='keep: preserve the space group; free: do not enforce it.'),
     ] = Symmetry.KEEP,
     cell: CellOption = 'free',
+    accept_below: Annotated[
+        float | None,
+        typer.Option(help='Refuse predictions whose expected error, A, is not below this.'),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help='One call of this potential (NAME or NAME:WEIGHTS) for each prediction '
+            'says whether it lies within the own error of the potential.'
+        ),
+    ] = None,
     refine: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +89,14 @@ def relax(
             'or NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
         ),
     ] = None,
+    guided: Annotated[
+        bool,
+        typer.Option(
+            '--guided',
+            help='Let the prediction pull during --refine: the most probable structure '
+            'given prediction and potential, in a few calls.',
+        ),
+    ] = False,
     fmax: Annotated[
         float, typer.Option(min=0, help='Largest force to refine to, eV/A.')
     ] = FMAX,
@@ -121,20 +141,21 @@ def relax(
     from ase_deeprelax.data.structure_files import find_sources
     from ase_deeprelax.predict import Predictor
 
-    chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer}
-    if refine is None and chosen != {'fmax': FMAX, 'steps': STEPS, 'optimizer': OPTIMIZER}:
-        raise typer.BadParameter('--fmax, --steps and --optimizer need --refine')
+    chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer, 'guided': guided}
+    _check_options(refine, chosen, judged=verify is not None or accept_below is not None)
     relax_cell = relax_cell_of(cell)
     sources = find_sources(files)
     labels = _labels(sources)
     targets = _targets(sources, labels, out, form)
-    frames, problems = _read(sources)
+    frames, problems = read_frames(sources)
     _check_room(out, form, len(frames))
-    predictor = Predictor(model, device=device, symmetry=symmetry)
+    predictor = Predictor(
+        model, device=device, symmetry=symmetry, accept_below=accept_below
+    )
     if refine is None:
         from ase_deeprelax.cli.answers import OneShot
 
-        worker: Any = OneShot(predictor, relax_cell)
+        worker: Any = OneShot(predictor, relax_cell, verify)
     else:
         how = {'model': model, 'relax_cell': relax_cell}
         worker = _refiner(refine, predictor, how, **chosen)
@@ -177,6 +198,15 @@ def relax(
         raise typer.Exit(1)
 
 
+def _check_options(refine: str | None, chosen: dict[str, Any], *, judged: bool) -> None:
+    if refine is None and chosen != REFINEMENT:
+        raise typer.BadParameter('--fmax, --steps, --optimizer and --guided need --refine')
+    if refine is not None and judged:
+        raise typer.BadParameter(
+            '--verify and --accept-below judge predictions alone; leave out --refine'
+        )
+
+
 def _refiner(
     refine: str,
     predictor: Any,
@@ -185,6 +215,7 @@ def _refiner(
     fmax: float,
     steps: int,
     optimizer: str,
+    guided: bool,
 ) -> Any:
     """The worker that refines predictions with calculators."""
     from ase_deeprelax.calculators.registry import get_calculator
@@ -195,15 +226,18 @@ def _refiner(
     device, symmetry = str(predictor.device), str(predictor.symmetry)
     names = refine.split(',')
     return Refiner(
-        [Stage(get_calculator(name, device=device), steps=steps) for name in names],
+        [
+            Stage(get_calculator(name, device=device), steps=steps, guided=guided)
+            for name in names
+        ],
         find_optimizer(optimizer),
         fmax,
-        {**how, 'symmetry': symmetry, 'device': device},
-        asked=[predictor.sha256, symmetry, refine, optimizer, fmax, steps],
+        {**how, 'symmetry': symmetry, 'device': device, 'guided': guided},
+        asked=[predictor.sha256, symmetry, refine, optimizer, fmax, steps, guided],
     )
 
 
-def _read(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
+def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
     """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
     from ase_deeprelax.data.structure_files import read_source
 
@@ -325,6 +359,8 @@ def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
         'volume': None if atoms is None else float(atoms.cell.volume),
         'dmax': info.get(keys.DMAX),
         'sigma': info.get(keys.SIGMA),
+        'error': info.get(keys.ERROR),
+        'verified': info.get(keys.VERIFIED, ''),
     }
 
 
@@ -336,13 +372,14 @@ def _numbers(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3', 'dmax/A', 'sigma/A']
+    titles.append('error/A')
     refined = 'stages' in rows[0]
     titles += ['E/eV', 'fmax/eV/A', 's', 'stages'] if refined else ['ms']
     table, remarks = [], ['']
     for row in rows:
         cells = [row['structure'], row['formula'], str(row['n_atoms'])]
         cells += [_cell(row[name], '.2f') for name in ('volume_before', 'volume')]
-        cells += [_cell(row[name], '.3f') for name in ('dmax', 'sigma')]
+        cells += [_cell(row[name], '.3f') for name in ('dmax', 'sigma', 'error')]
         if refined:
             cells += [_cell(row[name], '.4f') for name in ('energy', 'fmax')]
             cells += [_cell(row['seconds'], '.1f'), row['way']]
@@ -350,6 +387,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             cells.append(_cell(1e3 * row['seconds'], '.0f'))
         notes = [] if row['kind'] == 'bulk' else [row['kind']]
         notes += [f'! {row["ood"]}'] if row['ood'] else []
+        notes += [row['verified']] if row['verified'] else []
         table.append(cells)
         remarks.append(' '.join(notes))
     lines = Table(titles, table, text_columns=(0, 1)).as_text().splitlines()

@@ -12,6 +12,13 @@ from joblib import Parallel, delayed, effective_n_jobs
 
 from ase_deeprelax.compare.alignment import Alignment, check_periodicity
 from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
+from ase_deeprelax.compare.evaluation_schema import (
+    Errors,
+    Evaluation,
+    ManyEvaluation,
+    MethodFigures,
+    ModelRecord,
+)
 from ase_deeprelax.compare.metrics import ERRORS, Reference, summarise
 from ase_deeprelax.compare.predictor_adapter import (
     Predicted,
@@ -20,14 +27,12 @@ from ase_deeprelax.compare.predictor_adapter import (
     predict_pairs,
     problem_of,
 )
-from ase_deeprelax.compare.schema import (
-    VERSION,
-    Errors,
-    Evaluation,
-    Lattice,
-    ManyEvaluation,
-    MethodFigures,
-    ModelRecord,
+from ase_deeprelax.compare.schema import VERSION, Lattice
+from ase_deeprelax.compare.uncertainty import (
+    coverage_90,
+    rank_correlation,
+    risk_coverage,
+    uncertain_share,
 )
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
@@ -69,8 +74,9 @@ def evaluate(
     Returns
     -------
     Evaluation
-        A dict, ready for JSON; `schema.Evaluation` explains its fields. Figures have no
-        value (None) for pairs where they have no meaning, see `Reference.errors`.
+        A dict, ready for JSON; `evaluation_schema.Evaluation` explains its fields.
+        Figures have no value (None) for pairs where they have no meaning, see
+        `Reference.errors`.
 
     Raises
     ------
@@ -127,7 +133,7 @@ def evaluate_all(
     Returns
     -------
     ManyEvaluation
-        A dict, ready for JSON; `schema.ManyEvaluation` explains its fields.
+        A dict, ready for JSON; `evaluation_schema.ManyEvaluation` explains its fields.
 
     Raises
     ------
@@ -166,12 +172,27 @@ def evaluate_all(
         for name, make in BASELINES.items()
     }
     records: dict[str, ModelRecord] = {}
-    sigma: dict[str, list[float | None]] = {}
-    bond_error: dict[str, list[float | None]] = {}
+    predicted: dict[str, list[Predicted]] = {}
     for name, adapter in adapters.items():
-        found[name], sigma[name], bond_error[name], records[name] = _predict(adapter, pairs)
+        predicted[name], records[name] = _predict(adapter, pairs)
+        found[name] = [_structure(*x) for x in zip(pairs, predicted[name], strict=True)]
     rows = _compare(pairs, found, jobs, progress)
     kinds = [kind_of(pair) for pair in pairs]
+    sigma = {name: [_length(one, 'sigma') for one in x] for name, x in predicted.items()}
+    expected = {name: [_length(one, 'error') for one in x] for name, x in predicted.items()}
+    bond_error = {
+        name: [
+            None if value is None else _bond_error(pair, one)
+            for value, pair, one in zip(sigma[name], pairs, x, strict=True)
+        ]
+        for name, x in predicted.items()
+    }
+    for name, record in records.items():
+        certain = sigma[name] if None in expected[name] else expected[name]
+        errors = [row[name]['coord_mae'] for row in rows]
+        record['spearman_sigma'] = rank_correlation(sigma[name], bond_error[name])
+        record['risk_coverage'] = risk_coverage(certain, errors)
+        record['uncertain_20'] = uncertain_share(certain, errors)
     ok = [row for pair, row in zip(pairs, rows, strict=True) if pair.ok]
     return {
         'version': VERSION,
@@ -181,7 +202,14 @@ def evaluate_all(
         'all': _summary(rows, found),
         'ok': _summary(ok, found),
         'kinds': {
-            kind: {'n': kinds.count(kind), 'all': _summary(_of(kind, kinds, rows), found)}
+            kind: {
+                'n': kinds.count(kind),
+                'all': _summary(_of(kind, kinds, rows), found),
+                'coverage_90': {
+                    name: coverage_90(_of(kind, kinds, pairs), _of(kind, kinds, x))
+                    for name, x in predicted.items()
+                },
+            }
             for kind in dict.fromkeys(kinds)
         },
         'structures': [
@@ -199,6 +227,7 @@ def evaluate_all(
                 'relaxed_lattice': _lattice(pair, pair.relaxed),
                 'sigma': {name: values[k] for name, values in sigma.items()},
                 'bond_error': {name: values[k] for name, values in bond_error.items()},
+                'expected_error': {name: values[k] for name, values in expected.items()},
             }
             for k, (pair, row) in enumerate(zip(pairs, rows, strict=True))
         ],
@@ -271,39 +300,33 @@ def _lattice(pair: Pair, atoms: Atoms) -> Lattice:
 
 def _predict(
     adapter: PredictorAdapter, pairs: Sequence[Pair]
-) -> tuple[list[Atoms], list[float | None], list[float | None], ModelRecord]:
-    """Predictions of a model, with uncertainties and errors of the bonds, A.
-
-    Where the model has no prediction, the input is in its place.
-    """
+) -> tuple[list[Predicted], ModelRecord]:
+    """Predictions of a model, and what there is to say beside their errors."""
     start = perf_counter()
     predicted = predict_pairs(adapter, pairs)
     seconds = perf_counter() - start
-    both = list(zip(pairs, predicted, strict=True))
-    failed = [bool(problem_of(one)) for one in predicted]
-    atoms = [
-        pair.unrelaxed if bad else atoms_of(one)
-        for (pair, one), bad in zip(both, failed, strict=True)
-    ]
-    sigma = [_sigma(one) for one in predicted]
-    error = [
-        None if value is None else _bond_error(pair, one)
-        for value, (pair, one) in zip(sigma, both, strict=True)
-    ]
     record: ModelRecord = {
         'model': adapter.name,
         'device': adapter.device,
-        'n_failed': sum(failed),
+        'n_failed': sum(bool(problem_of(one)) for one in predicted),
         'ms_per_structure': 1e3 * seconds / len(pairs),
-        'spearman_sigma': _rank_correlation(sigma, error),
+        'spearman_sigma': None,
+        'coverage_90': coverage_90(pairs, predicted),
     }
-    return atoms, sigma, error, record
+    return predicted, record
 
 
-def _sigma(predicted: Predicted) -> float | None:
+def _structure(pair: Pair, predicted: Predicted) -> Atoms:
+    """What a model says; where it has no prediction, the input."""
+    return pair.unrelaxed if problem_of(predicted) else atoms_of(predicted)
+
+
+def _length(predicted: Predicted, name: str) -> float | None:
+    """A field of a prediction, A, where there is one and it is known."""
     if not isinstance(predicted, Relaxation) or not predicted.ok:
         return None
-    return float(predicted.sigma) if np.isfinite(predicted.sigma) else None
+    value = float(getattr(predicted, name))
+    return value if np.isfinite(value) else None
 
 
 def _bond_error(pair: Pair, predicted: Predicted) -> float | None:
@@ -313,20 +336,6 @@ def _bond_error(pair: Pair, predicted: Predicted) -> float | None:
     alignment = Alignment(pair)
     bonds = alignment.bonds_of(predicted)
     return alignment.distance_error(*alignment.align(predicted.atoms), bonds)
-
-
-def _rank_correlation(
-    sigma: Sequence[float | None], error: Sequence[float | None]
-) -> float | None:
-    """Spearman's, over structures that have both; None where one does not vary."""
-    from scipy.stats import spearmanr
-
-    known = np.array(
-        [x for x in zip(sigma, error, strict=True) if None not in x], dtype=float
-    ).reshape(-1, 2)
-    if len(known) < 2 or (np.ptp(known, axis=0) == 0).any():
-        return None
-    return float(spearmanr(*known.T).statistic)
 
 
 def _compare(

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ase_deeprelax.compare.evaluate import cuts
-from ase_deeprelax.compare.metrics import ERRORS, SHARES
-from ase_deeprelax.compare.schema import (
+from ase_deeprelax.compare.evaluation_schema import (
     AnyEvaluation,
     MethodFigures,
     ModelRecord,
-    check_version,
     models_of,
 )
+from ase_deeprelax.compare.metrics import ERRORS, SHARES
+from ase_deeprelax.compare.schema import check_version
 from ase_deeprelax.compare.tables import Table, number
 
 # Errors in tables of text, which are 100 columns wide, with unit and format; and shares.
@@ -25,6 +25,7 @@ SHOWN = {
     'volume_mae': ('A^3', '.2f'),
 }
 SHOWN_SHARES = ('match_rate', 'rmsd', 'spacegroup_kept')
+INTERVALS = ('position', 'lattice', 'volume')
 # This line stands below tables in which a figure has no meaning.
 FOOTNOTE = '-: not scored where the cell is held, or (volume, match, rmsd) there is vacuum'
 
@@ -60,6 +61,8 @@ def evaluation_text(result: AnyEvaluation, *, markdown: bool = False) -> str:
         for kind, found in result['kinds'].items():
             parts += _error_tables(found['all'], f'{kind}, {found["n"]:,}')
             parts.append(_share_table(found['all'], {}))
+    if any(record.get('coverage_90') for record in models_of(result).values()):
+        parts.append(uncertainty_table(result))
     text = [part.as_markdown() if markdown else part.as_text() for part in parts]
     if any(None in row for part in parts for row in part.rows):
         text.append(FOOTNOTE)
@@ -101,6 +104,30 @@ def errors_by_method(
     heads = ['', *(names[key] for key in section)]
     heads += [f'{names[key]}, cut / %' for key in cut]
     return Table(heads, rows, caption=caption)
+
+
+def uncertainty_table(result: AnyEvaluation) -> Table:
+    """How well the uncertainties of models tell their errors; a row for each kind too.
+
+    Returns
+    -------
+    Table
+        The part of all coordinate errors that the most uncertain 20 % of the structures
+        have, %, and how often 90 % intervals hold the true value, %.
+    """
+    rows: list[list[str | None]] = []
+    kinds = result['kinds'] if len(result['kinds']) > 1 else {}
+    for method, record in models_of(result).items():
+        found = [(method, record.get('uncertain_20'), record.get('coverage_90'))]
+        found += [
+            (f'{method}, {kind}', None, one.get('coverage_90', {}).get(method))
+            for kind, one in kinds.items()
+        ]
+        for name, uncertain, coverage in found:
+            shares = [uncertain, *((coverage or {}).get(key) for key in INTERVALS)]
+            percent = (None if x is None else f'{100 * x:.1f}' for x in shares)
+            rows.append([name, *percent])
+    return Table(['inside 90 % intervals/%', 'uncertain_20', *INTERVALS], rows)
 
 
 def mean_and_median(values: Mapping[str, float] | None, form: str) -> str | None:

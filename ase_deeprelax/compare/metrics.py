@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.compare.alignment import Alignment
-from ase_deeprelax.compare.schema import Errors
+from ase_deeprelax.compare.evaluation_schema import Errors
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 

@@ -1,4 +1,4 @@
-"""Schema of the results of `compare` and `evaluate`: dictionaries ready for JSON.
+"""Schema of the results of `compare`: dictionaries ready for JSON.
 
 Lengths are in A, energies in eV per atom, forces in eV/A, volumes in A^3 per cell and times
 in s of wall time, where nothing else is written. A lattice is ``[a, b, c, alpha, beta,
@@ -6,13 +6,14 @@ gamma]`` in A and degrees. A number that does not exist, or is not finite, is No
 comparison, calculators are known by the keys of ``settings['calculators']``, optimizers by
 the names of their classes, and structures by their ``id``.
 
-`Comparison` and `Evaluation` are the whole results; the other classes are parts of them.
+`Comparison` is the whole result; the other classes are parts of it. `evaluation_schema` has
+those of `evaluate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ase_deeprelax.errors import ConfigError
 
@@ -323,78 +324,3 @@ class Comparison(TypedDict):
     batched: list[BatchRow]  # empty unless ``batched`` was chosen
     summary: list[SummaryRow]  # one for each calculator and optimizer
     phonons: NotRequired[list[PhononRow]]  # once `phonons.compare_phonons` was called
-
-
-# --- evaluations
-
-# Figures of one prediction, see `metrics.Reference.errors`; None where one has no meaning.
-Errors = dict[str, float | None]
-# By method ('dummy', 'scaled_dummy' and each model): {'mean', 'median'} of each of
-# `metrics.ERRORS` and the value of each of `metrics.SHARES`, over the pairs for which they
-# have a meaning (None: for none).
-MethodFigures = Mapping[str, Mapping[str, Any]]
-
-
-class ModelRecord(TypedDict):
-    """A model besides its errors."""
-
-    model: str
-    device: str
-    n_failed: int  # pairs without a prediction; the input replaces it
-    ms_per_structure: float  # wall time of all together over their number, ms
-    # Rank correlation of a structure's sigma with the mean absolute error of its bonds;
-    # None where the model gives no sigma.
-    spearman_sigma: float | None
-
-
-class KindRecord(TypedDict):
-    """Pairs of one kind."""
-
-    n: int
-    all: MethodFigures
-
-
-class EvaluatedStructure(TypedDict):
-    """One pair."""
-
-    id: str
-    formula: str
-    n_atoms: int
-    ok: bool  # whether the pair is marked ok
-    kind: str
-    errors: dict[str, Errors]  # by method
-    lattice: dict[str, Lattice]  # by method; None along the vacuum
-    relaxed_lattice: Lattice
-    sigma: dict[str, float | None]  # by model, A
-    bond_error: dict[str, float | None]  # by model: mean absolute error of its bonds, A
-
-
-class EvaluationBase(TypedDict):
-    """What the results of `evaluate` and of `evaluate_all` have in common."""
-
-    version: int  # of this format, see `check_version`
-    n: int  # pairs
-    n_ok: int  # those marked ok
-    all: MethodFigures  # over all pairs
-    ok: MethodFigures  # over those marked ok
-    kinds: dict[str, KindRecord]
-    structures: list[EvaluatedStructure]
-
-
-class Evaluation(EvaluationBase, ModelRecord):
-    """The result of `evaluate`, whose only model is called 'model'."""
-
-
-class ManyEvaluation(EvaluationBase):
-    """The result of `evaluate_all`."""
-
-    models: dict[str, ModelRecord]  # by name
-
-
-AnyEvaluation = Evaluation | ManyEvaluation
-
-
-def models_of(evaluation: AnyEvaluation) -> dict[str, ModelRecord]:
-    """The records of all models of an evaluation, by the name of their method."""
-    found = evaluation.get('models', {'model': evaluation})
-    return cast('dict[str, ModelRecord]', found)

@@ -16,7 +16,9 @@ from ase_deeprelax.errors import warn
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.snapshot import assign
-from ase_deeprelax.optimize.one_shot import OneShotStage, ProposedMove
+from ase_deeprelax.optimize.guide import bare_potential
+from ase_deeprelax.optimize.one_shot import OneShotStage
+from ase_deeprelax.optimize.one_shot_model import OneShotModel
 from ase_deeprelax.optimize.relaxation_step import (
     calculator_name,
     check_refinable,
@@ -50,8 +52,9 @@ class Chain:
         How much a prediction may raise the energy.
     relax_cell : callable
         Returns what of the cell of bare atoms may change, see `find_freedom`.
-    propose : callable
-        Returns a `ProposedMove` for the atoms as they are.
+    model : OneShotModel
+    guided : bool or float
+        Of an ordinary relaxation, see `Stage`; default False.
 
     Attributes
     ----------
@@ -60,6 +63,8 @@ class Chain:
         The present stage of the refinement; None: it has not begun, or is not needed.
     lines : list of str
         For the log, which takes them away.
+    verification : Verification or None
+        What a potential says of the prediction.
     """
 
     def __init__(
@@ -70,13 +75,15 @@ class Chain:
         optimizer: Callable,
         gate: float | None,
         relax_cell: Callable[[], RelaxCell | None],
-        propose: Callable[[], ProposedMove],
+        model: OneShotModel,
+        guided: bool | float = False,
     ):
         self.given, self.atoms = given, unwrap(given)
-        self.one_shot = OneShotStage(self.atoms, propose)
+        self._model, self.verification = model, None
+        self.one_shot = OneShotStage(self.atoms, lambda: model.propose(given, relax_cell()))
         self.lines: list[str] = []
         self._chosen, self._optimizer, self._gate = stages, optimizer, gate
-        self._relax_cell = relax_cell
+        self._relax_cell, self._guided = relax_cell, guided
         self._start: Atoms | None = None
         self._reset([])
 
@@ -123,7 +130,7 @@ class Chain:
 
     @property
     def _is_needed(self) -> bool:
-        """Whether there is a stage that sigma does not make superfluous."""
+        """Whether there is a stage that is not superfluous."""
         return self.run is not None or self._next < len(self.stages)
 
     # --- going on ------------------------------------------------------------------------
@@ -150,6 +157,7 @@ class Chain:
             self._begin_stages(fmax)
         if self.run is None:
             self.one_shot.accept()
+            self._verify()
         elif self.waiting:
             title = self._enter_next(fmax).title
             self.one_shot.note = f'{self._number(self._index)}, {title}'
@@ -163,7 +171,9 @@ class Chain:
 
     def _find_stages(self) -> bool:
         """Whether there is something to refine with: a calculator may come and go."""
-        stages = self._chosen or ([Stage(None)] if has_calculator(self.atoms) else [])
+        stages = self._chosen
+        if not stages and has_calculator(self.atoms):
+            stages = [Stage(None, guided=self._guided)]
         if len(stages) != len(self.stages):
             self._reset(stages)
         if stages and self._target is None:
@@ -183,8 +193,11 @@ class Chain:
         elif not self.waiting:
             if self.run.status != 'running':
                 self._enter_again(self.run)
-            elif self.atoms != self.run.measured:  # the user moved them between two runs
-                self.run.begin_here()
+            else:
+                self.release()
+                self._guide(self.run.stage)
+                if self.atoms != self.run.measured:  # the user moved them meanwhile
+                    self.run.begin_here()
             self._guard(self.run, self.run.measure, fmax)
 
     def _predict(self, run: StageRun, fmax: float) -> bool:
@@ -197,8 +210,27 @@ class Chain:
             # What a stage holds is held at the predicted cell, not at that before it.
             own = run.stage.relax_cell is not None and run.steps == 0
             run.begin_here(self._target_of(run.stage) if own else None)
+            self._guide(run.stage)
             self._guard(run, run.measure, fmax)
         return accepted
+
+    def _verify(self) -> None:
+        self.verification = self._model.verify(self.atoms, self._relax_cell())
+        if self.verification is not None:
+            self.atoms.info[keys.VERIFIED] = str(self.verification)
+            self.lines.append(str(self.verification))
+
+    def _guide(self, stage: Stage) -> None:
+        """Let the prediction pull in a guided stage."""
+        prediction, calculator = self.one_shot.relaxation, self.atoms.calc
+        if not stage.guided or prediction is None:
+            return
+        name = calculator_name(calculator) if self.ordinary else stage.name
+        self.atoms.calc = self._model.guided(calculator, name, prediction, stage.guided)
+
+    def release(self) -> None:
+        """Leave the bare potential in the atoms, with what it calculated last."""
+        self.atoms.calc = bare_potential(self.atoms.calc)
 
     def _target_of(self, stage: Stage) -> Target:
         target = self.target
@@ -216,9 +248,11 @@ class Chain:
 
     def _enter(self, index: int) -> StageRun:
         self._index, self._goes_on = index, False
+        self.release()
         stage, before = self.stages[index], self.atoms.calc
         if not self.ordinary:
             self.atoms.calc = stage.build_calculator()
+        self._guide(stage)
         self.run = StageRun(
             stage,
             self._target_of(stage),
@@ -256,6 +290,7 @@ class Chain:
 
     def _close(self, record: StageRecord) -> None:
         number = self._number(self._index)
+        self.release()
         self._done.append(record)
         if not self.ordinary:
             self.lines.append(f'{number}, {record}')
@@ -264,15 +299,13 @@ class Chain:
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        """Find the next stage to run; those that sigma makes superfluous are recorded."""
+        """Find the next stage to run; those that are superfluous are recorded."""
         self._next = self._index + 1
         for stage in self.stages[self._next :]:
-            if stage.min_sigma is None:
+            limits = {'sigma': stage.min_sigma, 'error': stage.min_error}
+            reason = self.one_shot.suffices(limits, refined=self.run is not None)
+            if not reason:
                 break
-            sigma = self.one_shot.sigma(refined=self.run is not None)
-            if sigma >= stage.min_sigma:
-                break
-            reason = f'sigma {sigma:.4f} A is below {stage.min_sigma:g} A'
             record = StageRecord(stage.name, status='skipped', reason=reason)
             self._done.append(record)
             self.lines.append(f'{self._number(self._next)}, {record}')
@@ -309,7 +342,9 @@ class Chain:
             'began': None if copied else self._start,
             'atoms': bare(self.atoms),
             'info': {k: v for k, v in info.items() if k.startswith(keys.PREFIX)},
-            'one_shot': self.one_shot.state_dict(),
+            'one_shot': self.one_shot.state_dict(
+                guides=any(stage.guided for stage in self.stages)
+            ),
             'stages': stages,
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_deeprelax.data.disorder import check_ordered
@@ -50,9 +51,14 @@ class _Run:
     """One structure on its way to its minimum."""
 
     def __init__(
-        self, key: Hashable, atoms: Atoms, optimizer: str | Callable, relax_cell: RelaxCell
+        self,
+        key: Hashable,
+        atoms: Atoms,
+        optimizer: str | Callable,
+        relax_cell: RelaxCell,
+        pull: Calculator | None,
     ):
-        self.key, self.atoms, self.evaluations = key, atoms, 0
+        self.key, self.atoms, self.evaluations, self.pull = key, atoms, 0, pull
         self.before = atoms.copy()  # the last one that could be evaluated
         self.volume = atoms.get_volume()
         self.guarded = GuardedOptimizer(free_cell(atoms, relax_cell), optimizer)
@@ -65,19 +71,28 @@ class _Run:
         for name, value in results.items():
             if not np.isfinite(value).all():
                 return self.fail(f'{name} is not finite')
-        self.atoms.calc = SinglePointCalculator(self.atoms, **results)
-        if self.guarded.converged(fmax):
-            return self.end('')
-        if self.evaluations > steps:
-            return self.end(f'not converged in {steps} steps')
+        bare = SinglePointCalculator(self.atoms, **results)
+        self.atoms.calc = SinglePointCalculator(self.atoms, **self._pulled(results))
+        if self.guarded.converged(fmax) or self.evaluations > steps:
+            late = '' if self.guarded.converged(fmax) else f'not converged in {steps} steps'
+            self.atoms.calc = bare
+            return self.end(late)
         self.before = self.atoms.copy()
-        self.before.calc = self.atoms.calc
+        self.before.calc = bare
         self.guarded.step(fmax)
         ratio, (low, high) = self.atoms.get_volume() / self.volume, RUNAWAY
         if not low < ratio < high:
             return self.fail(f'exploded: volume {ratio:.3g} times that of the input')
         problem = _unusable(self.atoms)
         return self.fail(problem) if problem else None
+
+    def _pulled(self, results: dict[str, Any]) -> dict[str, Any]:
+        if self.pull is None:
+            return results
+        return {
+            name: value + self.pull.get_property(name, self.atoms)
+            for name, value in results.items()
+        }
 
     def fail(self, reason: str) -> tuple[Hashable, Outcome]:
         """The end at the last structure that could be evaluated."""
@@ -97,6 +112,7 @@ def relax_batched(
     fmax: float = 0.05,
     steps: int = 200,
     batch_atoms: int = 200,
+    guide: Callable[[Hashable], Calculator | None] | None = None,
 ) -> Iterator[tuple[Hashable, Outcome]]:
     """Relax positions and cells of many structures together.
 
@@ -127,6 +143,9 @@ def relax_batched(
         At most so many steps each, default 200.
     batch_atoms : int
         Atoms per forward pass, default 200.
+    guide : callable, optional
+        Returns for each key what pulls the structure besides the potential, as
+        `guide.pull_of` makes it, or None; default nothing.
 
     Yields
     ------
@@ -151,7 +170,8 @@ def relax_batched(
             if atoms is None:
                 exhausted = True
                 break
-            run = _start(key, atoms, optimizer, relax_cell)
+            pull = None if guide is None else guide(key)
+            run = _start(key, atoms, optimizer, relax_cell, pull)
             if isinstance(run, _Run):
                 active.append(run)
                 used += len(atoms)
@@ -175,6 +195,7 @@ def _start(
     atoms: Atoms,
     optimizer: str | Callable,
     relax_cell: RelaxCell | Callable[[Hashable], RelaxCell],
+    pull: Calculator | None,
 ) -> _Run | tuple[Hashable, Outcome]:
     """The run of a structure, or the end of one that cannot be relaxed."""
     atoms = atoms.copy()
@@ -183,7 +204,7 @@ def _start(
     wanted: Any = relax_cell(key) if callable(relax_cell) else relax_cell
     try:
         check_ordered(atoms)
-        return _Run(key, atoms, optimizer, wanted)
+        return _Run(key, atoms, optimizer, wanted, pull)
     except DeepRelaxError as error:
         return key, Outcome(atoms, False, f'{type(error).__name__}: {error}', 0)
 

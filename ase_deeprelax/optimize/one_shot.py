@@ -182,11 +182,14 @@ class OneShotStage(Optimizable):
         Why the atoms do not hold the prediction, for ``atoms.info``; '' where they do.
     note : str
         For the next line of the log.
+    relaxation : Relaxation or None
+        The prediction, once it was accepted; kept for guided stages.
     """
 
     def __init__(self, atoms: Atoms, propose: Callable[[], ProposedMove]):
         self.atoms, self._propose = atoms, propose
         self.record, self.outcome, self.note = None, '', ''
+        self.relaxation: Relaxation | None = None
         self.pending = True
         self._move, self._written = None, False
 
@@ -207,22 +210,35 @@ class OneShotStage(Optimizable):
         move = self.move
         return (0.0, 0.0) if self._written else (move.dmax, move.strain)
 
-    def sigma(self, *, refined: bool) -> float:
-        """Uncertainty of the structure, A; infinite where no prediction vouches for it.
+    def suffices(self, limits: dict[str, float | None], *, refined: bool) -> str:
+        """Why the prediction is good enough without a stage, or ''.
 
         Parameters
         ----------
+        limits : dict
+            ``sigma`` and ``error``, A: what they have to be below; None: whatever they are.
         refined : bool
             Whether the atoms were moved since; else the prediction is made if need be.
         """
+        for name, limit in limits.items():
+            value = np.inf if limit is None else self._uncertainty(name, refined=refined)
+            if limit is not None and value < limit:
+                title = 'sigma' if name == 'sigma' else 'the expected error'
+                return f'{title} {value:.4f} A is below {limit:g} A'
+        return ''
+
+    def _uncertainty(self, name: str, *, refined: bool) -> float:
+        """Sigma or error, A; infinite where no prediction vouches for the structure."""
         if refined:
             info = {} if self.outcome else self.atoms.info
-            return np.inf if keys.OOD in info else info.get(keys.SIGMA, np.inf)
+            key = keys.SIGMA if name == 'sigma' else keys.ERROR
+            return np.inf if keys.OOD in info else info.get(key, np.inf)
         try:
             relaxation = self.move.relaxation
         except SKIPPED:
             return np.inf
-        return np.inf if relaxation.ood else relaxation.sigma
+        value = np.inf if relaxation.ood else getattr(relaxation, name)
+        return np.inf if np.isnan(value) else value
 
     def accept(self) -> None:
         """Move the atoms without looking at an energy."""
@@ -277,6 +293,7 @@ class OneShotStage(Optimizable):
     def _accepted(self, move: ProposedMove, **numbers: float) -> None:
         move.write_info()
         self._written, self.note, self.outcome = True, move.note, ''
+        self.relaxation = move.relaxation
         self._close('converged', steps=1, **numbers)
 
     def _refused(
@@ -292,16 +309,27 @@ class OneShotStage(Optimizable):
             'prediction', status=status, atoms=bare(self.atoms), **values
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a restart needs, ready for JSON."""
+    def state_dict(self, *, guides: bool) -> dict[str, Any]:
+        """What a restart needs, ready for JSON.
+
+        Parameters
+        ----------
+        guides : bool
+            Whether the prediction itself will be needed again.
+        """
         record = None if self.record is None else self.record.to_state()
-        return {'pending': self.pending, 'outcome': self.outcome, 'record': record}
+        state = {'pending': self.pending, 'outcome': self.outcome, 'record': record}
+        if guides and self.relaxation is not None:
+            state['relaxation'] = self.relaxation.as_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.pending, self.outcome = state['pending'], state['outcome']
         record = state['record']
         self.record = None if record is None else StageRecord(**record)
+        known = state.get('relaxation')
+        self.relaxation = None if known is None else Relaxation.from_dict(known)
 
     def _at(self, structure: Atoms) -> bool:
         return (

@@ -15,10 +15,9 @@ from ase.optimize.optimize import DEFAULT_MAX_STEPS, OptimizableAtoms, Optimizer
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.models.store import available_models
 from ase_deeprelax.optimize.chain import Chain
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
-from ase_deeprelax.optimize.one_shot import ProposedMove, propose_move
+from ase_deeprelax.optimize.one_shot_model import OneShotModel
 from ase_deeprelax.optimize.relaxation_step import (
     find_optimizer,
     has_calculator,
@@ -26,7 +25,7 @@ from ase_deeprelax.optimize.relaxation_step import (
 )
 from ase_deeprelax.optimize.restart import load_restart, save_restart
 from ase_deeprelax.optimize.stage import StageRecord, as_stages
-from ase_deeprelax.predict import Predictor
+from ase_deeprelax.optimize.verify import Verification
 
 
 class DeepRelaxOptimizer(Optimizer):
@@ -87,6 +86,13 @@ class DeepRelaxOptimizer(Optimizer):
     refine : str, ase Calculator, callable, Stage or a list of them, optional
         What to refine with, one after another. Default: with the atoms' own calculator,
         where they have one.
+    guided : bool or float
+        Whether the prediction pulls during the refinement: it ends at the most probable
+        structure given prediction and potential, see `guide` and `Stage`. Default False.
+    verify : str or ase Calculator, optional
+        A potential that is called once, after a prediction that is not refined: the log,
+        ``atoms.info['deeprelax_verified']`` and `verification` say whether the prediction
+        lies within the potential's own error. Default: none.
     model : str, path or RelaxationModel
         Default 'default', the shipped model that measured best.
     symmetry : 'keep' or 'free'
@@ -132,6 +138,8 @@ class DeepRelaxOptimizer(Optimizer):
         append_trajectory: bool = False,
         *,
         refine: Any = None,
+        guided: bool | float = False,
+        verify: Any = None,
         model: str | Path | RelaxationModel = 'default',
         symmetry: str = 'keep',
         relax_cell: RelaxCell | None = None,
@@ -141,9 +149,12 @@ class DeepRelaxOptimizer(Optimizer):
         dtype: str = 'float32',
         **kwargs: Any,
     ):
-        self._model = model
-        self._how: dict[str, Any] = {'symmetry': symmetry, 'device': device, 'dtype': dtype}
-        self._refine = as_stages(refine)
+        self._model = OneShotModel(model, symmetry, device, dtype, verify)
+        self._refine, self._guided = as_stages(refine, guided=guided), guided
+        if verify is not None and self._refine:
+            raise ValueError(
+                'verify judges a prediction alone; leave it out where refine goes on'
+            )
         self._relax_cell = None if relax_cell is None else check_relax_cell(relax_cell)
         self._optimizer = find_optimizer(optimizer)
         self._energy_gate = energy_gate
@@ -212,7 +223,8 @@ class DeepRelaxOptimizer(Optimizer):
             optimizer=self._optimizer,
             gate=self._energy_gate,
             relax_cell=self._free_cell,
-            propose=self._propose,
+            model=self._model,
+            guided=self._guided,
         )
         self._state = None  # of an earlier run that goes on in the next one
         super().__init__(atoms, **self._ase)
@@ -241,10 +253,6 @@ class DeepRelaxOptimizer(Optimizer):
         state['_ase'] = {**self._ase, 'restart': None, 'trajectory': None}
         if hasattr(self._ase['logfile'], 'write'):
             state['_ase']['logfile'] = None
-        if isinstance(self._model, RelaxationModel):
-            shipped = available_models().get(self._model.name, {})
-            if shipped.get('sha256') == self._model.sha256:
-                state['_model'] = self._model.name
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -283,8 +291,12 @@ class DeepRelaxOptimizer(Optimizer):
         if args and not np.isscalar(args[0]):
             return self.bind(args[0]).run(*args[1:], **kwargs)
         converged = False
-        for converged in self.irun(*args, **kwargs):  # noqa: B007
-            pass
+        try:
+            for converged in self.irun(*args, **kwargs):  # noqa: B007
+                pass
+        finally:
+            if self.atoms is not None:
+                self._chain.release()
         return converged
 
     def irun(self, fmax: float = 0.05, steps: int = DEFAULT_MAX_STEPS) -> Iterator[bool]:
@@ -338,12 +350,9 @@ class DeepRelaxOptimizer(Optimizer):
 
     def todict(self) -> dict[str, Any]:
         """What goes into the header of a trajectory."""
-        model = self._model
-        if isinstance(model, RelaxationModel):
-            model = model.name or type(model).__name__
         return super().todict() | {
-            'model': str(model),
-            'symmetry': self._how['symmetry'],
+            'model': self._model.name,
+            'symmetry': self._model.symmetry,
             'relax_cell': _plain(self._relax_cell),
             'refinement': optimizer_name(self._optimizer),
             'stages': [stage.name for stage in self._refine],
@@ -362,6 +371,11 @@ class DeepRelaxOptimizer(Optimizer):
         >>> json.dumps([record.to_dict() for record in optimizer.stages])  # doctest: +SKIP
         """
         return [] if self.atoms is None else self._chain.records
+
+    @property
+    def verification(self) -> Verification | None:
+        """What the potential of ``verify`` says of the prediction; None: not known."""
+        return None if self.atoms is None else self._chain.verification
 
     def read(self) -> None:
         """Go on from the restart file in the run to come."""
@@ -385,13 +399,9 @@ class DeepRelaxOptimizer(Optimizer):
         as_in_ase = not (self._bound_later or self._refine) and has_calculator(atoms)
         return False if as_in_ase else None
 
-    def _propose(self) -> ProposedMove:
-        predictor = Predictor(self._model, **self._how)
-        return propose_move(self.atoms, self._free_cell(), predictor)
 
-
-SETTINGS = ('_model', '_how', '_refine', '_relax_cell', '_optimizer', '_energy_gate')
-SETTINGS += ('_ase',)
+SETTINGS = ('_model', '_refine', '_relax_cell', '_optimizer', '_energy_gate')
+SETTINGS += ('_ase', '_guided')
 BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
 
 

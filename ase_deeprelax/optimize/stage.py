@@ -37,16 +37,21 @@ class Stage:
         'in-plane', 'hydrostatic' or a mask, as `relax` takes it, or a function from atoms
         to the filter that says how, as ``partial(FrechetCellFilter, mask=...)``. Default:
         as everywhere else in the optimizer, whose filter this replaces.
-    min_sigma : float, optional, A
-        The stage is skipped where the prediction's sigma is below; default: never. It is
-        not skipped where there is no prediction in the atoms, or one from outside the
-        model's training range.
+    min_sigma, min_error : float, optional, A
+        The stage is skipped where the prediction's sigma, or its expected error, is below;
+        default: never. It is not skipped where there is no prediction in the atoms, or one
+        from outside the model's training range.
+    guided : bool or float
+        Whether the prediction pulls too: the stage looks for the most probable structure
+        given prediction and potential, see `guide`. A number is the strength of the pull,
+        eV/A; True: as the model is calibrated beside this potential. Default False. Where
+        there is no prediction in the atoms, the stage is an ordinary one.
 
     Raises
     ------
     ValueError
-        ``fmax``, ``steps`` or ``min_sigma`` is no such number, or ``relax_cell`` not one of
-        the above.
+        ``fmax``, ``steps``, ``guided`` or a limit is no such number, or ``relax_cell`` not
+        one of the above.
 
     Examples
     --------
@@ -64,6 +69,8 @@ class Stage:
     steps: int | None = None
     relax_cell: RelaxCell | Callable | None = None
     min_sigma: float | None = None
+    min_error: float | None = None
+    guided: bool | float = False
     _built: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -73,8 +80,14 @@ class Stage:
             raise ValueError(f'fmax is {self.fmax}; it must be a force in eV/A')
         if self.steps is not None and not self.steps >= 1:
             raise ValueError(f'steps is {self.steps}; a stage takes one step or more')
-        if self.min_sigma is not None and not self.min_sigma >= 0:
-            raise ValueError(f'min_sigma is {self.min_sigma}; it must be a length in A')
+        for name in ('min_sigma', 'min_error'):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f'{name} is {value}; it must be a length in A')
+        if not isinstance(self.guided, bool) and not self.guided > 0:
+            raise ValueError(
+                f'guided is {self.guided}; it must be True, False or a strength in eV/A'
+            )
         if self.relax_cell is not None and not callable(self.relax_cell):
             check_relax_cell(self.relax_cell)
 
@@ -97,8 +110,14 @@ class Stage:
         return self.__dict__ | {'_built': None}
 
 
-def as_stages(refine: Any) -> list[Stage]:
+def as_stages(refine: Any, *, guided: bool | float = False) -> list[Stage]:
     """Stages from what ``refine=`` takes: one or more stages or calculators.
+
+    Parameters
+    ----------
+    refine : str, ase Calculator, callable, Stage or a list of them, or None
+    guided : bool or float
+        Of what is no `Stage` yet; default False.
 
     Examples
     --------
@@ -109,7 +128,10 @@ def as_stages(refine: Any) -> list[Stage]:
         return []
     if not isinstance(refine, (list, tuple)):
         refine = [refine]
-    return [stage if isinstance(stage, Stage) else Stage(stage) for stage in refine]
+    return [
+        stage if isinstance(stage, Stage) else Stage(stage, guided=guided)
+        for stage in refine
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,14 +151,18 @@ class StageRecord:
         Why it is not converged, or ''.
     steps : int
     energy_before, energy_after : float or None, eV
-        By the calculator of the stage; for the prediction, that of the first stage.
-        None: not known.
+        By the calculator of the stage, without the pull of a guided one; for the
+        prediction, that of the first stage. None: not known.
     fmax : float or None, eV/A
         Largest force at the end, generalised ones of the cell included.
     seconds : float
         Wall time.
     atoms : ase.Atoms or None
         The structure at the end, bare.
+    pulled : dict or None
+        Of a guided stage: how far the potential pulled the structure away from the
+        prediction, and the prediction away from the potential's minimum, see
+        `GuidedCalculator.pulled`.
     """
 
     name: str
@@ -149,6 +175,7 @@ class StageRecord:
     fmax: float | None = None
     seconds: float = 0.0
     atoms: Atoms | None = None
+    pulled: dict[str, float] | None = None
 
     @property
     def converged(self) -> bool:
@@ -192,6 +219,11 @@ class StageRecord:
             parts.append(f'energy {self.energy_before:.6f} -> {self.energy_after:.6f} eV')
         if self.fmax is not None:
             parts.append(f'fmax {self.fmax:.4f} eV/A')
+        if self.pulled is not None:
+            parts.append(
+                'pulled from the prediction by {moved:.3f} A and {strained:.1f} %, from '
+                'the minimum of the potential by {force:.2f} eV/A'.format(**self.pulled)
+            )
         if self.status != 'skipped':
             parts.append(f'{self.seconds:.1f} s, space group {self.spacegroup}')
         title = f'{self.name}, {self.optimizer}' if self.optimizer else self.name

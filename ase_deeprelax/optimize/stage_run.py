@@ -14,6 +14,7 @@ from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
+from ase_deeprelax.optimize.guide import GuidedCalculator, bare_potential
 from ase_deeprelax.optimize.relaxation_step import (
     RUNAWAY,
     GuardedOptimizer,
@@ -31,8 +32,8 @@ EXPLOSION = 100.0, 10.0
 UPHILL = 1e-3
 
 # What of a run a restart needs, beside the state of its optimizer.
-KEPT = ('status', 'reason', 'steps', 'seconds', 'value', 'gradient', 'start', 'best')
-KEPT += ('measured',)
+KEPT = ('status', 'reason', 'steps', 'seconds', 'value', 'energy', 'gradient', 'start')
+KEPT += ('best', 'measured')
 
 
 class StageRun:
@@ -57,7 +58,9 @@ class StageRun:
     live : ase.utils.abc.Optimizable
         Energy and forces of the structure as it is.
     value, gradient : float, eV; array, eV/A
-        Those of the structure that was measured last.
+        Those of the structure that was measured last, with the pull of a guided stage.
+    energy : float, eV
+        The same without this pull.
     best : dict or None
         The structure to go back to, that of lowest energy, and what was measured there.
     start : dict or None
@@ -79,7 +82,8 @@ class StageRun:
         self._aim(target)
         self.atoms = unwrap(self.target)
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
-        self.value, self.gradient = np.nan, np.full(self.live.ndofs(), np.nan)
+        self.value, self.energy = np.nan, np.nan
+        self.gradient = np.full(self.live.ndofs(), np.nan)
         self.start: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.measured: Atoms | None = None
@@ -138,9 +142,12 @@ class StageRun:
         if not self.ordinary:
             self._check(value, gradient, norm, volume)
         self.value, self.gradient = float(value), gradient
+        energy = bare_potential(self.atoms.calc).get_property('energy', self.atoms)
+        self.energy = float(energy)
         if self.best is None or value < self.best['value']:
             self.best = {
                 'value': self.value,
+                'energy': self.energy,
                 'gradient': gradient.copy(),
                 'state': vars(Snapshot.take(self.target)),
                 'info': self._info(),
@@ -231,7 +238,8 @@ class StageRun:
         if self.best is None:
             return
         Snapshot(**self.best['state']).restore(self.target)
-        self.value, self.gradient = self.best['value'], np.array(self.best['gradient'])
+        self.value, self.energy = self.best['value'], self.best['energy']
+        self.gradient = np.array(self.best['gradient'])
         for name in self._info():
             del self.atoms.info[name]
         self.atoms.info.update(self.best['info'])
@@ -245,18 +253,24 @@ class StageRun:
     def record(self) -> StageRecord:
         """What became of the stage so far."""
         known = self.start is not None
-        before = None if self.start is None else self.start['value']
+        before = None if self.start is None else self.start['energy']
+        calculator, pulled = self.atoms.calc, None
+        if known and isinstance(calculator, GuidedCalculator):
+            pulled = calculator.pulled(self.atoms)
         return StageRecord(
-            name=calculator_name(self.atoms.calc) if self.ordinary else self.stage.name,
+            name=calculator_name(bare_potential(calculator))
+            if self.ordinary
+            else self.stage.name,
             optimizer=optimizer_name(self._optimizer),
             status=self.status,
             reason=self.reason,
             steps=self.steps,
             energy_before=before,
-            energy_after=self.value if known else None,
+            energy_after=self.energy if known else None,
             fmax=float(self.live.gradient_norm(self.gradient)) if known else None,
             seconds=self.seconds,
             atoms=bare(self.atoms),
+            pulled=pulled,
         )
 
     def state_dict(self, *, copied: bool = False) -> dict[str, Any]:

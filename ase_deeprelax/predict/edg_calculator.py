@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,11 @@ class EDGCalculator(Calculator):
         the prediction, which then is a stable point of phonons and optimizers. 'sigma' is
         the paper's choice, the uncertainty of the bond: everything within it is as good as
         the prediction, with zero energy and zero forces.
-    force_constant : float, eV/A^2
-        Of a bond, within ``knee`` of its bounds; default 1. An atom of a dense crystal has
-        20 to 60 bonds within 5 A and feels a third of their sum, about what atoms of
-        crystals feel: optimizers take the steps that they are made for, and an ``fmax`` of
-        0.05 eV/A leaves some 0.01 A.
+    force_constant : float or (n_bonds,) array, eV/A^2
+        Of all bonds, or of each, within ``knee`` of their bounds; default 1. An atom of a
+        dense crystal has 20 to 60 bonds within 5 A and feels a third of their sum, about
+        what atoms of crystals feel: optimizers take the steps that they are made for, and
+        an ``fmax`` of 0.05 eV/A leaves some 0.01 A.
     knee : float, A
         Violation at which the energy turns from quadratic to linear; default 0.3. With the
         solver's own, 0.03, the energy is its loss times ``0.03 * force_constant`` and the
@@ -138,11 +139,20 @@ class EDGCalculator(Calculator):
             raise ValueError(
                 f"tolerance is {tolerance!r}; it must be 0, a length in A, or 'sigma'"
             )
-        for name, unit in (('force_constant', 'eV/A^2'), ('knee', 'A')):
-            if not _positive(parameters.get(name, 1.0)):
-                raise ValueError(
-                    f'{name} is {parameters[name]!r}; it must be a positive number, {unit}'
-                )
+        constant = parameters.get('force_constant', 1.0)
+        if isinstance(constant, np.ndarray):
+            good = bool((np.isfinite(constant) & (constant > 0)).all())
+        else:
+            good = _positive(constant)
+        if not good:
+            raise ValueError(
+                f'force_constant is {constant!r}; it must be a positive number, eV/A^2, or '
+                'one for each bond'
+            )
+        if not _positive(parameters.get('knee', 1.0)):
+            raise ValueError(
+                f'knee is {parameters["knee"]!r}; it must be a positive number, A'
+            )
         return super().set(**parameters)
 
     def calculate(
@@ -225,10 +235,11 @@ class EDGCalculator(Calculator):
             self._offsets,
             lower=scale * (self._lengths - width),
             upper=scale * (self._lengths + width),
+            weight=torch.as_tensor(parameters['force_constant']).expand(len(self._lengths)),
         )
-        # From a mean, which is what the solver takes, to a sum: forces of a supercell are
-        # those of its cell. Next to a bound the loss is that of a spring over HUBER.
-        unit = parameters['force_constant'] * HUBER / scale**2 * len(self._lengths)
+        # A sum, not the solver's mean: forces of a supercell are those of its cell. Next to
+        # a bound the loss is that of a spring over HUBER.
+        unit = HUBER / scale**2
         return unit * loss, unit * scale * gradient, unit * virial
 
 
@@ -243,13 +254,15 @@ def _objective(
     *,
     lower: torch.Tensor,
     upper: torch.Tensor,
+    weight: torch.Tensor,
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """The solver's loss for one structure (A), with gradient and virial as arrays."""
+    """The solver's loss for one structure (A), weighted, with gradient and virial."""
     graph = torch.zeros(len(pos), dtype=torch.long)
     nothing = torch.zeros_like(graph, dtype=torch.bool)
     sums = Sums(graph, anchored=nothing[:1], fixed=nothing)
     start = pos.new_zeros(3, len(pos) + 1)
     bounds = edge_bounds(pos, cell[None], graph, edges, offsets, lower=lower, upper=upper)
+    bounds = replace(bounds, weight=weight.to(pos.dtype))
     excess, unit = bounds.measure(start)
     with torch.enable_grad():
         # Only this far: the length of coincident atoms has no derivative.

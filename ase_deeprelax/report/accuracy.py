@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, MethodFigures, models_of
 from ase_deeprelax.compare.evaluation_tables import SHOWN, errors_by_method
-from ase_deeprelax.compare.schema import AnyEvaluation, MethodFigures, models_of
 from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, count, number
 from ase_deeprelax.report import plot_accuracy
 from ase_deeprelax.report.html_blocks import Section, figure_block

@@ -15,7 +15,8 @@ import jinja2
 from markupsafe import Markup
 
 from ase_deeprelax import __version__
-from ase_deeprelax.compare.schema import AnyEvaluation, Comparison, check_version
+from ase_deeprelax.compare.evaluation_schema import AnyEvaluation
+from ase_deeprelax.compare.schema import Comparison, check_version
 from ase_deeprelax.report import sections
 from ase_deeprelax.report.accuracy import accuracy
 from ase_deeprelax.report.html_blocks import Section

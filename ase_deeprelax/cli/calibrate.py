@@ -1,0 +1,103 @@
+"""``deeprelax calibrate``: how large the errors of a model are, for structures of yours."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ase_deeprelax.cli.app import DeviceOption, ModelOption
+
+if TYPE_CHECKING:
+    from ase_deeprelax.models.calibration import Calibration
+
+# Pairs that a potential is called for, of at most so many atoms.
+MOST_PAIRS, MOST_ATOMS = 80, 24
+
+
+def calibrate(
+    pairs: Annotated[
+        list[Path],
+        typer.Argument(help='Pairs that the model was never trained on; 30 or more each.'),
+    ],
+    out: Annotated[Path, typer.Option(help='Folder for the calibrated model.')],
+    *,
+    model: ModelOption = 'default',
+    split: Annotated[
+        str | None, typer.Option(help='Only pairs of this split: train, val or test.')
+    ] = None,
+    training: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help='Pairs that the model was trained on, which tell what it knows; '
+            'repeatable. Default: as in its present calibration.'
+        ),
+    ] = None,
+    potentials: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--potential',
+            help='Also fit how far to trust NAME or NAME:WEIGHTS beside the model, for '
+            'guided relaxations and for --verify; repeatable.',
+        ),
+    ] = None,
+    device: DeviceOption = 'auto',
+) -> None:
+    """Fit expected errors and 90 % intervals of a model to PAIRS with known answers.
+
+    Writes a copy of the model with the new calibration to --out. The table says how often
+    the intervals hold the true values, where each half of a file is covered by a fit to the
+    other half.
+    """
+    from dataclasses import replace
+
+    from ase_deeprelax.calculators.registry import get_calculator
+    from ase_deeprelax.compare.calibrate import calibrate as fit
+    from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
+    from ase_deeprelax.data.pairs import read_pairs, spread
+    from ase_deeprelax.files import check_writable
+    from ase_deeprelax.models.calibration import CALIBRATION
+    from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
+    from ase_deeprelax.predict import Predictor
+
+    folder = find_model(model)
+    if (out / CONFIG).exists() and out.resolve() != folder.resolve():
+        raise typer.BadParameter(f'--out {out} holds a model; choose another folder')
+    check_writable(out / CALIBRATION)
+    files = {path.name: [p for p in read_pairs(path, split) if p.ok] for path in pairs}
+    known = None
+    if training:
+        known = (p.unrelaxed for path in training for p in read_pairs(path) if p.ok)
+    predictor = Predictor(load_model(model), device=device)
+    found = fit(files, predictor, known=known)
+    typer.echo(coverage_text(found))
+    fitted = dict(found.potentials)
+    everything = [pair for one in files.values() for pair in one if len(pair) <= MOST_ATOMS]
+    for name in potentials or ():
+        calculator = get_calculator(name, device=device)
+        typer.echo(f'\n{name.partition(":")[0]}, strength of the prediction beside it')
+        fitted[name.partition(':')[0]] = calibrate_potential(
+            spread(everything, MOST_PAIRS), predictor, calculator, tell=typer.echo
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, CONFIG):
+        if (folder / name).exists() and not (out / name).exists():
+            shutil.copyfile(folder / name, out / name)
+    replace(found, potentials=fitted).save(out, predictor.sha256)
+    typer.echo(f'\nwrote {out}')
+
+
+def coverage_text(calibration: Calibration) -> str:
+    """How often 90 % intervals hold the true value, by file and kind, as a table."""
+    from ase_deeprelax.compare.tables import Table
+
+    quantities = ('positions', 'lattice', 'volume')
+    rows = []
+    for entry in calibration.fitted_on:
+        covered = entry['coverage'] or {}
+        shares = [f'{100 * covered[q]:.1f}' if q in covered else None for q in quantities]
+        rows.append([entry['file'], entry['kind'], str(entry['n']), *shares])
+    heads = ['inside 90 % intervals/%', 'kind', 'n', *quantities]
+    return Table(heads, rows, text_columns=(0, 1)).as_text()

@@ -1,0 +1,80 @@
+"""``deeprelax select``: the structures whose DFT relaxation teaches a model most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ase_deeprelax.cli.app import DeviceOption, ModelOption, shows_progress
+
+# A folder for each structure, in the form that DFT codes and ASE read.
+POSCAR = 'POSCAR'
+
+
+def select(
+    files: Annotated[
+        list[str], typer.Argument(help='Structures, as `deeprelax relax` takes them.')
+    ],
+    out: Annotated[
+        Path, typer.Option(help='Folder for the chosen structures, 001-NAME/POSCAR.')
+    ] = Path('selected'),
+    *,
+    number: Annotated[
+        int, typer.Option('--count', min=1, help='How many structures.')
+    ] = 50,
+    model: ModelOption = 'default',
+    predicted: Annotated[
+        bool,
+        typer.Option(help='Write the predicted structures instead of the inputs.'),
+    ] = False,
+    device: DeviceOption = 'auto',
+) -> None:
+    """Choose uncertain and diverse structures of FILES for DFT relaxations.
+
+    Relaxed with DFT, they make the pairs from which the model learns most (`deeprelax train
+    --from`), and on which its errors are calibrated for such structures (`deeprelax
+    calibrate`). The table gives the most valuable one first.
+    """
+    from ase_deeprelax.cli.relax import read_frames
+    from ase_deeprelax.compare.tables import Table
+    from ase_deeprelax.data.structure_files import find_sources, write_structures
+    from ase_deeprelax.files import check_writable
+    from ase_deeprelax.predict import Predictor
+    from ase_deeprelax.predict.select import select as choose
+
+    frames, problems = read_frames(find_sources(files))
+    predictor = Predictor(model, device=device)
+    results = predictor.relax(
+        [atoms for *_, atoms in frames], progress=shows_progress(), on_bad='keep'
+    )
+    chosen = choose(results, number)
+    rows = []
+    for rank, k in enumerate(chosen, start=1):
+        source, frame, _ = frames[k]
+        target = out / f'{rank:03d}-{source.path.stem}{frame}' / POSCAR
+        check_writable(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atoms = results[k].atoms if predicted else results[k].initial
+        problems += write_structures(target, [atoms], 'vasp')
+        rows.append(
+            [
+                target.parent.name,
+                atoms.get_chemical_formula('metal', empirical=True),
+                str(len(atoms)),
+                f'{results[k].error:.3f}',
+                results[k].ood,
+            ]
+        )
+    heads = ['structure', 'formula', 'atoms', 'expected error/A', 'out of distribution']
+    typer.echo(Table(heads, rows, text_columns=(0, 1, 4)).as_text())
+    problems += [
+        f'{frames[k][0].path}{frames[k][1]}: {one.problem}'
+        for k, one in enumerate(results)
+        if not one.ok
+    ]
+    for problem in problems:
+        typer.echo(f'failed: {problem}', err=True)
+    if problems:
+        raise typer.Exit(1)

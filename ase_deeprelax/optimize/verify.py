@@ -1,0 +1,124 @@
+"""One call of a potential that says whether a prediction is as good as the potential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.geometry.cell_filter import free_cell
+from ase_deeprelax.geometry.degrees_of_freedom import unwrap
+from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.models.calibration import Calibration
+from ase_deeprelax.optimize.elastic_bfgs import model_hessian
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a potential says of a structure.
+
+    Attributes
+    ----------
+    potential : str
+    step : float, A
+        Mean move of the coordinates, strain included, that the potential wants.
+    limit : float, A
+        What it wants less than for 90 % of the structures that DFT has relaxed: its own
+        error.
+    """
+
+    potential: str
+    step: float
+    limit: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the structure may be the relaxed one as far as the potential can tell."""
+        return self.step <= self.limit
+
+    def __str__(self) -> str:
+        """One line for the log and for ``atoms.info``."""
+        relation = 'within' if self.within else 'beyond'
+        return (
+            f'{self.potential} would move the atoms by {self.step:.3f} A on average, '
+            f'{relation} its own error of {self.limit:.3f} A'
+        )
+
+
+def verify(
+    atoms: Atoms,
+    calculator: Calculator,
+    potential: str,
+    calibration: Calibration | None,
+    relax_cell: RelaxCell | None = None,
+) -> Verification:
+    """Compare the step that a potential would take with its own error.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        A predicted structure; not changed.
+    calculator : ase Calculator
+        Called once.
+    potential : str
+        Its name in the calibration.
+    calibration : Calibration or None
+        Of the model.
+    relax_cell : bool, str, array, optional
+        What of the cell may change, see `find_freedom`.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    ConfigError
+        The potential was not calibrated.
+    """
+    known = {} if calibration is None else calibration.potentials
+    if potential not in known:
+        names = ', '.join(known) or 'none'
+        raise ConfigError(
+            f'verify is {potential!r}; the error of this potential is not known, but of: '
+            f'{names}. "deeprelax calibrate --potential" finds it'
+        )
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    step = wanted_step(free_cell(atoms, relax_cell))
+    return Verification(potential, step, known[potential].step)
+
+
+def wanted_step(target: Any) -> float:
+    """Mean move of the coordinates, A, by one step of Newton's method.
+
+    The Hessian is that of `ElasticBFGS`.
+
+    Parameters
+    ----------
+    target : ase.Atoms or ase.filters.UnitCellFilter
+        With a calculator, which is called once. It is moved by the step.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> copper = bulk('Cu', cubic=True)
+    >>> copper.rattle(0.05, seed=1)
+    >>> copper.calc = EMT()
+    >>> 0.02 < wanted_step(copper) < 0.08
+    True
+    """
+    atoms = unwrap(target)
+    before = atoms.positions.copy()
+    forces = np.ravel(target.get_forces())
+    step = np.linalg.solve(model_hessian(target), forces).reshape(-1, 3)
+    target.set_positions(target.get_positions() + step)
+    move = atoms.positions - before
+    if not atoms.constraints:
+        move -= move.mean(axis=0)
+    return float(np.abs(move).mean())

@@ -1,0 +1,103 @@
+"""One shot, a potential, and both together, against DFT.
+
+A seeded sample of pairs. Each is predicted in one shot; relaxed with the potential from the
+unrelaxed structure and from the prediction; and relaxed under potential and prediction at
+once (guided), with the strength that the model was calibrated with, to 0.05 eV/A. Prints a
+markdown table: by how many percent the errors lie below those of the input, mean and median,
+and the calls of the potential.
+
+    python benchmarks/guided.py PAIRS --potential chgnet --limit 500
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from iterative import sample
+
+from ase_deeprelax.calculators.batched import batch_potential
+from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.compare.evaluate import cuts, evaluate_all
+from ase_deeprelax.compare.tables import Table
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.guide import pull_of, strength_for
+from ase_deeprelax.optimize.many import relax_batched
+from ase_deeprelax.predict import Predictor
+
+FMAX, STEPS = 0.05, 200
+QUANTITIES = ('coord_mae', 'lattice_mae', 'volume_mae')
+
+
+def relaxed(structures, potential, held, guide=None):
+    """The relaxed structures, and the calls that each took."""
+    ends = dict(
+        relax_batched(
+            enumerate(structures),
+            batch_potential(potential),
+            optimizer=ElasticBFGS,
+            relax_cell=lambda k: not held[k],
+            fmax=FMAX,
+            steps=STEPS,
+            guide=guide,
+        )
+    )
+    places = range(len(structures))
+    return [ends[k].atoms for k in places], [ends[k].steps for k in places]
+
+
+def main():
+    """Relax, then print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('pairs', type=Path)
+    parser.add_argument('--potential', default='chgnet')
+    parser.add_argument('--model', default='default')
+    parser.add_argument('--limit', type=int, default=500)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--strength', type=float, help='eV/A; default: as calibrated')
+    arguments = parser.parse_args()
+    pairs = sample(arguments.pairs, arguments.limit, arguments.seed)
+    predictor = Predictor(arguments.model)
+    potential = get_calculator(arguments.potential)
+    name = arguments.potential.partition(':')[0]
+    strength = arguments.strength
+    if strength is None:
+        strength = strength_for(name, predictor.model.calibration)
+    held = [pair.fixed_cell for pair in pairs]
+    inputs = [pair.unrelaxed for pair in pairs]
+    predictions = [
+        predictor.relax([atoms], relax_cell=not cell_held)[0]
+        for atoms, cell_held in zip(inputs, held, strict=True)
+    ]
+    ways = {'one shot': ([one.atoms for one in predictions], [0] * len(pairs))}
+    ways[f'{name}, from the input'] = relaxed(inputs, potential, held)
+    starts = ways['one shot'][0]
+    ways[f'{name}, from the prediction'] = relaxed(starts, potential, held)
+
+    def guide(k):
+        return pull_of(predictions[k], strength) if predictions[k].ok else None
+
+    ways[f'{name}, guided'] = relaxed(starts, potential, held, guide)
+    found = evaluate_all(
+        pairs,
+        {
+            way: lambda *_, answer=structures, **__: answer
+            for way, (structures, _) in ways.items()
+        },
+    )
+    rows = []
+    for way, (_, calls) in ways.items():
+        below = cuts(found['all'], way)
+        means, medians = (
+            ' / '.join(
+                '-' if below[q] is None else f'{below[q][w]:.1f}' for q in QUANTITIES
+            )
+            for w in ('mean', 'median')
+        )
+        rows.append([way, means, medians, f'{np.median(calls):.0f}'])
+    print(f'{len(pairs)} pairs, model {predictor.name}, strength {strength:g} eV/A\n')
+    heads = ["cut of the input's error, %", 'mean', 'median', 'calls, median']
+    print(Table(heads, rows).as_markdown())
+
+
+if __name__ == '__main__':
+    main()
