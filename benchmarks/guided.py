@@ -3,8 +3,8 @@
 A seeded sample of pairs. Each is predicted in one shot; relaxed with the potential from the
 unrelaxed structure and from the prediction; and relaxed under potential and prediction at
 once (guided), with the strength that the model was calibrated with, to 0.05 eV/A. Prints a
-markdown table: by how many percent the errors lie below those of the input, mean and median,
-and the calls of the potential.
+markdown table: by how many percent the errors lie below those of the input, mean and
+median, and the calls of the potential.
 
     python benchmarks/guided.py PAIRS --potential chgnet --limit 500
 """

@@ -6,6 +6,7 @@ Equation numbers are those of Yang et al., Nat. Commun. 15, 8148 (2024).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel
 from ase_deeprelax.models.card import TASKS
+from ase_deeprelax.models.paegnn import Edges, PaEGNN
 
 
 def combine(
@@ -100,7 +102,7 @@ class Ensemble(RelaxationModel):
 
     def forward(self, graph: CrystalGraph) -> ModelOutput:
         """Predict for a batch of graphs, see `ModelOutput`."""
-        outputs = [member(graph) for member in self.members]
+        outputs = self._outputs(graph)
         first = outputs[0]
         distance, log_b = combine(
             torch.stack([o.distance for o in outputs]),
@@ -122,6 +124,20 @@ class Ensemble(RelaxationModel):
             output.cross_index = first.cross_index
             output.cross_distance, output.cross_log_b = distance, self._mean_log(log_b)
         return output
+
+    def _outputs(self, graph: CrystalGraph) -> list[Any]:
+        """Those of the members; replicas of one network share the edge features."""
+        edges: dict[str, Edges] = {}
+        outputs: list[Any] = []
+        for member in self.members:
+            if isinstance(member, PaEGNN):
+                form = repr(member.hyperparameters)
+                if form not in edges:
+                    edges[form] = member.edge_features(graph)
+                outputs.append(member(graph, edges[form]))
+            else:
+                outputs.append(member(graph))
+        return outputs
 
     def _mean_log(self, total: torch.Tensor) -> torch.Tensor:
         return (total / len(self.members)).log()

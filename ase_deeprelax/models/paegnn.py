@@ -54,6 +54,10 @@ PUBLISHED = {
 }
 
 
+# Edge features (n_edges, n_radial), their sums, and the edge vectors (n_edges, 3), A.
+Edges = tuple[torch.Tensor, Neighborhood, torch.Tensor]
+
+
 class PaEGNN(RelaxationModel):
     """Periodicity-aware equivariant graph network with read-outs for a relaxation.
 
@@ -131,9 +135,17 @@ class PaEGNN(RelaxationModel):
             self.displacement = None
         self.motion = MotionEmbedding(hidden, degree)
 
-    def forward(self, graph: CrystalGraph) -> ModelOutput:
-        """Predict for a batch of graphs, see `ModelOutput`."""
-        x, neighborhood, vectors = self.edge_features(graph)
+    def forward(self, graph: CrystalGraph, edges: Edges | None = None) -> ModelOutput:
+        """Predict for a batch of graphs, see `ModelOutput`.
+
+        Parameters
+        ----------
+        graph : CrystalGraph
+        edges : tuple, optional
+            What `edge_features` of a network of the same form found for the same graph;
+            default: found here.
+        """
+        x, neighborhood, vectors = self.edge_features(graph) if edges is None else edges
         features = self.features(graph, neighborhood)
         deformation = self.lattice(features, graph)
         if self.displacement is None:
@@ -153,9 +165,7 @@ class PaEGNN(RelaxationModel):
             )
         return output
 
-    def edge_features(
-        self, graph: CrystalGraph
-    ) -> tuple[torch.Tensor, Neighborhood, torch.Tensor]:
+    def edge_features(self, graph: CrystalGraph) -> Edges:
         """Edge features x_e (n_edges, n_radial), their sums, and the edge vectors."""
         with torch.autocast(graph.pos.device.type, enabled=False):
             vectors = graph.edge_vectors()

@@ -290,9 +290,9 @@ class Chain:
 
     def _close(self, record: StageRecord) -> None:
         number = self._number(self._index)
-        self.release()
         self._done.append(record)
-        if not self.ordinary:
+        if not self.ordinary:  # else ASE still looks at forces, until the run is over
+            self.release()
             self.lines.append(f'{number}, {record}')
         if record.status == 'failed':
             warn(f'{number} ({record.name}) failed and was rolled back: {record.reason}')

@@ -1,0 +1,92 @@
+"""The file beside the weights that says how large errors are."""
+
+import numpy as np
+import pytest
+
+from ase_deeprelax.errors import ModelError
+from ase_deeprelax.models import create_model
+from ase_deeprelax.models.calibration import (
+    CALIBRATION,
+    Calibration,
+    Environments,
+    ErrorLaw,
+    PotentialErrors,
+)
+from ase_deeprelax.models.store import load_model, save_model
+
+
+def some_calibration(width=16):
+    law = ErrorLaw(1.2, {'bulk': 2.0}, {'bulk': 3.0})
+    rng = np.random.default_rng(0)
+    return Calibration(
+        fitted_on=[{'file': 'mine', 'kind': 'bulk', 'n': 50, 'coverage': None}],
+        laws=dict.fromkeys(('coordinates', 'positions', 'lattice', 'volume'), law),
+        environments=Environments(
+            rng.normal(size=width),
+            rng.normal(size=(width, width)),
+            {'bulk': 2.5},
+            frozenset({(8, 22), (1, 8)}),
+        ),
+        potentials={'chgnet': PotentialErrors(guide=0.02, step=0.05)},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model with a calibration."""
+    config = save_model(create_model('paegnn', hidden=16, layers=1), tmp_path, {})
+    some_calibration().save(tmp_path, config['sha256'])
+    return tmp_path
+
+
+def test_what_was_written_is_read(folder):
+    found, written = load_model(folder).calibration, some_calibration()
+    assert found.laws == written.laws
+    assert found.potentials == written.potentials
+    assert found.fitted_on == written.fitted_on
+    assert found.environments.elements == written.environments.elements
+    assert found.environments.limit == written.environments.limit
+    np.testing.assert_allclose(
+        found.environments.whitening, written.environments.whitening, rtol=1e-6
+    )
+
+
+def test_a_model_without_one_has_none(folder):
+    (folder / CALIBRATION).unlink()
+    assert load_model(folder).calibration is None
+
+
+def test_that_of_other_weights_is_refused(folder):
+    some_calibration().save(folder, 'of another model')
+    with pytest.raises(ModelError, match='belongs to other weights'):
+        load_model(folder)
+
+
+@pytest.mark.parametrize('content', [b'', b'{}', b'\x80\x04nothing', b'\xff' * 64])
+def test_what_is_none_is_refused(folder, content):
+    (folder / CALIBRATION).write_bytes(content)
+    with pytest.raises(ModelError, match='cannot be read'):
+        load_model(folder)
+
+
+@pytest.mark.parametrize('part', [0.1, 0.5, 0.95])
+def test_a_truncated_file_is_refused(folder, part):
+    whole = (folder / CALIBRATION).read_bytes()
+    (folder / CALIBRATION).write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ModelError, match='cannot be read'):
+        load_model(folder)
+
+
+def test_a_kind_that_was_not_calibrated_has_no_error():
+    law = some_calibration().laws['volume']
+    assert np.isnan(law.expected('layer', 0.1))
+    assert law.within('bulk', 0.5) == pytest.approx(6 * 0.5**1.2)
+
+
+def test_the_shipped_default_is_calibrated():
+    calibration = load_model('default').calibration
+    assert {'bulk', 'layer', 'bulk, cell held', 'layer, cell held'} <= set(
+        calibration.kinds
+    )
+    assert {'chgnet', 'tensornet'} <= set(calibration.potentials)
+    assert len(calibration.environments.elements) > 2500

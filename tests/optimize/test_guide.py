@@ -1,0 +1,166 @@
+"""Relaxation under a potential and a prediction at once."""
+
+import numpy as np
+import pytest
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.constraints import FixAtoms
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+
+from ase_deeprelax import DeepRelaxOptimizer, relax
+from ase_deeprelax.calculators.batched import batch_potential
+from ase_deeprelax.errors import DeepRelaxWarning
+from ase_deeprelax.optimize.guide import GuidedCalculator, pull_of
+from ase_deeprelax.optimize.many import relax_batched
+from ase_deeprelax.optimize.stage import Stage
+
+FMAX = 1e-3
+
+
+def alloy():
+    atoms = bulk('Cu', cubic=True, a=3.85)
+    atoms.symbols[:2] = 'Au'
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+@pytest.fixture(scope='module')
+def prediction():
+    return relax(alloy())
+
+
+def optimizer(atoms, **options):
+    return DeepRelaxOptimizer(atoms, logfile=None, energy_gate=None, **options)
+
+
+def guided_end(strength, **options):
+    atoms = alloy()
+    optimizer(atoms, refine=Stage(EMT(), guided=strength), **options).run(fmax=FMAX)
+    return atoms
+
+
+def test_forces_and_stress_are_derivatives(prediction):
+    atoms = prediction.atoms.copy()
+    atoms.rattle(0.05, seed=2)
+    atoms.set_cell(atoms.cell * 1.02, scale_atoms=True)
+    atoms.calc = GuidedCalculator(EMT(), prediction, 0.05)
+    numeric = calculate_numerical_forces(atoms, 1e-4)
+    np.testing.assert_allclose(atoms.get_forces(), numeric, atol=1e-4)
+    stress = calculate_numerical_stress(atoms, 1e-5)
+    np.testing.assert_allclose(atoms.get_stress(), stress, atol=1e-5)
+
+
+def test_the_end_lies_between_the_prediction_and_the_minimum_of_the_potential(prediction):
+    own = prediction.atoms.copy()
+    own.calc = EMT()
+    BFGS(FrechetCellFilter(own), logfile=None).run(fmax=FMAX)
+    volumes = [guided_end(c).cell.volume for c in (1e-5, 0.02, 10.0)]
+    limits = own.cell.volume, prediction.atoms.cell.volume
+    assert volumes[0] == pytest.approx(limits[0], rel=2e-3)
+    assert volumes[2] == pytest.approx(limits[1], rel=2e-3)
+    assert min(limits) < volumes[1] < max(limits)
+
+
+def test_the_bare_potential_stays_in_the_atoms_and_the_record_says_how_far():
+    atoms = alloy()
+    opt = optimizer(atoms, refine=EMT(), guided=0.02)
+    assert opt.run(fmax=FMAX)
+    assert isinstance(atoms.calc, EMT)
+    record = opt.stages[-1]
+    assert record.energy_after == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+    assert record.pulled['force'] == pytest.approx(
+        np.linalg.norm(atoms.get_forces(), axis=1).max()
+    )
+    assert record.pulled['strained'] > 0
+    assert 'pulled from the prediction by' in str(record)
+    assert record.to_dict()['pulled'] == record.pulled
+
+
+def test_with_the_calculator_of_the_atoms():
+    atoms = alloy()
+    calculator = atoms.calc = EMT()
+    optimizer(FrechetCellFilter(atoms), guided=0.02).run(fmax=FMAX)
+    assert atoms.calc is calculator
+    np.testing.assert_allclose(atoms.cell, guided_end(0.02).cell, atol=2e-3)
+
+
+def test_a_run_in_two_parts_ends_as_one(tmp_path):
+    whole = guided_end(0.02)
+    atoms = alloy()
+    opt = optimizer(atoms, refine=Stage(EMT(), guided=0.02))
+    assert not opt.run(fmax=FMAX, steps=3)
+    assert isinstance(atoms.calc, EMT)
+    assert opt.run(fmax=FMAX)
+    np.testing.assert_allclose(atoms.positions, whole.positions, atol=1e-6)
+    file, again = tmp_path / 'restart.json', alloy()
+    optimizer(again, refine=Stage(EMT(), guided=0.02), restart=file).run(fmax=FMAX, steps=3)
+    last = alloy()
+    optimizer(last, refine=Stage(EMT(), guided=0.02), restart=file).run(fmax=FMAX)
+    np.testing.assert_allclose(last.positions, whole.positions, atol=1e-6)
+
+
+def test_fixed_atoms_stay():
+    slab = fcc111('Cu', (2, 2, 3), vacuum=8)
+    slab.symbols[-1] = 'Au'
+    slab.set_constraint(FixAtoms([0, 1, 2, 3]))
+    before = slab.positions.copy()
+    optimizer(slab, refine=EMT(), guided=0.02).run(fmax=0.02)
+    np.testing.assert_array_equal(slab.positions[:4], before[:4])
+    assert (slab.positions[4:] != before[4:]).any()
+
+
+def test_batches_end_as_single_runs(prediction):
+    [(_, end)] = relax_batched(
+        [('x', prediction.atoms)],
+        batch_potential(EMT()),
+        optimizer='BFGS',
+        fmax=FMAX,
+        guide=lambda key: pull_of(prediction, 0.02),
+    )
+    assert end.converged
+    single = guided_end(0.02)
+    assert end.atoms.cell.volume == pytest.approx(single.cell.volume, rel=1e-4)
+    # The energy is the potential's own.
+    bare = end.atoms.copy()
+    bare.calc = EMT()
+    assert end.atoms.get_potential_energy() == pytest.approx(bare.get_potential_energy())
+
+
+def test_without_a_prediction_the_stage_is_an_ordinary_one():
+    atoms = alloy()
+    atoms.symbols[0] = 'Ni'
+    free = atoms.copy()
+    with pytest.warns(DeepRelaxWarning, match='without a prediction'):
+        optimizer(atoms, refine=Stage(EMT(), guided=0.02), model=_knows_nothing()).run(
+            fmax=FMAX
+        )
+    free.calc = EMT()
+    BFGS(FrechetCellFilter(free), logfile=None).run(fmax=FMAX)
+    assert atoms.get_potential_energy() == pytest.approx(
+        free.get_potential_energy(), abs=1e-4
+    )
+
+
+def _knows_nothing():
+    from dataclasses import replace
+
+    from ase_deeprelax.models import create_model
+
+    model = create_model('paegnn', hidden=16, layers=1)
+    model.card = replace(model.card, elements=(1,))
+    return model
+
+
+def test_potentials_without_a_calibration_are_said():
+    with pytest.warns(DeepRelaxWarning, match="not calibrated beside 'emt'"):
+        optimizer(alloy(), refine=EMT(), guided=True).run(fmax=0.05)
+
+
+@pytest.mark.parametrize('strength', [0.0, -1.0])
+def test_a_pull_has_a_strength(strength):
+    if strength == 0.0:
+        assert not Stage(EMT(), guided=False).guided
+    with pytest.raises(ValueError, match='guided is'):
+        Stage(EMT(), guided=strength)

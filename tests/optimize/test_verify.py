@@ -1,0 +1,92 @@
+"""One call of a potential that judges a prediction."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+
+from ase_deeprelax import DeepRelaxOptimizer, keys
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.models.calibration import PotentialErrors
+from ase_deeprelax.models.store import load_model
+from ase_deeprelax.optimize.verify import verify, wanted_step
+
+
+class Counting(EMT):
+    name = 'emt'
+    calls = 0
+
+    def calculate(self, *args, **kwargs):
+        type(self).calls += 1
+        super().calculate(*args, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def model():
+    """The default one, which knows how large the errors of EMT are."""
+    model = load_model('default')
+    potentials = {'emt': PotentialErrors(guide=0.02, step=0.02)}
+    model.calibration = replace(model.calibration, potentials=potentials)
+    return model
+
+
+def minimum():
+    atoms = bulk('Cu', cubic=True)
+    atoms.symbols[0] = 'Au'
+    atoms.calc = EMT()
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4)
+    return atoms
+
+
+def test_near_the_minimum_is_within_and_far_is_beyond(model):
+    atoms = minimum()
+    near = verify(atoms, EMT(), 'emt', model.calibration)
+    assert near.within
+    assert near.step < 1e-3
+    atoms.rattle(0.1, seed=0)
+    far = verify(atoms, EMT(), 'emt', model.calibration)
+    assert not far.within
+    assert 'beyond its own error of 0.020 A' in str(far)
+    # The step of a rattled crystal is about what it was rattled by.
+    assert far.step == pytest.approx(0.08, rel=0.5)
+
+
+def test_it_takes_one_call_and_moves_nothing(model):
+    atoms, before = minimum(), Counting.calls
+    positions = atoms.positions.copy()
+    verify(atoms, Counting(), 'emt', model.calibration)
+    assert Counting.calls == before + 1
+    np.testing.assert_array_equal(atoms.positions, positions)
+
+
+def test_a_strained_cell_counts_unless_it_is_held(model):
+    atoms = minimum()
+    atoms.set_cell(atoms.cell * 1.03, scale_atoms=True)
+    assert not verify(atoms, EMT(), 'emt', model.calibration).within
+    assert verify(atoms, EMT(), 'emt', model.calibration, False).within
+    held = atoms.copy()
+    held.calc = EMT()
+    assert wanted_step(held) < 0.02
+
+
+def test_the_optimizer_asks_after_its_prediction(model, capsys):
+    atoms = bulk('Cu', a=3.7)
+    optimizer = DeepRelaxOptimizer(atoms, model=model, verify=Counting())
+    before = Counting.calls
+    optimizer.run()
+    assert Counting.calls == before + 1
+    assert optimizer.verification.potential == 'emt'
+    assert atoms.info[keys.VERIFIED] == str(optimizer.verification)
+    assert str(optimizer.verification) in capsys.readouterr().out
+    assert atoms.calc is None
+
+
+def test_an_unknown_potential_is_refused():
+    with pytest.raises(ConfigError, match='error of this potential is not known'):
+        verify(minimum(), EMT(), 'emt', None)
+    with pytest.raises(ValueError, match='verify judges a prediction alone'):
+        DeepRelaxOptimizer(verify='chgnet', refine='chgnet')

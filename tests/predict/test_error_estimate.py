@@ -1,0 +1,129 @@
+"""What a calibrated model says of its errors."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, make_supercell, mx2
+from ase.constraints import FixAtoms
+from ase.data import chemical_symbols
+
+from ase_deeprelax import keys, relax
+from ase_deeprelax.errors import ModelError, PredictionError
+from ase_deeprelax.models import create_model
+from ase_deeprelax.models.store import load_model
+from ase_deeprelax.predict.select import select
+
+
+@pytest.fixture(scope='module')
+def rutile():
+    """A crystal of six atoms that has to move."""
+    a, c, u = 4.6, 2.96, 0.3
+    frac = [[0, 0, 0], [0.5, 0.5, 0.5], [u, u, 0], [-u, -u, 0]]
+    frac += [[0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
+    return Atoms('Ti2O4', scaled_positions=frac, cell=[a, a, c], pbc=True)
+
+
+def test_errors_do_not_depend_on_how_the_crystal_is_written(rutile):
+    result = relax(rutile)
+    assert 0 < result.error < 0.3
+    turned = rutile[[5, 2, 0, 4, 1, 3]]
+    turned.rotate(37, (1, 2, 3), rotate_cell=True)
+    other = relax(turned)
+    assert other.error == pytest.approx(result.error, rel=1e-4)
+    assert other.novelty == pytest.approx(result.novelty, rel=1e-4)
+    np.testing.assert_allclose(other.lattice_90, result.lattice_90, rtol=1e-4)
+    np.testing.assert_allclose(other.volume_90, result.volume_90, rtol=1e-4)
+    np.testing.assert_allclose(
+        other.position_90, result.position_90[[5, 2, 0, 4, 1, 3]], rtol=1e-3
+    )
+    np.testing.assert_allclose(other.fingerprint, result.fingerprint, atol=1e-3)
+
+
+def test_a_supercell_is_as_uncertain_as_its_cell(rutile):
+    result = relax(rutile)
+    double = relax(make_supercell(rutile, np.diag([1, 1, 2])))
+    assert double.error == pytest.approx(result.error, rel=1e-3)
+    assert double.novelty == pytest.approx(result.novelty, rel=1e-3)
+
+
+def test_intervals_hold_the_prediction(rutile):
+    result = relax(rutile)
+    lengths = result.atoms.cell.lengths()
+    assert (result.lattice_90[:, 0] < lengths).all()
+    assert (result.lattice_90[:, 1] > lengths).all()
+    low, high = result.volume_90
+    assert low < result.atoms.cell.volume < high
+    assert (result.position_90 > 0).all()
+
+
+def test_what_cannot_change_is_exact():
+    held = relax(bulk('NaCl', 'rocksalt', a=5.9), relax_cell=False)
+    np.testing.assert_allclose(
+        held.lattice_90, held.initial.cell.lengths()[:, None] + [0, 0]
+    )
+    np.testing.assert_allclose(held.volume_90, held.initial.cell.volume)
+    sheet = relax(mx2('MoS2', a=3.3, vacuum=9))
+    np.testing.assert_allclose(sheet.lattice_90[2], sheet.initial.cell.lengths()[2])
+    assert (np.ptp(sheet.lattice_90[:2], axis=1) > 0).all()
+    assert np.isnan(sheet.volume_90).all()
+    slab = fcc111('Cu', (1, 1, 4), vacuum=8)
+    slab.set_constraint(FixAtoms([0, 1]))
+    radius = relax(slab).position_90
+    assert (radius[:2] == 0).all()
+    assert (radius[2:] > 0).all()
+
+
+def test_names_in_the_atoms(rutile):
+    result = relax(rutile)
+    info = result.atoms.info
+    assert info[keys.ERROR] == result.error
+    assert info[keys.VOLUME_LOW] < info[keys.VOLUME_HIGH]
+    np.testing.assert_array_equal(info[keys.LATTICE_LOW], result.lattice_90[:, 0])
+    np.testing.assert_array_equal(result.atoms.arrays[keys.POSITION_90], result.position_90)
+
+
+def test_large_errors_are_refused_by_number(rutile):
+    error = relax(rutile).error
+    assert relax(rutile, accept_below=2 * error).ok
+    with pytest.raises(PredictionError, match=rf'is {error:.3f} A, not below accept_below'):
+        relax(rutile, accept_below=error / 2)
+    [kept] = relax([rutile], accept_below=error / 2)
+    assert not kept.ok
+    assert (kept.atoms.positions == rutile.positions).all()
+
+
+def test_errors_can_be_limited_for_calibrated_models_only(rutile):
+    with pytest.raises(ModelError, match='accept_below needs a calibrated model'):
+        relax(rutile, create_model('paegnn', hidden=16, layers=1), accept_below=0.1)
+    with pytest.raises(ValueError, match='accept_below is -1'):
+        relax(rutile, accept_below=-1)
+
+
+def test_strange_surroundings_are_named():
+    """Carbon as an fcc metal, and squeezed: no such thing was in training."""
+    [result] = relax([bulk('C', 'fcc', a=2.3)])
+    assert result.novelty > 1
+    assert 'atom 0 (C)' in result.ood
+    assert relax(bulk('NaCl', 'rocksalt', a=5.7)).novelty < 1
+
+
+def test_elements_that_never_met_are_named():
+    model = load_model('default')
+    met = model.calibration.environments.elements
+    trained = sorted(set(model.card.elements))
+    pairs = [(a, b) for a in trained for b in trained if a < b and (a, b) not in met]
+    first, second = (chemical_symbols[z] for z in pairs[-1])
+    [result] = relax([bulk(first + second, 'rocksalt', a=6.4)])
+    assert f'holds {first} and {second} together' in result.ood
+
+
+def test_selected_structures_are_uncertain_and_different(rutile):
+    structures = [bulk('NaCl', 'rocksalt', a=a) for a in (5.3, 5.31, 5.32, 6.2)]
+    structures += [rutile, rutile, bulk('Cu', a=3.7)]
+    results = relax(structures)
+    errors = [one.error for one in results]
+    chosen = select(results, 4)
+    assert chosen[0] == int(np.argmax(errors))
+    assert not {4, 5} <= set(chosen)  # the same crystal twice
+    assert len(set(chosen)) == 4
+    assert sorted(select(results, 100)) == list(range(7))
