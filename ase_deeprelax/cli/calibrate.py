@@ -61,11 +61,17 @@ def calibrate(
     from ase_deeprelax.models.calibration import CALIBRATION
     from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
     from ase_deeprelax.predict import Predictor
+    from ase_deeprelax.predict.forward import resolve_device
 
     folder = find_model(model)
     if (out / CONFIG).exists() and out.resolve() != folder.resolve():
         raise typer.BadParameter(f'--out {out} holds a model; choose another folder')
     check_writable(out / CALIBRATION)
+    device = str(resolve_device(device))
+    calculators = {
+        name.partition(':')[0]: get_calculator(name, device=device)
+        for name in potentials or ()
+    }
     files = {path.name: [p for p in read_pairs(path, split) if p.ok] for path in pairs}
     known = None
     if training:
@@ -75,10 +81,9 @@ def calibrate(
     typer.echo(coverage_text(found))
     fitted = dict(found.potentials)
     everything = [pair for one in files.values() for pair in one if len(pair) <= MOST_ATOMS]
-    for name in potentials or ():
-        calculator = get_calculator(name, device=device)
-        typer.echo(f'\n{name.partition(":")[0]}, strength of the prediction beside it')
-        fitted[name.partition(':')[0]] = calibrate_potential(
+    for name, calculator in calculators.items():
+        typer.echo(f'\n{name}, strength of the prediction beside it')
+        fitted[name] = calibrate_potential(
             spread(everything, MOST_PAIRS), predictor, calculator, tell=typer.echo
         )
     out.mkdir(parents=True, exist_ok=True)

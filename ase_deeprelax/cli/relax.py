@@ -371,15 +371,17 @@ def _numbers(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3', 'dmax/A', 'sigma/A']
-    titles.append('error/A')
+    lengths = ['dmax', 'sigma']
+    lengths += ['error'] if any(row['error'] is not None for row in rows) else []
+    titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3']
+    titles += [f'{name}/A' for name in lengths]
     refined = 'stages' in rows[0]
     titles += ['E/eV', 'fmax/eV/A', 's', 'stages'] if refined else ['ms']
     table, remarks = [], ['']
     for row in rows:
         cells = [row['structure'], row['formula'], str(row['n_atoms'])]
         cells += [_cell(row[name], '.2f') for name in ('volume_before', 'volume')]
-        cells += [_cell(row[name], '.3f') for name in ('dmax', 'sigma', 'error')]
+        cells += [_cell(row[name], '.3f') for name in lengths]
         if refined:
             cells += [_cell(row[name], '.4f') for name in ('energy', 'fmax')]
             cells += [_cell(row['seconds'], '.1f'), row['way']]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, MethodFigures, models_of
 from ase_deeprelax.compare.evaluation_tables import SHOWN, errors_by_method
 from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, count, number
-from ase_deeprelax.report import plot_accuracy
-from ase_deeprelax.report.html_blocks import Section, figure_block
+from ase_deeprelax.report import plot_accuracy, plot_uncertainty
+from ase_deeprelax.report.html_blocks import FigureBlock, Section, figure_block
 
 # Most rows of single structures, the worst ones; JSON has all.
 MOST_ROWS = 500
@@ -56,8 +56,31 @@ def accuracy(evaluation: AnyEvaluation) -> Section:
             for key, one in models.items()
             if one['spearman_sigma'] is not None
         ),
+        *_uncertainty(evaluation, names),
     ]
     return Section('Accuracy on pairs with a known answer', text, tables, figures)
+
+
+def _uncertainty(evaluation: AnyEvaluation, names: Mapping[str, str]) -> list[FigureBlock]:
+    """Figures of models that say how certain they are."""
+    models = models_of(evaluation)
+    figures = [
+        figure_block(
+            plot_uncertainty.reliability(evaluation, key),
+            f'{names[key]}: expected and actual errors, a point for each tenth of the '
+            'structures. On the dashed line the expectation is right.',
+        )
+        for key, one in models.items()
+        if one.get('coverage_90') is not None
+    ]
+    if any(one.get('risk_coverage') for one in models.values()):
+        figures.append(
+            figure_block(
+                plot_uncertainty.risk_coverage_curve(evaluation),
+                'Mean error of the structures that a model is most certain of.',
+            )
+        )
+    return figures
 
 
 def _errors(which: str, section: MethodFigures, names: Mapping[str, str]) -> Table:

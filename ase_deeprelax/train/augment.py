@@ -63,13 +63,13 @@ def disturb(pair: Pair, settings: Denoise, rng: np.random.Generator) -> Pair:
 
 
 def is_simple(pair: Pair) -> bool:
-    """Whether a crystal is an element or a binary compound with a small cell.
+    """Whether a structure is an element or a binary compound with a small cell.
 
     The textbook structures are among them: fcc, bcc, hcp, diamond, rocksalt, CsCl,
-    zincblende, wurtzite, fluorite.
+    zincblende, wurtzite, fluorite; graphene, hexagonal BN, sheets as of MoS2.
     """
     n_elements = len(set(pair.numbers.tolist()))
-    return all(pair.pbc) and len(pair) <= 2 * n_elements and n_elements <= 2
+    return len(pair) <= 2 * n_elements and n_elements <= 2
 
 
 def draw_weight(pair: Pair, settings: Denoise) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk, mx2
+from ase.build import bulk, graphene, mx2
 from ase.neighborlist import neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,4 +125,5 @@ def test_elements_and_simple_compounds_are_drawn_often():
     assert draw_weight(seed(bulk('Fe')), settings_) == 60
     assert draw_weight(seed(bulk('NaCl', 'rocksalt', a=5.6)), settings_) == 5
     assert draw_weight(seed(bulk('NaCl', 'rocksalt', a=5.6, cubic=True)), settings_) == 1
-    assert not is_simple(PAIRS['layer'])
+    assert draw_weight(seed(graphene(vacuum=9)), settings_) == 60
+    assert not is_simple(seed(graphene(vacuum=9).repeat((2, 1, 1))))

@@ -1,0 +1,228 @@
+"""Figures of how well the uncertainties of a model tell its errors.
+
+Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.data import atomic_numbers, covalent_radii
+from ase.data.colors import jmol_colors
+
+from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, models_of
+from ase_deeprelax.compare.tables import count
+from ase_deeprelax.compare.uncertainty import risk_coverage
+from ase_deeprelax.errors import PredictionError
+from ase_deeprelax.report.style import (
+    BLUE,
+    DASHED,
+    GREY,
+    INK,
+    MORE,
+    log,
+    nothing,
+    panels,
+    styled,
+)
+from ase_deeprelax.result import Relaxation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Errors below this are drawn at it, A.
+SMALLEST = 1e-3
+# Atoms closer than this times the sum of their covalent radii are drawn with a bond.
+BONDED = 1.25
+
+
+@styled
+def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
+    """Sigma against the error of the distances, as a density (paper Fig. 5 a-c).
+
+    Parameters
+    ----------
+    evaluation : dict
+        As `evaluate` or `evaluate_all` gives it.
+    method : str
+        Which model; default 'model', the one of `evaluate`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Darker hexagons hold more structures; the title gives Spearman's rank correlation.
+    """
+    rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
+    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    if not rows:
+        nothing(ax, 'no structure has a sigma')
+        return figure
+    sigma = np.maximum([row['sigma'][method] for row in rows], SMALLEST)
+    error = np.maximum([row['bond_error'][method] for row in rows], SMALLEST)
+    drawn = ax.hexbin(
+        sigma, error, gridsize=28, xscale='log', yscale='log', mincnt=1, cmap='Blues'
+    )
+    figure.colorbar(drawn, ax=ax, label='structures')
+    ends = np.array([sigma.min(), sigma.max()])
+    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED)
+    ax.set(xlabel='sigma of the structure / Å', ylabel='mean error of its distances / Å')
+    rank = models_of(evaluation)[method]['spearman_sigma']
+    if rank is not None:
+        ax.set_title(f"Spearman's rho {rank:.2f}, {count(len(rows))}")
+    return figure
+
+
+@styled
+def reliability(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
+    """Expected against actual errors of the coordinates.
+
+    Parameters
+    ----------
+    evaluation : dict
+    method : str
+        Default 'model'.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A point for each tenth of the structures, ordered by expected error. On the dashed
+        line the expectation is right.
+    """
+    rows = _expected(evaluation, method)
+    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    if not len(rows):
+        nothing(ax, 'the model is not calibrated')
+        return figure
+    groups = np.array_split(rows[np.argsort(rows[:, 0])], min(10, len(rows)))
+    means = np.array([group.mean(axis=0) for group in groups])
+    ax.plot(*means.T, 'o-', color=BLUE, ms=6)
+    ends = np.array([means.min() / 1.2, means.max() * 1.2])
+    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED)
+    ax.set(xlabel='expected error of the coordinates / Å', ylabel='mean error / Å')
+    log(ax, 'x', 'y')
+    coverage = models_of(evaluation)[method].get('coverage_90')
+    if coverage is not None:
+        shares = (
+            f'{name} {100 * share:.0f} %'
+            for name in ('position', 'lattice', 'volume')
+            if (share := coverage[name]) is not None
+        )
+        ax.set_title(f'inside 90 % intervals:\n{", ".join(shares)}')
+    return figure
+
+
+@styled
+def risk_coverage_curve(evaluation: AnyEvaluation) -> Figure:
+    """Mean error of the structures that a model is most certain of.
+
+    Parameters
+    ----------
+    evaluation : dict
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A curve for each model; grey, what an order by the errors themselves would give to
+        the first of them.
+    """
+    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    curves = {
+        name: points
+        for name, record in models_of(evaluation).items()
+        if (points := record.get('risk_coverage'))
+    }
+    if not curves:
+        nothing(ax, 'no model says how certain it is')
+        return figure
+    for (name, points), color in zip(curves.items(), (BLUE, *MORE), strict=False):
+        ax.plot(*_points(points), color=color, label=name)
+    first = next(iter(curves))
+    errors = [row['errors'][first]['coord_mae'] for row in evaluation['structures']]
+    best = risk_coverage(errors, errors)
+    if best:
+        ax.plot(*_points(best), color=GREY, ls=DASHED, label='best possible order')
+    ax.set(xlabel='most certain structures / %', ylabel='mean error of coordinates / Å')
+    ax.set(xlim=(0, 100), ylim=(0, None))
+    ax.legend(loc='upper left')
+    return figure
+
+
+@styled
+def uncertain_bonds(relaxation: Relaxation) -> Figure:
+    """A predicted structure with bonds in colours of their uncertainty (Fig. 5 d-e).
+
+    Parameters
+    ----------
+    relaxation : Relaxation
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The cell and what is bonded to it, along the shortest lattice vector.
+
+    Raises
+    ------
+    PredictionError
+        The prediction failed.
+    """
+    if not relaxation.ok:
+        raise PredictionError(f'there is no prediction to draw: {relaxation.problem}')
+    from matplotlib.collections import LineCollection
+
+    atoms = relaxation.atoms
+    view = _view(atoms.cell.array)
+    ends, sigma, numbers, places = _drawn_bonds(relaxation)
+    figure, [[ax]] = panels(1, 1, size=(5.2, 4.6))
+    flat = ends @ view
+    lines = LineCollection(list(flat), array=sigma, cmap='viridis', linewidths=3, zorder=1)
+    ax.add_collection(lines)
+    x, y = (places @ view).T
+    sizes = 220 * covalent_radii[numbers] ** 2
+    ax.scatter(x, y, sizes, jmol_colors[numbers], edgecolors=INK, lw=0.8, zorder=2)
+    for symbol in sorted(set(atoms.get_chemical_symbols())):
+        color = jmol_colors[atomic_numbers[symbol]]
+        ax.scatter([], [], 60, [color], edgecolors=INK, lw=0.8, label=symbol)
+    ax.legend(loc='upper left', bbox_to_anchor=(0, -0.02), ncols=6, frameon=False)
+    ax.set_aspect('equal')
+    ax.margins(0.12)
+    ax.axis('off')
+    figure.colorbar(lines, ax=ax, label='sigma of the bond / Å', shrink=0.8)
+    ax.set_title(f'{atoms.get_chemical_formula()}, sigma {relaxation.sigma:.3f} Å')
+    return figure
+
+
+def _expected(evaluation: AnyEvaluation, method: str) -> np.ndarray:
+    """(n, 2): expected and actual errors of the coordinates, A."""
+    rows = [
+        (row.get('expected_error', {}).get(method), row['errors'][method]['coord_mae'])
+        for row in evaluation['structures']
+    ]
+    return np.array([row for row in rows if None not in row], float).reshape(-1, 2)
+
+
+def _points(points: list) -> tuple[list[float], list[float]]:
+    return [100 * p['share'] for p in points], [p['error'] for p in points]
+
+
+def _view(cell: np.ndarray) -> np.ndarray:
+    """(3, 2): the projection along the shortest lattice vector."""
+    along = cell[np.linalg.norm(cell, axis=1).argmin()]
+    axes = np.linalg.svd(along[None])[2]
+    return axes[1:].T
+
+
+def _drawn_bonds(
+    relaxation: Relaxation,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ends (n, 2, 3) of the short bonds, their sigma, and the atoms at their ends."""
+    atoms = relaxation.atoms
+    i, j = relaxation.bonds.T
+    start = atoms.positions[i]
+    end = atoms.positions[j] + relaxation.bond_offsets @ atoms.cell.array
+    radii = covalent_radii[atoms.numbers]
+    near = np.linalg.norm(end - start, axis=1) < BONDED * (radii[i] + radii[j])
+    ends = np.stack([start, end], axis=1)[near]
+    numbers = np.concatenate([atoms.numbers, atoms.numbers[j[near]]])
+    places = np.concatenate([atoms.positions, end[near]])
+    return ends, relaxation.sigma_bonds[near], numbers, places

@@ -1,0 +1,154 @@
+"""``deeprelax calibrate``, and what a calibrated model is used for."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.io import read, write
+
+from ase_deeprelax.data.pairs import make_pair, read_pairs, write_pairs
+from ase_deeprelax.models import store
+from ase_deeprelax.models.calibration import CALIBRATION
+
+
+@pytest.fixture(scope='module')
+def many_pairs(tmp_path_factory):
+    """Seventy inputs of copper gold, in part disordered."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for k in range(70):
+        relaxed = bulk('Cu', cubic=True, a=3.7)
+        relaxed.symbols[:2] = 'Au'
+        unrelaxed = relaxed.copy()
+        unrelaxed.set_cell(relaxed.cell * rng.uniform(0.95, 1.05), scale_atoms=True)
+        unrelaxed.rattle(rng.uniform(0, 0.1), seed=k)
+        pairs.append(make_pair(f'{k}', unrelaxed, relaxed, split='val'))
+    file = tmp_path_factory.mktemp('pairs') / 'mine.jsonl'
+    write_pairs(file, pairs)
+    return file
+
+
+@pytest.fixture(scope='module')
+def calibrated(many_pairs, tmp_path_factory, tiny_model):
+    """A folder, and what the command printed."""
+    from typer.testing import CliRunner
+
+    from ase_deeprelax.cli import app
+
+    out = tmp_path_factory.mktemp('models') / 'mine'
+    words = ['calibrate', many_pairs, '--model', tiny_model, '--out', out, '--split', 'val']
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_a_calibrated_copy_of_the_model_is_written(calibrated, tiny_model):
+    out, printed = calibrated
+    found, before = store.load_model(out), store.load_model(tiny_model)
+    assert found.sha256 == before.sha256
+    assert found.calibration.kinds == ('bulk',)
+    assert before.calibration is None
+    assert found.calibration.fitted_on[0]['file'] == 'mine.jsonl'
+    assert f'wrote {out}' in printed
+    share = 100 * found.calibration.fitted_on[0]['coverage']['positions']
+    assert f'{share:.1f}' in printed
+
+
+def test_unknown_potentials_are_named_before_the_work(run, many_pairs, tmp_path):
+    result = run('calibrate', many_pairs, '--out', tmp_path / 'x', '--potential', 'nothing')
+    assert result.exit_code == 1
+    assert "potential 'nothing' is not known" in result.stderr
+    assert not result.stdout
+
+
+def test_another_model_is_not_replaced(run, calibrated, many_pairs, tiny_model, tmp_path):
+    store.save_model(store.load_model(tiny_model), tmp_path, {})
+    words = ['--model', tiny_model, '--out', tmp_path]
+    result = run('calibrate', many_pairs, *words)
+    assert result.exit_code == 2
+    assert 'holds a model' in result.stderr
+    assert not (tmp_path / CALIBRATION).exists()
+
+
+def test_too_few_pairs_are_an_error(run, pairs_file, tiny_model, tmp_path):
+    words = ['--model', tiny_model, '--out', tmp_path / 'new']
+    result = run('calibrate', pairs_file, *words)
+    assert result.exit_code == 1
+    assert 'no file holds 30 pairs' in result.stderr
+    assert not (tmp_path / 'new' / CALIBRATION).exists()
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Ten crystals in one file."""
+    structures = []
+    for k in range(10):
+        atoms = bulk('Cu', cubic=True, a=3.6 + 0.03 * k)
+        atoms.symbols[: k % 4] = 'Au'
+        structures.append(atoms)
+    write(tmp_path / 'in.extxyz', structures)
+    return tmp_path / 'in.extxyz'
+
+
+def test_chosen_structures_are_written_ready_for_dft(run, inputs, calibrated, tmp_path):
+    out = tmp_path / 'chosen'
+    words = ['--count', 4, '--model', calibrated[0], '--out', out]
+    result = run('select', inputs, *words)
+    assert result.exit_code == 0, result.output
+    folders = sorted(path.name for path in out.iterdir())
+    assert len(folders) == 4
+    assert [name[:4] for name in folders] == ['001-', '002-', '003-', '004-']
+    frames = read(inputs, ':')
+    for name in folders:
+        atoms = read(out / name / 'POSCAR')
+        number = int(name.rsplit('@', 1)[1])
+        assert atoms.cell.volume == pytest.approx(frames[number].cell.volume, rel=1e-6)
+        assert name in result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith('001-')]
+    assert lines
+
+
+def test_only_calibrated_models_can_select(run, inputs, tiny_model, tmp_path):
+    result = run('select', inputs, '--model', tiny_model, '--out', tmp_path / 'x')
+    assert result.exit_code == 1
+    assert 'no prediction has an expected error' in result.stderr
+
+
+def test_large_errors_can_be_refused(run, inputs, calibrated, tmp_path):
+    table = tmp_path / 'all.json'
+    words = ['--model', calibrated[0], '--json', table]
+    assert run('relax', inputs, *words, '--out', tmp_path / 'all').exit_code == 0
+    errors = [row['error'] for row in json.loads(table.read_text())]
+    limit = float(np.median(errors))
+    out = tmp_path / 'some.extxyz'
+    result = run('relax', inputs, *words, '--out', out, '--accept-below', limit)
+    assert result.exit_code == 1
+    assert len(read(out, ':')) == sum(error < limit for error in errors)
+    assert f'not below accept_below={limit:g}' in result.stderr
+
+
+def test_a_potential_judges_and_guides(run, inputs, calibrated, many_pairs, tmp_path):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    model, few = tmp_path / 'model', tmp_path / 'few.jsonl'
+    write_pairs(few, read_pairs(many_pairs)[:32])
+    words = ['--model', calibrated[0], '--out', model, '--potential', 'chgnet']
+    result = run('calibrate', few, *words)
+    assert result.exit_code == 0, result.output
+    potential = store.load_model(model).calibration.potentials['chgnet']
+    assert f'{potential.guide:g} eV/A: error' in result.stdout
+    table = tmp_path / 'all.json'
+    words = ['--model', model, '--json', table]
+    result = run('relax', inputs, *words, '--out', tmp_path / 'a', '--verify', 'chgnet')
+    assert result.exit_code == 0, result.output
+    for row in json.loads(table.read_text()):
+        assert row['verified'].startswith('chgnet would move the atoms by')
+    words += ['--out', tmp_path / 'b', '--refine', 'chgnet', '--guided']
+    result = run('relax', inputs, *words)
+    assert result.exit_code == 0, result.output
+    for row in json.loads(table.read_text()):
+        assert row['stages'][-1]['pulled']['force'] > 0
+    both = run('relax', inputs, *words, '--verify', 'chgnet')
+    assert both.exit_code == 2
+    alone = run('relax', inputs, '--guided', '--out', tmp_path / 'c')
+    assert alone.exit_code == 2
