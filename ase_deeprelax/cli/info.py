@@ -56,6 +56,8 @@ def models(
     if name is not None:
         model = load_model(name)
         card = model.card.to_dict()
+        if model.calibration is not None:
+            card['calibration'] = model.calibration.to_dict()
         if as_json:
             typer.echo(json.dumps(card | {'sha256': model.sha256}, indent=1))
         else:

@@ -156,6 +156,15 @@ class Calibration:
         """The kinds of structures that it was fitted on."""
         return tuple(self.laws['coordinates'].scale)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays, and the pairs of elements, ready for JSON."""
+        return {
+            'fitted_on': self.fitted_on,
+            'laws': {name: asdict(law) for name, law in self.laws.items()},
+            'potentials': {name: asdict(p) for name, p in self.potentials.items()},
+            'limit': self.environments.limit,
+        }
+
     def save(self, folder: str | Path, sha256: str) -> None:
         """Write it into the folder of a model.
 
@@ -166,16 +175,8 @@ class Calibration:
             Of the model that it belongs to.
         """
         known = self.environments
-        text = json.dumps(
-            {
-                'sha256': sha256,
-                'fitted_on': self.fitted_on,
-                'laws': {name: asdict(law) for name, law in self.laws.items()},
-                'potentials': {name: asdict(p) for name, p in self.potentials.items()},
-                'limit': known.limit,
-                'elements': _as_text(known.elements),
-            }
-        )
+        belonging = {'sha256': sha256, 'elements': _as_text(known.elements)}
+        text = json.dumps(belonging | self.to_dict())
         arrays = {'mean': known.mean, 'whitening': known.whitening}
         arrays = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
         data = safetensors.numpy.save(arrays, metadata={'calibration': text})
