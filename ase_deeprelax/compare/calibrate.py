@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -234,12 +235,17 @@ def _observed(file: str, pair: Pair, predicted: Relaxation, distance: float) -> 
 
 
 def limited(environments: Environments, observed: Sequence[Observed]) -> Environments:
-    """Environments with the limit that a share of `USUAL` of each kind keeps."""
-    limits = {
-        kind: float(np.quantile([o.distance for o in observed if o.kind == kind], USUAL))
-        for kind in {kind for _, kind in count_kinds(observed)}
-    }
-    limits = {kind: limit for kind, limit in limits.items() if math.isfinite(limit)}
-    return Environments(
-        environments.mean, environments.whitening, limits, environments.elements
-    )
+    """Environments with the limit that a share of `USUAL` of the structures keeps.
+
+    That of a kind is never below that of all together: the few slabs of one alloy are no
+    measure for slabs.
+    """
+    known = [one for one in observed if math.isfinite(one.distance)]
+    if not known:
+        return environments
+    usual = float(np.quantile([one.distance for one in known], USUAL))
+    limits = {}
+    for kind in sorted({kind for _, kind in count_kinds(observed)}):
+        own = [one.distance for one in known if one.kind == kind]
+        limits[kind] = max(usual, float(np.quantile(own, USUAL))) if own else usual
+    return replace(environments, limit=limits)
