@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PAIRS ?= ../shared/data/pairs_wbm_dev.jsonl.gz
 
 # ty checks types: as fast as ruff, by the same makers, and it reads torch and numpy as they are.
-.PHONY: demo test test-fast bench lint format tutorials clean
+.PHONY: demo test test-fast bench results docs lint format tutorials clean
 
 demo: .venv/installed
 	$(BIN)/python tutorials/demo.py demo_output/unrelaxed
@@ -35,6 +35,19 @@ format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Measures tables of the pages again, and renders them: make results NAMES='table bench' PAIRS=...
+# Words in capitals in the commands of benchmarks/results/*.json are variables to give here.
+INPUTS := ALLOYS DEFECTS LAYERS LM26 MP_PAIRS PAIRS PANDEY POTENTIALS SLABS SMALL TENSORNET
+NAMES ?= table
+results: .venv/installed
+	$(BIN)/python benchmarks/measure.py $(NAMES) \
+		$(foreach name,$(INPUTS),$(if $($(name)),--set $(name)='$($(name))'))
+	$(BIN)/python benchmarks/figure.py
+
+# The site, in site/; a warning is an error.
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # The notebooks' cells are the scripts' cells; their outputs are made here.
 tutorials: .venv/installed-test
 	$(PIP) -e '.[tutorials]'
@@ -54,4 +67,4 @@ tutorials: .venv/installed-test
 	@touch .venv/installed $@
 
 clean:
-	rm -rf .venv demo_output
+	rm -rf .venv demo_output site

@@ -26,7 +26,6 @@ import numpy as np
 import spglib
 import torch
 from ase.data import chemical_symbols
-from savings import verdict
 
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.comparison_tables import comparison_text
@@ -81,8 +80,10 @@ def by_structure(result):
         (run['structure'], run['optimizer'], run['start']): run for run in result['runs']
     }
     facts = {structure['id']: structure for structure in result['structures']}
-    titles = ['crystal', 'atoms', 'optimizer', 'calls', 'predicted', 's', 'predicted']
-    titles += ['E - E/meV', 'rmsd', 'predicted', 'one shot', 'V/Vref', 'one shot']
+    titles = ['crystal', 'atoms', 'optimizer', 'calls', 'calls after prediction']
+    titles += ['time / s', 'time after prediction / s', 'energy difference / meV per atom']
+    titles += ['RMSD', 'RMSD after prediction', 'RMSD of prediction']
+    titles += ['V / V(reference)', 'V(prediction) / V(reference)']
     shots = {shot['structure']: shot for shot in result['predictions']}
     lines = []
     for (id, optimizer, start), before in ends.items():
@@ -141,8 +142,7 @@ def main():
         progress=True,
     )
     (options.out / 'dft.json').write_text(json.dumps(result, allow_nan=False) + '\n')
-    print(f'{options.pairs.name}: {comparison_text(result)}\n\n{by_structure(result)}\n')
-    print('\n'.join(verdict(row) for row in result['summary']))
+    print(f'{options.pairs.name}: {comparison_text(result)}\n\n{by_structure(result)}')
 
 
 if __name__ == '__main__':

@@ -68,7 +68,7 @@ def main():
         predictor.relax([atoms], relax_cell=not cell_held)[0]
         for atoms, cell_held in zip(inputs, held, strict=True)
     ]
-    ways = {'one shot': ([one.atoms for one in predictions], [0] * len(pairs))}
+    ways: dict = {'one shot': ([one.atoms for one in predictions], [0] * len(pairs))}
     ways[f'{name}, from the input'] = relaxed(inputs, potential, held)
     starts = ways['one shot'][0]
     ways[f'{name}, from the prediction'] = relaxed(starts, potential, held)

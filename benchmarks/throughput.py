@@ -13,6 +13,7 @@ from time import perf_counter
 import torch
 
 from ase_deeprelax import Predictor, available_models
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.testing import symmetric_crystals
 
@@ -28,7 +29,7 @@ def structures(pairs_file=None):
 
 
 def measure(predictor, batches):
-    """Relax each batch in a call of its own; print wall time and where it went."""
+    """Relax each batch in a call of its own; structures per second, and ms of each part."""
     parts = dict.fromkeys(predictor.timings, 0.0)
     start = perf_counter()
     for batch in batches:
@@ -37,9 +38,9 @@ def measure(predictor, batches):
             parts[part] += seconds
     wall = perf_counter() - start
     n = sum(map(len, batches))
-    parts['rest'] = wall - sum(parts.values())
-    shares = ', '.join(f'{part} {1e3 * seconds / n:.2f}' for part, seconds in parts.items())
-    print(f'  {n / wall:7.1f} structures/s, {1e3 * wall / n:.2f} ms each: {shares}')
+    parts = {'all': wall, **parts, 'rest': wall - sum(parts.values())}
+    shares = {f'{part} / ms': f'{1e3 * seconds / n:.2f}' for part, seconds in parts.items()}
+    return {'structures / s': f'{n / wall:.1f}', **shares}
 
 
 def main(pairs_file=None):
@@ -49,15 +50,16 @@ def main(pairs_file=None):
     source = Path(pairs_file).name if pairs_file else 'prototypes'
     print(
         f'{torch.get_num_threads()} threads, {len(atoms)} structures of {mean:.1f} atoms '
-        f'on average from {source}'
+        f'on average from {source}\n'
     )
+    rows = []
     for name in available_models():
         predictor = Predictor(name, device='cpu')
         predictor.relax(atoms[:8])  # threads and caches are warm from here on
-        print(f'{name}, one call')
-        measure(predictor, [atoms])
-        print(f'{name}, one structure at a time')
-        measure(predictor, [[one] for one in atoms])
+        for way, batches in (('one call', [atoms]), ('one by one', [[x] for x in atoms])):
+            rows.append({'model': name, '': way, **measure(predictor, batches)})
+    cells = [list(row.values()) for row in rows]
+    print(Table(list(rows[0]), cells, (0, 1)).as_markdown())
 
 
 if __name__ == '__main__':

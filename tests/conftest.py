@@ -44,6 +44,7 @@ SLOW = (
     'regression/',
     'report/',
     'test_import.py',
+    'test_site.py',
     'test_tutorials.py',
     'train/',
 )

@@ -1,0 +1,154 @@
+"""Write the tables of the README and of the documentation from the results in JSON.
+
+    python benchmarks/render.py            # writes the pages
+    python benchmarks/render.py --check    # names the pages that differ, and fails
+
+``benchmarks/results/NAME.json`` holds what one command measured, and where, when and on
+what it was measured; `measure.py` writes it. A page shows it between the lines
+``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. All that stands between them is written
+here. A part of a result, with shorter titles, is a view (`VIEWS`).
+"""
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / 'results'
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+MARKS = re.compile(r'<!-- ([a-z-]+):begin -->\n(.*?)<!-- \1:end -->', re.DOTALL)
+NUMBER = re.compile(r'[-+]?\d')
+
+
+@dataclass(frozen=True)
+class View:
+    """Some rows and columns of the first table of a result.
+
+    Parameters
+    ----------
+    result : str
+        Name of the result.
+    rows : dict of str to str
+        First cell of each row that is shown, and what stands there instead.
+    columns : dict of str to str
+        The same of the titles of the columns.
+    """
+
+    result: str
+    rows: dict[str, str]
+    columns: dict[str, str]
+
+    def table(self):
+        """Columns and rows, as in the parts of a result."""
+        table = next(part for part in load(self.result)['parts'] if 'rows' in part)
+        places = [table['columns'].index(title) for title in self.columns]
+        rows = {row[0]: row for row in table['rows']}
+        return {
+            'columns': list(self.columns.values()),
+            'rows': [
+                [name, *(rows[old][k] for k in places[1:])]
+                for old, name in self.rows.items()
+            ],
+        }
+
+
+VIEWS = {
+    'headline': View(
+        result='iterative',
+        rows={
+            'Dummy': 'the input, as it is',
+            'deeprelax': '`deeprelax`, one shot',
+            'ensemble': '`ensemble`, one shot (default)',
+            'm3gnet': 'M3GNet, full relaxation',
+            'tensornet': 'TensorNet-MatPES, full relaxation',
+            'chgnet': 'CHGNet, full relaxation',
+        },
+        columns={
+            '': '',
+            'coord_mae': 'positions / Å',
+            'lattice_mae': 'lattice vectors / Å',
+            'volume_mae': 'volume / Å³',
+            'CPU ms, one by one': 'time / ms',
+        },
+    )
+}
+
+
+def load(name):
+    """The result of this name."""
+    return json.loads((RESULTS / f'{name}.json').read_text(encoding='utf-8'))
+
+
+def provenance(result):
+    """One line: on what, when, where, from which commit, with which weights."""
+    data = ', '.join(
+        f'{file["name"]} (SHA-256 {file["sha256"][:12]})' for file in result['data']
+    )
+    facts = [f'data: {data}'] if data else []
+    facts += [result['date'], result['machine'], f'commit {result["commit"]}']
+    facts.append(f'weights: {result["weights"]}')
+    return f'<small>Measured: {"; ".join(facts)}.</small>'
+
+
+def markdown(part):
+    """One part of a result: a paragraph, or a table."""
+    if 'text' in part:
+        return part['text']
+    columns = list(zip(part['columns'], *part['rows'], strict=True))
+    rules = [
+        '---' if k == 0 or not all(_is_number(cell) for cell in cells) else '--:'
+        for k, (_, *cells) in enumerate(columns)
+    ]
+    lines = [part['columns'], rules, *part['rows']]
+    return '\n'.join(_row(cells) for cells in lines)
+
+
+def _is_number(cell):
+    return cell in {'', '-'} or NUMBER.match(cell) is not None
+
+
+def _row(cells):
+    return f'| {" | ".join(cells)} |'
+
+
+def block(name):
+    """What stands between the marks of a name."""
+    if name in VIEWS:
+        view = VIEWS[name]
+        return f'\n{markdown(view.table())}\n\n{provenance(load(view.result))}\n\n'
+    result = load(name)
+    parts = [markdown(part) for part in result['parts']]
+    return '\n' + '\n\n'.join([*parts, provenance(result)]) + '\n\n'
+
+
+def rendered(text):
+    """A page with all its tables as the results have them."""
+    return MARKS.sub(
+        lambda found: (
+            f'<!-- {found[1]}:begin -->\n{block(found[1])}<!-- {found[1]}:end -->'
+        ),
+        text,
+    )
+
+
+def main():
+    """Write or check all pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--check', action='store_true', help='write nothing')
+    options = parser.parse_args()
+    changed = []
+    for page in PAGES:
+        text = page.read_text(encoding='utf-8')
+        if (new := rendered(text)) != text:
+            changed.append(page.name)
+            if not options.check:
+                page.write_text(new, encoding='utf-8')
+    print('changed:', ', '.join(changed) or 'nothing')
+    if changed and options.check:
+        raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,171 @@
+"""README and pages: their code runs, commands exist, names and numbers are true."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ase_deeprelax import keys
+from ase_deeprelax.cli import app
+from ase_deeprelax.result import Relaxation
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    page.stem: page.read_text(encoding='utf-8')
+    for page in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+}
+README = PAGES['README']
+
+
+def load(name):
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'benchmarks/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+render = load('render')
+RESULTS = sorted(file.stem for file in render.RESULTS.glob('*.json'))
+# Names of the tables on each page.
+SHOWN = {page: [m[1] for m in render.MARKS.finditer(text)] for page, text in PAGES.items()}
+
+
+def blocks(page, language):
+    pattern = rf'^```{language}\n(.*?)^```$'
+    return re.findall(pattern, PAGES[page], flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """The words of each line in a shell block."""
+    lines = '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def having(language):
+    return [page for page in PAGES if blocks(page, language)]
+
+
+@pytest.mark.parametrize('page', having('python'))
+def test_code_runs_as_written(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for number, block in enumerate(blocks(page, 'python')):
+        exec(compile(block, f'{page}, block {number}', 'exec'), namespace)
+    printed = capsys.readouterr().out
+    assert 'nan' not in printed
+    assert 'False' not in printed
+    if page == 'relax':
+        assert 'prediction' in Path('relax.log').read_text()
+
+
+def test_configuration_is_one(tmp_path):
+    load_config = pytest.importorskip('ase_deeprelax.train.config').load_config
+    (block,) = blocks('training', 'yaml')
+    file = tmp_path / 'config.yaml'
+    file.write_text(block)
+    overrides = [
+        words[words.index('--set') + 1]
+        for words in commands('training')
+        if '--set' in words
+    ]
+    assert overrides
+    config = load_config(file, overrides)
+    assert config.data.pairs[0].path == tmp_path / 'pairs.jsonl.gz'
+
+
+@pytest.mark.parametrize('page', having('bash'))
+def test_commands_exist_with_their_options(page):
+    for program, *words in commands(page):
+        if program == 'deeprelax':
+            shown = CliRunner().invoke(app, [words[0], '--help'])
+            assert shown.exit_code == 0, shown.output
+            text = shown.output
+        elif program == 'python':
+            text = (ROOT / words[0]).read_text()
+        else:
+            assert program in {'make', 'pip'}
+            continue
+        for option in (word for word in words if word.startswith('--')):
+            assert option in text, f'{program} {words[0]} has no {option}'
+
+
+def test_pages_show_the_commands():
+    used = {words[1] for page in PAGES for words in commands(page) if 'deeprelax' in words}
+    assert used >= {'relax', 'compare', 'label', 'train', 'evaluate', 'doctor'}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_make_targets_and_extras_exist(page):
+    makefile = (ROOT / 'Makefile').read_text()
+    project = (ROOT / 'pyproject.toml').read_text()
+    for target in re.findall(r'(?:`|^)make ([a-z]+)', PAGES[page], flags=re.MULTILINE):
+        assert f'\n{target}:' in makefile
+    for extra in re.findall(r'\.\[([a-z]+)\]', PAGES[page]):
+        assert f'\n{extra} = ' in project
+
+
+def test_extras_are_listed():
+    project = (ROOT / 'pyproject.toml').read_text()
+    extras = project.split('[project.optional-dependencies]')[1].split('\n[')[0]
+    names = set(re.findall(r'^([a-z]+) = ', extras, flags=re.MULTILINE))
+    rows = [line for line in PAGES['install'].splitlines() if line.startswith('| `')]
+    listed = {name for row in rows for name in re.findall(r'`(\w+)`', row.split('|')[1])}
+    assert listed == names - {'docs', 'test', 'tutorials'}
+
+
+def test_names_written_into_atoms_are_listed():
+    names = {v for k, v in vars(keys).items() if k.isupper() and k != 'PREFIX'}
+    lines = PAGES['relax'].splitlines()
+    rows = [line for line in lines if line.startswith('| `deeprelax_')]
+    listed = {name for row in rows for name in re.findall(r'`(deeprelax_\w+)`', row)}
+    assert listed == names
+
+
+def test_fields_of_a_relaxation_are_listed():
+    fields = set(Relaxation.__dataclass_fields__)
+    fields |= {name for name in vars(Relaxation) if not name.startswith('_')}
+    section = PAGES['relax'].split('## What a relaxation holds\n')[1].split('\n## ')[0]
+    rows = [line for line in section.splitlines() if line.startswith('| `')]
+    listed = {name for row in rows for name in re.findall(r'`(\w+)`', row.split('|')[1])}
+    assert listed == fields
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_tables_are_those_of_the_results(page):
+    assert render.rendered(PAGES[page]) == PAGES[page], 'run benchmarks/render.py'
+
+
+@pytest.mark.parametrize('name', RESULTS)
+def test_every_result_is_shown_with_its_command(name):
+    result = render.load(name)
+    assert all(result[key] for key in ('commands', 'commit', 'date', 'machine', 'weights'))
+    assert all(len(file['sha256']) == 64 for file in result['data'])
+    assert any(part.get('rows') for part in result['parts'])
+    pages = [page for page, names in SHOWN.items() if name in names]
+    assert pages, f'no page shows benchmarks/results/{name}.json'
+    for page in pages:
+        for command in result['commands']:
+            assert shlex.split(command) in commands(page)
+
+
+def test_readme_can_be_read_in_a_minute():
+    assert len(README.splitlines()) <= 200
+    assert len(README.encode()) <= 12_000
+    (rows,) = [view.rows for view in render.VIEWS.values()]
+    assert len(rows) <= 6
+    (figure,) = re.findall(r'!\[[^]]*\]\(([^)]+)\)', README)
+    assert (ROOT / figure).stat().st_size < 100_000
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r'\]\(([^)#]+)', README):
+        assert target.startswith('https://') or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_names_no_path_of_a_machine(page):
+    assert not re.search(r'(^|[\s`(])/(home|root|tmp|work)/', PAGES[page])
