@@ -709,6 +709,9 @@ def test_on_paper_spheres_are_round_and_tables_whole(browser, evaluated, page):
             '.filter((box) => box.scrollHeight > box.clientHeight + 1).length'
         )
         assert hidden == 0
+        heads = browser.find_elements('css selector', '[data-sorts] th')
+        assert all(head.text.strip() for head in heads)
+        assert not browser.find_element('css selector', 'button.csv').is_displayed()
     finally:
         browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': ''})
 
