@@ -152,6 +152,13 @@ def test_every_result_is_shown_with_its_command(name):
             assert shlex.split(command) in commands(page)
 
 
+@pytest.mark.parametrize('name', RESULTS)
+def test_tables_are_read_back_as_they_were_printed(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    parts = render.load(name)['parts']
+    assert load('measure').parse('\n\n'.join(map(render.markdown, parts))) == parts
+
+
 def test_readme_can_be_read_in_a_minute():
     assert len(README.splitlines()) <= 200
     assert len(README.encode()) <= 12_000

@@ -78,23 +78,6 @@ def plot_bands(found):
     plt.show()
 
 
-plot_bands(found):
-    _, axis = plt.subplots(figsize=(5, 3), layout='constrained')
-    for (name, one), color in zip(found.items(), ('0.7', 'C2', 'C0'), strict=False):
-        start = 0.0
-        for path in one['bands']['frequencies']:
-            rows = np.array(path)
-            x = start + np.arange(len(rows))
-            axis.plot(x, rows, color=color, label=name if start == 0 else None)
-            start += len(rows) - 1
-    handles, labels = axis.get_legend_handles_labels()
-    kept = dict(zip(labels, handles, strict=True))
-    axis.legend(kept.values(), kept.keys())
-    axis.axhline(0, color='0.5', linewidth=0.5)
-    axis.set(xlabel='path through the Brillouin zone', ylabel='frequency / THz', xticks=[])
-    plt.show()
-
-
 plot_bands(found)
 
 # %% [markdown]
