@@ -49,7 +49,12 @@ def having(language):
     return [page for page in PAGES if blocks(page, language)]
 
 
-@pytest.mark.parametrize('page', having('python'))
+# The page on other packages imports them all.
+SLOW = {'neighbours': pytest.mark.slow}
+WITH_CODE = [pytest.param(page, marks=SLOW.get(page, ())) for page in having('python')]
+
+
+@pytest.mark.parametrize('page', WITH_CODE)
 def test_code_runs_as_written(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
