@@ -3,10 +3,10 @@
     python benchmarks/measure.py table textbook --set PAIRS=pairs_wbm_dev.jsonl.gz
 
 Each result in ``benchmarks/results/`` holds its command. Words in capitals, such as PAIRS,
-are files and folders of yours: give them with ``--set``. The command runs in the folder above
-this one, and the tables in what it prints are parsed. Date, machine, commit, hash of the
-weights and hashes of the files are written beside them. At the end all pages are rendered.
-``--from FILE`` takes the output of one command that ran elsewhere.
+are files and folders of yours: give them with ``--set``. The command runs in the folder
+above this one, and the tables in what it prints are parsed. Date, machine, commit, hash of
+the weights and hashes of the files are written beside them. At the end all pages are
+rendered. ``--from FILE`` takes the output of one command that ran elsewhere.
 """
 
 import argparse

@@ -49,7 +49,12 @@ def having(language):
     return [page for page in PAGES if blocks(page, language)]
 
 
-@pytest.mark.parametrize('page', having('python'))
+# The page on other packages imports them all.
+SLOW = {'neighbours': pytest.mark.slow}
+WITH_CODE = [pytest.param(page, marks=SLOW.get(page, ())) for page in having('python')]
+
+
+@pytest.mark.parametrize('page', WITH_CODE)
 def test_code_runs_as_written(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
@@ -150,6 +155,13 @@ def test_every_result_is_shown_with_its_command(name):
     for page in pages:
         for command in result['commands']:
             assert shlex.split(command) in commands(page)
+
+
+@pytest.mark.parametrize('name', RESULTS)
+def test_tables_are_read_back_as_they_were_printed(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    parts = render.load(name)['parts']
+    assert load('measure').parse('\n\n'.join(map(render.markdown, parts))) == parts
 
 
 def test_readme_can_be_read_in_a_minute():

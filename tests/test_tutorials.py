@@ -27,6 +27,9 @@ NUMBER = re.compile(r'[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?')
 NEEDS = {
     '02_compare_with_iterative_optimizers': ('chgnet', 'phonopy', 'matplotlib', 'jinja2'),
     '03_chain_to_a_potential_and_dft': ('chgnet', 'matplotlib'),
+    '06_point_defects': ('chgnet', 'matplotlib'),
+    '09_phonons_of_a_predicted_structure': ('chgnet', 'phonopy', 'matplotlib'),
+    '10_a_model_of_your_own': ('lightning', 'matplotlib'),
 }
 
 
@@ -114,7 +117,41 @@ def chain_keeps_its_promises(namespace):
     assert namespace['film'].cell.lengths()[0] == pytest.approx(3.70, abs=1e-9)
 
 
+def layers_keep_their_promises(namespace):
+    """Lattice constants near PBE's; what is held is as it was."""
+    for result, pbe in zip(namespace['results'], namespace['PBE'].values(), strict=True):
+        assert result.atoms.cell.lengths()[0] == pytest.approx(pbe, rel=0.015)
+    assert not namespace['moves'][namespace['bottom']].any()
+    assert namespace['held'].atoms.cell.lengths()[2] == pytest.approx(12.29, abs=1e-9)
+
+
+def defects_keep_their_promises(namespace):
+    """Neighbours of Ca go where CHGNet puts them; a prediction that costs is taken back."""
+    assert namespace['neighbours']['one shot'] == pytest.approx(
+        namespace['neighbours']['CHGNet'], abs=0.05
+    )
+    unrelaxed, _, relaxed, from_prediction = namespace['energies']
+    assert from_prediction < relaxed + 5e-3
+    assert namespace['safe'].get_potential_energy() < unrelaxed
+    for before, answer in zip(namespace['distorted'], namespace['answers'], strict=True):
+        start, end = (namespace['distance_to_perfect'](x) for x in (before, answer.atoms))
+        assert end < start / 3
+
+
+def phonons_keep_their_promises(namespace):
+    """The predicted crystal is stable, and nearly as stiff; a saddle point is left."""
+    found = namespace['found']
+    assert [found[name]['imaginary']['n'] for name in ('predicted', 'refined')] == [0, 0]
+    tops = [np.max(found[k]['bands']['frequencies']) for k in ('predicted', 'refined')]
+    assert tops[0] == pytest.approx(tops[1], rel=0.1)
+    assert namespace['unstable']['imaginary']['n'] > 0
+    assert namespace['gain'] < -5
+
+
 PROMISES = {
+    '05_monolayers_slabs_layered_crystals': layers_keep_their_promises,
+    '06_point_defects': defects_keep_their_promises,
+    '09_phonons_of_a_predicted_structure': phonons_keep_their_promises,
     '02_compare_with_iterative_optimizers': comparison_keeps_its_promises,
     '03_chain_to_a_potential_and_dft': chain_keeps_its_promises,
 }

@@ -145,8 +145,8 @@ plot.calls_saved(result)
 # - Two averages, two answers: the table compares the median number of calls with the median
 #   number of calls, the line in the box is the median of each crystal's own ratio. Where
 #   crystals differ as much as here, say which one you mean.
-# - Six crystals say how to measure, not how much is saved on average. The README has that
-#   figure for hundreds, and `deeprelax compare` makes it for yours.
+# - Six crystals say how to measure, not how much is saved on average. The page
+#   docs/speed.md has that figure for hundreds, and `deeprelax compare` makes it for yours.
 #
 # The way down of one crystal:
 

@@ -43,7 +43,7 @@ warnings.filterwarnings('ignore', module='chgnet')  # of how it makes its tensor
 # %% [markdown]
 # ## The last word
 #
-# It is GPAW's, a DFT code that installs from the package index (the README says which
+# It is GPAW's, a DFT code that installs from the package index (docs/chain.md says which
 # system packages it needs). The settings are coarse, so that a step takes seconds; real
 # work needs 500 eV and three times as many k-points along each axis. `dedecut` is no luxury
 # where cells relax: without it the stress is wrong by what the cutoff leaves out, and an
@@ -115,7 +115,7 @@ plt.show()
 # Without prediction and potential the last calculator does all of the work, here with the
 # same optimizer. A crystal of
 # two atoms has only its volume to find, and half a dozen calls find it from anywhere, so
-# that there is little to save, or nothing; the README counts it for more crystals.
+# that there is little to save, or nothing; docs/speed.md counts it for more crystals.
 
 # %% tags=["measured"]
 alone = bulk('AlAs', 'zincblende', a=5.41)

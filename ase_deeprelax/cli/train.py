@@ -19,7 +19,9 @@ WITH_HUBBARD = frozenset({'chgnet', 'mace', 'orb', 'sevennet'})
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help='YAML file; see the README.')],
+    config: Annotated[
+        Path, typer.Argument(help='YAML file; docs/training.md has an example.')
+    ],
     resume: Annotated[Path | None, typer.Option(help='Checkpoint to go on from.')] = None,
     start: Annotated[
         str | None,

@@ -7,7 +7,10 @@ from a disk without a network. The page itself is in the folder ``page``.
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from markupsafe import Markup
 from ase_deeprelax import __version__
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation
 from ase_deeprelax.compare.schema import Comparison, check_version
-from ase_deeprelax.report import sections
+from ase_deeprelax.report import headlines, sections
 from ase_deeprelax.report.accuracy import accuracy
 from ase_deeprelax.report.html_blocks import Section
 from ase_deeprelax.result import Relaxation
@@ -76,12 +79,16 @@ def write_report(
             check_version(result)
     scenes: list[dict[str, Any]] = []
     parts: list[Section] = []
-    about = [f'Written by ase_deeprelax {__version__}.']
+    first: list[str] = []
+    about = [provenance()]
     if relaxations is not None:
         named = sections.named(relaxations)
+        first += headlines.of_relaxations(named)
+        about += headlines.models_of(named)
         scenes = sections.scenes(named)
         parts.append(sections.relaxed(named, scenes))
     if comparison is not None:
+        first += headlines.of_comparison(comparison)
         about.append(sections.about(comparison))
         if relaxations is None:
             scenes = sections.predicted_scenes(comparison)
@@ -92,6 +99,7 @@ def write_report(
         if comparison.get('phonons'):
             parts.append(sections.phonons(comparison))
     if evaluation is not None:
+        first += headlines.of_evaluation(evaluation)
         parts.append(accuracy(evaluation))
     loader = jinja2.FileSystemLoader(PAGE)
     pages = jinja2.Environment(
@@ -99,6 +107,7 @@ def write_report(
     )
     html = pages.get_template('report.html').render(
         title='Crystal relaxation in one shot',
+        headlines=first,
         about=about,
         scenes=scenes,
         scenes_json=embedded(scenes),
@@ -111,6 +120,15 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding='utf-8')
     return path
+
+
+def provenance() -> str:
+    """One line on the package, the day and the machine."""
+    return (
+        f'Written by ase_deeprelax {__version__} on {datetime.now(UTC):%Y-%m-%d}; '
+        f'Python {platform.python_version()}, {platform.system()} '
+        f'{platform.machine()}, {os.cpu_count()} processor cores.'
+    )
 
 
 def embedded(data: Any) -> Markup:

@@ -107,7 +107,7 @@ class Loss(Section):
 
 
 class Optimize(Section):
-    """How the weights are found. Defaults other than the paper's say so in the README."""
+    """How the weights are found. Defaults other than the paper's say so."""
 
     learning_rate: float = Field(1e-3, gt=0)
     muon_rate: float | None = Field(
@@ -179,7 +179,7 @@ def load_config(path, overrides=()):
         path, base = shipped, Path()
     raw = _read_yaml(path)
     if not isinstance(raw, dict):
-        raise ConfigError(f'{path}: holds no settings; see the README for an example')
+        raise ConfigError(f'{path}: holds no settings; docs/training.md has an example')
     for override in overrides:
         _override(raw, override)
     try:

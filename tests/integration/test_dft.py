@@ -37,7 +37,7 @@ ENOUGH = {'kpts': {'size': (3, 3, 3), 'gamma': True}}
 @pytest.fixture
 def gpaw():
     """A function that makes coarse GPAW calculators."""
-    reason = "needs GPAW: pip install 'ase-deeprelax[gpaw]' (see the README)"
+    reason = "needs GPAW: pip install 'ase-deeprelax[gpaw]' (see docs/chain.md)"
     pytest.importorskip('gpaw', reason=reason, exc_type=ImportError)
     return partial(get_calculator, 'gpaw', **COARSE)
 

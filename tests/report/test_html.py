@@ -1,5 +1,7 @@
 import base64
 import copy
+import csv
+import io
 import json
 import re
 import shutil
@@ -11,6 +13,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.constraints import FixAtoms
+from ase.io import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,6 +161,20 @@ def test_what_was_refused_is_in_the_table_with_its_reason(page, relaxations):
     [row] = [row for row in rows if '>refused</td>' in row]
     assert relaxations['refused'].problem[:20] in row
     assert '6 structures, 1 of them refused' in html
+
+
+def test_the_headline_and_where_it_comes_from_stand_first(page, full_page, evaluated):
+    html = page.read_text()
+    assert html.index('5 structures relaxed in one shot, 1 refused') < html.index('<main>')
+    assert 'SHA-256' in html
+    assert re.search(r'Written by ase_deeprelax \S+ on \d{4}-\d\d-\d\d; Python', html)
+    path, found = full_page
+    [row] = found['summary']
+    line = f'{row["both"]["median_calls_ratio"]:.0%} of the calls with the prediction'
+    assert f'emt with {row["optimizer"]}: {line}' in path.read_text()
+    path, found = evaluated
+    cut = cuts(found['all'], 'model')['lattice_mae']['median']
+    assert f'{cut:.0f} % of the error of the lattice' in path.read_text()
 
 
 def test_all_refused_leaves_no_viewer(tmp_path, relaxations):
@@ -631,6 +648,88 @@ def test_a_click_on_a_head_sorts_the_rows(browser, evaluated):
     assert sorted(seen()) == sorted(before)
     assert len(browser.find_elements('css selector', '[aria-sort]')) == 1
     assert len(before) == found['n']
+
+
+SAVED = (
+    'window.saved = []; URL.createObjectURL = (blob) => { saved.push(blob); return "#"; };'
+)
+LAST = 'const done = arguments[0]; saved.at(-1).text().then(done);'
+
+
+def test_tables_and_structures_are_saved_as_they_are_shown(viewer, relaxations):
+    viewer.choose('structure', 'MgO')
+    viewer.browser.execute_script(SAVED)
+    viewer.browser.execute_script('document.querySelector("#save-structure").click()')
+    text = viewer.browser.execute_async_script(LAST)
+    before, after = read(io.StringIO(text), ':', format='extxyz')
+    for frame, atoms in (
+        (before, relaxations['MgO'].initial),
+        (after, relaxations['MgO'].atoms),
+    ):
+        np.testing.assert_allclose(frame.cell.array, atoms.cell.array, atol=1e-4)
+        np.testing.assert_array_equal(frame.numbers, atoms.numbers)
+        np.testing.assert_allclose(
+            frame.get_all_distances(mic=True), atoms.get_all_distances(mic=True), atol=1e-3
+        )
+    viewer.choose('structure', 'slab')
+    assert not viewer.find('save-structure').is_displayed()  # its vacuum is not known
+    viewer.browser.execute_script(
+        '[...document.querySelectorAll("button.csv")].at(-1).click()'
+    )
+    rows = list(csv.reader(viewer.browser.execute_async_script(LAST).splitlines()))
+    assert rows[0][0] == 'structure'
+    assert [row[0] for row in rows[1:]] == list(relaxations)
+
+
+def test_long_lists_can_be_searched(browser, tmp_path, relaxations):
+    many = {f'crystal {k}': relaxations['MgO'] for k in range(20)}
+    path = write_report(tmp_path / 'r.html', relaxations=many)
+    browser.get(path.as_uri())
+    browser.find_element('id', 'find').send_keys('CRYSTAL 17')
+    assert browser.find_element('id', 'name').text == 'crystal 17'
+    shown = browser.execute_script(
+        'return [...document.querySelector("#structure").options]'
+        '.filter((option) => !option.hidden).length'
+    )
+    assert shown == 1
+
+
+def test_on_paper_spheres_are_round_and_tables_whole(browser, evaluated, page):
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': 'print'})
+    try:
+        browser.get(page.as_uri())
+        drawn = browser.execute_script(
+            'const c = document.querySelector("#view"), r = c.getBoundingClientRect();'
+            'return [c.width / c.height, r.width / r.height]'
+        )
+        assert drawn[0] == pytest.approx(drawn[1], rel=0.02)
+        browser.get(evaluated[0].as_uri())
+        hidden = browser.execute_script(
+            'return [...document.querySelectorAll(".scroll")]'
+            '.filter((box) => box.scrollHeight > box.clientHeight + 1).length'
+        )
+        assert hidden == 0
+        heads = browser.find_elements('css selector', '[data-sorts] th')
+        assert all(head.text.strip() for head in heads)
+        assert not browser.find_element('css selector', 'button.csv').is_displayed()
+    finally:
+        browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': ''})
+
+
+def test_two_fingers_zoom(viewer):
+    before = viewer.all_sites(8)
+    viewer.browser.execute_script(
+        'const view = document.querySelector("#view");'
+        'view.setPointerCapture = () => {};'
+        'const touch = (type, pointerId, clientX) => view.dispatchEvent(new PointerEvent('
+        'type, { pointerId, clientX, clientY: 300, buttons: 1, pointerType: "touch" }));'
+        'touch("pointerdown", 1, 300); touch("pointerdown", 2, 400);'
+        'touch("pointermove", 2, 450);'
+        'touch("pointerup", 1, 300); touch("pointerup", 2, 450);'
+    )
+    viewer.settle()
+    after = viewer.all_sites(8)
+    assert np.ptp(after, axis=0) == pytest.approx(1.5 * np.ptp(before, axis=0), rel=0.05)
 
 
 @pytest.mark.parametrize('width', [360, 1200])

@@ -21,3 +21,24 @@ document.querySelectorAll('[data-sorts]').forEach((table) => {
     });
   });
 });
+// Each table can be saved for other programs.
+window.saveAs = (name, blob) => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+};
+document.querySelectorAll('.scroll').forEach((box) => {
+  const button = document.createElement('button');
+  button.type = 'button';
+  button.className = 'csv';
+  button.textContent = 'save table (CSV)';
+  button.addEventListener('click', () => {
+    const quoted = (cell) => `"${cell.textContent.trim().replaceAll('"', '""')}"`;
+    const lines = [...box.querySelectorAll('tr')].map((row) => [...row.cells].map(quoted).join(','));
+    const name = box.getAttribute('aria-label').split(/[:;]/)[0].replace(/[^\w]+/g, '_').slice(0, 40);
+    saveAs(`${name}.csv`, new Blob([`${lines.join('\n')}\n`], { type: 'text/csv' }));
+  });
+  box.after(button);
+});

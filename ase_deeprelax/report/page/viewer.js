@@ -250,6 +250,8 @@
     if (!scene.sigma && $('colour').value === 'sigma') $('colour').value = 'displacement';
     $('name').textContent = scene.name;
     $('fixed').hidden = !scene.fixed;
+    // Of a layer the vacuum is not known here.
+    $('save-structure').hidden = !scene.periodic.every(Boolean);
     fill($('facts'), Object.entries(scene.notes).flatMap(([k, v]) => [['dt', k], ['dd', v]]));
     $('atoms').replaceChildren(...scene.numbers.map((z, atom) => {
       const row = document.createElement('tr');
@@ -307,9 +309,24 @@
     zoom = 0.94 * Math.min(canvas.clientWidth / 2 / wide, canvas.clientHeight / 2 / high);
     redraw();
   }
-  canvas.addEventListener('pointerdown', (event) => canvas.setPointerCapture(event.pointerId));
+  const fingers = new Map(); // where the pointers that are down are
+  function span() {
+    const [a, b] = [...fingers.values()];
+    return Math.hypot(a[0] - b[0], a[1] - b[1]);
+  }
+  canvas.addEventListener('pointerdown', (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, [event.clientX, event.clientY]);
+  });
+  for (const end of ['pointerup', 'pointercancel']) {
+    canvas.addEventListener(end, (event) => fingers.delete(event.pointerId));
+  }
   canvas.addEventListener('pointermove', (event) => {
-    if (event.buttons) {
+    if (fingers.size === 2 && fingers.has(event.pointerId)) {
+      const before = span();
+      fingers.set(event.pointerId, [event.clientX, event.clientY]);
+      enlarge(span() / Math.max(before, 1));
+    } else if (event.buttons) {
       tip.hidden = true;
       hovered = null;
       spin(event.movementX * 0.01, event.movementY * 0.01);
@@ -338,6 +355,33 @@
   });
   document.querySelectorAll('[data-scene]').forEach((button) => {
     button.addEventListener('click', () => { choose(+button.dataset.scene); canvas.scrollIntoView({ block: 'center' }); });
+  });
+  // --- files
+  function fileName(suffix) { return `${scene.name.replace(/[^\w.-]+/g, '_')}.${suffix}`; }
+  $('save-picture').addEventListener('click', () => {
+    canvas.toBlob((blob) => saveAs(fileName('png'), blob));
+  });
+  $('save-structure').addEventListener('click', () => { // two frames: before and after
+    const words = (v) => v.map((x) => x.toFixed(6)).join(' ');
+    const frames = [0, 1].map((t) => {
+      const { S, cell } = cellAt(t);
+      const atoms = scene.numbers.map((z, k) => {
+        const at = times(plus(scene.positions[k], scene.move[k], t), S);
+        return `${scene.elements[z].symbol} ${words(at)}`;
+      });
+      const head = `Lattice="${cell.map(words).join(' ')}" Properties=species:S:1:pos:R:3 pbc="T T T"`;
+      return [atoms.length, head, ...atoms].join('\n');
+    });
+    saveAs(fileName('extxyz'), new Blob([`${frames.join('\n')}\n`], { type: 'text/plain' }));
+  });
+  $('find')?.addEventListener('input', (event) => {
+    const words = event.target.value.toLowerCase().split(/\s+/);
+    const options = [...$('structure').options];
+    options.forEach((option) => {
+      option.hidden = !words.every((word) => option.textContent.toLowerCase().includes(word));
+    });
+    const first = options.find((option) => !option.hidden);
+    if (first && $('structure').selectedOptions[0].hidden) choose(+first.value);
   });
   function repaint() {
     const style = getComputedStyle(document.documentElement);
