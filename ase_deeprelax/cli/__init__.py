@@ -1,6 +1,6 @@
-"""The command line: ``deeprelax relax | train | label | evaluate | compare | ...``."""
+"""The command line: ``deeprelax relax | screen | train | evaluate | compare | ...``."""
 
-from ase_deeprelax.cli import compare, evaluate, info, relax, train
+from ase_deeprelax.cli import compare, evaluate, info, relax, screen, train
 from ase_deeprelax.cli.app import app, main
 
 __all__ = ['app', 'main']
@@ -8,6 +8,7 @@ __all__ = ['app', 'main']
 # In the order that `deeprelax --help` shows.
 for command in (
     relax.relax,
+    screen.screen,
     train.train,
     train.label,
     evaluate.evaluate,

@@ -159,7 +159,7 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
             return _chosen(found, index)
     if (form or path.suffix.lower()[1:]) == 'db':
         rows = connect(path).select(include_data=True)
-        return _chosen([_of_row(row) for row in rows], index)
+        return _chosen([atoms_of_row(row) for row in rows], index)
     # Without splitting at '@', which belongs to the name here.
     frames = read(path, index=index, format=form, do_not_split_by_at_sign=True)
     return frames if isinstance(frames, list) else [frames]
@@ -193,7 +193,8 @@ def _chosen(frames: list[Atoms], index: str) -> list[Atoms]:
     return frames[which] if isinstance(which, slice) else [frames[which]]
 
 
-def _of_row(row: Any) -> Atoms:
+def atoms_of_row(row: Any) -> Atoms:
+    """The structure of a row of ``ase.db``, its columns in ``info['key_value_pairs']``."""
     atoms = row.toatoms()
     if row.key_value_pairs:
         atoms.info[COLUMNS] = dict(row.key_value_pairs)
