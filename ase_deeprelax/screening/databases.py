@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,16 @@ class Database(OneFormat):
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """See `Source`."""
-        database = self._connect()
-        for number in self._row_numbers(database)[start:]:
-            yield Item(
-                self.named(number),
-                lambda number=int(number): atoms_of_row(
-                    database.get(number, include_data=True)
-                ),
-            )
+        with self._connected() as database:
+            for number in self._row_numbers(database)[start:]:
+                yield Item(
+                    self.named(number),
+                    lambda number=int(number): atoms_of_row(database.get(number)),
+                )
 
-    def _connect(self) -> Any:
-        return connect(self.path, type='db', use_lock_file=False)
+    @contextmanager
+    def _connected(self) -> Generator[Any]:
+        yield connect(self.path, type='db', use_lock_file=False)
 
     def _row_numbers(self, database: Any) -> Sequence[int] | np.ndarray:  # noqa: ARG002
         uri = f'{self.path.absolute().as_uri()}?mode=ro'
@@ -58,7 +57,8 @@ class Database(OneFormat):
 class LmdbDatabase(Database):
     """The rows of an ``.aselmdb`` file, as the FAIR chemistry data sets are given."""
 
-    def _connect(self) -> Any:
+    @contextmanager
+    def _connected(self) -> Generator[Any]:
         try:
             import ase_db_backends.aselmdb  # noqa: F401
         except ImportError as error:
@@ -66,9 +66,15 @@ class LmdbDatabase(Database):
                 f"{self.path}: .aselmdb files need pip install 'ase-deeprelax[aselmdb]'"
             ) from error
         try:
-            return connect(self.path, type='aselmdb', readonly=True, use_lock_file=False)
+            database = connect(
+                self.path, type='aselmdb', readonly=True, use_lock_file=False
+            )
         except Exception as error:
             raise StructureError(f'{self.path}: no .aselmdb file ({error})') from error
+        try:
+            yield database
+        finally:
+            database.close()  # a process may open such a file once at a time
 
     def _row_numbers(self, database: Any) -> Sequence[int]:
         return database.ids

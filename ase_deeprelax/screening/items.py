@@ -25,7 +25,8 @@ class Item(NamedTuple):
     id : str
         Its name in the source; the same in every run.
     load : callable
-        Reads it: an ``ase.Atoms``, or an exception that says why there is none.
+        Reads it: an ``ase.Atoms``, or an exception that says why there is none. Before the
+        next item is asked for, or never: archives are closed behind the last one.
     """
 
     id: str
