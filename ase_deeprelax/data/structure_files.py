@@ -25,7 +25,12 @@ from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
 
 from ase_deeprelax import keys
-from ase_deeprelax.data.structures import as_atoms
+from ase_deeprelax.data.pymatgen_json import (
+    holds_structures,
+    is_structure,
+    of_pymatgen,
+    read_entries,
+)
 from ase_deeprelax.data.writable import as_writable
 from ase_deeprelax.errors import ConfigError, StructureError
 
@@ -203,21 +208,13 @@ def atoms_of_row(row: Any) -> Atoms:
 
 def _pymatgen(path: Path) -> list[Atoms] | None:
     """Structures of pymatgen in a JSON file, or None where it holds something else."""
-    content = json.loads(path.read_bytes())
-    entries: Any = content
-    if isinstance(content, dict):
-        entries = [content] if '@class' in content or 'lattice' in content else None
-        if entries is None and content and all(map(_is_structure, content.values())):
-            entries = list(content.values())
-    if not isinstance(entries, list) or not all(map(_is_structure, entries)):
+    if holds_structures(path):
+        entries = [entry for _, entry in read_entries(path)]
+    else:
+        entries = [json.loads(path.read_bytes())]
+    if not all(map(is_structure, entries)):
         return None
-    from pymatgen.core import Structure
-
-    return [as_atoms(Structure.from_dict(entry)) for entry in entries]
-
-
-def _is_structure(entry: Any) -> bool:
-    return isinstance(entry, dict) and {'lattice', 'sites'} <= set(entry)
+    return [of_pymatgen(entry) for entry in entries]
 
 
 def find_format(path: Path, form: str | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,8 +14,8 @@ from ase import Atoms
 from ase.db import connect
 from ase.io.jsonio import decode
 
+from ase_deeprelax.data.pymatgen_json import of_pymatgen
 from ase_deeprelax.data.structure_files import atoms_of_row
-from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.errors import MissingDependencyError, StructureError
 from ase_deeprelax.screening.items import Item, OneFormat, parsed
 
@@ -171,12 +170,3 @@ def _atoms(atoms_of: Callable, row: dict[str, Any]) -> Atoms:
         raise
     except Exception as error:
         raise StructureError(f'cannot be read ({type(error).__name__}: {error})') from error
-
-
-def of_pymatgen(entry: Any) -> Atoms:
-    """Atoms of a structure of pymatgen, given as a dictionary or as its JSON text."""
-    from pymatgen.core import Structure
-
-    if isinstance(entry, str):
-        entry = json.loads(entry)
-    return as_atoms(Structure.from_dict(entry))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ase_deeprelax.data.pymatgen_json import holds_structures
 from ase_deeprelax.data.structure_files import READ_SUFFIXES, read_source
 from ase_deeprelax.data.structure_files import Source as OneFile
 from ase_deeprelax.errors import ConfigError, StructureError
@@ -15,7 +16,7 @@ from ase_deeprelax.screening.archives import FileList, Tar, Zip, is_single
 from ase_deeprelax.screening.databases import Database, LmdbDatabase, Parquet
 from ase_deeprelax.screening.frames import Frames
 from ase_deeprelax.screening.items import Item, OneFormat, Source, broken
-from ase_deeprelax.screening.json_structures import JsonFile, JsonLinesFile, is_streamed
+from ase_deeprelax.screening.json_structures import JsonFile, JsonLinesFile
 
 KINDS: dict[str, type[OneFormat]] = {
     '.xyz': Frames,
@@ -168,9 +169,15 @@ def _below(file: Path, path: Path) -> str:
 
 def _one(path: Path, prefix: str) -> Source:
     kind = _kind(path.name)
-    if kind is None and path.suffix.lower() == '.json' and is_streamed(path):
+    if kind is None and path.suffix.lower() == '.json' and holds_structures(path):
         kind = JsonFile
     return (kind or AnyFile)(path, prefix)
+
+
+def is_packed(source: OneFile) -> bool:
+    """Whether a file holds structures in a way that ``ase.io`` does not read."""
+    packed = (Zip, Tar, LmdbDatabase, Parquet, JsonLinesFile)
+    return source.path.is_file() and _kind(source.path.name) in packed
 
 
 def _kind(name: str) -> type[OneFormat] | None:
