@@ -1,6 +1,6 @@
 """The command line: ``deeprelax relax | screen | train | evaluate | compare | ...``."""
 
-from ase_deeprelax.cli import compare, evaluate, info, relax, screen, train
+from ase_deeprelax.cli import compare, evaluate, info, relax, results, screen, train
 from ase_deeprelax.cli.app import app, main
 
 __all__ = ['app', 'main']
@@ -9,6 +9,7 @@ __all__ = ['app', 'main']
 for command in (
     relax.relax,
     screen.screen,
+    results.results,
     train.train,
     train.label,
     evaluate.evaluate,

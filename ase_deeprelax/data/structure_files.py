@@ -272,13 +272,13 @@ def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-    writable = [_writable(atoms, form) for atoms in structures]
+    held = [writable(atoms, form) for atoms in structures]
     problems: list[str] = []
     try:
         try:
-            _write(part, writable, form)
+            _write(part, held, form)
         except Exception:  # noqa: BLE001 - writers raise anything
-            kept = list(_those_written(part, writable, form, problems))
+            kept = list(_those_written(part, held, form, problems))
             if not kept:
                 return problems
             _write(part, kept, form)
@@ -293,7 +293,7 @@ def _write(path: Path, structures: Sequence[Atoms], form: str) -> None:
     if form == 'db':
         with connect(path, type='db', append=False) as database:
             for atoms in structures:
-                database.write(atoms, *_columns(atoms))
+                database.write(atoms, *columns_of(atoms))
     else:
         write(path, list(structures), format=form)
 
@@ -311,7 +311,7 @@ def _those_written(
             yield atoms
 
 
-def _columns(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
+def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns of a database and its further data: what the atoms came with, and ours."""
     columns, data = dict(atoms.info.get(COLUMNS, {})), {}
     for name, value in atoms.info.items():
@@ -335,7 +335,7 @@ def _is_word(value: Any) -> bool:
     return False
 
 
-def _writable(atoms: Atoms, form: str) -> Atoms:
+def writable(atoms: Atoms, form: str) -> Atoms:
     """The atoms with what the format can hold of constraints and of ``info``."""
     atoms = as_writable(atoms, form)
     if form != 'extxyz':

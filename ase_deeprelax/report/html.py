@@ -7,7 +7,7 @@ from a disk without a network. The page itself is in the folder ``page``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,35 @@ def write_report(
             parts.append(sections.phonons(comparison))
     if evaluation is not None:
         parts.append(accuracy(evaluation))
+    return write_page(path, 'Crystal relaxation in one shot', about, scenes, parts)
+
+
+def write_page(
+    path: str | Path,
+    title: str,
+    about: Sequence[str],
+    scenes: Sequence[Mapping[str, Any]],
+    parts: Sequence[Section],
+) -> Path:
+    """Write sections, and crystals for the viewer, as one HTML file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Overwritten; its folder is made.
+    title : str
+    about : list of str
+        Lines under the title.
+    scenes : list of dict
+        See `viewer_data.scene`.
+    parts : list of Section
+    """
     loader = jinja2.FileSystemLoader(PAGE)
     pages = jinja2.Environment(
         autoescape=True, loader=loader, undefined=jinja2.StrictUndefined
     )
     html = pages.get_template('report.html').render(
-        title='Crystal relaxation in one shot',
+        title=title,
         about=about,
         scenes=scenes,
         scenes_json=embedded(scenes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from ase_deeprelax.screening.store import Store
 # Columns that hold structures: left out of tables.
 STRUCTURE = ('atoms', 'initial_cell', 'initial_positions')
 CONDITION = re.compile(r'\s*(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(.+?)\s*')
+NUMBER = re.compile(r'-?\d+(\.\d+)?(e[+-]?\d+)?')
 OPERATORS = {
     '<': 'less',
     '<=': 'less_equal',
@@ -74,12 +76,27 @@ class Results:
         schema = pa.unify_schemas(schemas, promote_options='permissive')
         return pa.dataset.dataset(files, schema=schema, format='parquet')
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns."""
+        return self._data.schema.names
+
     @cached_property
     def n_quarantined(self) -> int:
         """How many could not be read or relaxed."""
         if not self.packs:
             return 0
         return self._data.count_rows(filter=~need_pyarrow().compute.field('ok'))
+
+    def quarantine(self) -> dict[str, int]:
+        """How many structures are quarantined for each reason, the commonest first.
+
+        Numbers in the reasons are left out, so that those of one kind count together.
+        """
+        if not self.n_quarantined:
+            return {}
+        found = self.table(quarantined=True, columns=['problem'])['problem'].to_pylist()
+        return dict(Counter(NUMBER.sub('#', text) for text in found).most_common())
 
     def table(
         self,
