@@ -18,7 +18,6 @@ SHA256 = 'deeprelax_sha256'  # info, str: hash of its weights
 VERSION = 'deeprelax_version'  # info, str: version of this package
 KIND = 'deeprelax_kind'  # info, str: 'bulk', 'layer' or 'other', and ', cell held' if so
 STAGE = 'deeprelax_stage'  # info, str: 'predicted', or the refinement it is from
-ID = 'deeprelax_id'  # info, str: name of the structure in a screen, where it is exported
 OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range, if it is
 
 

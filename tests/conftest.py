@@ -43,6 +43,7 @@ SLOW = (
     'predict/test_forks.py',
     'regression/',
     'report/',
+    'screening/test_executors.py',
     'screening/test_faults.py',
     'test_import.py',
     'test_tutorials.py',

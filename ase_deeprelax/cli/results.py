@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ase_deeprelax.cli.app import check_outputs, count, write_json
+from ase_deeprelax.cli.answers import part_file
+from ase_deeprelax.cli.app import DeviceOption, check_outputs, count, write_json
 
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
@@ -50,8 +52,13 @@ def results(
     ] = None,
     form: Annotated[
         str | None,
+        typer.Option('--format', help='Of files in a folder: vasp, aims; default cif.'),
+    ] = None,
+    refine: Annotated[
+        str | None,
         typer.Option(
-            '--format', help='Of files in a folder: vasp, espresso-in; default cif.'
+            help='Export them relaxed on with a potential, to 0.05 eV/A in at most 500 '
+            'steps: NAME or NAME:WEIGHTS (chgnet, tensornet, ...).'
         ),
     ] = None,
     json_file: Annotated[
@@ -63,12 +70,17 @@ def results(
             '--html', help='Write a page: distributions, uncertain ones, quarantine.'
         ),
     ] = None,
+    device: DeviceOption = 'auto',
 ) -> None:
-    """Show the results of the screen in OUT, sorted by uncertainty, or export them."""
+    """Show the results of the screen in OUT, sorted by uncertainty, or export them.
+
+    A refinement that was stopped goes on when the command is given again. The exit code is
+    1 where one did not converge; the structure is then the last one.
+    """
     from ase_deeprelax.screening import Results
 
-    if form is not None and export is None:
-        raise typer.BadParameter('--format needs --export')
+    if export is None and (form is not None or refine is not None):
+        raise typer.BadParameter('--format and --refine need --export')
     if quarantined and export is not None:
         raise typer.BadParameter('quarantined structures have no relaxed one to export')
     check_outputs(json_file, html_file)
@@ -81,16 +93,50 @@ def results(
     if str(json_file) != '-':
         _show(found, table, quarantined)
     write_json(json_file, table.to_pylist() if json_file else None, indent=1)
+    problems: list[str] = []
     if export is not None:
+        from ase_deeprelax.screening.export import chosen
         from ase_deeprelax.screening.export import export as write_structures
 
-        written = write_structures(found, table, export, form)
+        ends = chosen(found, table)
+        if refine is not None:
+            ends = _refined(
+                found, table, refine, part_file(export), device=device, problems=problems
+            )
+        written = write_structures(ends, export, form)
+        part_file(export).unlink(missing_ok=True)
         typer.echo(f'wrote {export}: {count(written, "structure")}', err=True)
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
 
         write_screen_page(html_file, found)
         typer.echo(f'wrote {html_file}', err=True)
+    for problem in problems:
+        typer.echo(f'not converged: {problem}', err=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _refined(
+    found: Results,
+    table: Any,
+    name: str,
+    journal: Path,
+    *,
+    device: str,
+    problems: list[str],
+) -> Iterator[tuple[str, Any]]:
+    """Ids and refined structures; those that did not converge go to ``problems``, too."""
+    from ase_deeprelax.calculators.batched import batch_potential
+    from ase_deeprelax.calculators.registry import get_calculator
+    from ase_deeprelax.predict.forward import resolve_device
+    from ase_deeprelax.screening.refine import refine
+
+    calculator = get_calculator(name, device=str(resolve_device(device)))
+    ends = refine(found, table, batch_potential(calculator), journal, name=name)
+    for id, atoms, problem in ends:
+        problems += [f'{id}: {problem}'] if problem else []
+        yield id, atoms
 
 
 def _show(found: Results, table: Any, quarantined: bool) -> None:

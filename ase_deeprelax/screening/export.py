@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ase import Atoms
 from ase.db import connect
@@ -16,27 +17,26 @@ from ase_deeprelax import keys
 from ase_deeprelax.data.structure_files import columns_of, find_format, writable
 from ase_deeprelax.screening.results import Results
 
+# Where the id of a structure stands in its info.
+ID = f'{keys.PREFIX}id'
 # What may stand in the name of a file; the rest of an id becomes '_'.
 ODD = re.compile(r'[^\w.+=-]+')
 
 
 def export(
-    results: Results, table: object, path: str | Path, form: str | None = None
+    named: Iterable[tuple[str, Atoms]], path: str | Path, form: str | None = None
 ) -> int:
-    """Write the structures of a table in its order.
-
-    They are read and written one after the other, so that any number fits into memory.
+    """Write structures one after the other, so that any number fits into memory.
 
     Parameters
     ----------
-    results : Results
-    table : pyarrow.Table
-        Rows of ``results.table``.
+    named : iterable of (str, ase.Atoms)
+        Ids and structures, for example of `chosen`.
     path : str or Path
         A database (``.db``); an extxyz file; or a folder, for one file per structure.
     form : str, optional
-        Format of the files in a folder, as ``ase.io`` names it: ``vasp`` and
-        ``espresso-in`` are inputs of DFT. Default 'cif'.
+        Format of the files in a folder, as ``ase.io`` names it: ``vasp`` and ``aims``
+        are inputs of DFT. Default 'cif'.
 
     Returns
     -------
@@ -49,13 +49,19 @@ def export(
         No such format can be written.
     """
     path = Path(path)
-    chosen = (_named(row['id'], atoms) for row, atoms in results.structures(table))
+    found = (_named(id, atoms) for id, atoms in named)
     if not path.suffix or path.is_dir():
-        return _to_folder(path, chosen, find_format(path / 'x.cif', form or 'cif'))
+        return _to_folder(path, found, find_format(path / 'x.cif', form or 'cif'))
     form = find_format(path, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replaced(path) as part:
-        return _to_database(part, chosen) if form == 'db' else _to_file(part, chosen, form)
+        return _to_database(part, found) if form == 'db' else _to_file(part, found, form)
+
+
+def chosen(results: Results, table: Any) -> Iterator[tuple[str, Atoms]]:
+    """Ids and relaxed structures of a table of `Results.table`, in its order."""
+    for row, atoms in results.structures(table):
+        yield row['id'], atoms
 
 
 def file_name(id: str) -> str:
@@ -71,38 +77,38 @@ def file_name(id: str) -> str:
 
 
 def _named(id: str, atoms: Atoms) -> Atoms:
-    atoms.info[keys.ID] = id
+    atoms.info[ID] = id
     return atoms
 
 
-def _to_database(path: Path, chosen: Iterable[Atoms]) -> int:
+def _to_database(path: Path, found: Iterable[Atoms]) -> int:
     count = 0
     with connect(path, type='db', append=False) as database:
-        for atoms in chosen:
+        for atoms in found:
             columns, data = columns_of(atoms)
             database.write(atoms, columns, data)
             count += 1
     return count
 
 
-def _to_file(path: Path, chosen: Iterable[Atoms], form: str) -> int:
+def _to_file(path: Path, found: Iterable[Atoms], form: str) -> int:
     count = 0
     if form != 'extxyz':  # of the other formats few can be added to
-        structures = [writable(atoms, form) for atoms in chosen]
+        structures = [writable(atoms, form) for atoms in found]
         write(path, structures, format=form)
         return len(structures)
     with path.open('w') as file:
-        for atoms in chosen:
+        for atoms in found:
             write(file, writable(atoms, form), format=form)
             count += 1
     return count
 
 
-def _to_folder(folder: Path, chosen: Iterable[Atoms], form: str) -> int:
+def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     written: set[str] = set()
-    for atoms in chosen:
-        name = file_name(atoms.info[keys.ID])
+    for atoms in found:
+        name = file_name(atoms.info[ID])
         while name in written:  # ids that differ in odd characters only
             name += '_'
         written.add(name)

@@ -190,11 +190,15 @@ class Store:
         content = io.BytesIO()
         table = pa.Table.from_pylist(list(rows))
         pa.parquet.write_table(table, content, compression='zstd')
-        path = self.path(pack)
+        path, size = self.path(pack), len(content.getvalue())
         try:
-            write_atomically(path, content.getvalue())
+            try:
+                write_atomically(path, content.getvalue())
+            except FileNotFoundError:
+                # Where there are no locks, another process may have cleaned up meanwhile.
+                write_atomically(path, content.getvalue())
         except OSError as error:
-            raise self._full(error, len(content.getvalue())) from error
+            raise self._full(error, size) from error
 
     def _full(self, error: OSError, size: int) -> FullDiskError:
         plan, done = self.plan(), self.done()

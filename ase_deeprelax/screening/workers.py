@@ -95,8 +95,9 @@ def _round(
                 task = running.pop(future)
                 try:
                     future.result()
-                except CancelledError:
+                except CancelledError as error:  # by us, or by the engine
                     left.append(task)
+                    lost = error
                 except (DeepRelaxError, KeyboardInterrupt):
                     raise
                 except Exception as error:  # noqa: BLE001 - engines raise their own

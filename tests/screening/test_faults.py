@@ -181,6 +181,16 @@ def test_parts_run_beside_each_other_but_none_twice(
     assert_same(out, undisturbed)
 
 
+def test_nothing_depends_on_locks(command, source, tmp_path, undisturbed):
+    """As on network file systems without them: two processes at once do no harm."""
+    out, before = tmp_path / 'out', 'from ase_deeprelax import files; files.fcntl = None'
+    both = [command(source, out, before=before) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert_same(out, undisturbed)
+
+
 def test_ctrl_c_leaves_finished_packs(command, packs_there, source, tmp_path, undisturbed):
     out = tmp_path / 'out'
     process = command(source, out)

@@ -6,16 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.db import connect
 from ase.io import read, write
 from typer.testing import CliRunner
 
 from ase_deeprelax import keys, screen
+from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.cli import app
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.screening import Results
 from ase_deeprelax.screening import results as results_module
-from ase_deeprelax.screening.export import export, file_name
+from ase_deeprelax.screening.export import ID, chosen, export, file_name
+from ase_deeprelax.screening.refine import refine
 
 
 @pytest.fixture(scope='module')
@@ -81,16 +86,16 @@ def test_structures_are_exported(out, tmp_path):
     found = Results(out)
     table = found.table(sort='sigma', limit=12)
     ids = table['id'].to_pylist()
-    assert export(found, table, tmp_path / 'best.extxyz') == 12
+    assert export(chosen(found, table), tmp_path / 'best.extxyz') == 12
     written = read(tmp_path / 'best.extxyz', ':')
-    assert [atoms.info[keys.ID] for atoms in written] == ids
-    assert export(found, table, tmp_path / 'best.db') == 12
+    assert [atoms.info[ID] for atoms in written] == ids
+    assert export(chosen(found, table), tmp_path / 'best.db') == 12
     rows = list(connect(tmp_path / 'best.db').select(f'{keys.SIGMA}>0'))
-    assert [row[keys.ID] for row in rows] == ids
-    assert export(found, table, tmp_path / 'cifs') == 12
+    assert [row[ID] for row in rows] == ids
+    assert export(chosen(found, table), tmp_path / 'cifs') == 12
     cif = read(tmp_path / 'cifs' / f'{file_name(ids[0])}.cif')
     assert cif.cell.volume == pytest.approx(written[0].cell.volume, rel=1e-4)
-    assert export(found, table, tmp_path / 'dft', 'vasp') == 12
+    assert export(chosen(found, table), tmp_path / 'dft', 'vasp') == 12
     assert len(read(tmp_path / 'dft' / f'{file_name(ids[3])}.vasp')) == len(written[3])
     assert not list(tmp_path.glob('**/.*'))
 
@@ -132,3 +137,65 @@ def test_an_unfinished_screen_can_be_looked_at(out, tmp_path, tiny_model, crysta
     shown = run('results', half)
     assert shown.exit_code == 1
     assert 'holds no finished pack yet' in shown.stderr
+
+
+def emt_screen(folder, model):
+    """Crystals that ASE's EMT knows, a slab with fixed atoms among them."""
+    slab = fcc111('Cu', (1, 1, 3), vacuum=8)
+    slab.set_constraint(FixAtoms([0]))
+    lattices = {'Cu': 3.7, 'Au': 4.2, 'Ag': 4.0}
+    metals = [bulk(name, a=a) * (2, 1, 1) for name, a in lattices.items()]
+    for k, atoms in enumerate(metals):
+        atoms.rattle(0.05, seed=k)
+    write(folder / 'metals.extxyz', [*metals, slab])
+    return screen(folder / 'metals.extxyz', folder / 'out', model=model).results
+
+
+def test_a_part_is_refined_and_goes_on_after_a_stop(tmp_path, tiny_model):
+    found = emt_screen(tmp_path, tiny_model)
+    table = found.table(sort='sigma', descending=True)
+    asked = batch_potential(EMT())
+    calls = []
+
+    def potential(structures):
+        calls.append(len(structures))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return asked(structures)
+
+    journal = tmp_path / 'tail.jsonl'
+    with pytest.raises(KeyboardInterrupt):
+        list(refine(found, table, potential, journal, steps=100))
+    ends = list(refine(found, table, potential, journal, steps=100))
+    assert [id for id, *_ in ends] == table['id'].to_pylist()
+    for id, atoms, problem in ends:
+        assert problem == ''
+        assert atoms.info[keys.STAGE] == 'potential'
+        assert np.abs(atoms.get_forces()).max() < 0.05
+        again = atoms.copy()
+        again.calc = EMT()
+        assert again.get_potential_energy() == pytest.approx(atoms.get_potential_energy())
+        if id == 'metals.extxyz@3':  # the slab
+            before = read(tmp_path / 'metals.extxyz', 3)
+            assert atoms.cell.array.tolist() == before.cell.array.tolist()
+            assert atoms.positions[0].tolist() == before.positions[0].tolist()
+    n = len(calls)
+    assert len(list(refine(found, table, potential, journal, steps=100))) == 4
+    assert len(calls) == n
+    with pytest.raises(ConfigError, match='steps 100, now it is 50'):
+        list(refine(found, table, potential, journal, steps=50))
+
+
+def test_command_refines_what_it_exports(tmp_path, tiny_model, monkeypatch):
+    emt_screen(tmp_path, tiny_model)
+    monkeypatch.setattr(
+        'ase_deeprelax.calculators.registry.get_calculator', lambda *_, **__: EMT()
+    )
+    out = tmp_path / 'tail.db'
+    words = ['--descending', '--limit', 2, '--refine', 'emt', '--export', out]
+    shown = run('results', tmp_path / 'out', *words)
+    assert shown.exit_code == 0, shown.output
+    rows = list(connect(out).select())
+    assert len(rows) == 2
+    assert all(row.energy is not None and row[keys.STAGE] == 'emt' for row in rows)
+    assert not list(tmp_path.glob('*.part.jsonl'))
