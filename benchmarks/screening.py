@@ -84,24 +84,27 @@ def compare(atoms, folder):
 
 
 def begin(source, out, model):
-    """A screen in a process of its own."""
+    """A screen in a process of its own, which prints its peak memory in kB (Linux)."""
     code = (
         'import sys; from ase_deeprelax import screen; '
-        'screen(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu")'
+        'screen(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu"); '
+        'print(*(line.split()[1] for line in open("/proc/self/status") '
+        'if line.startswith("VmHWM")))'
     )
     return subprocess.Popen(  # noqa: S603
         [sys.executable, '-c', code, str(source), str(out), model],
         env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
 def finished(process):
     """Peak memory of a process that ends well, MB."""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    output, _ = process.communicate()
     if process.returncode:
         raise SystemExit('a screen failed')
-    return usage.ru_maxrss / 1024
+    return int(output) / 1024
 
 
 def memory(source, out, model, n):
