@@ -27,6 +27,7 @@ _HOMES = {
     'available_models': 'models.store',
     'load_model': 'models.store',
     'relax': 'predict',
+    'screen': 'screening',
 }
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     'errors',
     'load_model',
     'relax',
+    'screen',
 ]
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ase_deeprelax.errors import ConfigError, PairFileError
 
@@ -73,17 +73,11 @@ class JsonLines:
         self._file.flush()
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(self._file, self.path):
             raise PairFileError(
                 f'{self.path}: another process is writing to this file; wait until it has '
                 'ended, or choose another file'
-            ) from error
-        except OSError as error:  # some network file systems know no locks
-            log.warning('%s: cannot be locked (%s); start no second run', self.path, error)
+            )
 
     def _read(self) -> list:
         self._file.seek(0)
@@ -97,6 +91,38 @@ class JsonLines:
             os.ftruncate(self._file.fileno(), whole)
             os.fsync(self._file.fileno())
         return records
+
+
+def try_lock(file: IO, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file against other processes, until it is closed or they are killed.
+
+    Where the file system knows no locks, this warns and goes on.
+
+    Parameters
+    ----------
+    file : file object
+    path : Path
+        Its name, for the warning.
+    shared : bool
+        Whether others may hold shared locks beside; default False.
+    wait : bool
+        Whether to wait until it is free; default False.
+
+    Returns
+    -------
+    bool
+        False where another process has it locked.
+    """
+    if fcntl is None:
+        return True
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # some network file systems know no locks
+        log.warning('%s: cannot be locked (%s); start no second run', path, error)
+    return True
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -125,8 +151,22 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        _keep_names(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _keep_names(folder: Path) -> None:
+    """Let a file's new name outlive a power cut."""
+    if fcntl is None:  # Windows opens no folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems cannot
+        log.debug('%s: fsync: %s', folder, error)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(path: str | Path) -> None:

@@ -214,7 +214,7 @@ class Relaxation(MSONable):
         for name in _NAMES:
             value = getattr(self, name)
             if isinstance(value, Atoms):
-                value = _encode(value)
+                value = encode_atoms(value)
             elif name == 'source' and value is not None:
                 value = json.loads(MontyEncoder().encode(value))
             record[name] = _without_nan(value)
@@ -242,7 +242,7 @@ class Relaxation(MSONable):
             values[name] = math.nan if values[name] is None else values[name]
         for name in ('atoms', 'initial'):
             if isinstance(values[name], str):
-                values[name] = _decode(values[name])
+                values[name] = decode_atoms(values[name])
         if isinstance(values['source'], dict):
             values['source'] = MontyDecoder().process_decoded(values['source'])
         return cls(**values)
@@ -263,7 +263,7 @@ _ARRAYS = {
 }
 
 
-def _encode(atoms: Atoms) -> str:
+def encode_atoms(atoms: Atoms) -> str:
     """Atoms as JSON text; information that JSON cannot hold is left out, by name."""
     try:
         return encode(atoms)
@@ -284,7 +284,8 @@ def _encode(atoms: Atoms) -> str:
     return encode(atoms)
 
 
-def _decode(text: str) -> Atoms:
+def decode_atoms(text: str) -> Atoms:
+    """The inverse of `encode_atoms`."""
     atoms = decode(text)
     # ASE reads an empty array of positions back with one dimension.
     atoms.arrays['positions'] = atoms.arrays['positions'].reshape(-1, 3)

@@ -43,6 +43,8 @@ SLOW = (
     'predict/test_forks.py',
     'regression/',
     'report/',
+    'screening/test_executors.py',
+    'screening/test_faults.py',
     'test_import.py',
     'test_site.py',
     'test_tutorials.py',

@@ -1,6 +1,16 @@
-"""The command line: ``deeprelax relax | train | label | evaluate | compare | ...``."""
+"""The command line: ``deeprelax relax | screen | train | evaluate | compare | ...``."""
 
-from ase_deeprelax.cli import calibrate, compare, evaluate, info, relax, select, train
+from ase_deeprelax.cli import (
+    calibrate,
+    compare,
+    evaluate,
+    info,
+    relax,
+    results,
+    screen,
+    select,
+    train,
+)
 from ase_deeprelax.cli.app import app, main
 
 __all__ = ['app', 'main']
@@ -8,6 +18,8 @@ __all__ = ['app', 'main']
 # In the order that `deeprelax --help` shows.
 for command in (
     relax.relax,
+    screen.screen,
+    results.results,
     train.train,
     train.label,
     evaluate.evaluate,

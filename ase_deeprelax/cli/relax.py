@@ -54,7 +54,7 @@ def relax(
         list[str],
         typer.Argument(
             help='Files that ase.io reads, frames of them (run.traj@-1), JSON of pymatgen, '
-            "folders, patterns ('*/CONTCAR'), or - for standard input."
+            "folders, archives, patterns ('*/CONTCAR'), or - for standard input."
         ),
     ],
     out: Annotated[
@@ -240,10 +240,14 @@ def _refiner(
 def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
     """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
     from ase_deeprelax.data.structure_files import read_source
+    from ase_deeprelax.screening.sources import is_packed
 
     frames, problems = [], []
     for source in sources:
         try:
+            if is_packed(source):
+                frames += _read_packed(source, problems)
+                continue
             structures = read_source(source)
         except StructureError as error:
             problems.append(f'{source}: {error}')
@@ -251,6 +255,21 @@ def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
         for index, atoms in enumerate(structures):
             frames.append((source, f'@{index}' if len(structures) > 1 else '', atoms))
     return frames, problems
+
+
+def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
+    """What an archive or a table holds; what of it cannot be read goes to ``problems``."""
+    from ase_deeprelax.screening.sources import open_source
+
+    if source.index != ':':
+        raise StructureError('frames of archives and tables cannot be chosen')
+    frames = []
+    for item in open_source(source.path).items():
+        try:
+            frames.append((source, f'@{item.id}', item.load()))
+        except Exception as error:  # noqa: BLE001 - files hold anything
+            problems.append(f'{source}@{item.id}: {error}')
+    return frames
 
 
 def _labels(sources: Sequence[Source]) -> dict[Source, Path]:

@@ -63,7 +63,7 @@ class ResultsCache:
         try:
             if self._lines.records:
                 first, *others = self._lines.records
-                _check_settings(path, first['settings'], expected)
+                check_settings(path, first['settings'], expected)
                 self._records = {tuple(x['key']): x['record'] for x in others}
             else:
                 self._lines.add({'settings': expected})
@@ -146,7 +146,8 @@ def _check_is_cache(path: Path) -> None:
         )
 
 
-def _check_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings than before, by ``ConfigError``."""
     for name in {**old, **new}:
         if name in old and name in new and old[name] == new[name]:
             continue

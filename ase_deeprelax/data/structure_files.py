@@ -25,7 +25,12 @@ from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
 
 from ase_deeprelax import keys
-from ase_deeprelax.data.structures import as_atoms
+from ase_deeprelax.data.pymatgen_json import (
+    holds_structures,
+    is_structure,
+    of_pymatgen,
+    read_entries,
+)
 from ase_deeprelax.data.writable import as_writable
 from ase_deeprelax.errors import ConfigError, StructureError
 
@@ -159,7 +164,7 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
             return _chosen(found, index)
     if (form or path.suffix.lower()[1:]) == 'db':
         rows = connect(path).select(include_data=True)
-        return _chosen([_of_row(row) for row in rows], index)
+        return _chosen([atoms_of_row(row) for row in rows], index)
     # Without splitting at '@', which belongs to the name here.
     frames = read(path, index=index, format=form, do_not_split_by_at_sign=True)
     return frames if isinstance(frames, list) else [frames]
@@ -193,7 +198,8 @@ def _chosen(frames: list[Atoms], index: str) -> list[Atoms]:
     return frames[which] if isinstance(which, slice) else [frames[which]]
 
 
-def _of_row(row: Any) -> Atoms:
+def atoms_of_row(row: Any) -> Atoms:
+    """The structure of a row of ``ase.db``, its columns in ``info['key_value_pairs']``."""
     atoms = row.toatoms()
     if row.key_value_pairs:
         atoms.info[COLUMNS] = dict(row.key_value_pairs)
@@ -202,21 +208,13 @@ def _of_row(row: Any) -> Atoms:
 
 def _pymatgen(path: Path) -> list[Atoms] | None:
     """Structures of pymatgen in a JSON file, or None where it holds something else."""
-    content = json.loads(path.read_bytes())
-    entries: Any = content
-    if isinstance(content, dict):
-        entries = [content] if '@class' in content or 'lattice' in content else None
-        if entries is None and content and all(map(_is_structure, content.values())):
-            entries = list(content.values())
-    if not isinstance(entries, list) or not all(map(_is_structure, entries)):
+    if holds_structures(path):
+        entries = [entry for _, entry in read_entries(path)]
+    else:
+        entries = [json.loads(path.read_bytes())]
+    if not all(map(is_structure, entries)):
         return None
-    from pymatgen.core import Structure
-
-    return [as_atoms(Structure.from_dict(entry)) for entry in entries]
-
-
-def _is_structure(entry: Any) -> bool:
-    return isinstance(entry, dict) and {'lattice', 'sites'} <= set(entry)
+    return [of_pymatgen(entry) for entry in entries]
 
 
 def find_format(path: Path, form: str | None = None) -> str:
@@ -274,13 +272,13 @@ def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-    writable = [_writable(atoms, form) for atoms in structures]
+    held = [writable(atoms, form) for atoms in structures]
     problems: list[str] = []
     try:
         try:
-            _write(part, writable, form)
+            _write(part, held, form)
         except Exception:  # noqa: BLE001 - writers raise anything
-            kept = list(_those_written(part, writable, form, problems))
+            kept = list(_those_written(part, held, form, problems))
             if not kept:
                 return problems
             _write(part, kept, form)
@@ -295,7 +293,7 @@ def _write(path: Path, structures: Sequence[Atoms], form: str) -> None:
     if form == 'db':
         with connect(path, type='db', append=False) as database:
             for atoms in structures:
-                database.write(atoms, *_columns(atoms))
+                database.write(atoms, *columns_of(atoms))
     else:
         write(path, list(structures), format=form)
 
@@ -313,7 +311,7 @@ def _those_written(
             yield atoms
 
 
-def _columns(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
+def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns of a database and its further data: what the atoms came with, and ours."""
     columns, data = dict(atoms.info.get(COLUMNS, {})), {}
     for name, value in atoms.info.items():
@@ -337,7 +335,7 @@ def _is_word(value: Any) -> bool:
     return False
 
 
-def _writable(atoms: Atoms, form: str) -> Atoms:
+def writable(atoms: Atoms, form: str) -> Atoms:
     """The atoms with what the format can hold of constraints and of ``info``."""
     atoms = as_writable(atoms, form)
     if form != 'extxyz':

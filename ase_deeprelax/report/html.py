@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,40 @@ def write_report(
     if evaluation is not None:
         first += headlines.of_evaluation(evaluation)
         parts.append(accuracy(evaluation))
+    title = 'Crystal relaxation in one shot'
+    return write_page(path, title, about, scenes, parts, first=first)
+
+
+def write_page(
+    path: str | Path,
+    title: str,
+    about: Sequence[str],
+    scenes: Sequence[Mapping[str, Any]],
+    parts: Sequence[Section],
+    *,
+    first: Sequence[str] = (),
+) -> Path:
+    """Write sections, and crystals for the viewer, as one HTML file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Overwritten; its folder is made.
+    title : str
+    about : list of str
+        Lines under the title.
+    scenes : list of dict
+        See `viewer_data.scene`.
+    parts : list of Section
+    first : list of str
+        What came out, in words; default nothing.
+    """
     loader = jinja2.FileSystemLoader(PAGE)
     pages = jinja2.Environment(
         autoescape=True, loader=loader, undefined=jinja2.StrictUndefined
     )
     html = pages.get_template('report.html').render(
-        title='Crystal relaxation in one shot',
+        title=title,
         headlines=first,
         about=about,
         scenes=scenes,

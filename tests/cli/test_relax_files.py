@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import numpy as np
 import pytest
@@ -286,3 +287,15 @@ def test_an_answer_belongs_to_all_that_it_depends_on():
     found = [key(), *map(key, changes), key(settings=['model', False])]
     assert len(set(found)) == len(found) == 9
     assert key() == found[0]
+
+
+def test_archives_and_tables_are_read_like_files(relaxed, tmp_path):
+    write(tmp_path / 'a.cif', salt())
+    with zipfile.ZipFile(tmp_path / 'all.zip', 'w') as archive:
+        archive.write(tmp_path / 'a.cif', 'x/a.cif')
+        archive.writestr('x/b.cif', 'data_x\n_cell_length_a nonsense\n')
+        archive.write(tmp_path / 'a.cif', 'x/c.cif')
+    result, out = relaxed(tmp_path / 'all.zip', out='all.extxyz', code=1)
+    assert len(read(out, ':')) == 2
+    assert f'failed: {tmp_path}/all.zip@x/b.cif: holds no structure' in result.stderr
+    assert 'all.zip@x/c.cif' in result.stdout

@@ -1,0 +1,168 @@
+"""``deeprelax results``: the rows of a screen, shown, chosen and exported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ase_deeprelax.cli.answers import part_file
+from ase_deeprelax.cli.app import DeviceOption, check_outputs, count, write_json
+
+if TYPE_CHECKING:
+    from ase_deeprelax.screening import Results
+
+# Rows that are printed, and structures that a page shows to be turned by hand.
+SHOWN = 20
+# Columns of the table, as far as they are there.
+COLUMNS = ('id', 'formula', 'n_atoms', 'kind', 'volume_ratio', 'dmax', 'sigma')
+COLUMNS += ('deeprelax_error', 'ood')
+
+
+def results(
+    out: Annotated[Path, typer.Argument(help='Folder of a screen, finished or not.')],
+    *,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only rows with this, as 'sigma < 0.05', 'kind = layer'; repeatable."
+        ),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option(help='Column to sort by; position: as in the source.')
+    ] = 'sigma',
+    descending: Annotated[
+        bool, typer.Option('--descending', help='From the largest to the smallest.')
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help=f'Only so many rows; default all, {SHOWN} are printed.'),
+    ] = None,
+    quarantined: Annotated[
+        bool, typer.Option('--quarantined', help='What could not be read or relaxed.')
+    ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help='Write the relaxed structures: .db, .extxyz, or a folder of CIF files.'
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option('--format', help='Of files in a folder: vasp, aims; default cif.'),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            help='Export them relaxed on with a potential, to 0.05 eV/A in at most 500 '
+            'steps: NAME or NAME:WEIGHTS (chgnet, tensornet, ...).'
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option('--json', help='Write the rows; - is standard output.')
+    ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            '--html', help='Write a page: distributions, uncertain ones, quarantine.'
+        ),
+    ] = None,
+    device: DeviceOption = 'auto',
+) -> None:
+    """Show the results of the screen in OUT, sorted by uncertainty, or export them.
+
+    A refinement that was stopped goes on when the command is given again. The exit code is
+    1 where one did not converge; the structure is then the last one.
+    """
+    from ase_deeprelax.screening import Results
+
+    if export is None and (form is not None or refine is not None):
+        raise typer.BadParameter('--format and --refine need --export')
+    if quarantined and export is not None:
+        raise typer.BadParameter('quarantined structures have no relaxed one to export')
+    check_outputs(json_file, html_file)
+    found = Results(out)
+    if quarantined and sort == 'sigma':
+        sort = 'position'
+    table = found.table(
+        where or [], sort=sort, descending=descending, limit=limit, quarantined=quarantined
+    )
+    if str(json_file) != '-':
+        _show(found, table, quarantined)
+    write_json(json_file, table.to_pylist() if json_file else None, indent=1)
+    problems: list[str] = []
+    if export is not None:
+        from ase_deeprelax.screening.export import chosen
+        from ase_deeprelax.screening.export import export as write_structures
+
+        ends = chosen(found, table)
+        if refine is not None:
+            ends = _refined(
+                found, table, refine, part_file(export), device=device, problems=problems
+            )
+        written = write_structures(ends, export, form)
+        part_file(export).unlink(missing_ok=True)
+        typer.echo(f'wrote {export}: {count(written, "structure")}', err=True)
+    if html_file is not None:
+        from ase_deeprelax.report.screen_page import write_screen_page
+
+        write_screen_page(html_file, found)
+        typer.echo(f'wrote {html_file}', err=True)
+    for problem in problems:
+        typer.echo(f'not converged: {problem}', err=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _refined(
+    found: Results,
+    table: Any,
+    name: str,
+    journal: Path,
+    *,
+    device: str,
+    problems: list[str],
+) -> Iterator[tuple[str, Any]]:
+    """Ids and refined structures; those that did not converge go to ``problems``, too."""
+    from ase_deeprelax.calculators.batched import batch_potential
+    from ase_deeprelax.calculators.registry import get_calculator
+    from ase_deeprelax.predict.forward import resolve_device
+    from ase_deeprelax.screening.refine import refine
+
+    calculator = get_calculator(name, device=str(resolve_device(device)))
+    ends = refine(found, table, batch_potential(calculator), journal, name=name)
+    for id, atoms, problem in ends:
+        problems += [f'{id}: {problem}'] if problem else []
+        yield id, atoms
+
+
+def _show(found: Results, table: Any, quarantined: bool) -> None:
+    """The first rows, and how many there are."""
+    from ase_deeprelax.compare.tables import Table
+
+    typer.echo(
+        f'{len(found)} of {found.plan.n_structures} structures done, '
+        f'{found.n_quarantined} of them quarantined; {count(len(table), "row")} chosen'
+    )
+    if quarantined:
+        for reason, number in found.quarantine().items():
+            typer.echo(f'{number:8}  {reason}')
+        names = ['id', 'problem']
+    else:
+        names = [name for name in COLUMNS if name in table.column_names]
+    rows = table.select(names).slice(0, SHOWN).to_pylist()
+    if rows:
+        cells = [[_cell(row[name]) for name in names] for row in rows]
+        words = tuple(k for k, name in enumerate(names) if isinstance(rows[0][name], str))
+        typer.echo(Table(names, cells, words).as_text())
+    if len(table) > SHOWN:
+        typer.echo(f'... and {len(table) - SHOWN} more; --json or --export writes all')
+
+
+def _cell(value: Any) -> str | None:
+    if isinstance(value, float):
+        return None if math.isnan(value) else f'{value:.3f}'
+    return str(value)

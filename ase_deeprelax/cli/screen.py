@@ -1,0 +1,114 @@
+"""``deeprelax screen``: millions of structures, in packs that survive any stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ase_deeprelax.cli.app import (
+    INTERRUPTED,
+    TERMINATED,
+    CellOption,
+    DeviceOption,
+    ModelOption,
+    Terminated,
+    relax_cell_of,
+    shows_progress,
+)
+from ase_deeprelax.cli.relax import Symmetry
+
+PACK = 1024
+
+
+def screen(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help='An extxyz file, a folder or a zip or tar archive of CIFs, .db, .aselmdb, '
+            'parquet, or JSON of pymatgen.'
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help='Folder of the screen, new or begun.')],
+    *,
+    model: ModelOption = 'default',
+    symmetry: Annotated[
+        Symmetry,
+        typer.Option(help='keep: preserve the space group; free: do not enforce it.'),
+    ] = Symmetry.KEEP,
+    cell: CellOption = 'free',
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help='Processes, each with its share of the cores, or with a GPU.'
+        ),
+    ] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar='I/N', help='Only part I of N, for job arrays, which share OUT.'
+        ),
+    ] = None,
+    pack: Annotated[
+        int, typer.Option(min=1, help='Structures per pack; a kill loses one at most.')
+    ] = PACK,
+    quiet: Annotated[
+        bool, typer.Option('--quiet', '-q', help='No summary and no progress bar.')
+    ] = False,
+    device: DeviceOption = 'auto',
+) -> None:
+    """Relax all structures of SOURCE in packs, as rows of parquet files in OUT.
+
+    SOURCE is read as a stream, so its size does not matter. Whatever stops the command, a
+    kill, a full disk, the time limit of a queue, it goes on where it was when it is given
+    again, and no structure is lost or done twice. What cannot be read or relaxed is
+    quarantined: a row with the reason. `deeprelax results OUT` shows and exports the rows.
+
+    SIGTERM lets the pack at work finish; the exit code is then 143. It is 0 when all is
+    done, quarantined structures included.
+    """
+    from ase_deeprelax.screening import screen
+
+    try:
+        done = screen(
+            source,
+            out,
+            model=model,
+            device=device,
+            symmetry=symmetry,
+            relax_cell=relax_cell_of(cell),
+            workers=workers,
+            shard=_shard_of(shard),
+            pack=pack,
+            progress=shows_progress(quiet),
+        )
+    except KeyboardInterrupt as error:
+        typer.echo('interrupted; the same command goes on from here', err=True)
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        raise typer.Exit(code) from error
+    if not quiet:
+        typer.echo(
+            f'{out}: {done.n_done} of {done.n_structures} structures done, '
+            f'{done.n_quarantined} of them quarantined; see: deeprelax results {out}'
+        )
+    if done.stopped:
+        typer.echo(
+            'stopped by SIGTERM after a whole pack; the same command goes on from here',
+            err=True,
+        )
+        raise typer.Exit(TERMINATED)
+
+
+def _shard_of(text: str | None) -> tuple[int, int] | None:
+    """Number and count of a part, from I/N.
+
+    >>> _shard_of('3/16')
+    (3, 16)
+    """
+    if text is None:
+        return None
+    number, _, count = text.partition('/')
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise typer.BadParameter(f'--shard {text}: it must be 1/N to N/N, as in 3/16')
+    return int(number), int(count)

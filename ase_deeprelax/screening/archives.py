@@ -1,0 +1,141 @@
+"""Folders and archives of files with one structure each."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ase import Atoms
+
+from ase_deeprelax.data.structure_files import READ_SUFFIXES
+from ase_deeprelax.errors import StructureError
+from ase_deeprelax.screening.items import (
+    LARGEST_MEMBER,
+    Item,
+    OneFormat,
+    broken,
+    only_structure,
+    parsed,
+)
+
+# Files with one structure, by suffix or, as VASP has them, by name.
+MANY = ('.extxyz', '.xyz', '.traj', '.db')
+SINGLE_SUFFIXES = tuple(suffix for suffix in READ_SUFFIXES if suffix not in MANY)
+SINGLE_NAMES = ('POSCAR', 'CONTCAR')
+# What reading a damaged archive raises.
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
+
+
+def is_single(name: str) -> bool:
+    """Whether a file of this name is taken to hold one structure.
+
+    >>> is_single('a/NaCl.cif'), is_single('run/POSCAR'), is_single('README.md')
+    (True, True, False)
+    """
+    path = PurePosixPath(name)
+    if path.name.startswith('.'):
+        return False
+    return path.suffix.lower() in SINGLE_SUFFIXES or path.name in SINGLE_NAMES
+
+
+class FileList:
+    """Files of a folder with one structure each; their ids are their paths below it.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    names : list of str
+        Below it, in order.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        self.path, self.names = path, names
+        self.marks: list[Any] = []
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """See `Source`."""
+        for index in range(start, len(self.names)):
+            name = self.names[index]
+            yield Item(name, lambda name=name: only_structure(self.path / name))
+
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        for name in self.names:
+            yield self.path / name
+
+
+class Zip(OneFormat):
+    """The files of a zip archive; their ids are their names in it."""
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """See `Source`."""
+        try:
+            archive = zipfile.ZipFile(self.path)
+        except DAMAGED as error:
+            raise StructureError(f'{self.path}: damaged archive ({error})') from error
+        with archive:
+            members = [m for m in archive.infolist() if is_single(m.filename)]
+            for member in members[start:]:
+                yield Item(
+                    member.filename, lambda member=member: self._load(archive, member)
+                )
+
+    def _load(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Atoms:
+        _check_size(member.file_size)
+        try:
+            content = archive.read(member)
+        except (*DAMAGED, RuntimeError, NotImplementedError) as error:  # encrypted, odd
+            raise StructureError(f'cannot be unpacked ({error})') from error
+        return parsed(content, member.filename)
+
+
+class Tar(OneFormat):
+    """The files of a tar archive, compressed or not; their ids are their names in it.
+
+    It is read from its beginning to its end. An item is loaded before the next one is
+    asked for, or never.
+    """
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """See `Source`."""
+        number = 0
+        try:
+            with tarfile.open(self.path) as archive:
+                for member in archive:
+                    kept: Any = archive
+                    kept.members = []  # it would keep every one of a million
+                    if not member.isfile() or not is_single(member.name):
+                        continue
+                    if number >= start:
+                        yield Item(
+                            member.name,
+                            lambda archive=archive, m=member: self._load(archive, m),
+                        )
+                    number += 1
+        except DAMAGED as error:
+            if not number:
+                raise StructureError(f'{self.path}: damaged archive ({error})') from error
+            if number >= start:
+                reason = f'the archive is damaged after {number} structures ({error})'
+                yield broken(self.named('damaged'), reason)
+
+    def _load(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Atoms:
+        _check_size(member.size)
+        try:
+            file = archive.extractfile(member)
+            content = b'' if file is None else file.read()
+        except DAMAGED as error:
+            raise StructureError(f'cannot be unpacked ({error})') from error
+        return parsed(content, member.name)
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_MEMBER:
+        raise StructureError(
+            f'unpacks to {size >> 20} MB, more than a file of one structure has'
+        )

@@ -1,0 +1,172 @@
+"""Databases of ASE, and parquet files, as streams."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.db import connect
+from ase.io.jsonio import decode
+
+from ase_deeprelax.data.pymatgen_json import of_pymatgen
+from ase_deeprelax.data.structure_files import atoms_of_row
+from ase_deeprelax.errors import MissingDependencyError, StructureError
+from ase_deeprelax.screening.items import Item, OneFormat, parsed
+
+# Rows of a parquet file that are held at a time.
+ROWS = 1000
+# Columns that name a structure, the first of them that is there.
+NAMES = ('id', 'immutable_id', 'material_id')
+# Columns of large public tables of structures.
+LEMAT = ('lattice_vectors', 'species_at_sites', 'cartesian_site_positions')
+
+
+class Database(OneFormat):
+    """The rows of an ``ase.db`` file (SQLite); ids end in the number of the row."""
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """See `Source`."""
+        with self._connected() as database:
+            for number in self._row_numbers(database)[start:]:
+                yield Item(
+                    self.named(number),
+                    lambda number=int(number): atoms_of_row(database.get(number)),
+                )
+
+    @contextmanager
+    def _connected(self) -> Generator[Any]:
+        yield connect(self.path, type='db', use_lock_file=False)
+
+    def _row_numbers(self, database: Any) -> Sequence[int] | np.ndarray:  # noqa: ARG002
+        uri = f'{self.path.absolute().as_uri()}?mode=ro'
+        try:
+            with closing(sqlite3.connect(uri, uri=True)) as file:
+                rows = file.execute('SELECT id FROM systems ORDER BY id')
+                return np.fromiter((row[0] for row in rows), dtype=np.int64)
+        except sqlite3.Error as error:
+            raise StructureError(f'{self.path}: no database of ASE ({error})') from error
+
+
+class LmdbDatabase(Database):
+    """The rows of an ``.aselmdb`` file, as the FAIR chemistry data sets are given."""
+
+    @contextmanager
+    def _connected(self) -> Generator[Any]:
+        try:
+            import ase_db_backends.aselmdb  # noqa: F401
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{self.path}: .aselmdb files need pip install 'ase-deeprelax[aselmdb]'"
+            ) from error
+        try:
+            database = connect(
+                self.path, type='aselmdb', readonly=True, use_lock_file=False
+            )
+        except Exception as error:
+            raise StructureError(f'{self.path}: no .aselmdb file ({error})') from error
+        try:
+            yield database
+        finally:
+            database.close()  # a process may open such a file once at a time
+
+    def _row_numbers(self, database: Any) -> Sequence[int]:
+        return database.ids
+
+
+class Parquet(OneFormat):
+    """The rows of a parquet file.
+
+    A row holds its structure in one of these ways: ``atoms``, JSON of ASE, as screens write
+    it; ``structure``, a dictionary or JSON of pymatgen; ``cif``, text; ``numbers`` or
+    ``symbols``, ``positions`` and ``cell``; or the columns of LeMat-Bulk.
+    """
+
+    @cached_property
+    def _file(self) -> Any:
+        parquet = need_pyarrow().parquet
+        try:
+            return parquet.ParquetFile(self.path)
+        except Exception as error:
+            raise StructureError(f'{self.path}: no parquet file ({error})') from error
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """See `Source`."""
+        names = set(self._file.schema_arrow.names)
+        columns, atoms_of = _reader(names, self.path)
+        name = next((name for name in NAMES if name in names), None)
+        columns = [*columns, *([name] if name else [])]
+        number = 0
+        for group in range(self._file.num_row_groups):
+            n_rows = self._file.metadata.row_group(group).num_rows
+            if number + n_rows <= start:
+                number += n_rows
+                continue
+            batches = self._file.iter_batches(ROWS, row_groups=[group], columns=columns)
+            for batch in batches:
+                for row in batch.to_pylist():
+                    if number >= start:
+                        id = self.named(number) if name is None else str(row[name])
+                        yield Item(id, lambda row=row: _atoms(atoms_of, row))
+                    number += 1
+
+
+def need_pyarrow() -> Any:
+    """The package pyarrow, or ``MissingDependencyError``."""
+    try:
+        import pyarrow as pa
+        import pyarrow.compute
+        import pyarrow.dataset
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError(
+            "screens and parquet files need pip install 'ase-deeprelax[screen]'"
+        ) from error
+    return pa
+
+
+def _reader(
+    names: set[str], path: Path
+) -> tuple[Sequence[str], Callable[[dict[str, Any]], Atoms]]:
+    """The columns that hold the structure, and what makes Atoms of them."""
+    if 'atoms' in names:
+        return ['atoms'], lambda row: decode(row['atoms'])
+    if 'structure' in names:
+        return ['structure'], lambda row: of_pymatgen(row['structure'])
+    if 'cif' in names:
+        return ['cif'], lambda row: parsed(row['cif'].encode(), 'structure.cif')
+    if names >= set(LEMAT):
+        return LEMAT, lambda row: _of_columns(*(row[key] for key in LEMAT))
+    for species in ('numbers', 'symbols'):
+        columns = ('cell', species, 'positions')
+        if names >= set(columns):
+            return columns, lambda row, columns=columns: _of_columns(
+                *(row[key] for key in columns)
+            )
+    raise StructureError(
+        f'{path}: no column that holds structures: atoms, structure, cif, or numbers, '
+        f'positions and cell; there are: {", ".join(sorted(names))}'
+    )
+
+
+def _of_columns(cell: Any, species: Any, positions: Any) -> Atoms:
+    return Atoms(
+        species,
+        cell=np.reshape(cell, (3, 3)),
+        positions=np.reshape(positions, (-1, 3)),
+        pbc=True,
+    )
+
+
+def _atoms(atoms_of: Callable, row: dict[str, Any]) -> Atoms:
+    try:
+        return atoms_of(row)
+    except StructureError:
+        raise
+    except Exception as error:
+        raise StructureError(f'cannot be read ({type(error).__name__}: {error})') from error

@@ -1,0 +1,129 @@
+"""Relaxed structures of a screen into files of other programs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.db import connect
+from ase.io import write
+
+from ase_deeprelax import keys
+from ase_deeprelax.data.structure_files import columns_of, find_format, writable
+from ase_deeprelax.screening.results import Results
+
+# Where the id of a structure stands in its info.
+ID = f'{keys.PREFIX}id'
+# What may stand in the name of a file; the rest of an id becomes '_'.
+ODD = re.compile(r'[^\w.+=-]+')
+
+
+def export(
+    named: Iterable[tuple[str, Atoms]], path: str | Path, form: str | None = None
+) -> int:
+    """Write structures one after the other, so that any number fits into memory.
+
+    Parameters
+    ----------
+    named : iterable of (str, ase.Atoms)
+        Ids and structures, for example of `chosen`.
+    path : str or Path
+        A database (``.db``); an extxyz file; or a folder, for one file per structure.
+    form : str, optional
+        Format of the files in a folder, as ``ase.io`` names it: ``vasp`` and ``aims``
+        are inputs of DFT. Default 'cif'.
+
+    Returns
+    -------
+    int
+        How many structures were written. Their ids are in ``info['deeprelax_id']``.
+
+    Raises
+    ------
+    ConfigError
+        No such format can be written.
+    """
+    path = Path(path)
+    found = (_named(id, atoms) for id, atoms in named)
+    if not path.suffix or path.is_dir():
+        return _to_folder(path, found, find_format(path / 'x.cif', form or 'cif'))
+    form = find_format(path, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replaced(path) as part:
+        return _to_database(part, found) if form == 'db' else _to_file(part, found, form)
+
+
+def chosen(results: Results, table: Any) -> Iterator[tuple[str, Atoms]]:
+    """Ids and relaxed structures of a table of `Results.table`, in its order."""
+    for row, atoms in results.structures(table):
+        yield row['id'], atoms
+
+
+def file_name(id: str) -> str:
+    """A name of a file for an id, which leads to no other folder.
+
+    >>> file_name('../x/NaCl.cif'), file_name('a.extxyz@3')
+    ('_x_NaCl', 'a.extxyz-3')
+    """
+    # ASE would take what follows an @ for the number of a frame.
+    plain = id.removesuffix('.cif').replace('@', '-')
+    name = ODD.sub('_', plain).lstrip('.')
+    return name[:200] or 'structure'
+
+
+def _named(id: str, atoms: Atoms) -> Atoms:
+    atoms.info[ID] = id
+    return atoms
+
+
+def _to_database(path: Path, found: Iterable[Atoms]) -> int:
+    count = 0
+    with connect(path, type='db', append=False) as database:
+        for atoms in found:
+            columns, data = columns_of(atoms)
+            database.write(atoms, columns, data)
+            count += 1
+    return count
+
+
+def _to_file(path: Path, found: Iterable[Atoms], form: str) -> int:
+    count = 0
+    if form != 'extxyz':  # of the other formats few can be added to
+        structures = [writable(atoms, form) for atoms in found]
+        write(path, structures, format=form)
+        return len(structures)
+    with path.open('w') as file:
+        for atoms in found:
+            write(file, writable(atoms, form), format=form)
+            count += 1
+    return count
+
+
+def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    written: set[str] = set()
+    for atoms in found:
+        name = file_name(atoms.info[ID])
+        while name in written:  # ids that differ in odd characters only
+            name += '_'
+        written.add(name)
+        with _replaced(folder / f'{name}.{form}') as part:
+            write(part, writable(atoms, form), format=form)
+    return len(written)
+
+
+@contextmanager
+def _replaced(path: Path) -> Generator[Path]:
+    """A file that takes the place of ``path`` when it is whole."""
+    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

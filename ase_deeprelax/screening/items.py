@@ -1,0 +1,107 @@
+"""Numbered structures of a file, each read only where it is wanted."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ase import Atoms
+
+from ase_deeprelax.data.structure_files import Source as OneFile
+from ase_deeprelax.data.structure_files import read_source
+from ase_deeprelax.errors import StructureError
+
+# A file of more bytes holds more than one structure.
+LARGEST_MEMBER = 1 << 26
+
+
+class Item(NamedTuple):
+    """One structure of a source.
+
+    Attributes
+    ----------
+    id : str
+        Its name in the source; the same in every run.
+    load : callable
+        Reads it: an ``ase.Atoms``, or an exception that says why there is none. Before the
+        next item is asked for, or never: archives are closed behind the last one.
+    """
+
+    id: str
+    load: Callable[[], Atoms]
+
+
+class Source(Protocol):
+    """A numbered series of structures.
+
+    Attributes
+    ----------
+    path : Path
+    marks : list
+        Places of some items, for `items` to begin near ``start``; filled by a full pass.
+    """
+
+    path: Path
+    marks: list[Any]
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """The items from number ``start`` on; none is loaded yet."""
+        ...
+
+    def files(self) -> Iterator[Path]:
+        """The files that all this is read from."""
+        ...
+
+
+def broken(id: str, reason: str) -> Item:
+    """An item that cannot be read, and why."""
+
+    def load() -> Atoms:
+        raise StructureError(reason)
+
+    return Item(id, load)
+
+
+def only_structure(path: Path, form: str | None = None) -> Atoms:
+    """The structure of a file that holds one, or ``StructureError``."""
+    found = read_source(OneFile(path), form)
+    if len(found) > 1:
+        raise StructureError(
+            f'holds {len(found)} structures, where files of this kind hold one each; '
+            'write them to one .extxyz file'
+        )
+    return found[0]
+
+
+def parsed(content: bytes, name: str) -> Atoms:
+    """The structure that the content of a file of this name stands for.
+
+    Only the suffix or the name without folders is used, so that a name from an archive
+    leads nowhere else on the disk.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (Path(name).name or 'structure')
+        path.write_bytes(content)
+        return only_structure(path)
+
+
+class OneFormat:
+    """What the sources of a single file share: path, the prefix of ids, marks."""
+
+    def __init__(self, path: Path, prefix: str):
+        self.path, self.prefix = path, prefix
+        self.marks: list[Any] = []
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """See `Source`."""
+        raise NotImplementedError
+
+    def files(self) -> Iterator[Path]:
+        """The file alone."""
+        yield self.path
+
+    def named(self, index: int | str) -> str:
+        """The id of an item without a name of its own."""
+        return f'{self.prefix}@{index}'

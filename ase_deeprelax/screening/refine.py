@@ -1,0 +1,100 @@
+"""A part of a screen, relaxed on with a potential, many structures at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from ase_deeprelax import keys
+from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.many import relax_batched
+from ase_deeprelax.result import decode_atoms, encode_atoms
+from ase_deeprelax.screening.results import Results
+
+
+def refine(
+    results: Results,
+    table: Any,
+    potential: Callable,
+    journal: str | Path,
+    *,
+    name: str = 'potential',
+    fmax: float = 0.05,
+    steps: int = 500,
+) -> Iterator[tuple[str, Atoms, str]]:
+    """Relax the structures of a table from their predictions to the potential's minimum.
+
+    Parameters
+    ----------
+    results : Results
+    table : pyarrow.Table
+        Rows of ``results.table``, with the column ``kind``.
+    potential : callable
+        See `calculators.batched.batch_potential`.
+    journal : str or Path
+        Keeps what is finished, a line of JSON each; the same call goes on after a stop.
+    name : str
+        Of the potential, for ``info['deeprelax_stage']`` and the journal.
+    fmax, steps
+        Limits, 0.05 eV/A and 500 by default.
+
+    Yields
+    ------
+    id : str
+    atoms : ase.Atoms
+        With energy and forces of the potential, in the order of the table.
+    problem : str
+        Why it did not converge, or ''.
+
+    Examples
+    --------
+    >>> from ase_deeprelax.calculators.batched import batch_potential
+    >>> tail = found.table(sort='sigma', descending=True, limit=500)  # doctest: +SKIP
+    >>> ends = refine(found, tail, batch_potential(calc), 'tail.jsonl')  # doctest: +SKIP
+    """
+    settings = {'potential': name, 'fmax': fmax, 'steps': steps}
+    settings |= {'screen': results.store.manifest()['settings']}
+    with ResultsCache(journal, settings) as cache:
+        held = {
+            row['id']: 'cell held' in row['kind']
+            for row in table.select(['id', 'kind']).to_pylist()
+        }
+        todo = (
+            (row['id'], atoms)
+            for row, atoms in results.structures(table)
+            if (row['id'],) not in cache
+        )
+        ends = relax_batched(
+            todo,
+            potential,
+            optimizer=ElasticBFGS,
+            relax_cell=lambda id: not held[str(id)],
+            fmax=fmax,
+            steps=steps,
+        )
+        for id, end in ends:
+            known = {} if end.atoms.calc is None else end.atoms.calc.results
+            record = {
+                'atoms': encode_atoms(end.atoms),
+                'problem': end.reason,
+                'energy': known.get('energy'),
+                'forces': None if 'forces' not in known else known['forces'].tolist(),
+            }
+            cache.add((str(id),), record)
+        for id in held:
+            record = cache[(id,)]
+            yield id, _atoms(record, name), record['problem']
+
+
+def _atoms(record: Mapping[str, Any], name: str) -> Atoms:
+    atoms = decode_atoms(record['atoms'])
+    atoms.info[keys.STAGE] = f'{name}, not converged' if record['problem'] else name
+    known = {key: record[key] for key in ('energy', 'forces') if record[key] is not None}
+    if known:
+        atoms.calc = SinglePointCalculator(atoms, **known)
+    return atoms

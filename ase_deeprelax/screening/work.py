@@ -1,0 +1,164 @@
+"""The work of one process: packs of structures, each read, relaxed and written."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+
+from ase_deeprelax.errors import StructureError
+from ase_deeprelax.predict import Predictor
+from ase_deeprelax.predict.prepare import failed
+from ase_deeprelax.result import Relaxation, encode_atoms
+from ase_deeprelax.screening.items import Item, Source
+from ase_deeprelax.screening.sources import open_source
+from ase_deeprelax.screening.store import Plan, Store
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How structures are relaxed; see `Predictor` and `relax`."""
+
+    model: Any = 'default'
+    device: str = 'auto'
+    dtype: str = 'float32'
+    symmetry: str = 'keep'
+    relax_cell: Any = None
+
+    def predictor(self) -> Predictor:
+        """The model on the device."""
+        return Predictor(
+            self.model, device=self.device, dtype=self.dtype, symmetry=self.symmetry
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some packs of a screen: what a worker is given, and does again if it is lost.
+
+    Attributes
+    ----------
+    source, out : str
+        Paths that mean the same for all workers.
+    packs : tuple of int
+    stamp : str
+        Of the source, as the manifest has it.
+    stop : str
+        The worker ends after a pack when a file of this name is there.
+    setup : Setup
+    """
+
+    source: str
+    out: str
+    packs: tuple[int, ...]
+    stamp: str
+    stop: str
+    setup: Setup
+
+
+def work(task: Task, after_pack: Callable[[], Any] | None = None) -> int:
+    """Do a task, in this process or any other; packs that are there are passed over.
+
+    Parameters
+    ----------
+    task : Task
+    after_pack : callable, optional
+        Called each time that a pack was written.
+
+    Returns
+    -------
+    int
+        How many packs were written.
+    """
+    store = Store(task.out)
+    source = _opened(task.source, task.out, task.stamp)
+    predictor, done = task.setup.predictor(), store.done()
+    todo = [pack for pack in task.packs if pack not in done]
+    written = 0
+    for pack, items in read_packs(source, store.plan(), todo):
+        store.write(pack, relax_pack(items, predictor, task.setup.relax_cell))
+        written += 1
+        if after_pack is not None:
+            after_pack()
+        if Path(task.stop).exists():
+            break
+    return written
+
+
+@lru_cache(maxsize=1)
+def _opened(path: str, out: str, _stamp: str) -> Source:
+    """A source with the marks that the first pass over it left in the manifest."""
+    source = open_source(path)
+    source.marks = Store(out).manifest()['marks']
+    return source
+
+
+def read_packs(
+    source: Source, plan: Plan, packs: Iterable[int]
+) -> Iterator[tuple[int, Iterator[tuple[int, Item]]]]:
+    """The numbered items of packs, given in rising order, in one go where they touch.
+
+    Yields
+    ------
+    pack : int
+    items : iterator of (int, Item)
+        To be used up before the next pack is asked for.
+    """
+    items, at = iter(()), -1
+    for pack in packs:
+        first = pack * plan.pack
+        if at != first:
+            items = source.items(first)
+        at = first + plan.size(pack)
+        yield pack, zip(range(first, at), islice(items, plan.size(pack)), strict=True)
+
+
+def relax_pack(
+    items: Iterable[tuple[int, Item]], predictor: Predictor, relax_cell: Any = None
+) -> list[dict[str, Any]]:
+    """The rows of a pack; what cannot be read or relaxed has ``ok`` False and a reason."""
+    named, structures, errors = [], [], {}
+    for position, item in items:
+        named.append((position, item.id))
+        try:
+            structures.append(item.load())
+        except Exception as error:  # noqa: BLE001 - files hold anything
+            errors[position] = _named(error)
+    with warnings.catch_warnings():
+        # Each row tells it.
+        warnings.filterwarnings('ignore', '.*outside the training range')
+        results = iter(predictor.relax(structures, relax_cell=relax_cell))
+    rows = []
+    for position, id in named:
+        if position in errors:
+            result = failed(Atoms(), errors[position], predictor.settings)
+        else:
+            result = next(results)
+        rows.append(_row(position, id, result))
+    return rows
+
+
+def _row(position: int, id: str, result: Relaxation) -> dict[str, Any]:
+    initial = result.initial
+    return {
+        'id': id,
+        'position': position,
+        **result.to_row(),
+        'finished': datetime.now(UTC).isoformat(timespec='seconds'),
+        'atoms': encode_atoms(result.atoms) if result.ok else None,
+        'initial_cell': initial.cell.array.ravel().tolist(),
+        'initial_positions': initial.positions.astype(float).ravel().tolist(),
+    }
+
+
+def _named(error: Exception) -> Exception:
+    if isinstance(error, StructureError):
+        return error
+    return StructureError(f'cannot be read ({type(error).__name__}: {error})')

@@ -1,0 +1,252 @@
+"""Real screens that are killed, starved and doubled: every structure is there once."""
+
+import os
+import signal
+import subprocess
+
+import pandas as pd
+import psutil
+import pytest
+
+from ase_deeprelax import screen
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.screening.store import Store
+
+
+def rows(out):
+    """All rows, read as a user of pandas would; the same ids, once each, and numbers."""
+    found = pd.read_parquet(out / 'packs').sort_values('position', ignore_index=True)
+    assert found.id.is_unique
+    return found.drop(columns=['seconds', 'finished', 'atoms'])
+
+
+def half_written(out):
+    return list((out / 'packs').glob('.*'))
+
+
+@pytest.fixture
+def undisturbed(source, tmp_path, tiny_model):
+    """What a screen gives that nothing happens to."""
+    screen(source, tmp_path / 'undisturbed', model=tiny_model, pack=12)
+    return rows(tmp_path / 'undisturbed')
+
+
+def assert_same(out, undisturbed):
+    found = rows(out)
+    assert found.id.tolist() == undisturbed.id.tolist()
+    pd.testing.assert_frame_equal(found, undisturbed, rtol=1e-4, atol=1e-5)
+
+
+def test_killed_twice_it_ends_with_the_same_rows(
+    command, packs_there, source, tmp_path, undisturbed
+):
+    out = tmp_path / 'out'
+    for count in (3, 9):
+        process = command(source, out)
+        packs_there(process, out, count)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    half = out / 'packs' / '.000019.parquet.1'
+    half.write_bytes(b'PAR1')  # as a kill in the middle of writing leaves it
+    process = command(source, out)
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert '240 of 240 structures done, 0 of them quarantined' in output
+    assert not half_written(out)
+    assert_same(out, undisturbed)
+
+
+# The process is killed inside of the k-th call of a step of writing.
+KILL = """
+import os, signal
+from pathlib import Path
+from ase_deeprelax import files
+calls, real = [0], {step}
+def killed(*args, **options):
+    calls[0] += 1
+    if calls[0] == {k}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **options)
+{step} = killed
+"""
+
+
+@pytest.mark.parametrize(
+    ('step', 'k'),
+    [('os.fsync', 2), ('os.fsync', 5), ('Path.replace', 1), ('Path.replace', 3)],
+)
+def test_killed_while_it_writes(command, source, tmp_path, undisturbed, step, k):
+    out = tmp_path / 'out'
+    assert command(source, out, before=KILL.format(step=step, k=k)).wait() == -9
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)
+
+
+def test_sigterm_finishes_the_pack_and_says_how_to_go_on(
+    command, packs_there, source, tmp_path, undisturbed
+):
+    out = tmp_path / 'out'
+    process = command(source, out)
+    packs_there(process, out, 2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143
+    assert 'stopped by SIGTERM after a whole pack; the same command goes on' in errors
+    assert 2 <= len(Store(out).done()) < 20
+    assert not half_written(out)
+    assert not list(out.glob('.stop-*'))
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)
+
+
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
+"""
+
+
+def test_full_disk_leaves_finished_packs(command, source, tmp_path, undisturbed):
+    out = tmp_path / 'out'
+    command(source, out, pack=12).wait()
+    sizes = sorted(file.stat().st_size for file in (out / 'packs').iterdir())
+    for file in (out / 'packs').iterdir():
+        file.unlink()
+    # Files may be as large as most packs are, but not as the largest.
+    process = command(source, out, before=FULL.format(size=sizes[-2]))
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert 'File too large' in errors
+    assert 'Make room and give the same command again' in errors
+    assert 'Traceback' not in errors
+    assert not half_written(out)
+    n_done = 12 * len(Store(out).done())
+    assert f'{n_done} of 240 structures are there' in errors
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    made = ['mount', '-t', 'tmpfs', '-o', 'size=96k', 'tmpfs', str(disk)]
+    if os.geteuid() or subprocess.run(made, check=False, capture_output=True).returncode:
+        pytest.skip('no right to mount a small disk here')
+    yield disk
+    subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_no_space_left_on_the_disk(command, small_disk, source, undisturbed):
+    out = small_disk / 'out'
+    process = command(source, out)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert 'No space left on device' in errors
+    assert not half_written(out)
+    subprocess.run(['mount', '-o', 'remount,size=8m', str(small_disk)], check=True)
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)
+
+
+def test_a_second_process_on_one_output_is_refused(
+    command, packs_there, source, tmp_path, undisturbed, tiny_model
+):
+    out = tmp_path / 'out'
+    first = command(source, out)
+    packs_there(first, out, 1)
+    first.send_signal(signal.SIGSTOP)
+    for shard in (None, (1, 2)):
+        with pytest.raises(ConfigError, match='is working on this screen'):
+            screen(source, out, model=tiny_model, pack=12, shard=shard)
+    with pytest.raises(ConfigError, match=f'process {first.pid} on'):
+        screen(source, out, model=tiny_model, pack=12)
+    first.send_signal(signal.SIGCONT)
+    assert first.wait() == 0
+    assert_same(out, undisturbed)
+
+
+def test_parts_run_beside_each_other_but_none_twice(
+    command, packs_there, source, tmp_path, undisturbed, tiny_model
+):
+    out = tmp_path / 'out'
+    first = command(source, out, '--shard', '1/2')
+    packs_there(first, out, 1)
+    first.send_signal(signal.SIGSTOP)
+    for shard in ((1, 2), None):
+        with pytest.raises(ConfigError, match='is working on this screen'):
+            screen(source, out, model=tiny_model, pack=12, shard=shard)
+    screen(source, out, model=tiny_model, pack=12, shard=(2, 2))
+    first.send_signal(signal.SIGCONT)
+    assert first.wait() == 0
+    assert_same(out, undisturbed)
+
+
+def test_nothing_depends_on_locks(command, source, tmp_path, undisturbed):
+    """As on network file systems without them: two processes at once do no harm."""
+    out, before = tmp_path / 'out', 'from ase_deeprelax import files; files.fcntl = None'
+    both = [command(source, out, before=before) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert_same(out, undisturbed)
+
+
+def test_ctrl_c_leaves_finished_packs(command, packs_there, source, tmp_path, undisturbed):
+    out = tmp_path / 'out'
+    process = command(source, out)
+    packs_there(process, out, 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert 'the same command goes on from here' in errors
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)
+
+
+def children(process):
+    """The workers of a screen."""
+    found = psutil.Process(process.pid).children()
+    return [child for child in found if 'spawn_main' in ' '.join(child.cmdline())]
+
+
+def test_a_lost_worker_is_replaced(command, packs_there, source, tmp_path, undisturbed):
+    out = tmp_path / 'out'
+    process = command(source, out, '--workers', 2)
+    packs_there(process, out, 2)
+    children(process)[0].kill()
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert '240 of 240' in output
+    assert_same(out, undisturbed)
+
+
+def test_workers_end_with_the_process_that_began_them(
+    command, packs_there, source, tmp_path
+):
+    out = tmp_path / 'out'
+    process = command(source, out, '--workers', 2)
+    packs_there(process, out, 1)
+    workers = children(process)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def test_sigterm_to_all_processes_of_a_job(
+    command, packs_there, source, tmp_path, undisturbed
+):
+    out = tmp_path / 'out'
+    process = command(source, out, '--workers', 2)
+    packs_there(process, out, 2)
+    workers = children(process)
+    assert len(workers) == 2
+    for one in (*workers, process):
+        one.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert 'the same command goes on' in errors
+    assert len(Store(out).done()) < 20
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)

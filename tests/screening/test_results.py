@@ -1,0 +1,201 @@
+"""Rows of a screen: chosen, sorted, exported, and drawn on a page."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from ase.db import connect
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from ase_deeprelax import keys, screen
+from ase_deeprelax.calculators.batched import batch_potential
+from ase_deeprelax.cli import app
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.screening import Results
+from ase_deeprelax.screening import results as results_module
+from ase_deeprelax.screening.export import ID, chosen, export, file_name
+from ase_deeprelax.screening.refine import refine
+
+
+@pytest.fixture(scope='module')
+def out(tmp_path_factory, crystals, tiny_model):
+    """A screen of 60 crystals and two that cannot be relaxed."""
+    folder = tmp_path_factory.mktemp('screen')
+    clash = Atoms('NaCl', cell=[5, 5, 5], positions=[[1, 1, 1], [1, 1, 1]], pbc=True)
+    write(folder / 'many.extxyz', [*crystals[:30], clash, *crystals[30:60], clash])
+    screen(folder / 'many.extxyz', folder / 'out', model=tiny_model, pack=9)
+    return folder / 'out'
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name='deeprelax')
+
+
+def test_rows_are_chosen_and_sorted_as_pandas_would(out):
+    frame = pd.read_parquet(out / 'packs')
+    good = frame[frame.ok]
+    middle = float(good.sigma.median())
+    found = Results(out)
+    assert (len(found), found.n_quarantined) == (62, 2)
+    table = found.table([f'sigma < {middle}', 'n_atoms >= 3'], sort='sigma', limit=10)
+    expected = good[(good.sigma < middle) & (good.n_atoms >= 3)].sort_values('sigma')
+    assert table['id'].to_pylist() == expected.id.tolist()[:10]
+    table = found.table(['kind = bulk', 'ok = true'], sort='dmax', descending=True)
+    assert np.all(np.diff(table['dmax']) <= 0)
+    assert len(table) == 60
+    name = frame.id[5]
+    assert found.table([f'id == {name}'])['id'].to_pylist() == [name]
+    assert len(found.table([f'id != {name}'])) == 59
+
+
+@pytest.mark.parametrize(
+    ('condition', 'said'),
+    [
+        ('sigma', 'is no condition'),
+        ('energy < 3', "no column 'energy'; there are: id, position"),
+        ('sigma < much', "double, which 'much' is not"),
+        ("__import__('os') < 3", 'is no condition'),
+    ],
+)
+def test_conditions_that_make_no_sense_are_told(out, condition, said):
+    with pytest.raises(ConfigError, match=said.replace("('", '.*')):
+        Results(out).table([condition])
+
+
+def test_structures_come_in_the_order_of_the_table(out, monkeypatch, crystals):
+    monkeypatch.setattr(results_module, 'CHUNK', 7)
+    found = Results(out)
+    table = found.table(sort='sigma', descending=True)
+    rows = list(found.structures(table))
+    assert [row['id'] for row, _ in rows] == table['id'].to_pylist()
+    for row, atoms in rows:
+        assert atoms.info[keys.SIGMA] == pytest.approx(row['sigma'])
+        before = found.initial(row['position'], atoms)
+        given = crystals[row['position'] - (row['position'] > 30)]
+        np.testing.assert_allclose(before.positions, given.positions, atol=1e-7)
+        np.testing.assert_allclose(before.cell.array, given.cell.array, atol=1e-7)
+
+
+def test_structures_are_exported(out, tmp_path):
+    found = Results(out)
+    table = found.table(sort='sigma', limit=12)
+    ids = table['id'].to_pylist()
+    assert export(chosen(found, table), tmp_path / 'best.extxyz') == 12
+    written = read(tmp_path / 'best.extxyz', ':')
+    assert [atoms.info[ID] for atoms in written] == ids
+    assert export(chosen(found, table), tmp_path / 'best.db') == 12
+    rows = list(connect(tmp_path / 'best.db').select(f'{keys.SIGMA}>0'))
+    assert [row[ID] for row in rows] == ids
+    assert export(chosen(found, table), tmp_path / 'cifs') == 12
+    cif = read(tmp_path / 'cifs' / f'{file_name(ids[0])}.cif')
+    assert cif.cell.volume == pytest.approx(written[0].cell.volume, rel=1e-4)
+    assert export(chosen(found, table), tmp_path / 'dft', 'vasp') == 12
+    assert len(read(tmp_path / 'dft' / f'{file_name(ids[3])}.vasp')) == len(written[3])
+    assert not list(tmp_path.glob('**/.*'))
+
+
+def test_command_shows_exports_and_draws(out, tmp_path):
+    shown = run('results', out)
+    assert shown.exit_code == 0, shown.output
+    assert '62 of 62 structures done, 2 of them quarantined; 60 rows chosen' in shown.stdout
+    assert '... and 40 more' in shown.stdout
+    shown = run('results', out, '--quarantined')
+    assert '2  atom # (Na) and atom # (Cl) sit on one site' in shown.stdout
+    assert 'many.extxyz@30' in shown.stdout
+    shown = run('results', out, '--where', 'sigma > 0', '--limit', 3, '--json', '-')
+    assert len(json.loads(shown.stdout)) == 3
+    shown = run('results', out, '--limit', 4, '--export', tmp_path / 'x.extxyz')
+    assert 'x.extxyz: 4 structures' in shown.stderr
+    assert run('results', tmp_path).exit_code == 1
+    assert run('results', out, '--format', 'vasp').exit_code == 2
+    page = tmp_path / 'page.html'
+    shown = run('results', out, '--html', page)
+    assert shown.exit_code == 0, shown.output
+    text = page.read_text()
+    assert 'Quarantine by reason' in text
+    assert 'atom # (Na) and atom # (Cl) sit on one site' in text
+    assert 'sigma / Å' in text
+    worst = Results(out).table(sort='sigma', descending=True)['id'][0].as_py()
+    assert f'"name":"{worst}"' in text
+    assert text.count('"deformation"') == 12
+
+
+def test_an_unfinished_screen_can_be_looked_at(out, tmp_path, tiny_model, crystals):
+    write(tmp_path / 'many.extxyz', crystals[:20])
+    half = tmp_path / 'half'
+    done = screen(tmp_path / 'many.extxyz', half, model=tiny_model, pack=5, shard=(1, 2))
+    assert (done.n_done, done.n_structures) == (10, 20)
+    assert '10 of 20 structures done' in run('results', half).stdout
+    for file in (half / 'packs').iterdir():
+        file.unlink()
+    shown = run('results', half)
+    assert shown.exit_code == 1
+    assert 'holds no finished pack yet' in shown.stderr
+
+
+def emt_screen(folder, model):
+    """Crystals that ASE's EMT knows, a slab with fixed atoms among them."""
+    slab = fcc111('Cu', (1, 1, 3), vacuum=8)
+    slab.set_constraint(FixAtoms([0]))
+    lattices = {'Cu': 3.7, 'Au': 4.2, 'Ag': 4.0}
+    metals = [bulk(name, a=a) * (2, 1, 1) for name, a in lattices.items()]
+    for k, atoms in enumerate(metals):
+        atoms.rattle(0.05, seed=k)
+    write(folder / 'metals.extxyz', [*metals, slab])
+    return screen(folder / 'metals.extxyz', folder / 'out', model=model).results
+
+
+def test_a_part_is_refined_and_goes_on_after_a_stop(tmp_path, tiny_model):
+    found = emt_screen(tmp_path, tiny_model)
+    table = found.table(sort='sigma', descending=True)
+    asked = batch_potential(EMT())
+    calls = []
+
+    def potential(structures):
+        calls.append(len(structures))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return asked(structures)
+
+    journal = tmp_path / 'tail.jsonl'
+    with pytest.raises(KeyboardInterrupt):
+        list(refine(found, table, potential, journal, steps=100))
+    ends = list(refine(found, table, potential, journal, steps=100))
+    assert [id for id, *_ in ends] == table['id'].to_pylist()
+    for id, atoms, problem in ends:
+        assert problem == ''
+        assert atoms.info[keys.STAGE] == 'potential'
+        assert np.abs(atoms.get_forces()).max() < 0.05
+        again = atoms.copy()
+        again.calc = EMT()
+        assert again.get_potential_energy() == pytest.approx(atoms.get_potential_energy())
+        if id == 'metals.extxyz@3':  # the slab
+            before = read(tmp_path / 'metals.extxyz', 3)
+            assert atoms.cell.array.tolist() == before.cell.array.tolist()
+            assert atoms.positions[0].tolist() == before.positions[0].tolist()
+    n = len(calls)
+    assert len(list(refine(found, table, potential, journal, steps=100))) == 4
+    assert len(calls) == n
+    with pytest.raises(ConfigError, match='steps 100, now it is 50'):
+        list(refine(found, table, potential, journal, steps=50))
+
+
+def test_command_refines_what_it_exports(tmp_path, tiny_model, monkeypatch):
+    emt_screen(tmp_path, tiny_model)
+    monkeypatch.setattr(
+        'ase_deeprelax.calculators.registry.get_calculator', lambda *_, **__: EMT()
+    )
+    out = tmp_path / 'tail.db'
+    words = ['--descending', '--limit', 2, '--refine', 'emt', '--export', out]
+    shown = run('results', tmp_path / 'out', *words)
+    assert shown.exit_code == 0, shown.output
+    rows = list(connect(out).select())
+    assert len(rows) == 2
+    assert all(row.energy is not None and row[keys.STAGE] == 'emt' for row in rows)
+    assert not list(tmp_path.glob('*.part.jsonl'))

@@ -1,0 +1,305 @@
+"""Sources are streams: the same items from any start, damage told at its place."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase.db import connect
+from ase.io import write
+from ase.io.jsonio import encode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymatgen.core import Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from ase_deeprelax.errors import ConfigError, StructureError
+from ase_deeprelax.screening.sources import open_source, scan
+
+N = 23
+
+
+@pytest.fixture(scope='module')
+def atoms():
+    from ase_deeprelax.testing import symmetric_crystals
+
+    return symmetric_crystals(N, seed=3)
+
+
+def cif(one):
+    file = io.BytesIO()
+    write(file, one, format='cif')
+    return file.getvalue()
+
+
+def as_extxyz(path, atoms):
+    write(path / 'all.extxyz', atoms)
+    return path / 'all.extxyz'
+
+
+def as_folder(path, atoms):
+    folder = path / 'cifs'
+    for k, one in enumerate(atoms):
+        file = folder / f'{k % 3}' / f'{k:02}.cif'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(cif(one))
+    (folder / 'README.md').write_text('not a structure')
+    return folder
+
+
+def as_zip(path, atoms):
+    with zipfile.ZipFile(path / 'all.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('README.md', 'nothing')
+        for k, one in enumerate(atoms):
+            archive.writestr(f'../../{k:02}.cif', cif(one))
+    return path / 'all.zip'
+
+
+def as_tar(path, atoms, suffix='tar.gz'):
+    with tarfile.open(path / f'all.{suffix}', 'w:gz') as archive:
+        for k, one in enumerate(atoms):
+            content = cif(one)
+            member = tarfile.TarInfo(f'x/{k:02}.cif')
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path / f'all.{suffix}'
+
+
+def as_database(path, atoms):
+    with connect(path / 'all.db') as database:
+        for k, one in enumerate([atoms[0], *atoms]):
+            database.write(one, number=k)
+        database.delete([1])
+    return path / 'all.db'
+
+
+def as_aselmdb(path, atoms):
+    pytest.importorskip('ase_db_backends', reason='the extra aselmdb is not installed')
+    with connect(path / 'all.aselmdb', type='aselmdb') as database:
+        for k, one in enumerate([atoms[0], *atoms]):
+            database.write(one, number=k)
+        database.delete([1])
+    return path / 'all.aselmdb'
+
+
+def as_json(path, atoms):
+    found = [AseAtomsAdaptor.get_structure(one).as_dict() for one in atoms]
+    (path / 'all.json').write_text(json.dumps(found))
+    return path / 'all.json'
+
+
+def as_named_json(path, atoms):
+    found = {
+        f'mp-{k}': AseAtomsAdaptor.get_structure(one).as_dict()
+        for k, one in enumerate(atoms)
+    }
+    (path / 'named.json').write_text(json.dumps(found, indent=2))
+    return path / 'named.json'
+
+
+def as_json_lines(path, atoms):
+    with gzip.open(path / 'all.jsonl.gz', 'wt') as file:
+        for one in atoms:
+            json.dump(AseAtomsAdaptor.get_structure(one).as_dict(), file)
+            file.write('\n')
+    return path / 'all.jsonl.gz'
+
+
+def as_parquet(path, atoms, way='atoms'):
+    columns = {
+        'atoms': {'atoms': [encode(one) for one in atoms]},
+        'structure': {
+            'structure': [
+                json.dumps(AseAtomsAdaptor.get_structure(one).as_dict()) for one in atoms
+            ]
+        },
+        'cif': {'cif': [cif(one).decode() for one in atoms]},
+        'numbers': {
+            'numbers': [one.numbers.tolist() for one in atoms],
+            'positions': [one.positions.tolist() for one in atoms],
+            'cell': [one.cell.array.tolist() for one in atoms],
+        },
+        'lemat': {
+            'species_at_sites': [one.get_chemical_symbols() for one in atoms],
+            'cartesian_site_positions': [one.positions.tolist() for one in atoms],
+            'lattice_vectors': [one.cell.array.tolist() for one in atoms],
+        },
+    }[way]
+    columns = {'id': [f'x-{k}' for k in range(len(atoms))], **columns}
+    pd.DataFrame(columns).to_parquet(path / f'{way}.parquet', row_group_size=7)
+    return path / f'{way}.parquet'
+
+
+def as_trajectory(path, atoms):
+    write(path / 'all.traj', atoms)
+    return path / 'all.traj'
+
+
+def parquet_of(way):
+    return lambda path, atoms: as_parquet(path, atoms, way)
+
+
+WAYS = {
+    'extxyz': as_extxyz,
+    'folder': as_folder,
+    'zip': as_zip,
+    'tar.gz': as_tar,
+    'db': as_database,
+    'aselmdb': as_aselmdb,
+    'json list': as_json,
+    'json dictionary': as_named_json,
+    'json lines': as_json_lines,
+    'trajectory': as_trajectory,
+    **{
+        f'parquet {way}': parquet_of(way)
+        for way in ('atoms', 'structure', 'cif', 'numbers', 'lemat')
+    },
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_any_source_gives_all_structures_from_any_start(way, tmp_path, atoms):
+    path = WAYS[way](tmp_path, atoms)
+    source = open_source(path)
+    found = [(item.id, item.load()) for item in source.items()]
+    assert len({id for id, _ in found}) == len(found) == N
+    order = sorted(range(N), key=lambda k: (k % 3, k)) if way == 'folder' else range(N)
+    for k, (_, one) in zip(order, found, strict=True):
+        assert sorted(one.numbers) == sorted(atoms[k].numbers)
+        assert one.cell.volume == pytest.approx(atoms[k].cell.volume, rel=1e-4)
+    count, digest = scan(source)
+    assert count == N
+    for start in (0, 1, 7, 16, N - 1, N):
+        fresh = open_source(path)
+        for reader in (source, fresh):  # with marks and without
+            ids = [item.id for item in reader.items(start)]
+            assert ids == [id for id, _ in found][start:]
+        fresh.marks = json.loads(json.dumps(source.marks))
+        for item, (_, one) in zip(fresh.items(start), found[start:], strict=True):
+            assert item.load().cell.volume == pytest.approx(one.cell.volume, abs=1e-9)
+    assert scan(open_source(path)) == (count, digest)
+
+
+def test_columns_of_databases_come_along(tmp_path, atoms):
+    source = open_source(as_database(tmp_path, atoms))
+    item = next(source.items(4))
+    assert item.id == 'all.db@6'
+    assert item.load().info['key_value_pairs'] == {'number': 5}
+
+
+def test_a_folder_may_hold_anything(tmp_path, atoms):
+    folder = as_folder(tmp_path, atoms[:4])
+    as_extxyz(folder, atoms[:5])
+    (folder / '0' / 'broken.cif').write_text('data_x\n_cell_length_a nonsense\n')
+    (folder / 'cut.zip').write_bytes(as_zip(tmp_path, atoms).read_bytes()[:2000])
+    (folder / 'two.vasp').write_text('')
+    source = open_source(folder)
+    found = {}
+    for item in source.items():
+        try:
+            found[item.id] = item.load()
+        except Exception as error:  # noqa: BLE001
+            found[item.id] = str(error)
+    assert len(found) == scan(source)[0] == 4 + 5 + 1 + 1 + 1
+    wrong = {id: text for id, text in found.items() if isinstance(text, str)}
+    assert set(wrong) == {'0/broken.cif', 'cut.zip', 'two.vasp'}
+    assert 'damaged archive' in wrong['cut.zip']
+    for start in range(len(found) + 1):
+        ids = [item.id for item in source.items(start)]
+        assert ids == list(found)[start:]
+
+
+def test_cut_archives_and_files_tell_where(tmp_path, atoms):
+    for path in (as_tar(tmp_path, atoms), as_json(tmp_path, atoms)):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        ids, last = [], None
+        for item in open_source(path).items():
+            ids.append(item.id)
+            try:
+                item.load()
+            except StructureError as error:
+                last = str(error)
+        assert 2 < len(ids) < N
+        assert ids[-1] == f'{path.name}@damaged'
+        assert last is not None
+
+
+def test_an_id_that_is_there_twice_is_told_before_the_work(tmp_path, atoms):
+    path = as_parquet(tmp_path, atoms)
+    table = pd.read_parquet(path)
+    table.loc[9, 'id'] = 'x-3'
+    table.to_parquet(path)
+    with pytest.raises(ConfigError, match="'x-3' is there twice"):
+        scan(open_source(path))
+
+
+@settings(max_examples=150)
+@given(
+    cuts=st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 80)), max_size=3),
+    junk=st.lists(st.tuples(st.integers(0, 10**4), st.binary(max_size=12)), max_size=3),
+)
+def test_damage_to_frames_takes_at_most_its_neighbours(tmp_path_factory, atoms, cuts, junk):
+    file = io.StringIO()
+    write(file, atoms, format='extxyz')
+    content = bytearray(file.getvalue().encode())
+    for place, length in cuts:
+        del content[place : place + length]
+    for place, extra in junk:
+        content[place:place] = extra
+    path = tmp_path_factory.mktemp('x') / 'damaged.extxyz'
+    path.write_bytes(bytes(content))
+    good = 0
+    source = open_source(path)
+    for item in source.items():
+        try:
+            item.load()
+        except StructureError:
+            continue
+        good += 1
+    # A cut of 80 bytes lies in two frames at most, and so does what it makes of them.
+    assert good >= N - 3 * len(cuts) - 3 * len(junk)
+    ids = [item.id for item in source.items()]
+    assert ids == [f'damaged.extxyz@{k}' for k in range(len(ids))]
+    shutil.rmtree(path.parent)
+
+
+def test_memory_is_flat_however_long_the_source(tmp_path, atoms):
+    path = as_extxyz(tmp_path, atoms)
+    peaks = []
+    for copies in (20, 200):
+        long = tmp_path / f'{copies}.extxyz'
+        long.write_bytes(path.read_bytes() * copies)
+        tracemalloc.start()
+        total = sum(1 for _ in open_source(long).items())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert total == copies * N
+    assert peaks[1] < 1.2 * peaks[0] + 1e5
+
+
+def test_a_long_header_does_not_swallow_the_file(tmp_path, atoms):
+    path = as_extxyz(tmp_path, atoms)
+    lines = path.read_text().splitlines()
+    lines[0] = '1000000'
+    path.write_text('\n'.join(lines))
+    items = list(open_source(path).items())
+    assert len(items) == N
+    with pytest.raises(StructureError, match='of 1000000 lines'):
+        items[0].load()
+    np.testing.assert_array_equal(items[1].load().numbers, atoms[1].numbers)
+
+
+def test_structures_of_pymatgen_keep_what_atoms_can_hold(tmp_path):
+    structure = Structure(
+        np.eye(3) * 4, ['Na', 'Cl'], [[0] * 3, [0.5] * 3], site_properties={'tag': [1, 2]}
+    )
+    (tmp_path / 'one.json').write_text(json.dumps([structure.as_dict()]))
+    [item] = open_source(tmp_path / 'one.json').items()
+    assert item.load().arrays['tag'].tolist() == [1, 2]
