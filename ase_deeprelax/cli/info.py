@@ -25,6 +25,8 @@ EXTRAS = {
     'phonopy': ('phonopy',),
     'gpaw': ('gpaw',),
     'plot': ('jinja2', 'matplotlib'),
+    'screen': ('pyarrow',),
+    'aselmdb': ('ase_db_backends',),
 }
 CORE = (
     'ase',
