@@ -60,10 +60,12 @@ def test_doctor_finds_damaged_weights(run, tiny_model, tmp_path):
 def test_doctor_knows_the_extras():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     extras = project['optional-dependencies']
-    assert list(EXTRAS) == [x for x in extras if x not in ('all', 'test', 'tutorials')]
+    developers = 'all', 'docs', 'test', 'tutorials'
+    assert list(EXTRAS) == [x for x in extras if x not in developers]
     (everything,) = extras['all']
     assert set(re.findall(r'\w+', everything.split('[')[1])) <= set(EXTRAS)
     brings = {'yaml': 'pyyaml', 'mace': 'mace-torch', 'orb_models': 'orb-models'}
+    brings |= {'ase_db_backends': 'ase-db-backends'}
     for extra, names in EXTRAS.items():
         packages = {line.split('>')[0] for line in extras[extra]}
         assert {brings.get(name, name) for name in names} == packages
