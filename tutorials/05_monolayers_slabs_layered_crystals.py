@@ -31,13 +31,12 @@ from ase_deeprelax.errors import DeepRelaxError
 # ## Monolayers
 #
 # Six compounds in the cell of MoS2. `mx2` makes a layer with `pbc` False along the vacuum.
-# A POSCAR, which knows three periodic directions only, is recognised by its gap. The model
-# `deeprelax` alone is better for layers than the ensemble, which is the default.
+# A POSCAR, which knows three periodic directions only, is recognised by its gap.
 
 # %%
 PBE = {'MoS2': 3.18, 'MoSe2': 3.32, 'MoTe2': 3.55, 'WS2': 3.19, 'WSe2': 3.32, 'WTe2': 3.55}
 layers = [mx2(name, a=3.18, thickness=3.13, vacuum=8) for name in PBE]
-results = relax(layers, model='deeprelax')
+results = relax(layers)
 
 print('        a / Å   PBE / Å   sigma / Å   vacuum vector / Å')
 for (name, pbe), result in zip(PBE.items(), results, strict=True):
@@ -76,7 +75,7 @@ slab = fcc111('Pt', (2, 2, 4), a=3.98, vacuum=8)
 add_adsorbate(slab, 'O', 1.6, 'fcc')
 bottom = slab.get_tags() >= 3
 slab.set_constraint(FixAtoms(mask=bottom))
-result = relax(slab, model='deeprelax')
+result = relax(slab)
 
 moves = result.atoms.positions - slab.positions
 print('kind:', result.kind)
