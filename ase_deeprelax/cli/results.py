@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ase_deeprelax.cli.answers import part_file
 from ase_deeprelax.cli.app import DeviceOption, check_outputs, count, write_json
 
 if TYPE_CHECKING:
@@ -95,6 +94,7 @@ def results(
     write_json(json_file, table.to_pylist() if json_file else None, indent=1)
     problems: list[str] = []
     if export is not None:
+        from ase_deeprelax.cli.answers import part_file
         from ase_deeprelax.screening.export import chosen
         from ase_deeprelax.screening.export import export as write_structures
 

@@ -211,7 +211,9 @@ def test_a_stopped_one_shot_command_goes_on_where_it_was(relaxed, tmp_path, monk
     monkeypatch.setattr(OneShot, 'answer', stopped)
     make = OneShot.__init__
     monkeypatch.setattr(
-        OneShot, '__init__', lambda self, p, cell, batch=2: make(self, p, cell, batch)
+        OneShot,
+        '__init__',
+        lambda self, p, cell, verify=None: make(self, p, cell, verify, batch=2),
     )
     result, out = relaxed(tmp_path / 'many.traj', code=130)
     assert 'the same command goes on' in result.stderr
