@@ -235,8 +235,8 @@ def test_an_evaluation_is_a_table_of_all_methods(evaluated):
     captions = Reader(html).text['caption']
     assert captions[0].startswith('All 14 pairs: mean / median of errors (Å, Å², Å³)')
     assert captions[1].startswith('13 pairs marked ok: mean / median of errors (Å,')
-    # distributions, lattice parameters, calibration
-    assert Reader(html).elements.count(('figure', {})) == 3
+    # distributions, lattice parameters, calibration, risk and coverage
+    assert Reader(html).elements.count(('figure', {})) == 4
 
 
 def test_each_structure_is_a_row_the_worst_first(evaluated, monkeypatch, tmp_path):
