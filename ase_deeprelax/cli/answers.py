@@ -99,7 +99,7 @@ class OneShot:
         return get_calculator(self.verify, device=str(self.predictor.device))
 
     def _verified(self, atoms: Atoms) -> str:
-        """What the potential says of a prediction; an error of it stops nothing."""
+        """The verdict of the potential on a prediction, or the error that it raised."""
         name = str(self.verify).partition(':')[0]
         calibration = self.predictor.model.calibration
         try:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,8 +73,20 @@ app = typer.Typer(
     help='One-shot relaxation of crystals, with an uncertainty.',
 )
 
+
+class Symmetry(StrEnum):
+    """What a relaxation does with the space group of its input."""
+
+    KEEP = 'keep'
+    FREE = 'free'
+
+
 ModelOption = Annotated[str, typer.Option(help='Name of a shipped model, or a folder.')]
 DeviceOption = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...')]
+SymmetryOption = Annotated[
+    Symmetry,
+    typer.Option(help='keep: preserve the space group; free: do not enforce it.'),
+]
 CellOption = Annotated[
     str,
     typer.Option(

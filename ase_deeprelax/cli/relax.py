@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,8 @@ from ase_deeprelax.cli.app import (
     CellOption,
     DeviceOption,
     ModelOption,
+    Symmetry,
+    SymmetryOption,
     Terminated,
     check_outputs,
     count,
@@ -42,13 +43,6 @@ FOLDER_FORMATS = ('cif', 'extxyz')
 Frame = tuple['Source', str, Atoms]
 
 
-class Symmetry(StrEnum):
-    """What a relaxation does with the space group of its input."""
-
-    KEEP = 'keep'
-    FREE = 'free'
-
-
 def relax(
     files: Annotated[
         list[str],
@@ -66,10 +60,7 @@ def relax(
     ] = Path('relaxed'),
     *,
     model: ModelOption = 'default',
-    symmetry: Annotated[
-        Symmetry,
-        typer.Option(help='keep: preserve the space group; free: do not enforce it.'),
-    ] = Symmetry.KEEP,
+    symmetry: SymmetryOption = Symmetry.KEEP,
     cell: CellOption = 'free',
     accept_below: Annotated[
         float | None,
@@ -258,7 +249,7 @@ def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
 
 
 def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
-    """What an archive or a table holds; what of it cannot be read goes to ``problems``."""
+    """Structures of an archive or table; ``problems`` gets those that cannot be read."""
     from ase_deeprelax.screening.sources import open_source
 
     if source.index != ':':

@@ -13,11 +13,12 @@ from ase_deeprelax.cli.app import (
     CellOption,
     DeviceOption,
     ModelOption,
+    Symmetry,
+    SymmetryOption,
     Terminated,
     relax_cell_of,
     shows_progress,
 )
-from ase_deeprelax.cli.relax import Symmetry
 
 PACK = 1024
 
@@ -33,10 +34,7 @@ def screen(
     out: Annotated[Path, typer.Argument(help='Folder of the screen, new or begun.')],
     *,
     model: ModelOption = 'default',
-    symmetry: Annotated[
-        Symmetry,
-        typer.Option(help='keep: preserve the space group; free: do not enforce it.'),
-    ] = Symmetry.KEEP,
+    symmetry: SymmetryOption = Symmetry.KEEP,
     cell: CellOption = 'free',
     workers: Annotated[
         int,

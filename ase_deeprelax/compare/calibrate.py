@@ -21,7 +21,7 @@ from ase_deeprelax.compare.error_laws import (
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
-from ase_deeprelax.models.calibration import Calibration, Environments
+from ase_deeprelax.models.calibration import Calibration, Environments, element_pairs
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.predict.prepare import prepare
 from ase_deeprelax.result import Relaxation
@@ -121,10 +121,7 @@ def know(predictor: Predictor, structures: Iterable[Atoms]) -> Environments:
         Without limits, see `limited`.
     """
     structures = list(structures)
-    pairs = set()
-    for atoms in structures:
-        present = np.unique(atoms.numbers).tolist()
-        pairs |= {(a, b) for k, a in enumerate(present) for b in present[k + 1 :]}
+    pairs = frozenset(pair for atoms in structures for pair in element_pairs(atoms.numbers))
     step = max(1, len(structures) // MOST_KNOWN)
     found = [x for x in features_of(predictor, structures[::step]) if x is not None]
     if not found:
@@ -136,7 +133,7 @@ def know(predictor: Predictor, structures: Iterable[Atoms]) -> Environments:
     variances, axes = np.linalg.eigh(covariance)
     variances = np.maximum(variances, 1e-6 * variances.max())
     whitening = (axes / np.sqrt(variances))[:, ::-1]
-    return Environments(mean, whitening, elements=frozenset(pairs))
+    return Environments(mean, whitening, elements=pairs)
 
 
 def features_of(

@@ -130,7 +130,7 @@ def _score(errors: np.ndarray) -> float:
 
 
 def _step_at(pair: Pair, calculator: Calculator) -> float:
-    """What the potential wants of the structure that DFT has relaxed, A."""
+    """Mean move that the potential would make from the structure relaxed with DFT, A."""
     relaxed = pair.relaxed
     relaxed.calc = calculator
     return wanted_step(free_cell(relaxed, not pair.fixed_cell))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -38,7 +38,7 @@ class Observed:
     kind: str
     errors: dict[str, np.ndarray]
     sigmas: dict[str, np.ndarray]
-    distance: float = field(default=math.nan)
+    distance: float = math.nan
 
 
 def count_kinds(observed: Sequence[Observed]) -> dict[tuple[str, str], int]:
@@ -67,23 +67,20 @@ def _fit_law(name: str, observed: Sequence[Observed]) -> ErrorLaw:
     kinds = np.repeat([one.kind for one in used], repeats)
     groups = np.repeat([f'{one.file}\n{one.kind}' for one in used], repeats)
 
-    def scales(power: float) -> dict[str, float]:
-        ratio = errors / sigmas**power
-        return {
-            str(kind): float(
-                np.average(ratio[kinds == kind], weights=weights[kinds == kind])
-            )
-            for kind in np.unique(kinds)
-        }
+    names, kind_of = np.unique(kinds, return_inverse=True)
+    total = np.bincount(kind_of, weights)
+
+    def scales(power: float) -> np.ndarray:
+        return np.bincount(kind_of, weights * errors / sigmas**power) / total
 
     def deviance(power: float) -> float:
-        scale = scales(power)
-        expected = np.array([scale[str(kind)] for kind in kinds]) * sigmas**power
+        expected = scales(power)[kind_of] * sigmas**power
         return float(np.sum(weights * (errors / expected + np.log(expected))))
 
     power = float(minimize_scalar(deviance, bounds=POWERS, method='bounded').x)
-    scale = scales(power)
-    ratio = errors / (np.array([scale[str(kind)] for kind in kinds]) * sigmas**power)
+    found = scales(power)
+    scale = dict(zip(names.tolist(), found.tolist(), strict=True))
+    ratio = errors / (found[kind_of] * sigmas**power)
     bound: dict[str, float] = {}
     for group in np.unique(groups):
         inside = groups == group
@@ -136,11 +133,11 @@ def cross_coverage(
     keys = count_kinds(observed)
     groups = {key: [o for o in observed if (o.file, o.kind) == key] for key in keys}
     folds = [[o for one in groups.values() for o in one[k::2]] for k in (0, 1)]
-    if min(len(one) for one in groups.values()) < 2 * FEWEST:
-        groups = {key: one for key, one in groups.items() if len(one) >= 2 * FEWEST}
-    found = {}
     laws = [fit_laws(fold) for fold in folds]
+    found = {}
     for key, one in groups.items():
+        if len(one) < 2 * FEWEST:  # a half is too small for a fit
+            continue
         halves = [coverage(laws[1 - k], one[k::2]) for k in (0, 1)]
         found[key] = {
             name: round((halves[0][name] + halves[1][name]) / 2, 3)

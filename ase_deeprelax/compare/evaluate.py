@@ -317,7 +317,7 @@ def _predict(
 
 
 def _structure(pair: Pair, predicted: Predicted) -> Atoms:
-    """What a model says; where it has no prediction, the input."""
+    """The structure that a model predicts, or the input where it has no prediction."""
     return pair.unrelaxed if problem_of(predicted) else atoms_of(predicted)
 
 

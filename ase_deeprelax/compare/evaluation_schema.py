@@ -78,7 +78,7 @@ class EvaluatedStructure(TypedDict):
 
 
 class EvaluationBase(TypedDict):
-    """What the results of `evaluate` and of `evaluate_all` have in common."""
+    """Fields that the results of `evaluate` and of `evaluate_all` share."""
 
     version: int  # of this format, see `check_version`
     n: int  # pairs

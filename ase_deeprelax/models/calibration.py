@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from ase_deeprelax.errors import ModelError
 from ase_deeprelax.files import write_atomically
 
 CALIBRATION = 'calibration.safetensors'
-# What has an error: the coordinates of a structure (mean, A), the positions of its atoms in
-# the cell (A), the lengths of its lattice vectors and its volume (both relative).
+# Quantities with an error: the coordinates of a structure (mean, A), the positions of its
+# atoms in the cell (A), the lengths of its lattice vectors and its volume (both relative).
 QUANTITIES = ('coordinates', 'positions', 'lattice', 'volume')
 # Principal directions of the features that tell structures apart.
 FINGERPRINT = 16
 # Larger files are not those of a calibration.
 _MOST_BYTES = 50_000_000
-# What a file that is none may raise.
+# Errors that reading raises where a file holds no calibration.
 _ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
@@ -56,7 +57,7 @@ class ErrorLaw:
         return self.scale.get(kind, math.nan) * sigma**self.power
 
     def within(self, kind: str, sigma: float | np.ndarray) -> float | np.ndarray:
-        """What 90 % of the errors do not exceed; nan for a kind not calibrated."""
+        """Upper limit of 90 % of the errors; nan for a kind that was not calibrated."""
         return self.bound.get(kind, math.nan) * self.expected(kind, sigma)
 
 
@@ -105,22 +106,28 @@ class Environments:
 
         Near 1 for atoms as in training.
         """
-        return np.sqrt(np.square(self._whitened(features)).mean(axis=1))
+        whitened = (features - self.mean) @ self.whitening
+        return np.sqrt(np.square(whitened).mean(axis=1))
 
     def fingerprint(self, features: np.ndarray) -> np.ndarray:
         """(`FINGERPRINT`,): where the mean of the atoms lies; near means alike."""
-        return self._whitened(features).mean(axis=0)[:FINGERPRINT]
+        return (features.mean(axis=0) - self.mean) @ self.whitening[:, :FINGERPRINT]
 
     def strangers(self, numbers: np.ndarray) -> tuple[int, int] | None:
         """The first pair of elements that were never together in training, or None."""
         if not self.elements:
             return None
-        present = np.unique(numbers).tolist()
-        pairs = ((a, b) for k, a in enumerate(present) for b in present[k + 1 :])
+        pairs = element_pairs(numbers)
         return next((pair for pair in pairs if pair not in self.elements), None)
 
-    def _whitened(self, features: np.ndarray) -> np.ndarray:
-        return (features - self.mean) @ self.whitening
+
+def element_pairs(numbers: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of different elements of a structure, the lighter one first.
+
+    >>> element_pairs(np.array([22, 8, 8, 1]))
+    [(1, 8), (1, 22), (8, 22)]
+    """
+    return list(combinations(np.unique(numbers).tolist(), 2))
 
 
 @dataclass(frozen=True, eq=False)
