@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -20,6 +22,10 @@ from ase_deeprelax.errors import DeepRelaxError
 
 # Exit codes as shells have them: 128 and the number of the signal.
 INTERRUPTED, TERMINATED = 130, 143
+# Where the words of a command are kept, and how much of them a page shows.
+WORDS, MOST_LETTERS = 'ase_deeprelax.words', 300
+# So many input files are named with their hashes on a page.
+MOST_FILES = 8
 
 
 class Terminated(KeyboardInterrupt):
@@ -28,6 +34,11 @@ class Terminated(KeyboardInterrupt):
 
 class Commands(TyperGroup):
     """Ends every command with one line and an exit code, never with a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words of the command for `provenance`."""
+        ctx.meta[WORDS] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command: 1 for an error of this package or of files, 143 for SIGTERM."""
@@ -188,3 +199,36 @@ def count(number: int, noun: str) -> str:
     ('1 file', '2 files')
     """
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
+def need_pages(file: Path | None) -> None:
+    """Refuse before the work a page (None: none is asked for) that cannot be drawn."""
+    if file is not None:
+        from ase_deeprelax.report.style import need_matplotlib
+
+        need_matplotlib()
+
+
+def provenance(ctx: typer.Context, *files: Path) -> list[str]:
+    """Lines for a page: the command, and the input files with their hashes.
+
+    Parameters
+    ----------
+    ctx : typer.Context
+        Of the command.
+    *files : Path
+        Files that were read. What is no file, such as a folder or standard input, is left
+        out, and so are all of them where there are many.
+    """
+    command = shlex.join(['deeprelax', *ctx.meta[WORDS]])
+    if len(command) > MOST_LETTERS:
+        command = f'{command[:MOST_LETTERS]} ...'
+    found = [file for file in dict.fromkeys(files) if file.is_file()]
+    hashes = [f'{file.name}, SHA-256 {_sha256(file)[:12]}' for file in found[:MOST_FILES]]
+    data = [f'Data: {"; ".join(hashes)}.'] if 0 < len(found) <= MOST_FILES else []
+    return [f'Command: {command}', *data]
+
+
+def _sha256(file: Path) -> str:
+    with file.open('rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()

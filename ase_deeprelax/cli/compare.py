@@ -12,6 +12,8 @@ from ase_deeprelax.cli.app import (
     CellOption,
     ModelOption,
     check_outputs,
+    need_pages,
+    provenance,
     relax_cell_of,
     shows_progress,
     write_json,
@@ -22,6 +24,7 @@ PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
 
 
 def compare(
+    ctx: typer.Context,
     files: Annotated[
         list[str],
         typer.Argument(
@@ -79,10 +82,7 @@ def compare(
     from ase_deeprelax.compare.savings import compare as measure
     from ase_deeprelax.data.pairs import spread
 
-    if html_file is not None:
-        from ase_deeprelax.report.style import need_matplotlib
-
-        need_matplotlib()  # now rather than after hours of work
+    need_pages(html_file)
     if phonons:
         load_phonopy()
     relax_cell = relax_cell_of(cell)
@@ -117,7 +117,8 @@ def compare(
     if html_file is not None:
         from ase_deeprelax.report.html import write_report
 
-        write_report(html_file, result)
+        made = provenance(ctx, *map(Path, files))
+        write_report(html_file, result, provenance=made)
 
 
 def _kinds(result: Any) -> Iterator[str]:

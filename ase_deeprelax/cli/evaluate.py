@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, check_outputs, shows_progress, write_json
+from ase_deeprelax.cli.app import (
+    DeviceOption,
+    check_outputs,
+    need_pages,
+    provenance,
+    shows_progress,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ase_deeprelax.data.pair import Pair
@@ -16,6 +23,7 @@ WORST = 12
 
 
 def evaluate(
+    ctx: typer.Context,
     pairs: Annotated[
         Path, typer.Argument(help='Pairs of unrelaxed and relaxed structures.')
     ],
@@ -75,10 +83,7 @@ def evaluate(
     from ase_deeprelax.compare.evaluation_tables import evaluation_text
     from ase_deeprelax.data.pairs import read_pairs, spread
 
-    if html_file is not None:
-        from ase_deeprelax.report.style import need_matplotlib
-
-        need_matplotlib()  # now rather than after hours of work
+    need_pages(html_file)
     if not models and not potentials:
         models = ['default']
     check_outputs(json_file, html_file)
@@ -93,7 +98,8 @@ def evaluate(
         from ase_deeprelax.report.html import write_report
 
         worst = _worst(chosen, rivals, result)
-        write_report(html_file, evaluation=result, relaxations=worst)
+        made = provenance(ctx, pairs)
+        write_report(html_file, evaluation=result, relaxations=worst, provenance=made)
 
 
 def _of_sources(pairs: list['Pair'], sources: list[str] | None, where: str) -> list['Pair']:

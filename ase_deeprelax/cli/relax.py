@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from ase import Atoms
@@ -23,27 +21,22 @@ from ase_deeprelax.cli.app import (
     Terminated,
     check_outputs,
     count,
+    need_pages,
+    provenance,
     relax_cell_of,
     shows_progress,
     write_json,
 )
-from ase_deeprelax.compare.tables import Table
-from ase_deeprelax.errors import ConfigError, StructureError
-
-if TYPE_CHECKING:  # ase.io takes a while: not for --help
-    from ase_deeprelax.data.structure_files import Source
+from ase_deeprelax.cli.frames import labels_of, read_frames
+from ase_deeprelax.cli.outputs import check_room, is_file, targets_of, write_to
 
 # The limits of a refinement.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
 REFINEMENT = {'fmax': FMAX, 'steps': STEPS, 'optimizer': OPTIMIZER, 'guided': False}
-# Formats written for each input in a folder: CIF for other programs, extended XYZ with the
-# uncertainties.
-FOLDER_FORMATS = ('cif', 'extxyz')
-# A structure, where it is from, and which frame it is, '@2', where there are several.
-Frame = tuple['Source', str, Atoms]
 
 
 def relax(
+    ctx: typer.Context,
     files: Annotated[
         list[str],
         typer.Argument(
@@ -111,6 +104,14 @@ def relax(
             help='Write the table there, with records of the stages; - is standard output.',
         ),
     ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            '--html',
+            help='Write a page: table, failures, and the least certain and farthest moved '
+            'structures to turn by hand.',
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option('--quiet', '-q', help='No table and no progress bar.')
     ] = False,
@@ -134,12 +135,13 @@ def relax(
 
     chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer, 'guided': guided}
     _check_options(refine, chosen, judged=verify is not None or accept_below is not None)
+    need_pages(html_file)
     relax_cell = relax_cell_of(cell)
     sources = find_sources(files)
-    labels = _labels(sources)
-    targets = _targets(sources, labels, out, form)
+    labels = labels_of(sources)
+    targets = targets_of(sources, labels, out, form)
     frames, problems = read_frames(sources)
-    _check_room(out, form, len(frames))
+    check_room(out, form, len(frames))
     predictor = Predictor(
         model, device=device, symmetry=symmetry, accept_below=accept_below
     )
@@ -151,11 +153,12 @@ def relax(
         how = {'model': model, 'relax_cell': relax_cell}
         worker = _refiner(refine, predictor, how, **chosen)
     if frames:
-        check_outputs(json_file, next(iter(targets.values()))[0][0])
+        check_outputs(json_file, html_file, next(iter(targets.values()))[0][0])
     named = [(f'{labels[source]}{frame}', atoms) for source, frame, atoms in frames]
     left = Counter(source for source, *_ in frames)
     rows: list[dict[str, Any]] = []
     structures: list[Atoms] = []
+    shown: list[tuple[Atoms, Atoms | None]] = []
     n_files = 0
     answers = answer_all(named, worker, out, progress=shows_progress(quiet))
     try:
@@ -164,25 +167,27 @@ def relax(
             atoms = None if answer['problem'] else relaxed_atoms(answer, initial)
             rows.append({'structure': f'{labels[source]}{frame}', **_row(initial, atoms)})
             rows[-1] |= _numbers(answer)
+            shown += [(initial, atoms)] if html_file is not None else []
             structures += [] if atoms is None else [atoms]
             left[source] -= 1
-            if not left[source] and not _is_file(out):  # now: others may take hours
-                n_files += _write(targets[source], structures, problems)
+            if not left[source] and not is_file(out):  # now: others may take hours
+                n_files += write_to(targets[source], structures, problems)
                 structures = []
     except KeyboardInterrupt as error:
         typer.echo('interrupted; the same command goes on from here', err=True)
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
         raise typer.Exit(code) from error
-    if _is_file(out):
-        n_files += _write(next(iter(targets.values())), structures, problems)
+    if is_file(out):
+        n_files += write_to(next(iter(targets.values())), structures, problems)
     write_json(json_file, rows, indent=1)
+    if html_file is not None:
+        made = provenance(ctx, *(source.path for source in sources))
+        _write_page(html_file, rows, shown, problems, made)
     if frames:
         part_file(out).unlink()
     if n_files and not quiet and str(json_file) != '-':
-        typer.echo(_table([row for row in rows if row['ok']]))
-        typer.echo(
-            f'wrote {out}' + ('' if _is_file(out) else f': {count(n_files, "file")}')
-        )
+        typer.echo(_text(rows))
+        typer.echo(f'wrote {out}' + ('' if is_file(out) else f': {count(n_files, "file")}'))
     for problem in problems:
         typer.echo(f'failed: {problem}', err=True)
     if problems:
@@ -228,134 +233,6 @@ def _refiner(
     )
 
 
-def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
-    """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
-    from ase_deeprelax.data.structure_files import read_source
-    from ase_deeprelax.screening.sources import is_packed
-
-    frames, problems = [], []
-    for source in sources:
-        try:
-            if is_packed(source):
-                frames += _read_packed(source, problems)
-                continue
-            structures = read_source(source)
-        except StructureError as error:
-            problems.append(f'{source}: {error}')
-            continue
-        for index, atoms in enumerate(structures):
-            frames.append((source, f'@{index}' if len(structures) > 1 else '', atoms))
-    return frames, problems
-
-
-def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
-    """Structures of an archive or table; ``problems`` gets those that cannot be read."""
-    from ase_deeprelax.screening.sources import open_source
-
-    if source.index != ':':
-        raise StructureError('frames of archives and tables cannot be chosen')
-    frames = []
-    for item in open_source(source.path).items():
-        try:
-            frames.append((source, f'@{item.id}', item.load()))
-        except Exception as error:  # noqa: BLE001 - files hold anything
-            problems.append(f'{source}@{item.id}: {error}')
-    return frames
-
-
-def _labels(sources: Sequence[Source]) -> dict[Source, Path]:
-    """A short name of each source: its path below the folder that holds them all."""
-    from ase_deeprelax.data.structure_files import STDIN
-
-    # Not resolve(): a link keeps its own name; not absolute(): '..' has to go.
-    paths = {
-        source: Path(os.path.abspath('stdin' if str(source.path) == STDIN else source.path))  # noqa: PTH100
-        for source in sources
-    }
-    top = os.path.commonpath([path.parent for path in paths.values()])
-    return {source: path.relative_to(top) for source, path in paths.items()}
-
-
-def _targets(
-    sources: Sequence[Source], labels: dict[Source, Path], out: Path, form: str | None
-) -> dict[Source, list[tuple[Path, str]]]:
-    """The files that the structures of each source go to, and their formats."""
-    if len(labels) < len(sources):
-        twice = next(source for source in sources if sources.count(source) > 1)
-        raise typer.BadParameter(f'{twice} is given twice')
-    if _is_file(out):
-        targets = {source: [(out, _format(out, form))] for source in sources}
-    else:
-        formats = (form,) if form else FOLDER_FORMATS
-        found = [(name, _format(out / f'x.{name}', name)) for name in formats]
-        targets = {
-            source: [(out / f'{name}.{suffix}', name_of) for suffix, name_of in found]
-            for source, name in _names(labels).items()
-        }
-    inputs = {source.path.resolve() for source in sources}
-    for target in (target for group in targets.values() for target, _ in group):
-        if target.resolve() in inputs:
-            raise typer.BadParameter(f'{target} is one of the inputs; choose another --out')
-    return targets
-
-
-def _format(path: Path, form: str | None) -> str:
-    from ase_deeprelax.data.structure_files import find_format
-
-    try:
-        return find_format(path, form)
-    except ConfigError as error:
-        raise typer.BadParameter(f'--out {error}') from error
-
-
-def _names(labels: dict[Source, Path]) -> dict[Source, str]:
-    """Names of files, all different: without suffix where that tells them apart."""
-
-    def named(full: bool) -> dict[Source, str]:
-        framed = Counter(source.path for source in labels)
-        return {
-            source: f'{place if full else place.with_suffix("")}'
-            + (f'@{source.index}' if framed[source.path] > 1 else '')
-            for source, place in labels.items()
-        }
-
-    short, full = named(False), named(True)
-    stems = Counter(short.values())
-    names = {s: short[s] if stems[short[s]] == 1 else full[s] for s in labels}
-    return names if len(set(names.values())) == len(names) else full
-
-
-def _is_file(out: Path) -> bool:
-    return bool(out.suffix) and not out.is_dir()
-
-
-def _check_room(out: Path, form: str | None, n_structures: int) -> None:
-    """Whether ``out`` can hold that many structures; before the work."""
-    from ase.io.formats import ioformats
-
-    if not _is_file(out):
-        return
-    found = ioformats[_format(out, form)]
-    if found.single and n_structures > 1:
-        raise typer.BadParameter(
-            f'--out {out}: {found.name} holds one structure, there are {n_structures}; '
-            'use .extxyz, .traj or a folder'
-        )
-
-
-def _write(
-    targets: list[tuple[Path, str]], structures: list[Atoms], problems: list[str]
-) -> int:
-    """To how many files structures, if there are any, were written."""
-    from ase_deeprelax.data.structure_files import write_structures
-
-    for target, form in targets if structures else ():
-        problems += [
-            f'{target}: {text}' for text in write_structures(target, structures, form)
-        ]
-    return len(targets) if structures else 0
-
-
 def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
     """The numbers of a structure for the table, ready for JSON."""
     info = {} if atoms is None else atoms.info
@@ -367,6 +244,7 @@ def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
         'ood': info.get(keys.OOD, ''),
         'volume_before': float(initial.cell.volume),
         'volume': None if atoms is None else float(atoms.cell.volume),
+        'volume_ratio': None if atoms is None else atoms.cell.volume / initial.cell.volume,
         'dmax': info.get(keys.DMAX),
         'sigma': info.get(keys.SIGMA),
         'error': info.get(keys.ERROR),
@@ -380,33 +258,35 @@ def _numbers(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: answer[name] for name in names if name in answer}
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    lengths = ['dmax', 'sigma']
-    lengths += ['error'] if any(row['error'] is not None for row in rows) else []
-    titles = ['structure', 'formula', 'atoms', 'V0/A^3', 'V/A^3']
-    titles += [f'{name}/A' for name in lengths]
-    refined = 'stages' in rows[0]
-    titles += ['E/eV', 'fmax/eV/A', 's', 'stages'] if refined else ['ms']
-    table, remarks = [], ['']
-    for row in rows:
-        cells = [row['structure'], row['formula'], str(row['n_atoms'])]
-        cells += [_cell(row[name], '.2f') for name in ('volume_before', 'volume')]
-        cells += [_cell(row[name], '.3f') for name in lengths]
-        if refined:
-            cells += [_cell(row[name], '.4f') for name in ('energy', 'fmax')]
-            cells += [_cell(row['seconds'], '.1f'), row['way']]
-        else:
-            cells.append(_cell(1e3 * row['seconds'], '.0f'))
-        notes = [] if row['kind'] == 'bulk' else [row['kind']]
-        notes += [f'! {row["ood"]}'] if row['ood'] else []
-        notes += [row['verified']] if row['verified'] else []
-        table.append(cells)
-        remarks.append(' '.join(notes))
-    lines = Table(titles, table, text_columns=(0, 1)).as_text().splitlines()
-    return '\n'.join(
-        f'{line}  {remark}'.rstrip() for line, remark in zip(lines, remarks, strict=True)
-    )
+def _text(rows: list[dict[str, Any]]) -> str:
+    """The table of what was relaxed."""
+    from ase_deeprelax.report.relaxation_table import relaxation_table
+
+    good = ((row['structure'], row) for row in rows if row['ok'])
+    return relaxation_table(good, short=True).as_text()
 
 
-def _cell(value: float | None, form: str) -> str:
-    return '-' if value is None else f'{value:{form}}'
+def _write_page(
+    path: Path,
+    rows: list[dict[str, Any]],
+    shown: list[tuple[Atoms, Atoms | None]],
+    problems: list[str],
+    made: list[str],
+) -> None:
+    """One page on all answers."""
+    from ase_deeprelax.report.relax_page import Answer, write_relax_page
+
+    answers = {
+        row['structure']: Answer(row | _model(after), before, after)
+        for row, (before, after) in zip(rows, shown, strict=True)
+        if after is not None
+    }
+    failed = sum(not row['ok'] for row in rows)
+    write_relax_page(path, answers, problems, failed=failed, provenance=made)
+    typer.echo(f'wrote {path}', err=True)
+
+
+def _model(atoms: Atoms) -> dict[str, Any]:
+    """Name, hash and version of the model that answered."""
+    names = {'model': keys.MODEL, 'sha256': keys.SHA256, 'version': keys.VERSION}
+    return {name: atoms.info.get(key) for name, key in names.items()}

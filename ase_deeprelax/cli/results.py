@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, check_outputs, count, write_json
+from ase_deeprelax.cli.app import (
+    DeviceOption,
+    check_outputs,
+    count,
+    need_pages,
+    provenance,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
@@ -18,10 +25,11 @@ if TYPE_CHECKING:
 SHOWN = 20
 # Columns of the table, as far as they are there.
 COLUMNS = ('id', 'formula', 'n_atoms', 'kind', 'volume_ratio', 'dmax', 'sigma')
-COLUMNS += ('deeprelax_error', 'ood')
+COLUMNS += ('error', 'ood')
 
 
 def results(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Argument(help='Folder of a screen, finished or not.')],
     *,
     where: Annotated[
@@ -82,6 +90,7 @@ def results(
         raise typer.BadParameter('--format and --refine need --export')
     if quarantined and export is not None:
         raise typer.BadParameter('quarantined structures have no relaxed one to export')
+    need_pages(html_file)
     check_outputs(json_file, html_file)
     found = Results(out)
     if quarantined and sort == 'sigma':
@@ -109,7 +118,7 @@ def results(
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
 
-        write_screen_page(html_file, found)
+        write_screen_page(html_file, found, provenance=provenance(ctx))
         typer.echo(f'wrote {html_file}', err=True)
     for problem in problems:
         typer.echo(f'not converged: {problem}', err=True)

@@ -37,7 +37,7 @@ def select(
     --from`), and on which its errors are calibrated for such structures (`deeprelax
     calibrate`). The table gives the most valuable one first.
     """
-    from ase_deeprelax.cli.relax import read_frames
+    from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.compare.tables import Table
     from ase_deeprelax.data.structure_files import find_sources, write_structures
     from ase_deeprelax.files import check_writable

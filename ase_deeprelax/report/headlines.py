@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import median
-
 from ase_deeprelax.compare.evaluate import cuts
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation
 from ase_deeprelax.compare.evaluation_schema import models_of as methods_of
 from ase_deeprelax.compare.schema import Comparison
 from ase_deeprelax.compare.tables import count
 from ase_deeprelax.report.plot_accuracy import method_name
-from ase_deeprelax.result import Relaxation
-
-
-def of_relaxations(named: Mapping[str, Relaxation]) -> list[str]:
-    """How many structures were relaxed, and how sure the predictions are."""
-    good = [one for one in named.values() if one.ok]
-    line = f'{count(len(good))} relaxed in one shot'
-    if refused := len(named) - len(good):
-        line += f', {refused} refused'
-    if good:
-        line += f'. Median uncertainty: {median(one.sigma for one in good):.3f} Å'
-    if outside := sum(bool(one.ood) for one in good):
-        line += f'. {outside} outside the training range'
-    return [f'{line}.']
-
-
-def models_of(named: Mapping[str, Relaxation]) -> list[str]:
-    """Names and hashes of the models that answered."""
-    good = [one for one in named.values() if one.ok]
-    models = dict.fromkeys((one.model, one.sha256[:12]) for one in good)
-    return [
-        f'Model {name or "without a name"}, SHA-256 {sha or "unknown"}.'
-        for name, sha in models
-    ]
 
 
 def of_comparison(comparison: Comparison) -> list[str]:

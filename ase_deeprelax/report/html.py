@@ -20,7 +20,9 @@ from markupsafe import Markup
 from ase_deeprelax import __version__
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation
 from ase_deeprelax.compare.schema import Comparison, check_version
-from ase_deeprelax.report import headlines, sections
+from ase_deeprelax.report import comparison as compared
+from ase_deeprelax.report import headlines
+from ase_deeprelax.report import relaxations as relaxed
 from ase_deeprelax.report.accuracy import accuracy
 from ase_deeprelax.report.html_blocks import Section
 from ase_deeprelax.result import Relaxation
@@ -34,6 +36,7 @@ def write_report(
     *,
     relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation] | None = None,
     evaluation: AnyEvaluation | None = None,
+    provenance: Sequence[str] = (),
 ) -> Path:
     """Write relaxations, a comparison or an evaluation as one HTML file.
 
@@ -49,6 +52,8 @@ def write_report(
         the predictions of ``comparison``.
     evaluation : dict, optional
         Of `evaluate` or `evaluate_all`; also one that was read from a JSON file.
+    provenance : list of str
+        How they were made, such as command and data; default nothing.
 
     Returns
     -------
@@ -80,24 +85,26 @@ def write_report(
     scenes: list[dict[str, Any]] = []
     parts: list[Section] = []
     first: list[str] = []
-    about = [provenance()]
+    about = [*provenance]
     if relaxations is not None:
-        named = sections.named(relaxations)
-        first += headlines.of_relaxations(named)
-        about += headlines.models_of(named)
-        scenes = sections.scenes(named)
-        parts.append(sections.relaxed(named, scenes))
+        named = relaxed.named(relaxations)
+        rows = {name: relaxed.row_of(result) for name, result in named.items()}
+        good = [row for row in rows.values() if row['ok']]
+        first.append(relaxed.headline(good, len(rows) - len(good)))
+        about += relaxed.models_of(good)
+        scenes = relaxed.scenes_of(named)
+        parts.append(relaxed.relaxed_section(rows, scenes))
     if comparison is not None:
         first += headlines.of_comparison(comparison)
-        about.append(sections.about(comparison))
+        about.append(compared.about(comparison))
         if relaxations is None:
-            scenes = sections.predicted_scenes(comparison)
+            scenes = compared.predicted_scenes(comparison)
         parts += [
-            sections.savings(comparison),
-            sections.predictions(comparison, [] if relaxations else scenes),
+            compared.savings(comparison),
+            compared.predictions(comparison, [] if relaxations else scenes),
         ]
         if comparison.get('phonons'):
-            parts.append(sections.phonons(comparison))
+            parts.append(compared.phonons(comparison))
     if evaluation is not None:
         first += headlines.of_evaluation(evaluation)
         parts.append(accuracy(evaluation))
@@ -122,7 +129,7 @@ def write_page(
         Overwritten; its folder is made.
     title : str
     about : list of str
-        Lines under the title.
+        Where it comes from: lines under the headline, which end with version and machine.
     scenes : list of dict
         See `viewer_data.scene`.
     parts : list of Section
@@ -136,7 +143,7 @@ def write_page(
     html = pages.get_template('report.html').render(
         title=title,
         headlines=first,
-        about=about,
+        about=[*about, written_by()],
         scenes=scenes,
         scenes_json=embedded(scenes),
         sections=parts,
@@ -150,7 +157,7 @@ def write_page(
     return path
 
 
-def provenance() -> str:
+def written_by() -> str:
     """One line on the package, the day and the machine."""
     return (
         f'Written by ase_deeprelax {__version__} on {datetime.now(UTC):%Y-%m-%d}; '

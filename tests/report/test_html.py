@@ -160,12 +160,11 @@ def test_what_was_refused_is_in_the_table_with_its_reason(page, relaxations):
     rows = re.findall(r'<tr>(.*?)</tr>', html, re.DOTALL)
     [row] = [row for row in rows if '>refused</td>' in row]
     assert relaxations['refused'].problem[:20] in row
-    assert '6 structures, 1 of them refused' in html
 
 
 def test_the_headline_and_where_it_comes_from_stand_first(page, full_page, evaluated):
     html = page.read_text()
-    assert html.index('5 structures relaxed in one shot, 1 refused') < html.index('<main>')
+    assert html.index('5 structures relaxed, 1 refused') < html.index('<main>')
     assert 'SHA-256' in html
     assert re.search(r'Written by ase_deeprelax \S+ on \d{4}-\d\d-\d\d; Python', html)
     path, found = full_page

@@ -1,11 +1,10 @@
-"""The sections of a report on relaxations and comparisons."""
+"""The sections of a report on a comparison with iterative relaxation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.compare.comparison_tables import (
@@ -19,105 +18,14 @@ from ase_deeprelax.compare.comparison_tables import (
     warnings_of,
 )
 from ase_deeprelax.compare.schema import Comparison
-from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, count, number
-from ase_deeprelax.data.pair import fixed_atoms
+from ase_deeprelax.compare.tables import Cell, Table, count, number
 from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
-from ase_deeprelax.report.viewer_data import layer_of, periodic_vectors, scene
-from ase_deeprelax.result import Relaxation
+from ase_deeprelax.report.relaxations import notes
+from ase_deeprelax.report.viewer_data import scene
 
 # Phonon figures are drawn for so many crystals; the table has all.
 MOST_PHONONS = 12
-
-
-# --- relaxations
-
-
-def named(
-    relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation],
-) -> dict[str, Relaxation]:
-    """Relaxations by name; those of a list are called by formula and place."""
-    if isinstance(relaxations, Mapping):
-        return {str(name): result for name, result in relaxations.items()}
-    return {
-        f'{result.initial.get_chemical_formula()}, {k}': result
-        for k, result in enumerate(relaxations)
-    }
-
-
-def scenes(named: Mapping[str, Relaxation]) -> list[dict[str, Any]]:
-    """Relaxations that succeeded, for the viewer."""
-    scenes = []
-    for name, result in named.items():
-        if not result.ok:
-            continue
-        before, after = result.spacegroup
-        notes = _notes(result.initial, result.atoms, result.dmax, result.sigma)
-        notes |= {
-            'relaxed as': result.kind or WIDE_DASH,
-            'space group': f'{before} → {after}',
-            'model': result.model,
-        }
-        scenes.append(scene(name, result.initial, result.atoms, result.sigma_atoms, notes))
-    return scenes
-
-
-def _notes(
-    before: Atoms, after: Atoms, dmax: float | None, sigma: float | None
-) -> dict[str, str]:
-    """Facts that the viewer shows beside a crystal or layer."""
-    periodic = periodic_vectors(layer_of(before))
-    fixed = int(fixed_atoms(before).sum())
-    notes = {
-        'atoms': f'{len(before)}, {fixed} of them fixed' if fixed else f'{len(before)}'
-    }
-    if periodic.all():
-        what, sizes = 'volume / Å³', [atoms.get_volume() for atoms in (before, after)]
-    else:
-        what, sizes = 'area / Å²', [_area(atoms, periodic) for atoms in (before, after)]
-    notes |= {
-        what: f'{sizes[0]:.2f} → {sizes[1]:.2f}',
-        f'change of {what.split()[0]}': f'{100 * (sizes[1] / sizes[0] - 1):+.1f} %',
-    }
-    lengths = zip('abc', before.cell.lengths(), after.cell.lengths(), strict=True)
-    notes |= {
-        f'{name} / Å': f'{a:.3f} → {b:.3f}'
-        for (name, a, b), shown in zip(lengths, periodic, strict=True)
-        if shown
-    }
-    return notes | {
-        'moved at most / Å': number(dmax, '.3f') or WIDE_DASH,
-        'sigma / Å': number(sigma, '.3f') or WIDE_DASH,
-    }
-
-
-def _area(atoms: Atoms, periodic: np.ndarray) -> float:
-    return float(np.linalg.norm(np.cross(*atoms.cell.array[periodic])))
-
-
-def relaxed(
-    named: Mapping[str, Relaxation], scenes: Sequence[Mapping[str, Any]]
-) -> Section:
-    """The section of relaxations, whose names open the viewer."""
-    where = places(scenes)
-    rows: list[list[Cell]] = [
-        [
-            *(link(name, where), len(one.initial), 'yes' if one.ok else 'refused'),
-            *(number(x, '.3f') for x in (one.dmax, one.volume_ratio, one.sigma)),
-            '{} → {}'.format(*one.spacegroup) if one.ok else None,
-            one.problem or one.ood,
-        ]
-        for name, one in named.items()
-    ]
-    heads = ['structure', 'atoms', 'relaxed', 'dmax / Å', 'volume ratio', 'sigma / Å']
-    heads += ['space group', 'remark']
-    table = Table(heads, rows, (0, 2, 7), 'All relaxations').without_empty_columns()
-    refused = sum(not one.ok for one in named.values())
-    text = f'{count(len(named))}, {refused} of them refused by the checks.'
-    return Section('Relaxations', [text], [table])
-
-
-# --- comparisons
 
 
 def about(comparison: Comparison) -> str:
@@ -143,10 +51,10 @@ def predicted_scenes(comparison: Comparison) -> list[dict[str, Any]]:
             Atoms(given['numbers'], cell=x['cell'], positions=x['positions'], pbc=True)
             for x in (given, predicted)
         )
-        notes = _notes(before, after, predicted['dmax'], predicted['sigma'])
-        notes['model'] = comparison['settings']['model']
+        facts = notes(before, after, predicted['dmax'], predicted['sigma'])
+        facts['model'] = comparison['settings']['model']
         title, sigma = structure_title(given), predicted['sigma_atoms']
-        scenes.append(scene(title, before, after, sigma, notes))
+        scenes.append(scene(title, before, after, sigma, facts))
     return scenes
 
 

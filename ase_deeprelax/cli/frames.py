@@ -1,0 +1,66 @@
+"""The structures in the files that a command is given, and short names of the files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ase import Atoms
+
+from ase_deeprelax.errors import StructureError
+
+if TYPE_CHECKING:  # ase.io takes a while: not for --help
+    from ase_deeprelax.data.structure_files import Source
+
+# A structure, where it is from, and which frame it is, '@2', where there are several.
+Frame = tuple['Source', str, Atoms]
+
+
+def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
+    """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
+    from ase_deeprelax.data.structure_files import read_source
+    from ase_deeprelax.screening.sources import is_packed
+
+    frames, problems = [], []
+    for source in sources:
+        try:
+            if is_packed(source):
+                frames += _read_packed(source, problems)
+                continue
+            structures = read_source(source)
+        except StructureError as error:
+            problems.append(f'{source}: {error}')
+            continue
+        for index, atoms in enumerate(structures):
+            frames.append((source, f'@{index}' if len(structures) > 1 else '', atoms))
+    return frames, problems
+
+
+def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
+    """Structures of an archive or table; ``problems`` gets those that cannot be read."""
+    from ase_deeprelax.screening.sources import open_source
+
+    if source.index != ':':
+        raise StructureError('frames of archives and tables cannot be chosen')
+    frames = []
+    for item in open_source(source.path).items():
+        try:
+            frames.append((source, f'@{item.id}', item.load()))
+        except Exception as error:  # noqa: BLE001 - files hold anything
+            problems.append(f'{source}@{item.id}: {error}')
+    return frames
+
+
+def labels_of(sources: Sequence[Source]) -> dict[Source, Path]:
+    """A short name of each source: its path below the folder that holds them all."""
+    from ase_deeprelax.data.structure_files import STDIN
+
+    # Not resolve(): a link keeps its own name; not absolute(): '..' has to go.
+    paths = {
+        source: Path(os.path.abspath('stdin' if str(source.path) == STDIN else source.path))  # noqa: PTH100
+        for source in sources
+    }
+    top = os.path.commonpath([path.parent for path in paths.values()])
+    return {source: path.relative_to(top) for source, path in paths.items()}

@@ -1,0 +1,101 @@
+"""The files that `deeprelax relax` writes structures to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from ase import Atoms
+
+from ase_deeprelax.errors import ConfigError
+
+if TYPE_CHECKING:  # ase.io takes a while: not for --help
+    from ase_deeprelax.data.structure_files import Source
+
+# Formats written for each input in a folder: CIF for other programs, extended XYZ with the
+# uncertainties.
+FOLDER_FORMATS = ('cif', 'extxyz')
+
+
+def targets_of(
+    sources: Sequence[Source], labels: dict[Source, Path], out: Path, form: str | None
+) -> dict[Source, list[tuple[Path, str]]]:
+    """The files that the structures of each source go to, and their formats."""
+    if len(labels) < len(sources):
+        twice = next(source for source in sources if sources.count(source) > 1)
+        raise typer.BadParameter(f'{twice} is given twice')
+    if is_file(out):
+        targets = {source: [(out, _format(out, form))] for source in sources}
+    else:
+        formats = (form,) if form else FOLDER_FORMATS
+        found = [(name, _format(out / f'x.{name}', name)) for name in formats]
+        targets = {
+            source: [(out / f'{name}.{suffix}', name_of) for suffix, name_of in found]
+            for source, name in _names(labels).items()
+        }
+    inputs = {source.path.resolve() for source in sources}
+    for target in (target for group in targets.values() for target, _ in group):
+        if target.resolve() in inputs:
+            raise typer.BadParameter(f'{target} is one of the inputs; choose another --out')
+    return targets
+
+
+def _format(path: Path, form: str | None) -> str:
+    from ase_deeprelax.data.structure_files import find_format
+
+    try:
+        return find_format(path, form)
+    except ConfigError as error:
+        raise typer.BadParameter(f'--out {error}') from error
+
+
+def _names(labels: dict[Source, Path]) -> dict[Source, str]:
+    """Names of files, all different: without suffix where that tells them apart."""
+
+    def named(full: bool) -> dict[Source, str]:
+        framed = Counter(source.path for source in labels)
+        return {
+            source: f'{place if full else place.with_suffix("")}'
+            + (f'@{source.index}' if framed[source.path] > 1 else '')
+            for source, place in labels.items()
+        }
+
+    short, full = named(False), named(True)
+    stems = Counter(short.values())
+    names = {s: short[s] if stems[short[s]] == 1 else full[s] for s in labels}
+    return names if len(set(names.values())) == len(names) else full
+
+
+def is_file(out: Path) -> bool:
+    """Whether ``--out`` names one file for all structures, not a folder."""
+    return bool(out.suffix) and not out.is_dir()
+
+
+def check_room(out: Path, form: str | None, n_structures: int) -> None:
+    """Whether ``out`` can hold that many structures; before the work."""
+    from ase.io.formats import ioformats
+
+    if not is_file(out):
+        return
+    found = ioformats[_format(out, form)]
+    if found.single and n_structures > 1:
+        raise typer.BadParameter(
+            f'--out {out}: {found.name} holds one structure, there are {n_structures}; '
+            'use .extxyz, .traj or a folder'
+        )
+
+
+def write_to(
+    targets: list[tuple[Path, str]], structures: list[Atoms], problems: list[str]
+) -> int:
+    """To how many files structures, if there are any, were written."""
+    from ase_deeprelax.data.structure_files import write_structures
+
+    for target, form in targets if structures else ():
+        problems += [
+            f'{target}: {text}' for text in write_structures(target, structures, form)
+        ]
+    return len(targets) if structures else 0

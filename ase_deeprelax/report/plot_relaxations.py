@@ -1,0 +1,57 @@
+"""Figures of many relaxed structures, of which no answer is known.
+
+Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ase_deeprelax.report.style import BLUE, panels, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What is drawn, by the names of `Relaxation.to_row`, with its label.
+DRAWN = {
+    'volume_ratio': 'volume, predicted over input',
+    'dmax': 'largest displacement / Å',
+    'error': 'expected error / Å',
+    'sigma': 'sigma / Å',
+}
+
+
+@styled
+def distributions(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Histograms of volume ratios, displacements and uncertainties.
+
+    Parameters
+    ----------
+    rows : list of mapping
+        Of `Relaxation.to_row`, as far as they are known.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel for each that is known. The outermost thousandth on either side counts in
+        the first or last bar.
+    """
+    values = {name: _known(rows, name) for name in DRAWN}
+    drawn = {name: found for name, found in values.items() if len(found)}
+    figure, axes = panels(-(-len(drawn) // 2), min(len(drawn), 2), size=(3.4, 2.3))
+    for ax, (name, found) in zip(axes.flat, drawn.items(), strict=False):
+        low, high = np.quantile(found, [0.001, 0.999])
+        ax.hist(np.clip(found, low, high), bins=40, color=BLUE)
+        ax.set(xlabel=DRAWN[name], ylabel='structures')
+    for ax in axes.flat[len(drawn) :]:
+        ax.remove()
+    return figure
+
+
+def _known(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    found = (row.get(name) for row in rows)
+    return np.array([x for x in found if x is not None and math.isfinite(x)], float)

@@ -1,0 +1,184 @@
+"""What all pages on relaxations share: crystals for the viewer, sections, a headline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from ase_deeprelax import keys
+from ase_deeprelax.compare.tables import WIDE_DASH, Table, count, number
+from ase_deeprelax.data.pair import fixed_atoms
+from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
+from ase_deeprelax.report.plot_relaxations import distributions
+from ase_deeprelax.report.relaxation_table import relaxation_table, uncertainty_of
+from ase_deeprelax.report.style import FEW
+from ase_deeprelax.report.viewer_data import layer_of, periodic_vectors, scene
+from ase_deeprelax.result import Relaxation
+
+# Most rows of structures on a page; JSON has all.
+MOST_ROWS = 500
+
+
+def named(
+    relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation],
+) -> dict[str, Relaxation]:
+    """Relaxations by name; those of a list are called by formula and place."""
+    if isinstance(relaxations, Mapping):
+        return {str(name): result for name, result in relaxations.items()}
+    return {
+        f'{result.initial.get_chemical_formula()}, {k}': result
+        for k, result in enumerate(relaxations)
+    }
+
+
+def row_of(result: Relaxation) -> dict[str, Any]:
+    """The row of a relaxation for `relaxation_table`, with its space groups."""
+    groups = '{} → {}'.format(*result.spacegroup) if result.ok else None
+    return {**result.to_row(), 'spacegroup': groups}
+
+
+def headline(rows: Sequence[Mapping[str, Any]], failed: int) -> str:
+    """How many structures were relaxed, and how sure the predictions are.
+
+    Parameters
+    ----------
+    rows : list of mapping
+        Of those that were relaxed; see `relaxation_table`.
+    failed : int
+        How many were not.
+
+    Examples
+    --------
+    >>> headline([{'error': 0.02, 'ood': ''}], 1)
+    '1 structure relaxed, 1 refused. Median expected error: 0.020 Å.'
+    """
+    line = f'{count(len(rows))} relaxed'
+    line += f', {failed:,} refused' if failed else ''
+    for name, title in (('error', 'expected error'), ('sigma', 'uncertainty (sigma)')):
+        known = [row[name] for row in rows if number(row.get(name), '') is not None]
+        if known:
+            line += f'. Median {title}: {median(known):.3f} Å'
+            break
+    outside = sum(bool(row.get('ood')) for row in rows)
+    line += f'. {outside:,} outside the training range' if outside else ''
+    return f'{line}.'
+
+
+def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Lines with name, hash and version of each model that answered."""
+    found = dict.fromkeys(
+        tuple(row.get(name) or 'unknown' for name in ('model', 'sha256', 'version'))
+        for row in rows
+    )
+    return [
+        f'Model {name}, SHA-256 {sha[:12]}, predicted with ase_deeprelax {version}.'
+        for name, sha, version in found
+    ]
+
+
+def relaxed_section(
+    rows: Mapping[str, Mapping[str, Any]], scenes: Iterable[Mapping[str, Any]]
+) -> Section:
+    """The table of relaxations, by name; names that the viewer shows open it.
+
+    Where there are more than a page can hold, the least certain ones are in it.
+    """
+    where = places(scenes)
+    kept = sorted(rows, key=lambda name: -uncertainty_of(rows[name]))[:MOST_ROWS]
+    shown = rows if len(kept) == len(rows) else {name: rows[name] for name in kept}
+    caption = 'All relaxations'
+    if len(shown) < len(rows):
+        caption = f'The least certain ones, {len(shown)} of {len(rows):,}'
+    table = relaxation_table(
+        ((link(name, where), row) for name, row in shown.items()), caption
+    )
+    return Section('Relaxations', [], [table])
+
+
+def distributions_section(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """A section with histograms; none where structures are few enough to be seen."""
+    if len(rows) < FEW:
+        return []
+    caption = 'How the structures that were relaxed are distributed.'
+    return [Section('Distributions', [], [], [figure_block(distributions(rows), caption)])]
+
+
+def failures_section(problems: Sequence[str]) -> list[Section]:
+    """A section on what failed, and why; none where nothing did."""
+    if not problems:
+        return []
+    rows = [[problem] for problem in problems[:MOST_ROWS]]
+    caption = count(len(problems), 'problem')
+    caption += f', the first {len(rows)}' if len(rows) < len(problems) else ''
+    return [Section('Failures', [], [Table(['what failed, and why'], rows, (0,), caption)])]
+
+
+def relaxed_scene(name: str, before: Atoms, after: Atoms, **more: str) -> dict[str, Any]:
+    """A relaxed structure for the viewer, with what its ``info`` says of the prediction.
+
+    Parameters
+    ----------
+    name : str
+    before, after : ase.Atoms
+        ``after`` with the names of `keys`.
+    **more : str
+        Further facts, by title.
+    """
+    info = after.info
+    facts = notes(before, after, info.get(keys.DMAX), info.get(keys.SIGMA))
+    error = number(info.get(keys.ERROR), '.3f')
+    facts |= {'expected error / Å': error} if error else {}
+    facts |= {'relaxed as': info.get(keys.KIND, WIDE_DASH)}
+    facts |= more | {'model': info.get(keys.MODEL, WIDE_DASH)}
+    return scene(name, before, after, after.arrays.get(keys.SIGMA), facts)
+
+
+def scenes_of(named: Mapping[str, Relaxation]) -> list[dict[str, Any]]:
+    """Relaxations that succeeded, for the viewer."""
+    return [
+        relaxed_scene(
+            name,
+            one.initial,
+            one.atoms,
+            **{'space group': '{} → {}'.format(*one.spacegroup)},
+        )
+        for name, one in named.items()
+        if one.ok
+    ]
+
+
+def notes(
+    before: Atoms, after: Atoms, dmax: float | None, sigma: float | None
+) -> dict[str, str]:
+    """Facts that the viewer shows beside a crystal or layer."""
+    periodic = periodic_vectors(layer_of(before))
+    fixed = int(fixed_atoms(before).sum())
+    facts = {
+        'atoms': f'{len(before)}, {fixed} of them fixed' if fixed else f'{len(before)}'
+    }
+    if periodic.all():
+        what, sizes = 'volume / Å³', [atoms.get_volume() for atoms in (before, after)]
+    else:
+        what, sizes = 'area / Å²', [_area(atoms, periodic) for atoms in (before, after)]
+    facts |= {
+        what: f'{sizes[0]:.2f} → {sizes[1]:.2f}',
+        f'change of {what.split()[0]}': f'{100 * (sizes[1] / sizes[0] - 1):+.1f} %',
+    }
+    lengths = zip('abc', before.cell.lengths(), after.cell.lengths(), strict=True)
+    facts |= {
+        f'{name} / Å': f'{a:.3f} → {b:.3f}'
+        for (name, a, b), shown in zip(lengths, periodic, strict=True)
+        if shown
+    }
+    return facts | {
+        'moved at most / Å': number(dmax, '.3f') or WIDE_DASH,
+        'sigma / Å': number(sigma, '.3f') or WIDE_DASH,
+    }
+
+
+def _area(atoms: Atoms, periodic: np.ndarray) -> float:
+    return float(np.linalg.norm(np.cross(*atoms.cell.array[periodic])))

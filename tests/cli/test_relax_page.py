@@ -1,0 +1,91 @@
+"""``deeprelax relax --html``: one page of the answers."""
+
+import hashlib
+import json
+import re
+from html import unescape
+
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import read, write
+
+from ase_deeprelax import __version__, keys
+
+pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three salts, two atoms on one site, and a file that cannot be read."""
+    salts = [bulk(name, 'rocksalt', a=5.3) for name in ('NaCl', 'KBr', 'MgO')]
+    for seed, atoms in enumerate(salts):
+        atoms.rattle(0.05, seed=seed)
+    clash = Atoms('NaCl', cell=[5, 5, 5], positions=[[1, 1, 1], [1, 1, 1]], pbc=True)
+    write(tmp_path / 'many.extxyz', [*salts, clash])
+    (tmp_path / 'broken.cif').write_text('data_x\n_cell_length_a nonsense\n')
+    return [tmp_path / 'many.extxyz', tmp_path / 'broken.cif']
+
+
+def scenes_of(html):
+    [script] = re.findall(r'id="scenes">(.*?)</script>', html)
+    return {scene['name']: scene for scene in json.loads(script)}
+
+
+def test_the_page_shows_what_was_written_and_what_failed(run, files, tiny_model, tmp_path):
+    out, page = tmp_path / 'out.extxyz', tmp_path / 'new/page.html'
+    words = ['--out', out, '--html', page, '--model', tiny_model]
+    result = run('relax', *files, *words)
+    assert result.exit_code == 1  # for what failed
+    assert f'wrote {page}' in result.stderr
+    html = page.read_text()
+    scenes, written = scenes_of(html), read(out, ':')
+    assert list(scenes) == [f'many.extxyz@{k}' for k in range(3)]
+    for scene, atoms in zip(scenes.values(), written, strict=True):
+        assert scene['notes']['sigma / Å'] == f'{atoms.info[keys.SIGMA]:.3f}'
+        assert scene['sigma'] == pytest.approx(atoms.arrays[keys.SIGMA], abs=1e-5)
+        assert f'{atoms.info[keys.DMAX]:.3f}' in html
+    text = unescape(html)
+    for line in result.stderr.splitlines():
+        kind, _, problem = line.partition('failed: ')
+        assert kind or problem in text
+    # first what came out, then where it comes from, then the rest
+    top = text[: text.index('<main>')]
+    assert '3 structures relaxed, 1 refused' in top
+    assert f'predicted with ase_deeprelax {__version__}' in top
+    assert written[0].info[keys.SHA256][:12] in top
+    assert f'Command: deeprelax relax {files[0]}' in top
+    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()[:12]
+    assert f'many.extxyz, SHA-256 {digest}' in top
+
+
+def test_a_page_of_refined_structures_has_energies_and_stages(run, tmp_path, tiny_model):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    write(tmp_path / 'MgO.extxyz', bulk('MgO', 'rocksalt', a=4.3))
+    words = ['--refine', 'chgnet', '--html', tmp_path / 'p.html', '--model', tiny_model]
+    words += ['--device', 'cpu', '--out', tmp_path / 'o']
+    result = run('relax', tmp_path / 'MgO.extxyz', *words)
+    assert result.exit_code == 0, result.output
+    html = (tmp_path / 'p.html').read_text()
+    energy = read(tmp_path / 'o/MgO.extxyz').get_potential_energy()
+    assert f'<td>{energy:.4f}</td>' in html
+    assert re.search(r'>prediction .*chgnet \d+<', unescape(html))
+
+
+def test_a_page_without_an_answer_says_why(run, files, tiny_model, tmp_path):
+    page = tmp_path / 'page.html'
+    words = ['--html', page, '--model', tiny_model, '--out', tmp_path / 'o']
+    assert run('relax', files[1], *words).exit_code == 1
+    html = page.read_text()
+    assert 'broken.cif' in html
+    assert 'canvas' not in html.partition('</style>')[2]
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_work(
+    run, files, tiny_model, tmp_path
+):
+    page, out = files[0] / 'page.html', tmp_path / 'out'
+    result = run('relax', files[0], '--html', page, '--model', tiny_model, '--out', out)
+    assert result.exit_code == 1
+    assert str(files[0]) in result.stderr
+    assert not out.exists()
