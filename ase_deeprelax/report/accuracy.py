@@ -37,8 +37,9 @@ def accuracy(evaluation: AnyEvaluation) -> Section:
         ]
     tables += [_structures(evaluation, key, names[key]) for key in models]
     caption = (
-        'Errors of single structures on a logarithmic axis; dashed: medians. The zeros '
-        'that symmetry makes, and what else is below the axis, count in its first bin.'
+        'Share of the structures whose error is smaller, on a logarithmic axis; a curve '
+        'crosses the dashed line at its median. The zeros that symmetry makes, and what '
+        'else is below the axis, count at its left end.'
     )
     figures = [
         figure_block(plot_accuracy.error_distributions(evaluation), caption),

@@ -4,8 +4,7 @@ import io
 
 from matplotlib.figure import Figure
 
-# Of an inch: about that of the page around it.
-_PIXELS = 110
+from ase_deeprelax.report.style import PIXELS
 
 
 class NotebookFigure(Figure):
@@ -13,5 +12,5 @@ class NotebookFigure(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format='png', dpi=_PIXELS)
+        self.savefig(buffer, format='png', dpi=PIXELS)
         return buffer.getvalue()

@@ -1,9 +1,10 @@
 """Figures of a comparison with iterative relaxation.
 
 Every function returns a ``matplotlib.figure.Figure`` of its own (``figure.savefig(path)``)
-and leaves pyplot alone. Colours are Okabe and Ito's, which the colour-blind can tell apart,
-and each always means the same: grey the input, blue the prediction, green relaxations from
-the prediction, orange other methods.
+and leaves pyplot alone. It is as wide as one column of a journal, 89 mm, or as two, 183 mm,
+with a letter on each panel. Colours are Okabe and Ito's, which the colour-blind can tell
+apart, and each always means the same: grey the input, blue the prediction, green
+relaxations from the prediction, orange other methods.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ase_deeprelax.report.style import (
     log,
     nothing,
     panels,
+    panels_in_rows,
     parity,
     plain,
     styled,
@@ -61,7 +63,8 @@ def calls_saved(comparison: Comparison) -> Figure:
     """
     calculators, optimizers = _settings(comparison)
     n = len(calculators) * len(optimizers)
-    figure, [axes] = panels(1, len(calculators) + 1, size=(3.4, max(3.3, 0.4 * n + 1)))
+    shape = max(0.95, 0.12 * n + 0.3)
+    figure, axes = panels_in_rows(len(calculators) + 1, shape=shape)
     ratios, names, colors = [], [], []
     for ax, calculator in zip(axes, calculators, strict=False):
         everything = []
@@ -71,7 +74,7 @@ def calls_saved(comparison: Comparison) -> Figure:
             calls = calls.reshape(-1, 2)
             color = (BLUE, *MORE)[k % 5]
             marker = MARKERS[k % len(MARKERS)]
-            ax.scatter(*calls.T, 22, color, marker=marker, alpha=0.6, lw=0, label=optimizer)
+            ax.scatter(*calls.T, 11, color, marker=marker, alpha=0.6, lw=0, label=optimizer)
             everything.append(calls.ravel())
             ratios.append(calls[:, 1] / calls[:, 0])
             names.append(f'{calculator}\n{optimizer}, {len(calls)}')
@@ -86,7 +89,7 @@ def calls_saved(comparison: Comparison) -> Figure:
     axes[0].set(ylabel='calls with prediction')
     axes[0].legend(loc='upper left')
     boxes(axes[-1], ratios, names, colors, vertical=False)
-    axes[-1].axvline(1, color=INK, lw=1)
+    axes[-1].axvline(1, color=INK, lw=0.7)
     axes[-1].set(
         title='ratio per structure', xlabel='calls with / calls without', xlim=(0, None)
     )
@@ -112,7 +115,7 @@ def energy_boxes(comparison: Comparison, optimizer: str | None = None) -> Figure
     """
     calculators, optimizers = _settings(comparison)
     optimizer = optimizer or optimizers[0]
-    figure, [axes] = panels(1, len(calculators), sharey=True, size=(4.0, 3.6))
+    figure, axes = panels_in_rows(len(calculators), sharey=True, shape=0.9)
     predicted = {p['structure']: p['energy_per_atom'] for p in comparison['predictions']}
     lowest, highest = -1, 1
     for ax, calculator in zip(axes, calculators, strict=True):
@@ -129,7 +132,7 @@ def energy_boxes(comparison: Comparison, optimizer: str | None = None) -> Figure
         above = _MEV * (np.array(rows, float) - ends[:, None])
         names = ['unrelaxed', 'predicted', 'predicted,\nthen relaxed']
         boxes(ax, above.T, names, [GREY, BLUE, GREEN])
-        ax.axhline(0, color=INK, lw=1)
+        ax.axhline(0, color=INK, lw=0.7)
         ax.set_yscale('symlog', linthresh=1, linscale=0.6)
         # Axes are shared: wide enough for all panels.
         lowest, highest = (min(lowest, above.min()), max(highest, above.max()))
@@ -160,7 +163,7 @@ def convergence(
         A column per optimizer. Energies are above the lowest of the two ends.
     """
     _, optimizers = _settings(comparison)
-    figure, axes = panels(2, len(optimizers), sharex='col', sharey='row', size=(3.6, 2.5))
+    figure, axes = panels(2, len(optimizers), sharex='col', sharey='row', shape=0.7)
     for k, optimizer in enumerate(optimizers):
         both = _both(comparison, calculator, optimizer)
         if structure is not None:
@@ -185,7 +188,7 @@ def _curves(
     axes: Sequence[Axes], pairs: Sequence[tuple[RunRow, RunRow]], fmax: float
 ) -> None:
     n = max(len(run['curve']) for pair in pairs for run in pair)
-    lw, alpha = (2, 1) if len(pairs) == 1 else (0.9, 0.5 if len(pairs) < FEW else 0.25)
+    lw, alpha = (1.4, 1) if len(pairs) == 1 else (0.6, 0.5 if len(pairs) < FEW else 0.25)
     for at, (name, color) in enumerate(STARTS.values()):
         curves = []
         for pair in pairs:
@@ -198,10 +201,10 @@ def _curves(
                 ax.plot(x, values, color=color, lw=lw, alpha=alpha, label=name)
         if len(pairs) > 1:
             for ax, values in zip(axes, np.median(curves, axis=0).T, strict=True):
-                ax.plot(np.arange(1, n + 1), values, color=color, lw=2.6)
+                ax.plot(np.arange(1, n + 1), values, color=color, lw=1.8)
     for ax in axes:
         log(ax, 'y')
-    axes[1].axhline(fmax, color=INK, lw=1, ls=DASHED)
+    axes[1].axhline(fmax, color=INK, lw=0.7, ls=DASHED)
 
 
 @styled

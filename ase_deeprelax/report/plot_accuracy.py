@@ -53,7 +53,10 @@ def method_name(evaluation: AnyEvaluation, method: str) -> str:
 
 @styled
 def error_distributions(evaluation: AnyEvaluation) -> Figure:
-    """How the errors of structures are distributed (as Fig. 2 of the DeepRelax paper).
+    """Shares of structures whose errors are smaller than each value.
+
+    The errors of Fig. 2 of the DeepRelax paper; curves of several methods can be told apart
+    where histograms hide each other.
 
     Parameters
     ----------
@@ -63,15 +66,15 @@ def error_distributions(evaluation: AnyEvaluation) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coordinates, lattice and volume; Dummy, scaled Dummy and the models. Dashed lines
-        are medians.
+        Coordinates, lattice and volume; Dummy, scaled Dummy and the models. A curve
+        crosses the dashed line at its median.
 
     Examples
     --------
     >>> error_distributions(evaluate(pairs)).savefig('errors.png')  # doctest: +SKIP
     """
     rows, methods = evaluation['structures'], _methods(evaluation)
-    figure, [axes] = panels(1, 3)
+    figure, [axes] = panels(1, 3, shape=0.85)
     for ax, (key, (label, floor)) in zip(axes, _ERRORS.items(), strict=True):
         errors = {
             method: np.maximum(_known(row['errors'][method][key] for row in rows), floor)
@@ -82,15 +85,13 @@ def error_distributions(evaluation: AnyEvaluation) -> Figure:
             nothing(ax, 'not scored')
             continue
         top = max((values.max(initial=0) for values in errors.values()), default=0)
-        bins = np.geomspace(floor, max(1.1 * top, 10 * floor), 28)
         for method, (name, color) in methods.items():
-            values = errors[method]
-            ax.hist(values, bins, histtype='stepfilled', color=color, alpha=0.18)
-            ax.hist(values, bins, histtype='step', color=color, lw=1.8, label=plain(name))
-            if len(values):
-                ax.axvline(np.median(values), color=color, lw=1.5, ls=DASHED)
+            if len(values := errors[method]):
+                ax.ecdf(values, color=color, lw=1.3, label=plain(name))
+        ax.axhline(0.5, color=INK, lw=0.7, ls=DASHED)
+        ax.set(xlim=(floor, max(1.1 * top, 10 * floor)), ylim=(0, 1))
         log(ax, 'x')
-    axes[0].set(ylabel='structures')
+    axes[0].set(ylabel='share of structures')
     legend(figure, axes[0])
     return figure
 
@@ -113,20 +114,20 @@ def calibration(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
         scale. Large points are means over structures of similar sigma.
     """
     rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
-    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    figure, [[ax]] = panels(1, 1)
     if not rows:
         nothing(ax, 'no structure has a sigma')
         return figure
     sigma = np.array([row['sigma'][method] for row in rows])
     error = np.maximum([row['bond_error'][method] for row in rows], 1e-3)
-    ax.scatter(sigma, error, 9, BLUE, alpha=0.35, lw=0, label='structures')
+    ax.scatter(sigma, error, 5, BLUE, alpha=0.35, lw=0, label='structures')
     groups = np.array_split(np.argsort(sigma), min(10, max(1, len(rows) // 5)))
     means = np.array(
         [[values[part].mean() for part in groups] for values in (sigma, error)]
     )
-    ax.plot(*means, 'o-', color=MORE[0], ms=6, lw=1.5, label='means of similar sigma')
+    ax.plot(*means, 'o-', color=MORE[0], label='means of similar sigma')
     ends = np.array([sigma.min() / 1.3, sigma.max() * 1.3])
-    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED, label='error = sigma')
+    ax.plot(ends, ends, color=INK, lw=0.7, ls=DASHED, label='error = sigma')
     ax.set(xlim=ends, xlabel='sigma of the structure / Å')
     ax.set(ylabel='mean error of its distances / Å')
     log(ax, 'x', 'y')

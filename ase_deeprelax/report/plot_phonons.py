@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ase_deeprelax.compare.schema import Bands, Comparison, PhononRow
-from ase_deeprelax.report.style import BLUE, GREEN, INK, ORANGE, legend, panels, styled
+from ase_deeprelax.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    TEXT,
+    legend,
+    panels,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +28,9 @@ if TYPE_CHECKING:
 
 # Color, width and dashes: lines that lie upon each other must all be seen.
 KINDS: dict[str, tuple[str, float, Any]] = {
-    'predicted': (BLUE, 1.5, '-'),
-    'refined': (GREEN, 3, '-'),
-    'iterative': (ORANGE, 1.6, (0, (3, 1.5))),
+    'predicted': (BLUE, 1.1, '-'),
+    'refined': (GREEN, 2.1, '-'),
+    'iterative': (ORANGE, 1.1, (0, (3, 1.5))),
 }
 
 
@@ -42,26 +51,26 @@ def phonon_bands(comparison: Comparison, structure: str, calculator: str) -> Fig
     """
     found = _phonons(comparison, structure, calculator)
     widths = [*[1.0] * len(found), 0.7]
-    figure, [axes] = panels(
-        1, len(widths), size=(2.9, 3.6), sharey=True, width_ratios=widths
-    )
+    figure, [axes] = panels(1, len(widths), shape=1.5, sharey=True, width_ratios=widths)
     for ax, (kind, row) in zip(axes, found.items(), strict=False):
         bands = row['bands']
         x, y = np.array(bands['x']), np.array(bands['frequencies'])
         for part in np.split(np.arange(len(x)), bands['breaks']):
-            ax.plot(x[part], y[part], color=KINDS[kind][0], lw=1.3)
+            ax.plot(x[part], y[part], color=KINDS[kind][0], lw=0.9)
         ax.set_xticks(*_ticks(bands))
-        ax.tick_params(axis='x', labelsize=9)
+        # The point before the last one is often close to it.
+        ax.get_xticklabels()[-1].set_horizontalalignment('left')
+        ax.tick_params(axis='x', labelsize=TEXT - 1)
         ax.grid(visible=False, axis='y')
         n, modes = row['imaginary']['n'], row['imaginary']['n_modes']
-        ax.set(title=f'{kind}: {n} of {modes} imaginary', xlim=(x[0], x[-1]))
+        ax.set(title=f'{kind}\n{n} of {modes} imaginary', xlim=(x[0], x[-1]))
     for kind, row in found.items():
         dos = row['dos']
         _line(axes[-1], dos['density'], dos['frequencies'], kind)
     for ax in axes:
-        ax.axhline(0, color=INK, lw=1)
+        ax.axhline(0, color=INK, lw=0.7)
     axes[0].set(ylabel='frequency / THz')
-    axes[-1].set(title='density of states', xlabel='per THz and atom', xlim=(0, None))
+    axes[-1].set(title='density of states', xlabel='per atom / THz⁻¹', xlim=(0, None))
     legend(figure, axes[-1])
     return figure
 
@@ -87,7 +96,7 @@ def thermal_properties(comparison: Comparison, structure: str, calculator: str) 
         'entropy': ('entropy / J K⁻¹ mol⁻¹', 1),
         'heat_capacity': ('heat capacity / J K⁻¹ mol⁻¹', 1),
     }
-    figure, [axes] = panels(1, 3, size=(3.4, 2.8))
+    figure, [axes] = panels(1, 3)
     for ax, (key, (label, unit)) in zip(axes, shown.items(), strict=True):
         for kind, row in found.items():
             thermal = cast('Mapping[str, list[float]]', row['thermal'])
@@ -98,14 +107,14 @@ def thermal_properties(comparison: Comparison, structure: str, calculator: str) 
 
 
 def _ticks(bands: Bands) -> tuple[list[float], list[str]]:
-    """Places and labels; of the two at a break one stands below the other."""
+    """Places and labels; X|Q where the path jumps from X to Q."""
     places: dict[float, list[str]] = {}
     end = bands['x'][-1]
     for x, label in zip(bands['ticks'], bands['labels'], strict=True):
         places.setdefault(round(x, 6), []).append(label.replace('G', 'Γ'))
     # Rounded up, the last one would lie outside the axis and not be drawn.
     ticks = [min(place, end) for place in places]
-    return ticks, ['\n'.join(labels) for labels in places.values()]
+    return ticks, ['|'.join(labels) for labels in places.values()]
 
 
 def _line(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_deeprelax.report.style import BLUE, panels, styled
+from ase_deeprelax.report.style import BLUE, panels_in_rows, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,13 +42,11 @@ def distributions(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     values = {name: _known(rows, name) for name in DRAWN}
     drawn = {name: found for name, found in values.items() if len(found)}
-    figure, axes = panels(-(-len(drawn) // 2), min(len(drawn), 2), size=(3.4, 2.3))
-    for ax, (name, found) in zip(axes.flat, drawn.items(), strict=False):
+    figure, axes = panels_in_rows(len(drawn), most=2, shape=0.6)
+    for ax, (name, found) in zip(axes, drawn.items(), strict=True):
         low, high = np.quantile(found, [0.001, 0.999])
         ax.hist(np.clip(found, low, high), bins=40, color=BLUE)
         ax.set(xlabel=DRAWN[name], ylabel='structures')
-    for ax in axes.flat[len(drawn) :]:
-        ax.remove()
     return figure
 
 

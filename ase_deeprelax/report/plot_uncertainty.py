@@ -54,7 +54,7 @@ def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
         Darker hexagons hold more structures; the title gives Spearman's rank correlation.
     """
     rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
-    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    figure, [[ax]] = panels(1, 1)
     if not rows:
         nothing(ax, 'no structure has a sigma')
         return figure
@@ -65,7 +65,7 @@ def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
     )
     figure.colorbar(drawn, ax=ax, label='structures')
     ends = np.array([sigma.min(), sigma.max()])
-    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED)
+    ax.plot(ends, ends, color=INK, lw=0.7, ls=DASHED)
     ax.set(xlabel='sigma of the structure / Å', ylabel='mean error of its distances / Å')
     rank = models_of(evaluation)[method]['spearman_sigma']
     if rank is not None:
@@ -90,15 +90,15 @@ def reliability(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
         line the expectation is right.
     """
     rows = _expected(evaluation, method)
-    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    figure, [[ax]] = panels(1, 1)
     if not len(rows):
         nothing(ax, 'the model is not calibrated')
         return figure
     groups = np.array_split(rows[np.argsort(rows[:, 0])], min(10, len(rows)))
     means = np.array([group.mean(axis=0) for group in groups])
-    ax.plot(*means.T, 'o-', color=BLUE, ms=6)
+    ax.plot(*means.T, 'o-', color=BLUE)
     ends = np.array([means.min() / 1.2, means.max() * 1.2])
-    ax.plot(ends, ends, color=INK, lw=1, ls=DASHED)
+    ax.plot(ends, ends, color=INK, lw=0.7, ls=DASHED)
     ax.set(xlabel='expected error of the coordinates / Å', ylabel='mean error / Å')
     log(ax, 'x', 'y')
     coverage = models_of(evaluation)[method].get('coverage_90')
@@ -126,7 +126,7 @@ def risk_coverage_curve(evaluation: AnyEvaluation) -> Figure:
         A curve for each model; grey, what an order by the errors themselves would give to
         the first of them.
     """
-    figure, [[ax]] = panels(1, 1, size=(4.6, 4.2))
+    figure, [[ax]] = panels(1, 1)
     curves = {
         name: points
         for name, record in models_of(evaluation).items()
@@ -173,16 +173,16 @@ def uncertain_bonds(relaxation: Relaxation) -> Figure:
     atoms = relaxation.atoms
     view = _view(atoms.cell.array)
     ends, sigma, numbers, places = _drawn_bonds(relaxation)
-    figure, [[ax]] = panels(1, 1, size=(5.2, 4.6))
+    figure, [[ax]] = panels(1, 1, shape=0.88)
     flat = ends @ view
-    lines = LineCollection(list(flat), array=sigma, cmap='viridis', linewidths=3, zorder=1)
+    lines = LineCollection(list(flat), array=sigma, cmap='viridis', linewidths=2, zorder=1)
     ax.add_collection(lines)
     x, y = (places @ view).T
-    sizes = 220 * covalent_radii[numbers] ** 2
-    ax.scatter(x, y, sizes, jmol_colors[numbers], edgecolors=INK, lw=0.8, zorder=2)
+    sizes = 110 * covalent_radii[numbers] ** 2
+    ax.scatter(x, y, sizes, jmol_colors[numbers], edgecolors=INK, lw=0.6, zorder=2)
     for symbol in sorted(set(atoms.get_chemical_symbols())):
         color = jmol_colors[atomic_numbers[symbol]]
-        ax.scatter([], [], 60, [color], edgecolors=INK, lw=0.8, label=symbol)
+        ax.scatter([], [], 30, [color], edgecolors=INK, lw=0.6, label=symbol)
     ax.legend(loc='upper left', bbox_to_anchor=(0, -0.02), ncols=6, frameon=False)
     ax.set_aspect('equal')
     ax.margins(0.12)

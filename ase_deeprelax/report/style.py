@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from string import ascii_lowercase
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -30,28 +31,43 @@ DASHED = (0, (4, 2))
 FEW = 30
 # Above this number of points, they are drawn as an image.
 MANY = 1000
-# Of an inch on a page: text of a figure is then as large as the page's own.
-_PIXELS = 108
+# Widths of one and of two columns of a journal, inches (89 and 183 mm), and the text size
+# that journals want, points.
+SINGLE, DOUBLE = 89 / 25.4, 183 / 25.4
+TEXT = 7
+# An inch on a page: text of a figure is then as large as the page's own.
+PIXELS = 154
+# A letter of a panel stands so far left of it and above, points.
+_BESIDE = (-24, 6)
 _STYLE = {
-    'font.size': 10,
+    'font.size': TEXT,
     'text.color': INK,
     'axes.labelcolor': INK,
     'axes.edgecolor': INK,
-    'axes.titlesize': 10.5,
+    'axes.titlesize': TEXT,
     'axes.titleweight': 'bold',
+    'axes.linewidth': 0.6,
+    'axes.labelpad': 3,
+    'lines.linewidth': 1.1,
+    'lines.markersize': 4,
     'axes.spines.top': False,
     'axes.spines.right': False,
     'axes.grid': True,
     'axes.axisbelow': True,
     'grid.color': INK,
     'grid.alpha': 0.12,
+    'grid.linewidth': 0.5,
     'xtick.color': INK,
     'ytick.color': INK,
+    'xtick.major.size': 2.5,
+    'ytick.major.size': 2.5,
+    'xtick.major.width': 0.6,
+    'ytick.major.width': 0.6,
     'xtick.minor.size': 0,
     'ytick.minor.size': 0,
     'legend.frameon': False,
     'svg.fonttype': 'none',
-    'savefig.dpi': 160,
+    'savefig.dpi': 230,
 }
 
 
@@ -108,20 +124,60 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 HEAD>', text)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else '', text)
-    wide = _PIXELS * figure.get_figwidth()
+    wide = PIXELS * figure.get_figwidth()
     head = f'style="max-width: {wide:.0f}px" role="img" aria-label="{escape(label)}"'
     return text.replace('HEAD', head, 1)
 
 
 def panels(
-    rows: int, columns: int, *, size: tuple[float, float] = (3.4, 3.3), **settings: Any
+    rows: int, columns: int, *, shape: float = 0.95, **settings: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes, (rows, columns), each of ``size`` in inches."""
+    """A figure as wide as one column of a journal, or as two for panels side by side.
+
+    Parameters
+    ----------
+    rows, columns : int
+    shape : float
+        Height over width of a panel, the text around it included.
+    **settings
+        For ``Figure.subplots``.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+    axes : (rows, columns) array
+        With a letter each, where there is more than one.
+    """
     need_matplotlib()
     from ase_deeprelax.report.figure import NotebookFigure
 
-    figure = NotebookFigure((size[0] * columns, size[1] * rows), layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+    wide = SINGLE if columns == 1 else DOUBLE
+    size = (wide, shape * wide / columns * rows)
+    figure = NotebookFigure(size, layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False, **settings)
+    if axes.size > 1:
+        for ax, letter in zip(axes.flat, ascii_lowercase, strict=False):
+            ax.annotate(
+                letter,
+                (0, 1),
+                _BESIDE,
+                xycoords='axes fraction',
+                textcoords='offset points',
+                fontsize=TEXT + 1,
+                fontweight='bold',
+            )
+    return figure, axes
+
+
+def panels_in_rows(
+    n: int, most: int = 3, *, shape: float = 0.95, **settings: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with ``n`` panels, at most ``most`` of them side by side; see `panels`."""
+    columns = min(n, most)
+    figure, axes = panels(-(-n // columns), columns, shape=shape, **settings)
+    for ax in axes.flat[n:]:
+        ax.remove()
+    return figure, list(axes.flat[:n])
 
 
 def boxes(
@@ -138,7 +194,7 @@ def boxes(
         side = at + random.uniform(-0.2, 0.2, len(values))
         places = (side, values) if vertical else (values, side)
         few = len(values) < FEW  # each of them is worth a look
-        size, alpha = (20, 0.9) if few else (8, 0.35)
+        size, alpha = (11, 0.9) if few else (4, 0.35)
         order = 3 if few else 1
         ax.scatter(*places, size, color, alpha=alpha, lw=0, zorder=order)
         ax.boxplot(
@@ -149,10 +205,10 @@ def boxes(
             whis=(5, 95),
             showfliers=False,
             patch_artist=True,
-            boxprops={'facecolor': color, 'alpha': 0.35, 'edgecolor': color, 'lw': 1.5},
-            medianprops={'color': INK, 'lw': 2},
-            whiskerprops={'color': color, 'lw': 1.5},
-            capprops={'color': color, 'lw': 1.5},
+            boxprops={'facecolor': color, 'alpha': 0.35, 'edgecolor': color, 'lw': 1},
+            medianprops={'color': INK, 'lw': 1.4},
+            whiskerprops={'color': color, 'lw': 1},
+            capprops={'color': color, 'lw': 1},
         )
     (ax.set_xticks if vertical else ax.set_yticks)(range(len(names)), map(plain, names))
     if not vertical:
@@ -170,7 +226,7 @@ def parity(
         seen.append(values)
         # As shapes, thousands of points would make a page of megabytes.
         many = len(values) > MANY
-        ax.scatter(truths, values, 16, color, alpha=0.5, lw=0, label=name, rasterized=many)
+        ax.scatter(truths, values, 8, color, alpha=0.5, lw=0, label=name, rasterized=many)
     ax.set_title(plain('\n'.join(errors)), fontweight='normal')
     diagonal(ax, np.concatenate(seen))
 
@@ -185,7 +241,7 @@ def diagonal(ax: Axes, values: np.ndarray) -> None:
         span = high - low if high - low > 1e-4 * abs(high) else 0
         edge = 0.06 * span or 0.05 * abs(high) or 1
         low, high = low - edge, high + edge
-    ax.plot([low, high], [low, high], color=INK, lw=1, ls=DASHED)
+    ax.plot([low, high], [low, high], color=INK, lw=0.7, ls=DASHED)
     ax.set(xlim=(low, high), ylim=(low, high), aspect='equal')
 
 
@@ -213,7 +269,7 @@ def legend(figure: Figure, ax: Axes) -> None:
         once.values(), once.keys(), loc='outside upper left', ncols=len(once)
     )
     for handle in filter(None, placed.legend_handles):
-        handle.set(alpha=1, linewidth=2.5)
+        handle.set(alpha=1, linewidth=1.8)
 
 
 def nothing(ax: Axes, text: str) -> None:

@@ -22,6 +22,7 @@ from ase_deeprelax.report import plot, plot_accuracy, plot_phonons  # noqa: E402
 from ase_deeprelax.report.style import (  # noqa: E402
     BLUE,
     MANY,
+    PIXELS,
     panels,
     parity,
     to_svg,
@@ -157,10 +158,12 @@ def test_energies_are_above_the_end_of_the_full_relaxation(comparison):
 def test_curves_begin_where_the_runs_do_and_the_median_goes_on_to_the_end(comparison):
     energy, _, force, _ = plot.convergence(comparison, 'emt').axes
     pairs = converged(comparison)
-    thin = [line for line in force.lines if line.get_linewidth() < 1 and line.get_alpha()]
+    thin = [
+        line for line in force.lines if line.get_linewidth() < 0.65 and line.get_alpha()
+    ]
     for line, run in zip(thin, [a for a, _ in pairs], strict=False):
         np.testing.assert_allclose(line.get_ydata(), np.array(run['curve'])[:, 1])
-    medians = [line for line in force.lines if line.get_linewidth() > 2]
+    medians = [line for line in force.lines if line.get_linewidth() > 1.5]
     assert len(medians) == 2
     for line, start in zip(medians, (0, 1), strict=True):
         last = [pair[start]['curve'][-1][1] for pair in pairs]
@@ -201,15 +204,19 @@ def test_references_are_preferred_to_a_calculator(comparison):
     assert lengths.get_xlabel().startswith('reference')
 
 
-def test_each_structure_counts_once_in_each_distribution(evaluation):
+def test_a_curve_of_errors_rises_by_one_structure_at_each_of_them(evaluation):
     figure = plot_accuracy.error_distributions(evaluation)
-    for ax in figure.axes:
-        filled = ax.containers or ax.patches
-        outlines = [p for p in ax.patches if not p.get_fill()]
-        assert len(outlines) == 3, filled
-        for outline in outlines:
-            tops = outline.get_xy()[:, 1]
-            assert tops[1:-1:2].sum() == 3
+    for ax, key in zip(
+        figure.axes, ('coord_mae', 'lattice_mae', 'volume_mae'), strict=True
+    ):
+        *curves, half = ax.lines
+        assert set(half.get_ydata()) == {0.5}
+        for curve, method in zip(curves, evaluation['all'], strict=True):
+            x, y = curve.get_data()
+            errors = [row['errors'][method][key] for row in evaluation['structures']]
+            low = ax.get_xlim()[0]  # below the axis: at its end
+            np.testing.assert_allclose(x[1:], np.maximum(np.sort(errors), low))
+            np.testing.assert_allclose(np.diff(y), 1 / 3)
     assert 'nearer' in text_of(figure)
 
 
@@ -254,7 +261,7 @@ def test_phonons_of_each_way_have_a_panel_with_the_same_wave_vectors(phonons):
     kinds = [entry['kind'] for entry in phonons['phonons']]
     assert len(panels) == len(dos.lines) - 1 == len(kinds) == 3
     for ax, entry in zip(panels, phonons['phonons'], strict=True):
-        assert ax.get_title().startswith(entry['kind'])
+        assert ax.get_title().startswith(f'{entry["kind"]}\n')
         assert ax.get_ylim() == dos.get_ylim()
         # a band is drawn in pieces, which no line joins across a break of the path
         drawn = [len(line.get_xdata()) for line in ax.lines[:-1]]
@@ -343,7 +350,7 @@ def test_a_notebook_shows_a_figure_without_pyplot(comparison):
     png = figure._repr_png_()
     assert png.startswith(b'\x89PNG')
     width = int.from_bytes(png[16:20], 'big')
-    assert width == pytest.approx(110 * figure.get_figwidth(), abs=1)
+    assert width == pytest.approx(PIXELS * figure.get_figwidth(), abs=1)
 
 
 def test_the_last_wave_vector_of_a_path_is_named(phonons):
@@ -374,3 +381,80 @@ def test_angles_that_differ_by_rounding_share_one_number(comparison):
     low, high = figure.axes[1].get_xlim()
     assert high - low > 1
     assert figure.axes[1].xaxis.get_major_formatter().get_offset() == ''
+
+
+def test_figures_fit_the_columns_of_journals_and_name_their_panels(
+    comparison, evaluation, phonons
+):
+    drawn = {
+        plot.calls_saved(comparison): (183, 'ab'),
+        plot.energy_boxes(comparison): (89, ''),
+        plot.lattice_parity(comparison): (183, 'abc'),
+        plot_accuracy.error_distributions(evaluation): (183, 'abc'),
+        plot_accuracy.lattice_parameters(evaluation): (183, 'abcdef'),
+        plot_accuracy.calibration(evaluation): (89, ''),
+        plot_phonons.phonon_bands(phonons, 'Cu', 'emt'): (183, 'abcd'),
+    }
+    for figure, (wide, letters) in drawn.items():
+        assert 25.4 * figure.get_figwidth() == pytest.approx(wide)
+        found = [text for text in figure.findobj(mpl.text.Annotation) if text.get_text()]
+        assert [text.get_text() for text in found] == list(letters)
+        figure.draw_without_rendering()
+        page = figure.bbox
+        for text in found:  # on the figure, and on no other text
+            place = text.get_window_extent()
+            assert page.x0 <= place.x0
+            assert place.y1 <= page.y1
+            hit = [other.get_text() for other in shown(figure) if overlap(place, other)]
+            assert not hit, (text.get_text(), hit)
+        for text in figure.findobj(mpl.text.Text):
+            assert text.get_fontsize() <= 8
+
+
+def shown(figure):
+    """Titles, and labels of axes and of ticks inside their axes."""
+    for ax in figure.axes:
+        yield ax.title
+        for axis in (ax.xaxis, ax.yaxis):
+            yield axis.label
+            low, high = sorted(axis.get_view_interval())
+            ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=False)
+            yield from (label for at, label in ticks if low <= at <= high)
+
+
+def overlap(box, text):
+    other = text.get_window_extent()
+    if not text.get_text().strip() or not text.get_visible():
+        return False
+    inside = (box.x0 < other.x1 and other.x0 < box.x1, box.y0 < other.y1, other.y0 < box.y1)
+    return all(inside)
+
+
+def test_every_axis_that_needs_one_has_a_unit(comparison, evaluation, phonons):
+    """A slash before the unit; counts, shares and ratios of like things have none."""
+    plain = ('structures', 'calls', 'volume, predicted over input', 'sigma of the')
+    figures = [
+        plot.calls_saved(comparison),
+        plot.energy_boxes(comparison),
+        plot.convergence(comparison, 'emt'),
+        plot.lattice_parity(comparison),
+        plot_accuracy.error_distributions(evaluation),
+        plot_accuracy.lattice_parameters(evaluation),
+        plot_phonons.phonon_bands(phonons, 'Cu', 'emt'),
+        plot_phonons.thermal_properties(phonons, 'Cu', 'emt'),
+    ]
+    labels = {
+        label
+        for figure in figures
+        for ax in figure.axes
+        for label in (ax.get_xlabel(), ax.get_ylabel())
+        if label and label != 'input or prediction'
+    }
+    without = {label for label in labels if ' /' not in label}
+    assert all(any(word in label for word in plain) for label in without), without
+
+
+def test_where_a_path_of_phonons_jumps_both_points_are_named():
+    bands = {'x': [0.0, 0.5, 1.0], 'ticks': [0, 0.5, 0.5, 1], 'labels': list('GXQG')}
+    places, labels = plot_phonons._ticks(bands)
+    assert (places, labels) == ([0, 0.5, 1], ['Γ', 'X|Q', 'Γ'])
