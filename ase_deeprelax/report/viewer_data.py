@@ -62,7 +62,8 @@ def scene(
         atoms ``numbers, positions, move`` (A, at the cell before), ``distance`` (the
         length of move), ``sigma`` (None without one), ``fixed`` (None where none is);
         ``sites`` [[atom, three integers]]; ``bonds`` [[site, site]]; ``elements``
-        {number: {symbol, radius in A, color}}.
+        {number: {symbol, radius in A, color}}; ``files``: for a layer its two structures
+        as they are, [{cell, positions}], else None.
 
     Examples
     --------
@@ -92,6 +93,8 @@ def scene(
         'sites': sites,
         'bonds': _bonds(before.numbers, drawn, sites),
         'elements': {int(z): _element(z) for z in np.unique(before.numbers)},
+        # Crystals are drawn in their own cell, layers in another one.
+        'files': None if drawn.periodic.all() else [_file(x) for x in (before, after)],
     }
 
 
@@ -201,6 +204,10 @@ def _bonds(
         for b, more in partners[a]
     )
     return [[k, m] for k, m in ends if m is not None and k < m]
+
+
+def _file(atoms: Atoms) -> dict[str, Any]:
+    return {'cell': _rounded(atoms.cell.array), 'positions': _rounded(atoms.positions)}
 
 
 def _element(number: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import base64
 import copy
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -656,22 +657,20 @@ LAST = 'const done = arguments[0]; saved.at(-1).text().then(done);'
 
 
 def test_tables_and_structures_are_saved_as_they_are_shown(viewer, relaxations):
-    viewer.choose('structure', 'MgO')
     viewer.browser.execute_script(SAVED)
-    viewer.browser.execute_script('document.querySelector("#save-structure").click()')
-    text = viewer.browser.execute_async_script(LAST)
-    before, after = read(io.StringIO(text), ':', format='extxyz')
-    for frame, atoms in (
-        (before, relaxations['MgO'].initial),
-        (after, relaxations['MgO'].atoms),
-    ):
-        np.testing.assert_allclose(frame.cell.array, atoms.cell.array, atol=1e-4)
-        np.testing.assert_array_equal(frame.numbers, atoms.numbers)
-        np.testing.assert_allclose(
-            frame.get_all_distances(mic=True), atoms.get_all_distances(mic=True), atol=1e-3
-        )
-    viewer.choose('structure', 'slab')
-    assert not viewer.find('save-structure').is_displayed()  # its vacuum is not known
+    for name, form in itertools.product(('MgO', 'slab'), ('extxyz', 'cif')):
+        viewer.choose('structure', name)
+        viewer.browser.execute_script(f'document.querySelector("#save-{form}").click()')
+        text = viewer.browser.execute_async_script(LAST)
+        frames = read(io.StringIO(text), ':', format=form)
+        expected = relaxations[name].initial, relaxations[name].atoms
+        for frame, atoms in zip(frames, expected, strict=True):
+            cells = frame.cell.cellpar(), atoms.cell.cellpar()
+            np.testing.assert_allclose(*cells, atol=1e-4)
+            np.testing.assert_array_equal(frame.numbers, atoms.numbers)
+            atoms.pbc = True  # a CIF knows no other
+            distances = (x.get_all_distances(mic=True) for x in (frame, atoms))
+            np.testing.assert_allclose(*distances, atol=1e-3)
     viewer.browser.execute_script(
         '[...document.querySelectorAll("button.csv")].at(-1).click()'
     )
@@ -715,20 +714,60 @@ def test_on_paper_spheres_are_round_and_tables_whole(browser, evaluated, page):
         browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': ''})
 
 
-def test_two_fingers_zoom(viewer):
+@pytest.fixture
+def touch(browser, page):
+    """Fingers on the canvas of a touch screen, through the browser's own events."""
+    browser.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', {'enabled': True})
+    browser.get(page.as_uri())
+    viewer = Viewer(browser)
+    viewer.choose('structure', 'MgO')
+    place = viewer.canvas.rect
+    top = browser.execute_script('return scrollY')
+
+    def touch(*steps):
+        """Fingers put down, moved and lifted; each step holds places on the canvas."""
+        for number, fingers in enumerate([*steps, []]):
+            kind = 'touchStart' if not number else 'touchMove' if fingers else 'touchEnd'
+            points = [
+                {'x': place['x'] + x, 'y': place['y'] - top + y, 'id': k}
+                for k, (x, y) in enumerate(fingers)
+            ]
+            event = {'type': kind, 'touchPoints': points}
+            browser.execute_cdp_cmd('Input.dispatchTouchEvent', event)
+        viewer.settle()
+        return browser.execute_script('return scrollY') - top
+
+    yield viewer, touch
+    browser.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', {'enabled': False})
+
+
+def test_two_fingers_zoom_and_turn_and_the_page_stays(touch):
+    viewer, fingers = touch
     before = viewer.all_sites(8)
-    viewer.browser.execute_script(
-        'const view = document.querySelector("#view");'
-        'view.setPointerCapture = () => {};'
-        'const touch = (type, pointerId, clientX) => view.dispatchEvent(new PointerEvent('
-        'type, { pointerId, clientX, clientY: 300, buttons: 1, pointerType: "touch" }));'
-        'touch("pointerdown", 1, 300); touch("pointerdown", 2, 400);'
-        'touch("pointermove", 2, 450);'
-        'touch("pointerup", 1, 300); touch("pointerup", 2, 450);'
-    )
-    viewer.settle()
+    spread = [[(300 - d, 200), (400 + d, 200)] for d in (0, 10, 25)]
+    assert fingers(*spread) == 0
     after = viewer.all_sites(8)
     assert np.ptp(after, axis=0) == pytest.approx(1.5 * np.ptp(before, axis=0), rel=0.05)
+    assert fingers(*[[(300, 200 + d), (400, 200 + d)] for d in (0, 20, 60)]) == 0
+    turned = viewer.all_sites(8)
+    assert np.abs(turned - after)[:, 1].max() > 10
+
+
+def test_one_finger_turns_sideways_and_scrolls_the_page_upwards(touch):
+    viewer, fingers = touch
+    before = viewer.all_sites(8)
+    assert fingers(*[[(300 + d, 200)] for d in (0, 30, 60, 90)]) == 0
+    assert np.abs(viewer.all_sites(8) - before)[:, 0].max() > 20
+    assert fingers(*[[(300, 300 - d)] for d in (0, 30, 60, 90, 120)]) > 0
+
+
+def test_a_tap_on_an_atom_says_what_happened_to_it(touch, relaxations):
+    viewer, fingers = touch
+    atom, x, y = viewer.front(8)
+    fingers([(x, y)])
+    moved = np.linalg.norm(relaxations['MgO'].displacement[atom])
+    assert viewer.find('tip').is_displayed()
+    assert f'atom {atom}: moved {moved:.3f}' in viewer.find('readout').text
 
 
 @pytest.mark.parametrize('width', [360, 1200])

@@ -250,8 +250,6 @@
     if (!scene.sigma && $('colour').value === 'sigma') $('colour').value = 'displacement';
     $('name').textContent = scene.name;
     $('fixed').hidden = !scene.fixed;
-    // Of a layer the vacuum is not known here.
-    $('save-structure').hidden = !scene.periodic.every(Boolean);
     fill($('facts'), Object.entries(scene.notes).flatMap(([k, v]) => [['dt', k], ['dd', v]]));
     $('atoms').replaceChildren(...scene.numbers.map((z, atom) => {
       const row = document.createElement('tr');
@@ -310,29 +308,42 @@
     redraw();
   }
   const fingers = new Map(); // where the pointers that are down are
-  function span() {
-    const [a, b] = [...fingers.values()];
+  function span() { // how far the first two are apart
+    const [a, b = a] = [...fingers.values()];
     return Math.hypot(a[0] - b[0], a[1] - b[1]);
   }
+  let moved = false; // since the first finger came down
   canvas.addEventListener('pointerdown', (event) => {
     canvas.setPointerCapture(event.pointerId);
+    if (!fingers.size) moved = false;
     fingers.set(event.pointerId, [event.clientX, event.clientY]);
   });
-  for (const end of ['pointerup', 'pointercancel']) {
-    canvas.addEventListener(end, (event) => fingers.delete(event.pointerId));
-  }
-  canvas.addEventListener('pointermove', (event) => {
-    if (fingers.size === 2 && fingers.has(event.pointerId)) {
-      const before = span();
-      fingers.set(event.pointerId, [event.clientX, event.clientY]);
-      enlarge(span() / Math.max(before, 1));
-    } else if (event.buttons) {
-      tip.hidden = true;
-      hovered = null;
-      spin(event.movementX * 0.01, event.movementY * 0.01);
-    } else hover(event.offsetX, event.offsetY);
+  canvas.addEventListener('pointerup', (event) => {
+    if (!moved) hover(event.offsetX, event.offsetY); // a tap
+    fingers.delete(event.pointerId);
   });
-  canvas.addEventListener('pointerleave', () => { hovered = null; tip.hidden = true; redraw(); });
+  canvas.addEventListener('pointercancel', (event) => fingers.delete(event.pointerId));
+  canvas.addEventListener('pointermove', (event) => {
+    const from = fingers.get(event.pointerId), to = [event.clientX, event.clientY];
+    if (!from) {
+      hover(event.offsetX, event.offsetY);
+      return;
+    }
+    const [dx, dy] = [to[0] - from[0], to[1] - from[1]], before = span();
+    if (!moved && fingers.size === 1 && Math.hypot(dx, dy) < 4) return; // no hand is still
+    moved = true;
+    tip.hidden = true;
+    hovered = null;
+    fingers.set(event.pointerId, to);
+    if (fingers.size > 1) enlarge(span() / Math.max(before, 1));
+    spin(dx * 0.01 / fingers.size, dy * 0.01 / fingers.size); // as their middle moves
+  });
+  canvas.addEventListener('pointerleave', (event) => {
+    if (event.pointerType === 'touch') return; // a finger that is lifted; what it tapped stays
+    hovered = null;
+    tip.hidden = true;
+    redraw();
+  });
   canvas.addEventListener('wheel', (event) => {
     event.preventDefault();
     enlarge(Math.exp(-event.deltaY / 600));
@@ -361,19 +372,49 @@
   $('save-picture').addEventListener('click', () => {
     canvas.toBlob((blob) => saveAs(fileName('png'), blob));
   });
-  $('save-structure').addEventListener('click', () => { // two frames: before and after
-    const words = (v) => v.map((x) => x.toFixed(6)).join(' ');
-    const frames = [0, 1].map((t) => {
+  function structures() { // before and after
+    return scene.files ?? [0, 1].map((t) => {
       const { S, cell } = cellAt(t);
-      const atoms = scene.numbers.map((z, k) => {
-        const at = times(plus(scene.positions[k], scene.move[k], t), S);
-        return `${scene.elements[z].symbol} ${words(at)}`;
-      });
-      const head = `Lattice="${cell.map(words).join(' ')}" Properties=species:S:1:pos:R:3 pbc="T T T"`;
-      return [atoms.length, head, ...atoms].join('\n');
+      const positions = scene.positions.map((x, k) => times(plus(x, scene.move[k], t), S));
+      return { cell, positions };
     });
-    saveAs(fileName('extxyz'), new Blob([`${frames.join('\n')}\n`], { type: 'text/plain' }));
-  });
+  }
+  function symbols() { return scene.numbers.map((z) => scene.elements[z].symbol); }
+  function words(v) { return v.map((x) => x.toFixed(6)).join(' '); }
+  function cif({ cell, positions }, title) {
+    const [a, b, c] = cell, angle = (u, v) => {
+      const cosine = u.reduce((sum, x, k) => sum + x * v[k], 0) / norm(u) / norm(v);
+      return Math.acos(cosine) * 180 / Math.PI;
+    };
+    // A position is a sum of cell vectors; the dual ones give its parts.
+    const dual = [cross(b, c), cross(c, a), cross(a, b)];
+    const volume = a.reduce((sum, x, k) => sum + x * dual[0][k], 0);
+    const parts = (x) => dual.map((d) => d.reduce((sum, y, k) => sum + x[k] * y, 0) / volume);
+    const sizes = { length_a: norm(a), length_b: norm(b), length_c: norm(c),
+      angle_alpha: angle(b, c), angle_beta: angle(a, c), angle_gamma: angle(a, b) };
+    return [
+      `data_${title}`,
+      ...Object.entries(sizes).map(([key, x]) => `_cell_${key} ${x.toFixed(6)}`),
+      "_space_group_name_H-M_alt 'P 1'", '_space_group_IT_number 1',
+      'loop_', '_space_group_symop_operation_xyz', "'x, y, z'", 'loop_',
+      ...['label', 'type_symbol', 'fract_x', 'fract_y', 'fract_z'].map((key) => `_atom_site_${key}`),
+      ...symbols().map((symbol, k) => `${symbol}${k} ${symbol} ${words(parts(positions[k]))}`),
+    ].join('\n');
+  }
+  function extxyz({ cell, positions }) {
+    const head = `Lattice="${cell.map(words).join(' ')}" Properties=species:S:1:pos:R:3 pbc="T T T"`;
+    const rows = symbols().map((symbol, k) => `${symbol} ${words(positions[k])}`);
+    return [rows.length, head, ...rows].join('\n');
+  }
+  const WRITERS = {
+    cif: () => structures().map((one, t) => cif(one, ['before', 'after'][t])),
+    extxyz: () => structures().map(extxyz),
+  };
+  for (const [suffix, write] of Object.entries(WRITERS)) {
+    $(`save-${suffix}`).addEventListener('click', () => {
+      saveAs(fileName(suffix), new Blob([`${write().join('\n')}\n`], { type: 'text/plain' }));
+    });
+  }
   $('find')?.addEventListener('input', (event) => {
     const words = event.target.value.toLowerCase().split(/\s+/);
     const options = [...$('structure').options];
