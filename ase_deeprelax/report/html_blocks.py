@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from markupsafe import Markup
 
 from ase_deeprelax.compare.tables import Link, Table
-from ase_deeprelax.report.style import to_svg
+from ase_deeprelax.report.style import SINGLE, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class FigureBlock(NamedTuple):
-    """A drawing and its caption."""
+    """A drawing and its caption; ``half``: two of them stand side by side."""
 
     svg: Markup
     caption: str
+    half: bool
 
 
 class Section(NamedTuple):
@@ -33,7 +34,8 @@ class Section(NamedTuple):
 def figure_block(figure: Figure, caption: str) -> FigureBlock:
     """A figure of matplotlib as SVG, with a caption."""
     # matplotlib has escaped the names in it.
-    return FigureBlock(Markup(to_svg(figure, caption)), caption)  # noqa: S704
+    svg = Markup(to_svg(figure, caption))  # noqa: S704
+    return FigureBlock(svg, caption, figure.get_figwidth() <= SINGLE)
 
 
 def places(scenes: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -83,8 +83,8 @@ def write_relax_page(
         relaxed_scene(name, answers[name].before, answers[name].after)
         for name in worth_a_look(rows)
     ]
-    parts = [relaxed_section(rows, scenes)] if rows else []
-    parts += distributions_section(list(rows.values()))
+    parts = distributions_section(list(rows.values()))
+    parts += [relaxed_section(rows, scenes)] if rows else []
     parts += failures_section(problems)
     about = [*models_of(rows.values()), *provenance]
     first = [headline(list(rows.values()), failed)]

@@ -57,8 +57,8 @@ def write_screen_page(
         ((link(id, where), row) for id, row in worst.items()),
         'The most uncertain structures, the largest sigma first',
     )
-    parts = [Section('Most uncertain', [], [table])] if worst else []
-    parts += distributions_section(rows)
+    parts = distributions_section(rows)
+    parts += [Section('Most uncertain', [], [table])] if worst else []
     reasons = results.quarantine()
     if reasons:
         lines = [[reason, f'{n:,}'] for reason, n in reasons.items()]

@@ -16,7 +16,7 @@
   const EYE = 6; // distance of the eye in radii of the scene: little perspective
   const PIECES = 24; // an edge is cut, so that each piece finds its place in depth
 
-  let scene, theme, rotation = START, zoom = 1, radius = 1, drawn = [], hovered = null, waiting = 0;
+  let scene, theme, rotation = START, zoom = 1, fitted = 1, radius = 1, drawn = [], hovered = null, waiting = 0;
 
   // --- small algebra
   function fromHex(hex) {
@@ -297,15 +297,18 @@
       const up = cross(toEye, right);
       rotation = [0, 1, 2].map((k) => [right[k], up[k], toEye[k]]);
     }
-    zoom = 1; // and then as large as the canvas allows
+    zoom = fitted = fit();
+    redraw();
+  }
+  function fit() { // the zoom at which all of it is seen, as large as the canvas allows
+    zoom = 1;
     const sizes = scene.sites.map(([atom]) => scene.elements[scene.numbers[atom]].radius);
     const seen = [0, 1].flatMap((t) => [...sitesAt(t), ...cornersAt(t)].map((corner, k) => {
       const at = project(corner), r = at.scale * (sizes[k] ?? 0);
       return [Math.abs(at.x - canvas.clientWidth / 2) + r, Math.abs(at.y - canvas.clientHeight / 2) + r];
     }));
     const [wide, high] = [0, 1].map((k) => Math.max(...seen.map((at) => at[k])));
-    zoom = 0.94 * Math.min(canvas.clientWidth / 2 / wide, canvas.clientHeight / 2 / high);
-    redraw();
+    return 0.94 * Math.min(canvas.clientWidth / 2 / wide, canvas.clientHeight / 2 / high);
   }
   const fingers = new Map(); // where the pointers that are down are
   function span() { // how far the first two are apart
@@ -431,9 +434,14 @@
     if (scene) redraw();
   }
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint);
-  new ResizeObserver(redraw).observe(canvas);
   repaint();
   choose(0);
+  new ResizeObserver(() => { // on paper, or on a telephone that is turned
+    const share = zoom / fitted;
+    fitted = fit();
+    zoom = share * fitted;
+    redraw();
+  }).observe(canvas);
   // For scripts: where on the canvas the sites of an atom are, as drawn last.
   window.sitesOnScreen = (atom) => drawn.filter((at) => at.atom === atom);
 })();
