@@ -6,7 +6,7 @@
 ``benchmarks/results/NAME.json`` holds what one command measured, and where, when and on
 what it was measured; `measure.py` writes it. A page shows it between the lines
 ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. All that stands between them is written
-here. A part of a result, with shorter titles, is a view (`VIEWS`).
+here. A part of a result, with shorter titles, is a view (`VIEWS`); `batches` is a sentence.
 """
 
 import argparse
@@ -115,12 +115,27 @@ def _row(cells):
 
 def block(name):
     """What stands between the marks of a name."""
+    if name == 'batches':
+        return f'\n{batches()}\n\n'
     if name in VIEWS:
         view = VIEWS[name]
         return f'\n{markdown(view.table())}\n\n{provenance(load(view.result))}\n\n'
     result = load(name)
     parts = [markdown(part) for part in result['parts']]
     return '\n' + '\n\n'.join([*parts, provenance(result)]) + '\n\n'
+
+
+def batches():
+    """A sentence on the time of a structure in a batch, from the result `bench`."""
+    result = load('bench')
+    table = next(part for part in result['parts'] if 'rows' in part)
+    rows = [dict(zip(table['columns'], row, strict=True)) for row in table['rows']]
+    times = [float(row['all / ms']) for row in rows if row[''] == 'one call']
+    shortest, longest = (f'{time:.0f}' for time in (min(times), max(times)))
+    return (
+        f'In batches of 256, a structure takes {shortest} to {longest} ms, depending on '
+        f'the model: `make bench`.\n\n{provenance(result)}'
+    )
 
 
 def rendered(text):

@@ -28,6 +28,13 @@ NEEDS = {
     '02_compare_with_iterative_optimizers': ('chgnet', 'phonopy', 'matplotlib', 'jinja2'),
     '03_chain_to_a_potential_and_dft': ('chgnet', 'matplotlib'),
     '06_point_defects': ('chgnet', 'matplotlib'),
+    '07_screen_thousands_and_pick_candidates': (
+        'chgnet',
+        'jinja2',
+        'matplotlib',
+        'pandas',
+        'pyarrow',
+    ),
     '09_phonons_of_a_predicted_structure': ('chgnet', 'phonopy', 'matplotlib'),
     '10_a_model_of_your_own': ('lightning', 'matplotlib'),
 }
@@ -138,6 +145,22 @@ def defects_keep_their_promises(namespace):
         assert end < start / 3
 
 
+def screen_keeps_its_promises(namespace):
+    """All are relaxed; the network and CHGNet agree on most; the page can be read."""
+    done, rows, best = (namespace[key] for key in ('done', 'rows', 'best'))
+    assert done.n_done == len(namespace['candidates']) > 1000
+    assert done.n_quarantined == 0
+    known = {'SrTiO3': 3.94, 'BaZrO3': 4.24, 'KTaO3': 4.03, 'KMgF3': 4.06}  # with PBE, Å
+    for name, pbe in known.items():
+        assert rows.a[rows.name == name].item() == pytest.approx(pbe, rel=0.015)
+    assert set(best.name) < set(rows.name[namespace['trusted']])
+    assert len(namespace['kept']) > len(best) / 2
+    assert (best.mismatch - best.after).abs().max() < 0.02
+    text = namespace['page'].read_text()
+    HTMLParser().feed(text)
+    assert f'{len(rows):,} structures relaxed' in text
+
+
 def phonons_keep_their_promises(namespace):
     """The predicted crystal is stable, and nearly as stiff; a saddle point is left."""
     found = namespace['found']
@@ -151,6 +174,7 @@ def phonons_keep_their_promises(namespace):
 PROMISES = {
     '05_monolayers_slabs_layered_crystals': layers_keep_their_promises,
     '06_point_defects': defects_keep_their_promises,
+    '07_screen_thousands_and_pick_candidates': screen_keeps_its_promises,
     '09_phonons_of_a_predicted_structure': phonons_keep_their_promises,
     '02_compare_with_iterative_optimizers': comparison_keeps_its_promises,
     '03_chain_to_a_potential_and_dft': chain_keeps_its_promises,

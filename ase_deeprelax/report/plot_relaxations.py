@@ -16,6 +16,8 @@ from ase_deeprelax.report.style import BLUE, panels_in_rows, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Values that differ only in further digits are one: what symmetry holds moves 1e-22 A.
+DIGITS = 6
 # What is drawn, by the names of `Relaxation.to_row`, with its label.
 DRAWN = {
     'volume_ratio': 'volume, predicted over input',
@@ -52,4 +54,5 @@ def distributions(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _known(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     found = (row.get(name) for row in rows)
-    return np.array([x for x in found if x is not None and math.isfinite(x)], float)
+    numbers = [x for x in found if x is not None and math.isfinite(x)]
+    return np.array(numbers, float).round(DIGITS)

@@ -18,7 +18,12 @@ from ase_deeprelax.errors import MissingDependencyError
 mpl = pytest.importorskip('matplotlib', reason='matplotlib is not installed')
 pytest.importorskip('phonopy', reason='phonopy is not installed')
 
-from ase_deeprelax.report import plot, plot_accuracy, plot_phonons  # noqa: E402
+from ase_deeprelax.report import (  # noqa: E402
+    plot,
+    plot_accuracy,
+    plot_phonons,
+    plot_relaxations,
+)
 from ase_deeprelax.report.style import (  # noqa: E402
     BLUE,
     MANY,
@@ -458,3 +463,13 @@ def test_where_a_path_of_phonons_jumps_both_points_are_named():
     bands = {'x': [0.0, 0.5, 1.0], 'ticks': [0, 0.5, 0.5, 1], 'labels': list('GXQG')}
     places, labels = plot_phonons._ticks(bands)
     assert (places, labels) == ([0, 0.5, 1], ['Γ', 'X|Q', 'Γ'])
+
+
+def test_distributions_count_every_structure_whose_value_is_known():
+    rows = [{'volume_ratio': 1 + k / 1000, 'dmax': k * 1e-22} for k in range(2000)]
+    rows += [{'volume_ratio': 50.0, 'dmax': None, 'error': np.nan, 'sigma': np.nan}]
+    volumes, moves = plot_relaxations.distributions(rows).axes
+    heights = [[bar.get_height() for bar in ax.patches] for ax in (volumes, moves)]
+    assert [sum(heights[0]), sum(heights[1])] == [2001, 2000]
+    assert max(heights[0]) < 100  # the one far away leaves room for the others
+    assert max(heights[1]) == 2000  # nothing moved
