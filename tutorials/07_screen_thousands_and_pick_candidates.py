@@ -113,7 +113,7 @@ rows['a'] = np.cbrt(5 * rows.volume_per_atom)
 rows[['name', 'a', 'error', 'novelty', 'ood']].head(4).round(3)
 
 # %%
-distributions(table.to_pylist())
+distributions(table.to_pydict())
 
 # %% [markdown]
 # ## A gate, and a window

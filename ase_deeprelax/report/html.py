@@ -90,7 +90,7 @@ def write_report(
         named = relaxed.named(relaxations)
         rows = {name: relaxed.row_of(result) for name, result in named.items()}
         good = [row for row in rows.values() if row['ok']]
-        first.append(relaxed.headline(good, len(rows) - len(good)))
+        first.append(relaxed.headline(relaxed.columns_of(good), len(rows) - len(good)))
         about += relaxed.models_of(good)
         scenes = relaxed.scenes_of(named)
         parts.append(relaxed.relaxed_section(rows, scenes))

@@ -5,7 +5,6 @@ Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from ase_deeprelax.report.style import BLUE, panels_in_rows, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Columns of a table, by name.
+Columns = Mapping[str, Sequence[Any] | np.ndarray]
 # Values that differ only in further digits are one: what symmetry holds moves 1e-22 A.
 DIGITS = 6
 # What is drawn, by the names of `Relaxation.to_row`, with its label.
@@ -28,13 +29,14 @@ DRAWN = {
 
 
 @styled
-def distributions(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def distributions(columns: Columns) -> Figure:
     """Histograms of volume ratios, displacements and uncertainties.
 
     Parameters
     ----------
-    rows : list of mapping
-        Of `Relaxation.to_row`, as far as they are known.
+    columns : mapping of str to sequence
+        By names of `Relaxation.to_row`, as far as they are known; other names do not
+        matter.
 
     Returns
     -------
@@ -42,7 +44,7 @@ def distributions(rows: Sequence[Mapping[str, Any]]) -> Figure:
         A panel for each that is known. The outermost thousandth on either side counts in
         the first or last bar.
     """
-    values = {name: _known(rows, name) for name in DRAWN}
+    values = {name: finite(columns.get(name, ())).round(DIGITS) for name in DRAWN}
     drawn = {name: found for name, found in values.items() if len(found)}
     figure, axes = panels_in_rows(len(drawn), most=2, shape=0.6)
     for ax, (name, found) in zip(axes, drawn.items(), strict=True):
@@ -52,7 +54,11 @@ def distributions(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _known(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    found = (row.get(name) for row in rows)
-    numbers = [x for x in found if x is not None and math.isfinite(x)]
-    return np.array(numbers, float).round(DIGITS)
+def finite(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Those that are numbers.
+
+    >>> finite([0.5, None, float('nan')]).tolist()
+    [0.5]
+    """
+    numbers = np.array(values, float)
+    return numbers[np.isfinite(numbers)]

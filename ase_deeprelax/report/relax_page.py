@@ -11,6 +11,7 @@ from ase import Atoms
 from ase_deeprelax.report.html import write_page
 from ase_deeprelax.report.relaxation_table import uncertainty_of
 from ase_deeprelax.report.relaxations import (
+    columns_of,
     distributions_section,
     failures_section,
     headline,
@@ -83,11 +84,12 @@ def write_relax_page(
         relaxed_scene(name, answers[name].before, answers[name].after)
         for name in worth_a_look(rows)
     ]
-    parts = distributions_section(list(rows.values()))
+    columns = columns_of(rows.values())
+    parts = distributions_section(columns)
     parts += [relaxed_section(rows, scenes)] if rows else []
     parts += failures_section(problems)
     about = [*models_of(rows.values()), *provenance]
-    first = [headline(list(rows.values()), failed)]
+    first = [headline(columns, failed)]
     return write_page(path, 'Relaxed structures', about, scenes, parts, first=first)
 
 

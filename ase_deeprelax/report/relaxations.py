@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from ase_deeprelax import keys
 from ase_deeprelax.compare.tables import WIDE_DASH, Table, count, number
 from ase_deeprelax.data.pair import fixed_atoms
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
-from ase_deeprelax.report.plot_relaxations import distributions
+from ase_deeprelax.report.plot_relaxations import DRAWN, Columns, distributions, finite
 from ase_deeprelax.report.relaxation_table import relaxation_table, uncertainty_of
 from ase_deeprelax.report.style import FEW
 from ase_deeprelax.report.viewer_data import layer_of, periodic_vectors, scene
@@ -21,6 +20,8 @@ from ase_deeprelax.result import Relaxation
 
 # Most rows of structures on a page; JSON has all.
 MOST_ROWS = 500
+# What headline and distributions need.
+COLUMNS = (*DRAWN, 'ood')
 
 
 def named(
@@ -41,29 +42,35 @@ def row_of(result: Relaxation) -> dict[str, Any]:
     return {**result.to_row(), 'spacegroup': groups}
 
 
-def headline(rows: Sequence[Mapping[str, Any]], failed: int) -> str:
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The columns that headline and distributions need, from rows of relaxed structures."""
+    rows = list(rows)
+    return {name: [row.get(name) for row in rows] for name in COLUMNS}
+
+
+def headline(columns: Columns, failed: int) -> str:
     """How many structures were relaxed, and how sure the predictions are.
 
     Parameters
     ----------
-    rows : list of mapping
-        Of those that were relaxed; see `relaxation_table`.
+    columns : mapping of str to sequence
+        Of the structures that were relaxed; see `columns_of`.
     failed : int
         How many were not.
 
     Examples
     --------
-    >>> headline([{'error': 0.02, 'ood': ''}], 1)
+    >>> headline({'error': [0.02], 'ood': ['']}, 1)
     '1 structure relaxed, 1 refused. Median expected error: 0.020 Å.'
     """
-    line = f'{count(len(rows))} relaxed'
+    line = f'{count(len(next(iter(columns.values()))))} relaxed'
     line += f', {failed:,} refused' if failed else ''
     for name, title in (('error', 'expected error'), ('sigma', 'uncertainty (sigma)')):
-        known = [row[name] for row in rows if number(row.get(name), '') is not None]
-        if known:
-            line += f'. Median {title}: {median(known):.3f} Å'
+        known = finite(columns.get(name, ()))
+        if len(known):
+            line += f'. Median {title}: {np.median(known):.3f} Å'
             break
-    outside = sum(bool(row.get('ood')) for row in rows)
+    outside = sum(map(bool, columns.get('ood', ())))
     line += f'. {outside:,} outside the training range' if outside else ''
     return f'{line}.'
 
@@ -99,12 +106,13 @@ def relaxed_section(
     return Section('Relaxations', [], [table])
 
 
-def distributions_section(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+def distributions_section(columns: Columns) -> list[Section]:
     """A section with histograms; none where structures are few enough to be seen."""
-    if len(rows) < FEW:
+    if len(next(iter(columns.values()))) < FEW:
         return []
     caption = 'How the structures that were relaxed are distributed.'
-    return [Section('Distributions', [], [], [figure_block(distributions(rows), caption)])]
+    figure = figure_block(distributions(columns), caption)
+    return [Section('Distributions', [], [], [figure])]
 
 
 def failures_section(problems: Sequence[str]) -> list[Section]:

@@ -11,6 +11,7 @@ from ase_deeprelax.report.html import write_page
 from ase_deeprelax.report.html_blocks import Section, link, places
 from ase_deeprelax.report.relaxation_table import relaxation_table
 from ase_deeprelax.report.relaxations import (
+    COLUMNS,
     distributions_section,
     headline,
     models_of,
@@ -20,8 +21,6 @@ from ase_deeprelax.screening import Results
 
 # So many of the most uncertain structures can be turned by hand.
 TURNED = 12
-# Columns that headline and figure need, as far as they are there.
-NEEDED = ('volume_ratio', 'dmax', 'error', 'sigma', 'ood')
 
 
 def write_screen_page(
@@ -49,16 +48,17 @@ def write_screen_page(
     MissingDependencyError
         matplotlib is not there.
     """
-    known = [name for name in NEEDED if name in results.columns]
-    rows = results.table(columns=known).to_pylist()
+    known = [name for name in COLUMNS if name in results.columns]
+    table = results.table(columns=known)
+    columns = {name: table[name].to_numpy() for name in known}
     scenes, worst = _worst(results)
     where = places(scenes)
-    table = relaxation_table(
+    shown = relaxation_table(
         ((link(id, where), row) for id, row in worst.items()),
         'The most uncertain structures, the largest sigma first',
     )
-    parts = distributions_section(rows)
-    parts += [Section('Most uncertain', [], [table])] if worst else []
+    parts = distributions_section(columns)
+    parts += [Section('Most uncertain', [], [shown])] if worst else []
     reasons = results.quarantine()
     if reasons:
         lines = [[reason, f'{n:,}'] for reason, n in reasons.items()]
@@ -66,7 +66,7 @@ def write_screen_page(
         parts.append(Section('Quarantine', ['Numbers in reasons stand as #.'], [left_out]))
     about = [*_source(results), *models_of(worst.values()), *provenance]
     title = f'Screen {results.store.out.name}'
-    first = [headline(rows, results.n_quarantined)]
+    first = [headline(columns, results.n_quarantined)]
     return write_page(path, title, about, scenes, parts, first=first)
 
 

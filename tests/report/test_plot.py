@@ -466,9 +466,12 @@ def test_where_a_path_of_phonons_jumps_both_points_are_named():
 
 
 def test_distributions_count_every_structure_whose_value_is_known():
-    rows = [{'volume_ratio': 1 + k / 1000, 'dmax': k * 1e-22} for k in range(2000)]
-    rows += [{'volume_ratio': 50.0, 'dmax': None, 'error': np.nan, 'sigma': np.nan}]
-    volumes, moves = plot_relaxations.distributions(rows).axes
+    columns = {
+        'volume_ratio': [*(1 + k / 1000 for k in range(2000)), 50.0],
+        'dmax': [*(k * 1e-22 for k in range(2000)), None],
+        'error': 2001 * [np.nan],
+    }
+    volumes, moves = plot_relaxations.distributions(columns).axes
     heights = [[bar.get_height() for bar in ax.patches] for ax in (volumes, moves)]
     assert [sum(heights[0]), sum(heights[1])] == [2001, 2000]
     assert max(heights[0]) < 100  # the one far away leaves room for the others
