@@ -73,7 +73,8 @@ def write_screen_page(
 def _source(results: Results) -> list[str]:
     """Lines on what was screened, and how much of it is done."""
     known, n = results.store.manifest(), results.plan.n_structures
-    line = f'Data: {Path(known["source"]).name}, SHA-256 {known["sha256"][:12]}, {count(n)}'
+    name, digest = Path(known['source']).name, known['sha256'][:12]
+    line = f'Data: {name}, SHA-256 of names and contents {digest}, {count(n)}'
     done = len(results)
     return [f'{line}.' if done == n else f'{line}, {done:,} of them done.']
 

@@ -118,6 +118,11 @@ def test_command_shows_exports_and_draws(out, tmp_path):
     shown = run('results', out, '--html', page)
     assert shown.exit_code == 0, shown.output
     text = page.read_text()
+    top = text[: text.index('<main>')]
+    assert '60 structures relaxed, 2 refused' in top
+    digest = Results(out).store.manifest()['sha256'][:12]
+    assert f'many.extxyz, SHA-256 of names and contents {digest}, 62 structures' in top
+    assert f'Command: deeprelax results {out} --html' in top
     assert 'Quarantine by reason' in text
     assert 'atom # (Na) and atom # (Cl) sit on one site' in text
     assert 'sigma / Å' in text
