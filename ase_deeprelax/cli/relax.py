@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from ase import Atoms
 
@@ -245,11 +246,18 @@ def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
         'volume_before': float(initial.cell.volume),
         'volume': None if atoms is None else float(atoms.cell.volume),
         'volume_ratio': None if atoms is None else atoms.cell.volume / initial.cell.volume,
-        'dmax': info.get(keys.DMAX),
+        'dmax': None if atoms is None else _dmax(initial, atoms),
         'sigma': info.get(keys.SIGMA),
         'error': info.get(keys.ERROR),
         'verified': info.get(keys.VERIFIED, ''),
     }
+
+
+def _dmax(initial: Atoms, atoms: Atoms) -> float:
+    """Largest displacement at the unrelaxed cell, A; of all stages together."""
+    deformation = np.linalg.solve(initial.cell.array, atoms.cell.array)
+    unstretched = np.linalg.solve(deformation.T, atoms.positions.T).T
+    return float(np.linalg.norm(unstretched - initial.positions, axis=1).max(initial=0))
 
 
 def _numbers(answer: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ase_deeprelax.compare.comparison_tables import (
     warnings_of,
 )
 from ase_deeprelax.compare.schema import Comparison
-from ase_deeprelax.compare.tables import Cell, Table, count, number
+from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, count, number
 from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
 from ase_deeprelax.report.relaxations import notes
@@ -51,7 +51,8 @@ def predicted_scenes(comparison: Comparison) -> list[dict[str, Any]]:
             Atoms(given['numbers'], cell=x['cell'], positions=x['positions'], pbc=True)
             for x in (given, predicted)
         )
-        facts = notes(before, after, predicted['dmax'], predicted['sigma'])
+        facts = notes(before, after, predicted['dmax'])
+        facts['sigma / Å'] = number(predicted['sigma'], '.3f') or WIDE_DASH
         facts['model'] = comparison['settings']['model']
         title, sigma = structure_title(given), predicted['sigma_atoms']
         scenes.append(scene(title, before, after, sigma, facts))

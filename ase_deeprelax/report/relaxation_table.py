@@ -26,8 +26,8 @@ COLUMNS = (
     Column('volume', None, 'V/Å³', '.2f'),
     Column('change', 'change of volume / %', None, '+.1f'),
     Column('dmax', 'largest displacement / Å', 'dmax/Å', '.3f'),
-    Column('error', 'expected error / Å', 'error/Å', '.3f'),
-    Column('sigma', 'sigma / Å', 'sigma/Å', '.3f'),
+    Column('error', 'expected error{} / Å', 'error/Å', '.3f'),
+    Column('sigma', 'sigma{} / Å', 'sigma/Å', '.3f'),
     Column('spacegroup', 'space group', None),
     Column('energy', 'energy / eV', 'E/eV', '.4f'),
     Column('fmax', 'largest force / eV Å⁻¹', 'fmax/eV/Å', '.4f'),
@@ -69,7 +69,9 @@ def relaxation_table(
     chosen = [(column, column.short if short else column.head) for column in COLUMNS]
     shown = [(column, head) for column, head in chosen if head is not None]
     cells = [[name, *_cells(row, [c for c, _ in shown], whole)] for name, row in rows]
-    heads = ['structure', *(head for _, head in shown)]
+    # Uncertainties of structures that were relaxed on are those of their predictions.
+    whose = ' of prediction' if any('way' in row for _, row in rows) else ''
+    heads = ['structure', *(head.format(whose) for _, head in shown)]
     words = [k for k, (column, _) in enumerate(shown, start=1) if column.key in WORDS]
     return Table(heads, cells, (0, *words), caption).without_empty_columns()
 

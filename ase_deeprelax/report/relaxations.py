@@ -22,6 +22,8 @@ from ase_deeprelax.result import Relaxation
 MOST_ROWS = 500
 # What headline and distributions need.
 COLUMNS = (*DRAWN, 'ood')
+# The stage of what was not relaxed on, as it stands in ``info``.
+PREDICTED = 'predicted'
 
 
 def named(
@@ -61,14 +63,14 @@ def headline(columns: Columns, failed: int) -> str:
     Examples
     --------
     >>> headline({'error': [0.02], 'ood': ['']}, 1)
-    '1 structure relaxed, 1 refused. Median expected error: 0.020 Å.'
+    '1 structure relaxed, 1 refused. Median expected error of the predictions: 0.020 Å.'
     """
     line = f'{count(len(next(iter(columns.values()))))} relaxed'
     line += f', {failed:,} refused' if failed else ''
-    for name, title in (('error', 'expected error'), ('sigma', 'uncertainty (sigma)')):
+    for name, title in (('error', 'expected error'), ('sigma', 'sigma')):
         known = finite(columns.get(name, ()))
         if len(known):
-            line += f'. Median {title}: {np.median(known):.3f} Å'
+            line += f'. Median {title} of the predictions: {np.median(known):.3f} Å'
             break
     outside = sum(map(bool, columns.get('ood', ())))
     line += f'. {outside:,} outside the training range' if outside else ''
@@ -137,12 +139,15 @@ def relaxed_scene(name: str, before: Atoms, after: Atoms, **more: str) -> dict[s
         Further facts, by title.
     """
     info = after.info
-    facts = notes(before, after, info.get(keys.DMAX), info.get(keys.SIGMA))
-    error = number(info.get(keys.ERROR), '.3f')
-    facts |= {'expected error / Å': error} if error else {}
+    drawn = scene(name, before, after, after.arrays.get(keys.SIGMA))
+    facts = notes(before, after, max(drawn['distance'], default=0.0))
+    # Where a structure was relaxed on, they are still those of its prediction.
+    whose = '' if info.get(keys.STAGE, PREDICTED) == PREDICTED else ' of prediction'
+    for key, title in ((keys.SIGMA, 'sigma'), (keys.ERROR, 'expected error')):
+        known = number(info.get(key), '.3f')
+        facts |= {f'{title}{whose} / Å': known} if known else {}
     facts |= {'relaxed as': info.get(keys.KIND, WIDE_DASH)}
-    facts |= more | {'model': info.get(keys.MODEL, WIDE_DASH)}
-    return scene(name, before, after, after.arrays.get(keys.SIGMA), facts)
+    return drawn | {'notes': facts | more | {'model': info.get(keys.MODEL, WIDE_DASH)}}
 
 
 def scenes_of(named: Mapping[str, Relaxation]) -> list[dict[str, Any]]:
@@ -159,9 +164,7 @@ def scenes_of(named: Mapping[str, Relaxation]) -> list[dict[str, Any]]:
     ]
 
 
-def notes(
-    before: Atoms, after: Atoms, dmax: float | None, sigma: float | None
-) -> dict[str, str]:
+def notes(before: Atoms, after: Atoms, dmax: float | None) -> dict[str, str]:
     """Facts that the viewer shows beside a crystal or layer."""
     periodic = periodic_vectors(layer_of(before))
     fixed = int(fixed_atoms(before).sum())
@@ -182,10 +185,7 @@ def notes(
         for (name, a, b), shown in zip(lengths, periodic, strict=True)
         if shown
     }
-    return facts | {
-        'moved at most / Å': number(dmax, '.3f') or WIDE_DASH,
-        'sigma / Å': number(sigma, '.3f') or WIDE_DASH,
-    }
+    return facts | {'moved at most / Å': number(dmax, '.3f') or WIDE_DASH}
 
 
 def _area(atoms: Atoms, periodic: np.ndarray) -> float:

@@ -5,6 +5,7 @@ import json
 import re
 from html import unescape
 
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
@@ -61,15 +62,24 @@ def test_the_page_shows_what_was_written_and_what_failed(run, files, tiny_model,
 
 def test_a_page_of_refined_structures_has_energies_and_stages(run, tmp_path, tiny_model):
     pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
-    write(tmp_path / 'MgO.extxyz', bulk('MgO', 'rocksalt', a=4.3))
+    start = bulk('MgO', 'rocksalt', a=4.3)
+    start.rattle(0.1, seed=0)
+    write(tmp_path / 'MgO.extxyz', start)
     words = ['--refine', 'chgnet', '--html', tmp_path / 'p.html', '--model', tiny_model]
     words += ['--device', 'cpu', '--out', tmp_path / 'o']
     result = run('relax', tmp_path / 'MgO.extxyz', *words)
     assert result.exit_code == 0, result.output
     html = (tmp_path / 'p.html').read_text()
-    energy = read(tmp_path / 'o/MgO.extxyz').get_potential_energy()
-    assert f'<td>{energy:.4f}</td>' in html
+    end = read(tmp_path / 'o/MgO.extxyz')
+    assert f'<td>{end.get_potential_energy():.4f}</td>' in html
+    places = (atoms.get_scaled_positions(wrap=False) for atoms in (end, start))
+    moved = np.subtract(*places) @ start.cell.array
+    assert f'<td>{np.linalg.norm(moved, axis=1).max():.3f}</td>' in html
     assert re.search(r'>prediction .*chgnet \d+<', unescape(html))
+    # numbers of the prediction alone say so
+    [notes] = [scene['notes'] for scene in scenes_of(html).values()]
+    assert 'sigma of prediction / Å' in notes
+    assert 'sigma of prediction<span' in html
 
 
 def test_a_page_without_an_answer_says_why(run, files, tiny_model, tmp_path):

@@ -808,6 +808,12 @@ def test_pages_fit_and_are_readable(browser, full_page, width, scheme):
         ' style.backgroundColor, getComputedStyle(text).fill]'
     )
     assert wide <= seen
+    # Panels side by side keep a size that can be read; they are moved under the finger.
+    drawn = browser.execute_script(
+        'return [...document.querySelectorAll("figure:not(.half) svg")]'
+        '.map((svg) => svg.getBoundingClientRect().width)'
+    )
+    assert min(drawn) > 650
     ink, back, figure = (
         np.array(re.findall(r'\d+', c)[:3], int) for c in (ink, back, figure)
     )

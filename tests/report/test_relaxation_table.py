@@ -64,7 +64,7 @@ def test_the_headline_prefers_the_expected_error_and_counts_flags():
     rows = [row(error=0.01), row(error=0.03, ood='70 atoms'), row(error=0.02)]
     line = headline(columns_of(rows), 2)
     assert line.startswith(
-        '3 structures relaxed, 2 refused. Median expected error: 0.020 Å'
+        '3 structures relaxed, 2 refused. Median expected error of the predictions: 0.020 Å'
     )
     assert line.endswith('1 outside the training range.')
     assert 'sigma' in headline(columns_of([row(error=None)]), 0)
