@@ -250,7 +250,8 @@
     if (!scene.sigma && $('colour').value === 'sigma') $('colour').value = 'displacement';
     $('name').textContent = scene.name;
     $('fixed').hidden = !scene.fixed;
-    fill($('facts'), Object.entries(scene.notes).flatMap(([k, v]) => [['dt', k], ['dd', v]]));
+    const whole = (title) => title.replace(' / ', '\u00a0/\u00a0'); // a unit stays with its name
+    fill($('facts'), Object.entries(scene.notes).flatMap(([k, v]) => [['dt', whole(k)], ['dd', v]]));
     $('atoms').replaceChildren(...scene.numbers.map((z, atom) => {
       const row = document.createElement('tr');
       const cells = [atom, scene.elements[z].symbol, movedBy(atom),
