@@ -28,6 +28,7 @@ from ase_deeprelax.report.html_blocks import Section
 from ase_deeprelax.result import Relaxation
 
 PAGE = Path(__file__).with_name('page')
+VIEWER = ('vectors.js', 'structure_files.js', 'viewer.js')
 
 
 def write_report(
@@ -148,7 +149,7 @@ def write_page(
         scenes_json=embedded(scenes),
         sections=parts,
         css=_asset('report.css'),
-        viewer=_asset('viewer.js'),
+        viewer=Markup('\n').join(map(_asset, VIEWER)),
         tables=_asset('tables.js'),
     )
     path = Path(path)

@@ -1,5 +1,5 @@
 // Crystals and layers before and after: a small painter of spheres and lines on a 2D canvas.
-// Vectors are rows, as in Python: v @ M. z points from the screen to the eye.
+// z points from the screen to the eye.
 'use strict';
 (() => {
   const $ = (id) => document.getElementById(id);
@@ -18,24 +18,9 @@
 
   let scene, theme, rotation = START, zoom = 1, fitted = 1, radius = 1, drawn = [], hovered = null, waiting = 0;
 
-  // --- small algebra
+  // --- colours as numbers
   function fromHex(hex) {
     return [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
-  }
-  function times(v, M) {
-    return [0, 1, 2].map((k) => v[0] * M[0][k] + v[1] * M[1][k] + v[2] * M[2][k]);
-  }
-  function multiply(A, B) { return A.map((row) => times(row, B)); }
-  function plus(a, b, s = 1) { return a.map((x, k) => x + s * b[k]); }
-  function norm(v) { return Math.hypot(...v); }
-  function cross(a, b) {
-    return [0, 1, 2].map((k) => a[(k + 1) % 3] * b[(k + 2) % 3] - a[(k + 2) % 3] * b[(k + 1) % 3]);
-  }
-  function turn(axis, angle) { // about x (0), y (1) or z (2) of the screen
-    const c = Math.cos(angle), s = Math.sin(angle), M = [[0, 0, 0], [0, 0, 0], [0, 0, 0]];
-    const i = (axis + 1) % 3, j = (axis + 2) % 3;
-    M[axis][axis] = 1; M[i][i] = c; M[j][j] = c; M[i][j] = s; M[j][i] = -s;
-    return M;
   }
   function mix(a, b, share) { return a.map((x, k) => x + share * (b[k] - x)); }
   function css(rgb, alpha = 1) { return `rgb(${rgb.map(Math.round).join(' ')} / ${alpha})`; }
@@ -377,42 +362,17 @@
     canvas.toBlob((blob) => saveAs(fileName('png'), blob));
   });
   function structures() { // before and after
-    return scene.files ?? [0, 1].map((t) => {
+    const symbols = scene.numbers.map((z) => scene.elements[z].symbol);
+    return [0, 1].map((t) => {
+      if (scene.files) return { symbols, ...scene.files[t] };
       const { S, cell } = cellAt(t);
       const positions = scene.positions.map((x, k) => times(plus(x, scene.move[k], t), S));
-      return { cell, positions };
+      return { symbols, cell, positions };
     });
   }
-  function symbols() { return scene.numbers.map((z) => scene.elements[z].symbol); }
-  function words(v) { return v.map((x) => x.toFixed(6)).join(' '); }
-  function cif({ cell, positions }, title) {
-    const [a, b, c] = cell, angle = (u, v) => {
-      const cosine = u.reduce((sum, x, k) => sum + x * v[k], 0) / norm(u) / norm(v);
-      return Math.acos(cosine) * 180 / Math.PI;
-    };
-    // A position is a sum of cell vectors; the dual ones give its parts.
-    const dual = [cross(b, c), cross(c, a), cross(a, b)];
-    const volume = a.reduce((sum, x, k) => sum + x * dual[0][k], 0);
-    const parts = (x) => dual.map((d) => d.reduce((sum, y, k) => sum + x[k] * y, 0) / volume);
-    const sizes = { length_a: norm(a), length_b: norm(b), length_c: norm(c),
-      angle_alpha: angle(b, c), angle_beta: angle(a, c), angle_gamma: angle(a, b) };
-    return [
-      `data_${title}`,
-      ...Object.entries(sizes).map(([key, x]) => `_cell_${key} ${x.toFixed(6)}`),
-      "_space_group_name_H-M_alt 'P 1'", '_space_group_IT_number 1',
-      'loop_', '_space_group_symop_operation_xyz', "'x, y, z'", 'loop_',
-      ...['label', 'type_symbol', 'fract_x', 'fract_y', 'fract_z'].map((key) => `_atom_site_${key}`),
-      ...symbols().map((symbol, k) => `${symbol}${k} ${symbol} ${words(parts(positions[k]))}`),
-    ].join('\n');
-  }
-  function extxyz({ cell, positions }) {
-    const head = `Lattice="${cell.map(words).join(' ')}" Properties=species:S:1:pos:R:3 pbc="T T T"`;
-    const rows = symbols().map((symbol, k) => `${symbol} ${words(positions[k])}`);
-    return [rows.length, head, ...rows].join('\n');
-  }
   const WRITERS = {
-    cif: () => structures().map((one, t) => cif(one, ['before', 'after'][t])),
-    extxyz: () => structures().map(extxyz),
+    cif: () => structures().map((one, t) => asCif(one, ['before', 'after'][t])),
+    extxyz: () => structures().map(asExtxyz),
   };
   for (const [suffix, write] of Object.entries(WRITERS)) {
     $(`save-${suffix}`).addEventListener('click', () => {
