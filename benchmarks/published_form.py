@@ -1,0 +1,208 @@
+"""The published network with its arithmetic, in the batches and sums of this package.
+
+The weights are those of a `PlainNetwork`, and so are the numbers that come out, up to
+rounding. What differs is the order of the work:
+
+* messages are linear in the edge features, so that the features of all images of one
+  neighbour are added up first, once for all layers;
+* Gaussians far beyond the longest edge vanish, and their columns are left out; the offset
+  encoding is one row of a table for each offset that occurs;
+* a linear layer on [atom i, atom j, edge] is taken once per atom and once per edge.
+
+`PublishedForm` is a model like any other: graphs, batches, solver, checks and symmetry are
+those of `Predictor`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from published_pipeline import (
+    GAUSSIANS,
+    LOG_B,
+    NEIGHBORS,
+    PAIRS,
+    RADIUS,
+    RBF_CUTOFF,
+    PlainGraph,
+    PlainNetwork,
+    encoded,
+    gaussians,
+)
+from torch import nn
+
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
+from ase_deeprelax.models.base import ModelOutput, RelaxationModel
+from ase_deeprelax.models.heads import stretch_of
+
+# A Gaussian is below e^-60 eleven spacings away from its centre.
+FAR = 11
+
+
+class Raw(NamedTuple):
+    """What the published network returns, of a batch."""
+
+    cross: torch.Tensor  # (n_intra,), A
+    cross_log_b: torch.Tensor
+    distance: torch.Tensor  # (n_edges,), A
+    log_b: torch.Tensor
+    cell: torch.Tensor  # (n_graphs, 3, 3), A
+
+
+class Sums(NamedTuple):
+    """Edge features, and their sums over all images of each neighbour."""
+
+    x: torch.Tensor  # (n_edges, n_columns)
+    table: torch.Tensor  # (n_offsets, width of the encoding)
+    used: int  # Gaussians that do not vanish
+    scalar: torch.Tensor  # (n_pairs, n_columns)
+    vector: torch.Tensor  # (n_pairs, 3, n_columns)
+    j: torch.Tensor  # (n_pairs,) neighbours
+    i: torch.Tensor  # (n_pairs,) centres
+
+
+class PublishedForm(RelaxationModel):
+    """The network of DeepRelax as published.
+
+    Parameters
+    ----------
+    network : PlainNetwork
+        Its weights are shared.
+    """
+
+    def __init__(self, network: PlainNetwork):
+        super().__init__()
+        self.network = network
+        self.spec = GraphSpec(
+            cutoff=RADIUS, max_neighbors=NEIGHBORS, intra_neighbors=PAIRS, canonical=True
+        )
+
+    def forward(self, graph: CrystalGraph) -> ModelOutput:
+        """Predict for a batch; the cell is reduced to a pure stretch."""
+        raw = self.raw(graph)
+        general = torch.linalg.solve(graph.cell, raw.cell)
+        every = torch.arange(graph.num_edges, device=graph.pos.device)
+        return ModelOutput(
+            deformation=stretch_of(general),
+            displacement=torch.zeros_like(graph.pos),
+            bond_index=every,
+            distance=raw.distance,
+            log_b=raw.log_b.clamp(*LOG_B),
+            cross_index=graph.intra.nonzero().squeeze(1),
+            cross_distance=raw.cross,
+            cross_log_b=raw.cross_log_b.clamp(*LOG_B),
+        )
+
+    def raw(self, graph: CrystalGraph) -> Raw:
+        """The numbers of the published network, edges in the order of the graph."""
+        net = self.network
+        sums = edge_sums(graph)
+        s, v = net.embedding(graph.z), None
+        for message, update in zip(net.messages, net.updates, strict=True):
+            s, v = _pass(message, s, v, sums)
+            s, v = update(s, v)
+        j, i = graph.edge_index
+        inside = graph.intra.nonzero().squeeze(1)
+        ends = j.index_select(0, inside), i.index_select(0, inside)
+        cross = _read(
+            net.atoms_cross(s), net.edge_cross, net.out_cross, sums, ends=ends, edges=inside
+        )
+        distance = _read(
+            net.atoms_distance(s), net.edge_distance, net.out_distance, sums, ends=(j, i)
+        )
+        pooled = s.new_zeros(graph.n_graphs, s.shape[1])
+        pooled = pooled.index_add(0, graph.graph_of_atom, net.atoms_cell(s))
+        cell = net.cell(graph.cell.flatten(1))
+        change = net.out_cell(torch.cat([pooled, cell], dim=1)).view(-1, 3, 3)
+        return Raw(*cross, *distance, graph.cell + change)
+
+
+def to_crystal_graph(plain: PlainGraph) -> tuple[CrystalGraph, torch.Tensor]:
+    """The graph of the published pipeline for our networks.
+
+    Returns
+    -------
+    graph : CrystalGraph
+    order : (n_edges,) int64
+        Its edge ``k`` is edge ``order[k]`` of the plain graph.
+    """
+    keys = [*plain.offset.T.flip(0), plain.j, plain.i]
+    order = torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+    graph = CrystalGraph(
+        z=plain.z,
+        pos=plain.pos,
+        cell=plain.cell.unsqueeze(0),
+        edge_index=torch.stack([plain.j, plain.i])[:, order],
+        offset=plain.offset[order],
+        intra=plain.intra[order],
+        fixed=torch.zeros_like(plain.z, dtype=torch.bool),
+        free_strain=torch.eye(6, dtype=plain.pos.dtype).unsqueeze(0),
+    )
+    return graph, order
+
+
+def edge_sums(graph: CrystalGraph) -> Sums:
+    """The features of all edges, in the columns that are used, and their sums."""
+    vectors = graph.edge_vectors()
+    distance = vectors.square().sum(1).clamp(min=1e-8).sqrt()
+    unit = -vectors / distance.unsqueeze(1)
+    longest = float(distance.max()) if len(distance) else 0.0
+    used = min(GAUSSIANS, math.ceil(longest * (GAUSSIANS - 1) / RBF_CUTOFF) + FAR)
+    offsets, which = torch.unique(graph.offset, dim=0, return_inverse=True)
+    one_hot = nn.functional.one_hot(which, len(offsets)).to(distance.dtype)
+    x = torch.cat([gaussians(distance)[:, :used], one_hot], dim=1)
+    j, i = graph.edge_index
+    n = len(graph.z)
+    # Edges are sorted by centre, then neighbour.
+    pairs, row = torch.unique_consecutive(i * n + j, return_inverse=True)
+    scalar = x.new_zeros(len(pairs), x.shape[1]).index_add_(0, row, x)
+    turned = unit.unsqueeze(2) * x.unsqueeze(1)
+    vector = x.new_zeros(len(pairs), *turned.shape[1:]).index_add_(0, row, turned)
+    centre = torch.div(pairs, n, rounding_mode='floor')
+    return Sums(x, encoded(offsets), used, scalar, vector, pairs % n, centre)
+
+
+def _filters(linear: nn.Linear, sums: Sums) -> torch.Tensor:
+    """(n_columns, n_out): a layer on edge features; its bias is in the rows of offsets."""
+    radial, encoding = linear.weight.T.split([GAUSSIANS, linear.in_features - GAUSSIANS])
+    return torch.cat([radial[: sums.used], sums.table @ encoding + linear.bias])
+
+
+def _pass(message: Any, s: torch.Tensor, v: torch.Tensor | None, sums: Sums):
+    """`PlainMessage` with sums over pairs of atoms."""
+    n, f = s.shape
+    h1, h2, h3 = (message.atoms(s) / math.sqrt(3)).chunk(3, dim=1)
+    w1, w2, w3 = _filters(message.edges, sums).chunk(3, dim=1)
+    j, i = sums.j, sums.i
+    ds = (sums.scalar @ w3).mul_(h3.index_select(0, j))
+    dv = (sums.vector @ w2).mul_(h2.index_select(0, j).unsqueeze(1))
+    if v is not None:
+        moved = (h1.unsqueeze(1) * v).index_select(0, j)
+        dv.addcmul_(moved, (sums.scalar @ w1).unsqueeze(1))
+    s = (s + s.new_zeros(n, f).index_add_(0, i, ds)) / math.sqrt(2)
+    dv = s.new_zeros(n, 3, f).index_add_(0, i, dv) / math.sqrt(f)
+    return s, dv if v is None else v + dv
+
+
+def _read(
+    atoms: torch.Tensor,
+    edge: nn.Sequential,
+    out: nn.Sequential,
+    sums: Sums,
+    *,
+    ends: tuple[torch.Tensor, torch.Tensor],
+    edges: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances and logs of their scales, as `PlainNetwork` reads them from edges."""
+    x = sums.x if edges is None else sums.x.index_select(0, edges)
+    hidden = edge[1:](x @ _filters(edge[0], sums))
+    j, i = ends
+    first, second, third = out[0].weight.chunk(3, dim=1)
+    hidden = torch.addmm(out[0].bias, hidden, third.T)
+    hidden += (atoms @ first.T).index_select(0, i)
+    hidden += (atoms @ second.T).index_select(0, j)
+    distance, log_b = out[1:](hidden).unbind(1)
+    return torch.relu(distance), log_b
