@@ -151,9 +151,11 @@ def edge_sums(graph: CrystalGraph) -> Sums:
     unit = -vectors / distance.unsqueeze(1)
     longest = float(distance.max()) if len(distance) else 0.0
     used = min(GAUSSIANS, math.ceil(longest * (GAUSSIANS - 1) / RBF_CUTOFF) + FAR)
-    offsets, which = torch.unique(graph.offset, dim=0, return_inverse=True)
+    # Subnormal numbers, on which CPUs are slow, are taken for zero.
+    radial = nn.functional.threshold(gaussians(distance)[:, :used], 1e-30, 0.0)
+    offsets, which = _distinct(graph.offset)
     one_hot = nn.functional.one_hot(which, len(offsets)).to(distance.dtype)
-    x = torch.cat([gaussians(distance)[:, :used], one_hot], dim=1)
+    x = torch.cat([radial, one_hot], dim=1)
     j, i = graph.edge_index
     n = len(graph.z)
     # Edges are sorted by centre, then neighbour.
@@ -163,6 +165,17 @@ def edge_sums(graph: CrystalGraph) -> Sums:
     vector = x.new_zeros(len(pairs), *turned.shape[1:]).index_add_(0, row, turned)
     centre = torch.div(pairs, n, rounding_mode='floor')
     return Sums(x, encoded(offsets), used, scalar, vector, pairs % n, centre)
+
+
+def _distinct(offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The offsets that occur, and which of them each edge has."""
+    low = offset.amin(dim=0)
+    span = offset.amax(dim=0) - low + 1
+    weights = torch.stack([span[1] * span[2], span[2], torch.ones_like(span[2])])
+    codes, which = torch.unique(((offset - low) @ weights).long(), return_inverse=True)
+    a, rest = codes // weights[0].long(), codes % weights[0].long()
+    found = torch.stack([a, rest // span[2].long(), rest % span[2].long()], dim=1)
+    return found.to(offset.dtype) + low, which
 
 
 def _filters(linear: nn.Linear, sums: Sums) -> torch.Tensor:
