@@ -4,9 +4,9 @@
 
 Each result in ``benchmarks/results/`` holds its command. Words in capitals, such as PAIRS,
 are files and folders of yours: give them with ``--set``. The command runs in the folder
-above this one, and the tables in what it prints are parsed. Date, machine, commit, hash of
-the weights and hashes of the files are written beside them. At the end all pages are
-rendered. ``--from FILE`` takes the output of one command that ran elsewhere.
+above this one, and the tables in what it prints are parsed. Date, machine, versions,
+commit, hash of the weights and hashes of the files are written beside them. At the end all
+pages are rendered. ``--from FILE`` takes the output of one command that ran elsewhere.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import render
@@ -101,6 +102,14 @@ def machine():
     return ', '.join(shown)
 
 
+def versions():
+    """Of Python, and of the packages that take the time."""
+    packages = ('torch', 'numpy', 'scipy', 'ase', 'spglib', 'vesin')
+    return {'python': platform.python_version()} | {
+        name: metadata.version(name) for name in packages
+    }
+
+
 def weights():
     """Names of the shipped models with the beginnings of their hashes."""
     return ', '.join(
@@ -141,6 +150,7 @@ def measure(name, values, source=None):
         'commit': commit.stdout.strip(),
         'date': datetime.now(UTC).date().isoformat(),
         'machine': machine(),
+        'versions': versions(),
         'weights': weights(),
         'data': data_files(' '.join(result['commands']), values),
         'parts': parts,

@@ -14,11 +14,11 @@ time on one thread, in which other programs do not count.
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
-from time import process_time
 
 import numpy as np
 import torch
 from ase.optimize import FIRE
+from cpu_time import timed
 from iterative import FMAX, POTENTIALS, STEPS, aggregation, located, sample
 
 from ase_deeprelax import ElasticBFGS, Predictor, available_models
@@ -28,14 +28,8 @@ from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.optimize.many import relax_batched
 
 BATCH_ATOMS = 256
-FIRST = 'ensemble'
-
-
-def timed(call):
-    """What it returns, and its CPU time in s."""
-    start = process_time()
-    answer = call()
-    return answer, process_time() - start
+# The models whose one call all ways are compared with.
+FIRST = ('deeprelax', 'ensemble')
 
 
 def one_shot(name, inputs):
@@ -90,16 +84,16 @@ def main():
         for name in options.potential or POTENTIALS:
             rows += relaxed(name, options.weights, inputs)
     times = {(name, way): seconds for name, way, _, seconds in rows}
-    fast, single = (times[FIRST, way] for way in ('one call', 'one by one'))
-    titles = ['', '', 'calls, median', 'CPU ms each', f'x {FIRST}, one call', 'one by one']
+    firsts = {f'x {name}, one call': times[name, 'one call'] for name in FIRST}
+    firsts['x ensemble, one by one'] = times['ensemble', 'one by one']
+    titles = ['', '', 'calls, median', 'CPU ms each', *firsts]
     lines = [
         [
             name,
             way,
             f'{np.median(calls):.0f}',
             f'{1e3 * seconds / len(inputs):.1f}',
-            f'{seconds / fast:.0f}',
-            f'{seconds / single:.0f}',
+            *(f'{seconds / first:.1f}' for first in firsts.values()),
         ]
         for name, way, calls, seconds in rows
     ]
