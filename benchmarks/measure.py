@@ -135,19 +135,24 @@ def run(command):
     return done.stdout
 
 
-def measure(name, values, source=None):
+def commit_here():
+    """Short hash of the commit; ``-dirty`` behind it where files were changed since."""
+    git = ['git', 'describe', '--always', '--dirty', '--exclude=*']
+    done = subprocess.run(  # noqa: S603 - no word of it is given from outside
+        git, cwd=render.ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def measure(name, values, commit, source=None):
     """Run the command of a result and replace what it held."""
     result = render.load(name)
     parts = []
     for command in result['commands']:
         printed = source.read_text() if source else run(filled(command, values))
         parts += parse(printed, result.get('omit', ()))
-    git = ['git', 'describe', '--always', '--dirty', '--exclude=*']
-    commit = subprocess.run(  # noqa: S603 - no word of it is given from outside
-        git, cwd=render.ROOT, capture_output=True, text=True, check=True
-    )
     result |= {
-        'commit': commit.stdout.strip(),
+        'commit': commit,
         'date': datetime.now(UTC).date().isoformat(),
         'machine': machine(),
         'versions': versions(),
@@ -170,8 +175,9 @@ def main():
     values = dict(text.split('=', 1) for text in options.set)
     if options.source and len(options.names) > 1:
         parser.error('--from is the output of one command')
+    commit = commit_here()  # before the results change
     for name in options.names:
-        measure(name, values, options.source)
+        measure(name, values, commit, options.source)
     for page in render.PAGES:
         page.write_text(render.rendered(page.read_text('utf-8')), 'utf-8')
 

@@ -49,7 +49,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('pairs', type=Path)
     parser.add_argument('--limit', type=int, default=24, metavar='N')
-    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--seed', type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -165,7 +165,7 @@ def main():
     )
     print(
         f'One thread: products {machine.product / 1e9:.0f} Gflop/s; copies in GB/s, read '
-        f'and written: {", ".join(rates)}. {len(inputs)} of {options.pairs.name}.\n'
+        f'and written: {rates}. {len(inputs)} of {options.pairs.name}.\n'
     )
     rows = [
         row for model in MODELS for row in stage(model, inputs, machine, options.repeats)

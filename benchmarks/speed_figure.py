@@ -36,7 +36,7 @@ RIVALS = (
 
 def one_answer(axis):
     """CPU time of one answer by each way; relaxations are from a run of their own."""
-    published = {row['#0']: row for row in rows_of(load('published'))}
+    published = {row.get('#0'): row for row in rows_of(load('published'))}
     rivals = {(row['#0'], row['#1']): row for row in rows_of(load('rivals'))}
     bars = [
         (label, float(rivals[name, way]['CPU ms each']), ORANGE)
