@@ -7,7 +7,9 @@ rounding. What differs is the order of the work:
   neighbour are added up first, once for all layers;
 * Gaussians far beyond the longest edge vanish, and their columns are left out; the offset
   encoding is one row of a table for each offset that occurs;
-* a linear layer on [atom i, atom j, edge] is taken once per atom and once per edge.
+* a linear layer on [atom i, atom j, edge] is taken once per atom and once per edge;
+* layers on edge features alone are taken once for all edges of one length and offset, of
+  which symmetric crystals have many. Lengths that differ by rounding only are one length.
 
 `PublishedForm` is a model like any other: graphs, batches, solver, checks and symmetry are
 those of `Predictor`.
@@ -40,6 +42,8 @@ from ase_deeprelax.models.heads import stretch_of
 
 # A Gaussian is below e^-60 eleven spacings away from its centre.
 FAR = 11
+# Lengths that differ by as many units of rounding are one length: 4e-6 A in float32.
+ROUNDING = 32
 
 
 class Raw(NamedTuple):
@@ -55,7 +59,8 @@ class Raw(NamedTuple):
 class Sums(NamedTuple):
     """Edge features, and their sums over all images of each neighbour."""
 
-    x: torch.Tensor  # (n_edges, n_columns)
+    x: torch.Tensor  # (n_kinds, n_columns): of edges of one length and offset
+    kind: torch.Tensor  # (n_edges,) row of each edge in it
     table: torch.Tensor  # (n_offsets, width of the encoding)
     used: int  # Gaussians that do not vanish
     scalar: torch.Tensor  # (n_pairs, n_columns)
@@ -164,7 +169,11 @@ def edge_sums(graph: CrystalGraph) -> Sums:
     turned = unit.unsqueeze(2) * x.unsqueeze(1)
     vector = x.new_zeros(len(pairs), *turned.shape[1:]).index_add_(0, row, turned)
     centre = torch.div(pairs, n, rounding_mode='floor')
-    return Sums(x, encoded(offsets), used, scalar, vector, pairs % n, centre)
+    length = (distance / (ROUNDING * torch.finfo(x.dtype).eps)).round().long()
+    kinds, kind = torch.unique(length * len(offsets) + which, return_inverse=True)
+    example = kind.new_zeros(len(kinds)).scatter_(0, kind, torch.arange(len(kind)))
+    x = x.index_select(0, example)
+    return Sums(x, kind, encoded(offsets), used, scalar, vector, pairs % n, centre)
 
 
 def _distinct(offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,11 +219,12 @@ def _read(
     edges: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances and logs of their scales, as `PlainNetwork` reads them from edges."""
-    x = sums.x if edges is None else sums.x.index_select(0, edges)
-    hidden = edge[1:](x @ _filters(edge[0], sums))
+    kind = sums.kind if edges is None else sums.kind.index_select(0, edges)
+    kinds, kind = torch.unique(kind, return_inverse=True)
+    hidden = edge[1:](sums.x.index_select(0, kinds) @ _filters(edge[0], sums))
     j, i = ends
     first, second, third = out[0].weight.chunk(3, dim=1)
-    hidden = torch.addmm(out[0].bias, hidden, third.T)
+    hidden = torch.addmm(out[0].bias, hidden, third.T).index_select(0, kind)
     hidden += (atoms @ first.T).index_select(0, i)
     hidden += (atoms @ second.T).index_select(0, j)
     distance, log_b = out[1:](hidden).unbind(1)
