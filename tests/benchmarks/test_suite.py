@@ -1,5 +1,6 @@
 """The table of all figures is that of the results it is taken from."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,25 +24,19 @@ def test_the_table_is_that_of_the_results(suite, capsys):
     assert measure.parse(capsys.readouterr().out) == parts, 'run benchmarks/suite.py'
 
 
-def test_an_aim_is_met_or_not(suite, monkeypatch):
+def test_a_figure_is_one_cell_and_says_where_it_is_from(suite, monkeypatch):
     result = {
         'date': '2026-01-01',
         'commit': 'abc',
-        'parts': [{'columns': ['', 'x'], 'rows': [['mine', '8.0'], ['other', '2']]}],
+        'parts': [{'columns': ['', 'x'], 'rows': [['mine', '8.04'], ['other', '2']]}],
     }
     monkeypatch.setattr(suite, 'load', lambda name: result)
-
-    def met(aim):
-        figure = suite.Figure('a', 'r', lambda rows: suite.cell(rows, 'x', _0='mine'), aim)
-        return figure.row()[1:4]
-
-    assert met('>= 8') == ['8', '>= 8', 'yes']
-    assert met('<= 8') == ['8', '<= 8', 'yes']
-    assert met('>= 8.1')[2] == 'no'
-    assert met('<= 7.9')[2] == 'no'
-    assert met('')[2] == ''
-    with pytest.raises(SystemExit, match='measure again'):
-        suite.cell(suite.rows_of(result), 'y', _0='mine')
+    value = partial(suite.cell, column='x', _0='mine')
+    row = suite.Figure('a', 'r', value, ' %').row()
+    assert row == ['a', '8.04 %', 'r, 2026-01-01, abc']
+    for column, first in (('y', 'mine'), ('x', 'nobody')):
+        with pytest.raises(SystemExit, match='measure again'):
+            suite.cell(suite.rows_of(result), column, _0=first)
 
 
 def test_figures_have_names_of_their_own(suite):
