@@ -22,7 +22,7 @@ import numpy as np
 import published_pipeline as published
 import torch
 from ase.data import covalent_radii
-from cpu_time import cpu_timings, medians, timed
+from cpu_time import cpu_timings, timed
 from iterative import sample
 from published_form import PublishedForm, to_crystal_graph
 
@@ -164,8 +164,9 @@ def solved(batch, raw):
     return solution.pos.split(batch.starts.diff().tolist())
 
 
-def published_parts(network, inputs, parts):
-    """Relax one by one, and add the CPU time of each part to ``parts``."""
+def published_parts(network, inputs):
+    """Relax one by one; CPU time of each part, s."""
+    parts = dict.fromkeys(PARTS, 0.0)
     for atoms in inputs:
         graph, seconds = timed(lambda: published.build_graph(atoms))  # noqa: B023
         parts['graph'] += seconds
@@ -174,14 +175,14 @@ def published_parts(network, inputs, parts):
         parts['network'] += seconds
         _, seconds = timed(lambda: published.solve(graph, answer))  # noqa: B023
         parts['solver'] += seconds
+    return parts
 
 
 def speed(network, inputs, repeats):
-    """Medians of all ways, taken in turns."""
-    spent = {title: dict.fromkeys(PARTS, 0.0) for title in (PLAIN, FLUSHED)}
+    """All ways in turns; of each, the repeat whose CPU time is the median."""
     calls = {
-        PLAIN: lambda: published_parts(network, inputs, spent[PLAIN]),
-        FLUSHED: lambda: flushed(lambda: published_parts(network, inputs, spent[FLUSHED])),
+        PLAIN: lambda: published_parts(network, inputs),
+        FLUSHED: lambda: flushed(lambda: published_parts(network, inputs)),
     }
     predictors = {'published size': Predictor(PublishedForm(network), device='cpu')}
     predictors |= {model: Predictor(model, device='cpu') for model in MODELS}
@@ -189,16 +190,19 @@ def speed(network, inputs, repeats):
         predictor.relax(inputs, on_bad='raise')  # caches are warm from here on
         for way, batches in (('one call', [inputs]), ('one by one', [[x] for x in inputs])):
             title = f'ours, {model}, {way}'
-            spent[title] = dict.fromkeys(PARTS, 0.0)
-            calls[title] = lambda p=predictor, b=batches, t=title: relaxed(p, b, spent[t])
+            calls[title] = lambda p=predictor, b=batches: relaxed(p, b)
+    found = {title: [] for title in calls}
     with cpu_timings():
-        times = medians(calls, repeats)
+        for _ in range(repeats):
+            for title, call in calls.items():
+                parts, seconds = timed(call)
+                found[title].append((seconds, *parts.values()))
+    middle = {title: sorted(times)[repeats // 2] for title, times in found.items()}
     rows = []
-    for title, seconds in times.items():
-        parts = [spent[title][part] / repeats for part in PARTS]
+    for title, (seconds, *parts) in middle.items():
         shown = [seconds, *parts, seconds - sum(parts)]
         per = [f'{1e3 * value / len(inputs):.2f}' for value in shown]
-        ratios = [f'{times[rival] / seconds:.1f}' for rival in (PLAIN, FLUSHED)]
+        ratios = [f'{middle[rival][0] / seconds:.1f}' for rival in (PLAIN, FLUSHED)]
         rows.append([title, *per, *ratios])
     heads = ['', 'CPU ms each', *(f'{part} / ms' for part in PARTS), 'rest / ms']
     return Table([*heads, 'x published', 'x flushed'], rows, text_columns=(0,))
@@ -208,17 +212,19 @@ def flushed(call):
     """Call with subnormal numbers taken for zero."""
     torch.set_flush_denormal(True)
     try:
-        call()
+        return call()
     finally:
         torch.set_flush_denormal(False)
 
 
-def relaxed(predictor, batches, parts):
-    """Relax each batch, and add the CPU time of each part to ``parts``."""
+def relaxed(predictor, batches):
+    """Relax each batch in a call of its own; CPU time of each part, s."""
+    parts = dict.fromkeys(PARTS, 0.0)
     for batch in batches:
         predictor.relax(batch)
         for part in PARTS:
             parts[part] += predictor.timings[part]
+    return parts
 
 
 if __name__ == '__main__':
