@@ -7,6 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # pairs to measure speed on; without the file, crystals made in code
 PAIRS ?= ../shared/data/pairs_wbm_dev.jsonl.gz
+# potentials to compare with: a folder of matgl models
+POTENTIALS ?= ../shared/potentials
 
 # ty checks types: as fast as ruff, by the same makers, and it reads torch and numpy as they are.
 .PHONY: demo test test-fast bench results docs lint format tutorials clean
@@ -28,8 +30,19 @@ lint: .venv/installed-test
 	$(BIN)/lint-imports
 	$(BIN)/ty check
 
+# All figures of speed, into benchmarks/results/ and the pages; 15 minutes. Without pairs they
+# are only shown, for crystals made in code; without potentials, rivals are left out.
 bench: .venv/installed
-	$(BIN)/python benchmarks/throughput.py $(wildcard $(PAIRS))
+ifeq ($(wildcard $(PAIRS)),)
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/scaling.py
+else
+	$(BIN)/python benchmarks/measure.py bench published scaling roofline \
+		$(if $(wildcard $(POTENTIALS)),rivals) suite \
+		--set PAIRS='$(abspath $(PAIRS))' --set POTENTIALS='$(abspath $(POTENTIALS))'
+	$(PIP) -e '.[plot]'
+	$(BIN)/python benchmarks/speed_figure.py
+endif
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix .

@@ -4,9 +4,9 @@
 
 Each result in ``benchmarks/results/`` holds its command. Words in capitals, such as PAIRS,
 are files and folders of yours: give them with ``--set``. The command runs in the folder
-above this one, and the tables in what it prints are parsed. Date, machine, commit, hash of
-the weights and hashes of the files are written beside them. At the end all pages are
-rendered. ``--from FILE`` takes the output of one command that ran elsewhere.
+above this one, and the tables in what it prints are parsed. Date, machine, versions,
+commit, hash of the weights and hashes of the files are written beside them. At the end all
+pages are rendered. ``--from FILE`` takes the output of one command that ran elsewhere.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import render
@@ -101,6 +102,14 @@ def machine():
     return ', '.join(shown)
 
 
+def versions():
+    """Of Python, and of the packages that take the time."""
+    packages = ('torch', 'numpy', 'scipy', 'ase', 'spglib', 'vesin')
+    return {'python': platform.python_version()} | {
+        name: metadata.version(name) for name in packages
+    }
+
+
 def weights():
     """Names of the shipped models with the beginnings of their hashes."""
     return ', '.join(
@@ -126,21 +135,27 @@ def run(command):
     return done.stdout
 
 
-def measure(name, values, source=None):
+def commit_here():
+    """Short hash of the commit; ``-dirty`` behind it where files were changed since."""
+    git = ['git', 'describe', '--always', '--dirty', '--exclude=*']
+    done = subprocess.run(  # noqa: S603 - no word of it is given from outside
+        git, cwd=render.ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def measure(name, values, commit, source=None):
     """Run the command of a result and replace what it held."""
     result = render.load(name)
     parts = []
     for command in result['commands']:
         printed = source.read_text() if source else run(filled(command, values))
         parts += parse(printed, result.get('omit', ()))
-    git = ['git', 'describe', '--always', '--dirty', '--exclude=*']
-    commit = subprocess.run(  # noqa: S603 - no word of it is given from outside
-        git, cwd=render.ROOT, capture_output=True, text=True, check=True
-    )
     result |= {
-        'commit': commit.stdout.strip(),
+        'commit': commit,
         'date': datetime.now(UTC).date().isoformat(),
         'machine': machine(),
+        'versions': versions(),
         'weights': weights(),
         'data': data_files(' '.join(result['commands']), values),
         'parts': parts,
@@ -160,8 +175,9 @@ def main():
     values = dict(text.split('=', 1) for text in options.set)
     if options.source and len(options.names) > 1:
         parser.error('--from is the output of one command')
+    commit = commit_here()  # before the results change
     for name in options.names:
-        measure(name, values, options.source)
+        measure(name, values, commit, options.source)
     for page in render.PAGES:
         page.write_text(render.rendered(page.read_text('utf-8')), 'utf-8')
 

@@ -88,6 +88,8 @@ def provenance(result):
     )
     facts = [f'data: {data}'] if data else []
     facts += [result['date'], result['machine'], f'commit {result["commit"]}']
+    if versions := result.get('versions'):
+        facts.append(f'torch {versions["torch"]}')
     facts.append(f'weights: {result["weights"]}')
     return f'<small>Measured: {"; ".join(facts)}.</small>'
 

@@ -14,11 +14,11 @@ time on one thread, in which other programs do not count.
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
-from time import process_time
 
 import numpy as np
 import torch
 from ase.optimize import FIRE
+from cpu_time import medians, timed
 from iterative import FMAX, POTENTIALS, STEPS, aggregation, located, sample
 
 from ase_deeprelax import ElasticBFGS, Predictor, available_models
@@ -28,24 +28,22 @@ from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.optimize.many import relax_batched
 
 BATCH_ATOMS = 256
-FIRST = 'ensemble'
-
-
-def timed(call):
-    """What it returns, and its CPU time in s."""
-    start = process_time()
-    answer = call()
-    return answer, process_time() - start
+# One-shot answers are so quick that the median of repeats is taken.
+REPEATS = 5
+# The models whose one call all ways are compared with.
+FIRST = ('deeprelax', 'ensemble')
 
 
 def one_shot(name, inputs):
     """Rows of a shipped model."""
     predictor = Predictor(name, device='cpu')
     predictor.relax(inputs[:8])  # caches are warm from here on
-    together, seconds = timed(lambda: predictor.relax(inputs))
-    yield name, 'one call', [0 for _ in together], seconds
-    singly, seconds = timed(lambda: [predictor.relax([atoms])[0] for atoms in inputs])
-    yield name, 'one by one', [0 for _ in singly], seconds
+    ways = {
+        'one call': lambda: predictor.relax(inputs),
+        'one by one': lambda: [predictor.relax([atoms]) for atoms in inputs],
+    }
+    for way, seconds in medians(ways, REPEATS).items():
+        yield name, way, [0 for _ in inputs], seconds
 
 
 def relaxed(name, weights, inputs):
@@ -90,16 +88,16 @@ def main():
         for name in options.potential or POTENTIALS:
             rows += relaxed(name, options.weights, inputs)
     times = {(name, way): seconds for name, way, _, seconds in rows}
-    fast, single = (times[FIRST, way] for way in ('one call', 'one by one'))
-    titles = ['', '', 'calls, median', 'CPU ms each', f'x {FIRST}, one call', 'one by one']
+    firsts = {f'x {name}, one call': times[name, 'one call'] for name in FIRST}
+    firsts['x ensemble, one by one'] = times['ensemble', 'one by one']
+    titles = ['', '', 'calls, median', 'CPU ms each', *firsts]
     lines = [
         [
             name,
             way,
             f'{np.median(calls):.0f}',
             f'{1e3 * seconds / len(inputs):.1f}',
-            f'{seconds / fast:.0f}',
-            f'{seconds / single:.0f}',
+            *(f'{seconds / first:.1f}' for first in firsts.values()),
         ]
         for name, way, calls, seconds in rows
     ]

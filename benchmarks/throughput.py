@@ -1,23 +1,30 @@
-"""How many structures per second the shipped models relax on this CPU, and on what.
+"""How long the shipped models take for a structure on this CPU, and for what.
 
-Usage: python benchmarks/throughput.py [PAIRS]
+Each model relaxes the structures in one call, and some of them one by one, with one thread
+of torch and with more. Every repeat goes through all ways once, and medians are shown. The
+parts are wall times, as ``Predictor.timings`` has them; CPU time, in which other programs
+do not count, stands beside. The ratios hold within the run.
+
+    python benchmarks/throughput.py PAIRS --threads 1 2
 
 PAIRS is a file of pairs, of which the unrelaxed halves are taken, spread over the file;
 without it, crystals of random prototypes and elements are.
 """
 
-import sys
+import argparse
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
+import numpy as np
 import torch
 
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.predict.prepare import PARTS
 from ase_deeprelax.testing import symmetric_crystals
 
-N = 256
+N, SINGLE = 256, 64
 
 
 def structures(pairs_file=None):
@@ -25,42 +32,57 @@ def structures(pairs_file=None):
     if pairs_file is None:
         return symmetric_crystals(N)
     pairs = read_pairs(pairs_file)
-    return [pair.unrelaxed for pair in pairs[:: len(pairs) // N][:N]]
+    return [pair.unrelaxed for pair in pairs[:: max(1, len(pairs) // N)][:N]]
 
 
 def measure(predictor, batches):
-    """Relax each batch in a call of its own; structures per second, and ms of each part."""
-    parts = dict.fromkeys(predictor.timings, 0.0)
-    start = perf_counter()
+    """Relax each batch in a call of its own: wall time, CPU time and parts, ms each."""
+    parts = np.zeros(len(PARTS))
+    start, begun = perf_counter(), process_time()
     for batch in batches:
         predictor.relax(batch)
-        for part, seconds in predictor.timings.items():
-            parts[part] += seconds
-    wall = perf_counter() - start
-    n = sum(map(len, batches))
-    parts = {'all': wall, **parts, 'rest': wall - sum(parts.values())}
-    shares = {f'{part} / ms': f'{1e3 * seconds / n:.2f}' for part, seconds in parts.items()}
-    return {'structures / s': f'{n / wall:.1f}', **shares}
+        parts += [predictor.timings[part] for part in PARTS]
+    times = [perf_counter() - start, process_time() - begun, *parts]
+    return 1e3 * np.array(times) / sum(map(len, batches))
 
 
-def main(pairs_file=None):
-    """Each model both ways: all in one call, and one at a time."""
-    atoms = structures(pairs_file)
+def main():
+    """Each model both ways, with each number of threads."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('pairs', type=Path, nargs='?')
+    parser.add_argument('--threads', type=int, nargs='+', default=[1])
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--model', action='append', help='default: all that are shipped')
+    options = parser.parse_args()
+    atoms = structures(options.pairs)
+    names = options.model or list(available_models())
+    predictors = {name: Predictor(name, device='cpu') for name in names}
+    ways = {'one call': [atoms], 'one by one': [[x] for x in atoms[:: N // SINGLE]]}
+    found = {(m, way, n): [] for m in names for way in ways for n in options.threads}
+    for predictor in predictors.values():
+        predictor.relax(atoms[:8])  # caches are warm from here on
+    for _ in range(options.repeats):
+        for (model, way, threads), times in found.items():
+            torch.set_num_threads(threads)
+            times.append(measure(predictors[model], ways[way]))
     mean = sum(map(len, atoms)) / len(atoms)
-    source = Path(pairs_file).name if pairs_file else 'prototypes'
+    source = options.pairs.name if options.pairs else 'prototypes'
     print(
-        f'{torch.get_num_threads()} threads, {len(atoms)} structures of {mean:.1f} atoms '
-        f'on average from {source}\n'
+        f'{len(atoms)} structures of {mean:.1f} atoms on average from {source}, one by one '
+        f'{len(ways["one by one"])} of them; medians of {options.repeats}\n'
     )
+    medians = {key: np.median(times, axis=0) for key, times in found.items()}
     rows = []
-    for name in available_models():
-        predictor = Predictor(name, device='cpu')
-        predictor.relax(atoms[:8])  # threads and caches are warm from here on
-        for way, batches in (('one call', [atoms]), ('one by one', [[x] for x in atoms])):
-            rows.append({'model': name, '': way, **measure(predictor, batches)})
-    cells = [list(row.values()) for row in rows]
-    print(Table(list(rows[0]), cells, (0, 1)).as_markdown())
+    for (model, way, threads), (wall, cpu, *parts) in medians.items():
+        single = medians[model, way, options.threads[0]][0]
+        shown = [wall, cpu, *parts, wall - sum(parts)]
+        row = [model, way, f'{threads}', *(f'{ms:.2f}' for ms in shown)]
+        rows.append([*row, f'{single / wall:.2f}', f'{1e3 / wall:.0f}'])
+    heads = ['model', '', 'threads', 'ms each', 'CPU ms each']
+    heads += [f'{part} / ms' for part in PARTS]
+    heads += ['rest / ms', f'x {options.threads[0]} threads', 'structures / s']
+    print(Table(heads, rows, (0, 1)).as_markdown())
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()
