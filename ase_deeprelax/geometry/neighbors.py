@@ -17,6 +17,9 @@ SHELL_TOLERANCE = 1e-3
 # and thin box has more, it rounds their number along the thin side down to zero and divides
 # by it, which ends the process (SIGFPE). This far below the limit it is safe.
 MOST_BOXES = 50_000
+# A search takes 0.1 ms; on a busy machine, to start a second thread and wait for it takes ten
+# times as long.
+THREADS = 1
 # Periodic images of each atom that a search looks at, at most. More are needed only for
 # cells with a vector much shorter than any distance between atoms.
 MOST_IMAGES = 2_000
@@ -58,7 +61,7 @@ def neighbor_list(
         The cell has no volume, or is so thin that it has too many images in the cutoff.
     """
     if _is_safe(cell, cutoff):
-        finder = NeighborList(cutoff=float(cutoff), full_list=True)
+        finder = NeighborList(cutoff=float(cutoff), full_list=True, n_threads=THREADS)
         i, j, offset, distance = finder.compute(
             points=positions, box=cell, periodic=True, quantities='ijSd', copy=True
         )
@@ -117,7 +120,7 @@ def close_pairs(
     positions = np.asarray(positions, dtype=float)
     periodic = np.ones(3, dtype=bool) if periodic is None else np.asarray(periodic, bool)
     if periodic.all() and _is_safe(cell, cutoff):
-        finder = NeighborList(cutoff=float(cutoff), full_list=False)
+        finder = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=THREADS)
         i, j, distance = finder.compute(
             points=positions, box=cell, periodic=True, quantities='ijd', copy=True
         )

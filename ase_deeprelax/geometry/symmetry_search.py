@@ -265,11 +265,13 @@ def _multiplied(
     for k in np.argsort(~identity, kind='stable'):
         permutation = operations.permutations[k]
         left = delta[k] - delta[k].mean(axis=0) - off[permutation]
+        # Atoms that are far off come first: most products end with them.
+        order = np.argsort(-np.einsum('ax,ax->a', left, left), kind='stable')
         which = np.arange(len(translations))
         misfit = np.zeros(len(which))
         start, size = 0, _FIRST
         while start < len(crystal):
-            some = slice(start, start + size)
+            some = order[start : start + size]
             carried = translations[which[:, None], permutation[some]]
             square = np.square(left[some] + off[carried]).sum(axis=2).max(axis=1)
             misfit = np.maximum(misfit, np.sqrt(square))
@@ -300,15 +302,16 @@ def _is_group(matrices: np.ndarray, permutations: np.ndarray) -> bool:
     """Whether each rotation is there once, and its products with all others."""
     n = len(matrices)
     products = matrices.reshape(-1, 3) @ matrices.transpose(1, 0, 2).reshape(3, -1)
-    products = products.reshape(n, 3, n, 3)
     if np.abs(products).max() > 1:
         return False
     digits = 3.0 ** np.arange(9).reshape(3, 3)  # a number for each matrix of -1, 0, 1
-    codes = np.tensordot(matrices, digits, axes=2)
+    codes = matrices.reshape(n, 9) @ digits.ravel()
     ranked = np.argsort(codes)
     if len(np.unique(codes)) < n:
         return False
-    of_products = np.tensordot(products, digits, axes=([1, 3], [0, 1]))
+    # Those of all products in one: the sum over j of digits[i, j] * b[k, j] is taken first.
+    right = np.einsum('ij,hkj->ikh', digits, matrices).reshape(9, n)
+    of_products = matrices.reshape(n, 9) @ right
     if not np.isin(of_products, codes).all():
         return False
     # Matrices act on rows: in products[g, h], g comes first.

@@ -68,14 +68,14 @@ class Message(nn.Module):
         f = s.shape[1]
         m = self.mlp(self.norm(s)) * (MESSAGE_SCALE / math.sqrt(3))
         m = m.split(f, dim=1)
-        gather, total = neighborhood.gather, neighborhood.sum
-        ds = total(0, gather(m[0]), self.filters[0]).squeeze(1)
-        dv = total(1, gather(m[1]), self.filters[1])
+        total = neighborhood.sum
+        ds = total(0, m[0], self.filters[0]).squeeze(1)
+        dv = total(1, m[1], self.filters[1])
         if v is not None:  # m1 * v_j, taken once per atom rather than once per edge
             passed = (m[-1].unsqueeze(1) * v).flatten(1)
-            dv = v + dv + total(0, gather(passed), self.filters[-1])
+            dv = v + dv + total(0, passed, self.filters[-1])
         if self.degree == 2:
-            dt = total(2, gather(m[2]), self.filters[2])
+            dt = total(2, m[2], self.filters[2])
             t = dt if t is None else t + dt
         return (s + ds) / math.sqrt(2), dv, t
 

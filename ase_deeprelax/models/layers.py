@@ -77,6 +77,10 @@ STRAIN_PRODUCTS = np.einsum(
 
 R2, R6 = math.sqrt(1 / 2), math.sqrt(1 / 6)
 
+# Centres are summed over in blocks whose neighbours' features take this much: they stay in
+# the cache of a CPU, and a large cell costs per atom what a small one does.
+BLOCK_BYTES = 2**18
+
 
 def project_symmetric(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Traceless symmetric part of p (x) q in an orthonormal basis, degree l = 2.
@@ -178,18 +182,13 @@ class Neighborhood:
             moments.append(moment.to(self.dtype).contiguous())
         return moments
 
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """(n_atoms, c) -> (n_atoms, width, c): the features of each centre's neighbours."""
-        x = x.to(self.moments[0].dtype).index_select(0, self.neighbor)
-        return x.view(-1, self.width, x.shape[-1])
-
-    def sum(self, k: int, gathered: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-        """Messages through ``harmonics[k]``.
+    def sum(self, k: int, x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+        """Messages of the neighbours through ``harmonics[k]``.
 
         Parameters
         ----------
-        gathered : (n_atoms, width, c * f)
-            ``c`` vector components of ``f`` features.
+        x : (n_atoms, c * f)
+            What each atom sends: ``c`` vector components of ``f`` features.
         filters : (n_radial, f)
             The linear map W of  phi_e = W x_e.
 
@@ -197,10 +196,28 @@ class Neighborhood:
         -------
         (n_atoms, (2l + 1) * c, f)
         """
+        x, filters = x.to(self.dtype), filters.to(self.dtype)
+        if torch.is_grad_enabled() or x.device.type != 'cpu' or len(x) == 0:
+            return self._sum_of_block(self.moments[k], self.neighbor, x, filters)
+        size = max(1, BLOCK_BYTES // (self.width * x[:1].nbytes))
+        blocks = zip(
+            self.moments[k].split(size), self.neighbor.split(size * self.width), strict=True
+        )
+        return torch.cat([self._sum_of_block(*block, x, filters) for block in blocks])
+
+    def _sum_of_block(
+        self,
+        moments: torch.Tensor,
+        neighbor: torch.Tensor,
+        x: torch.Tensor,
+        filters: torch.Tensor,
+    ) -> torch.Tensor:
+        """`sum` for some centres, with their moments and (n_centres * width,) neighbours."""
         n_radial, f = filters.shape
-        moment = torch.bmm(self.moments[k], gathered)
-        moment = moment.view(len(moment), -1, n_radial, moment.shape[2] // f, f)
-        return (moment * filters.to(moment.dtype).unsqueeze(1)).sum(2).flatten(1, 2)
+        sent = x.index_select(0, neighbor).view(-1, self.width, x.shape[1])
+        moment = torch.bmm(moments, sent)
+        moment = moment.view(len(moment), -1, n_radial, x.shape[1] // f, f)
+        return (moment * filters.unsqueeze(1)).sum(2).flatten(1, 2)
 
 
 class MotionEmbedding(nn.Module):
