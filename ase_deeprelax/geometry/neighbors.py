@@ -17,8 +17,8 @@ SHELL_TOLERANCE = 1e-3
 # and thin box has more, it rounds their number along the thin side down to zero and divides
 # by it, which ends the process (SIGFPE). This far below the limit it is safe.
 MOST_BOXES = 50_000
-# A search takes 0.1 ms; on a busy machine, to start a second thread and wait for it takes ten
-# times as long.
+# A search takes 0.1 ms; on a busy machine, to start a second thread and wait for it takes
+# ten times as long.
 THREADS = 1
 # Periodic images of each atom that a search looks at, at most. More are needed only for
 # cells with a vector much shorter than any distance between atoms.

@@ -212,7 +212,7 @@ class Neighborhood:
         x: torch.Tensor,
         filters: torch.Tensor,
     ) -> torch.Tensor:
-        """`sum` for some centres, with their moments and (n_centres * width,) neighbours."""
+        """`sum` for some centres: their moments, and (n_centres * width,) neighbours."""
         n_radial, f = filters.shape
         sent = x.index_select(0, neighbor).view(-1, self.width, x.shape[1])
         moment = torch.bmm(moments, sent)

@@ -23,9 +23,10 @@ from ase_deeprelax.predict.forks import make_forks_safe
 from ase_deeprelax.predict.uncertainty import aggregate
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
-# Edges per batch: on a CPU what stays in its caches (the network takes 1.2 ms for a crystal
-# of 7.5 atoms with 3,000 to 6,000, 1.5 with 20,000), on a GPU what keeps it busy.
-BATCH_EDGES = {'cpu': 5_000, 'cuda': 1_000_000}
+# Edges per batch: on a CPU enough for operations of some size (the network takes 1.1 to
+# 1.2 ms for a crystal of 7.5 atoms with 5,000 to 20,000, and 1.5 ms with 2,000), on a GPU
+# what keeps it busy.
+BATCH_EDGES = {'cpu': 10_000, 'cuda': 1_000_000}
 # How memory shortage reads where it is not a class of its own.
 OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'Failed to allocate')
 

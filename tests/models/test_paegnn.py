@@ -11,7 +11,7 @@ from ase.spacegroup import crystal
 from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.graph import build_graph
 from ase_deeprelax.errors import ModelError
-from ase_deeprelax.models import create_model
+from ase_deeprelax.models import create_model, layers
 from ase_deeprelax.models.base import LOG_B_RANGE, relaxed_structure
 from ase_deeprelax.models.heads import stretch_of, undirected
 from ase_deeprelax.models.layers import (
@@ -123,6 +123,18 @@ def test_sum_over_images_equals_sum_over_edges():
     vector = message[:, None] * unit[..., None]
     naive = torch.zeros(len(features), 3, 7, dtype=torch.float64).index_add(0, i, vector)
     torch.testing.assert_close(hood.sum(1, features, filters), naive)
+
+
+def test_sums_in_blocks_equal_those_in_one(monkeypatch):
+    model = speaking(create_model('paegnn', **SMALL).double())
+    graph = collate([graph_of(atoms, model) for atoms in (rattled(), bulk('Cu'))])
+    whole = model(graph)  # with gradients, there are no blocks
+    for size in (1, 5_000):
+        monkeypatch.setattr(layers, 'BLOCK_BYTES', size)
+        with torch.no_grad():
+            blocks = model(graph)
+        for name in ('deformation', 'displacement', 'distance', 'log_b'):
+            torch.testing.assert_close(getattr(blocks, name), getattr(whole, name).detach())
 
 
 def test_offset_codes_are_the_papers_and_never_collide():
