@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from ase.io.jsonio import read_json, write_json
+from ase.io.jsonio import encode, read_json
 from ase.optimize import RestartError
+
+from ase_deeprelax.files import write_atomically
 
 STATE = ('began', 'atoms', 'info', 'one_shot', 'stages')
 
@@ -21,13 +22,7 @@ def save_restart(path: str | Path, data: dict[str, Any]) -> None:
     data : dict
         What ASE can write as JSON.
     """
-    path = Path(path)
-    part = path.with_name(f'{path.name}.part')
-    with part.open('w') as file:
-        write_json(file, data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_atomically(path, encode(data))
 
 
 def load_restart(path: str | Path) -> dict[str, Any]:
