@@ -84,7 +84,7 @@ def compare(atoms, folder):
 
 
 def begin(source, out, model):
-    """A screen in a process of its own; it prints peak memory in kB, processor time in s."""
+    """A screen in a process of its own, which prints its peak memory, kB, and time, s."""
     code = (
         'import sys, time; from ase_deeprelax import screen; '
         'screen(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu"); '
