@@ -132,13 +132,15 @@ def batches():
     result = load('bench')
     table = next(part for part in result['parts'] if 'rows' in part)
     rows = [dict(zip(table['columns'], row, strict=True)) for row in table['rows']]
-    rows = [row for row in rows if row[''] == 'one call']
-    threads = max(row['threads'] for row in rows)
-    times = [float(row['ms each']) for row in rows if row['threads'] == threads]
+    times = [
+        float(row['CPU ms each'])
+        for row in rows
+        if row[''] == 'one call' and row['threads'] == '1'
+    ]
     shortest, longest = (f'{time:.0f}' for time in (min(times), max(times)))
     return (
-        f'In batches of 256, on {threads} threads, a structure takes {shortest} to '
-        f'{longest} ms, depending on the model: `make bench`.\n\n{provenance(result)}'
+        f'In batches of 256, a structure takes {shortest} to {longest} ms of processor time '
+        f'on one thread, depending on the model: `make bench`.\n\n{provenance(result)}'
     )
 
 
