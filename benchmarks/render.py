@@ -139,8 +139,9 @@ def batches():
     ]
     shortest, longest = (f'{time:.0f}' for time in (min(times), max(times)))
     return (
-        f'In batches of 256, a structure takes {shortest} to {longest} ms of processor time '
-        f'on one thread, depending on the model: `make bench`.\n\n{provenance(result)}'
+        f'In batches of 256, a structure takes {shortest} to {longest} ms of processor '
+        'time on one thread, depending on the model: `make bench`.\n\n'
+        f'{provenance(result)}'
     )
 
 
