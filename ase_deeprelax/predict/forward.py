@@ -243,4 +243,10 @@ def resolve_device(device: str) -> torch.device:
             f'device {device!r} is not there: torch {torch.__version__} sees {count} CUDA '
             "devices; use device='cpu' or 'auto', or install a CUDA build of torch"
         )
+    if resolved.type == 'cuda' and torch.cuda._is_in_bad_fork():  # noqa: SLF001
+        raise DeviceError(
+            f'device {device!r}: this process was forked from one that had used CUDA, and '
+            'CUDA does not survive that; start workers with '
+            "multiprocessing.get_context('spawn'), or use device='cpu'"
+        )
     return resolved

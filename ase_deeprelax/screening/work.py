@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,13 +15,20 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_deeprelax.errors import StructureError
+from ase_deeprelax.errors import DeviceError, StructureError
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.predict.prepare import failed
 from ase_deeprelax.result import Relaxation, encode_atoms
 from ase_deeprelax.screening.items import Item, Source
 from ase_deeprelax.screening.sources import open_source
 from ase_deeprelax.screening.store import Plan, Store
+
+# Exit code of a worker whose GPU was lost.
+LOST_DEVICE = 70
+
+
+class LostDeviceError(DeviceError):
+    """CUDA is of no more use to this process; the pack at work has to be done again."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,26 @@ def work(task: Task, after_pack: Callable[[], Any] | None = None) -> int:
     -------
     int
         How many packs were written.
+
+    Raises
+    ------
+    LostDeviceError
+        In this process CUDA answers no more; finished packs are kept.
     """
+    try:
+        return _work(task, after_pack)
+    except RuntimeError as error:
+        # A failed assertion on the device, an ECC error, a GPU that is gone. With too
+        # little memory `Predictor` has halved its batch instead.
+        if 'CUDA error' not in str(error):
+            raise
+        raise LostDeviceError(
+            f"the device '{task.setup.device}' was lost ({error}). Look at the GPU "
+            '(nvidia-smi), then give the same command again: finished packs are kept'
+        ) from error
+
+
+def _work(task: Task, after_pack: Callable[[], Any] | None) -> int:
     store = Store(task.out)
     source = _opened(task.source, task.out, task.stamp)
     predictor, done = task.setup.predictor(), store.done()
@@ -90,6 +118,19 @@ def work(task: Task, after_pack: Callable[[], Any] | None = None) -> int:
         if Path(task.stop).exists():
             break
     return written
+
+
+def work_or_exit(task: Task) -> int:
+    """`work` in a process of its own, which ends, with `LOST_DEVICE`, if its GPU is lost.
+
+    A new process may find the GPU well again, or have another one.
+    """
+    try:
+        return work(task)
+    except LostDeviceError as error:
+        sys.stderr.write(f'{error}\n')
+        sys.stderr.flush()
+        os._exit(LOST_DEVICE)
 
 
 @lru_cache(maxsize=1)

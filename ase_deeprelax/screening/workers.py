@@ -24,7 +24,7 @@ import torch
 
 from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.screening.stop import Stop
-from ase_deeprelax.screening.work import Task, work
+from ase_deeprelax.screening.work import LostDeviceError, Task, work, work_or_exit
 
 # So often may workers be lost, one after the other, without a pack that is done.
 LOSSES = 3
@@ -59,7 +59,8 @@ def run_tasks(
     left = list(tasks)
     while left and not stop.came:
         with _executor(executor) as pool:
-            left, error = _round(left, pool, stop, count_done)
+            do = work if pool is executor else work_or_exit
+            left, error = _round(left, do, pool, stop, count_done)
         now = count_done()
         losses, done = (losses + 1 if now == done else 1), now
         if error is not None and losses >= LOSSES:
@@ -73,7 +74,11 @@ def run_tasks(
 
 
 def _round(
-    tasks: Sequence[Task], pool: Executor, stop: Stop, count_done: Callable[[], int]
+    tasks: Sequence[Task],
+    do: Callable[[Task], int],
+    pool: Executor,
+    stop: Stop,
+    count_done: Callable[[], int],
 ) -> tuple[list[Task], BaseException | None]:
     """The tasks that have to be done again, and what was raised for one of them."""
     running: dict[Future, Task] = {}
@@ -81,7 +86,7 @@ def _round(
     lost: BaseException | None = None
     try:
         for task in tasks:
-            running[pool.submit(work, task)] = task
+            running[pool.submit(do, task)] = task
     except BrokenExecutor as error:
         lost = error
         left += tasks[len(running) :]
@@ -95,7 +100,7 @@ def _round(
                 task = running.pop(future)
                 try:
                     future.result()
-                except CancelledError as error:  # by us, or by the engine
+                except (CancelledError, LostDeviceError) as error:
                     left.append(task)
                     lost = error
                 except (DeepRelaxError, KeyboardInterrupt):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ase_deeprelax
 
@@ -53,12 +54,47 @@ NESTED = """
     process.join(90)
     assert process.exitcode == 0
 """
+# Item 39: a process that is forked from one that has used CUDA. Without a GPU, the child
+# hears from torch what it would hear then.
+AS_TORCH_TELLS = """
+    torch.cuda._is_in_bad_fork = lambda: multiprocessing.parent_process() is not None
+    torch.cuda.device_count = lambda: 1
+"""
+CUDA_IN_A_CHILD = """
+    from ase_deeprelax import Predictor
+    from ase_deeprelax.errors import DeviceError
+
+    def child():
+        try:
+            Predictor(device='cuda')
+        except DeviceError as error:
+            assert "multiprocessing.get_context('spawn')" in str(error)
+        else:
+            raise AssertionError('no error')
+        job(5.6)  # on the CPU it works
+
+    process = fork.Process(target=child)
+    process.start()
+    process.join(90)
+    assert process.exitcode == 0
+"""
+REAL_CUDA = "    relax(bulk('Cu'), device='cuda')\n" + CUDA_IN_A_CHILD
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
 
 @pytest.mark.skipif(
     'fork' not in multiprocessing.get_all_start_methods(), reason='no fork on this system'
 )
-@pytest.mark.parametrize('use', [POOL, EXECUTOR, NESTED], ids=['pool', 'futures', 'nested'])
+@pytest.mark.parametrize(
+    'use',
+    [
+        pytest.param(POOL, id='pool'),
+        pytest.param(EXECUTOR, id='futures'),
+        pytest.param(NESTED, id='nested'),
+        pytest.param(AS_TORCH_TELLS + CUDA_IN_A_CHILD, id='39 as torch tells it'),
+        pytest.param(REAL_CUDA, id='39 on a GPU', marks=CUDA),
+    ],
+)
 def test_forked_workers_answer(use, tmp_path):
     script = tmp_path / 'script.py'
     script.write_text(START + use)

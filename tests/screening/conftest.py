@@ -36,9 +36,10 @@ def command(tiny_model):
     def command(source, out, *words, before='', pack=12):
         code = f'{before}\nfrom ase_deeprelax.cli import main\nmain()'
         words = ['screen', source, out, '--model', tiny_model, '--pack', pack, *words]
+        places = os.pathsep.join((str(ROOT), os.environ.get('PYTHONPATH', '')))
         process = subprocess.Popen(
             [sys.executable, '-c', code, *map(str, words)],
-            env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+            env=os.environ | {'PYTHONPATH': places, 'OMP_NUM_THREADS': '1'},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

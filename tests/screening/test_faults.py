@@ -3,14 +3,20 @@
 import os
 import signal
 import subprocess
+from multiprocessing import get_context
+from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
+import ase_deeprelax
 from ase_deeprelax import screen
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.screening.store import Store
+from ase_deeprelax.screening.work import LOST_DEVICE, Setup, Task, work_or_exit
+
+ROOT = Path(ase_deeprelax.__file__).parents[1]
 
 
 def rows(out):
@@ -125,6 +131,37 @@ def test_full_disk_leaves_finished_packs(command, source, tmp_path, undisturbed)
     assert_same(out, undisturbed)
 
 
+# The k-th call of a step of writing finds the disk full.
+NO_SPACE = """
+import errno, os
+from pathlib import Path
+from ase_deeprelax import files
+calls, real = [0], {step}
+def full(*args, **options):
+    calls[0] += 1
+    if calls[0] == {k}:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return real(*args, **options)
+{step} = full
+"""
+
+
+@pytest.mark.parametrize('step', ['os.fsync', 'Path.replace'])
+def test_47_disk_that_is_full_only_when_a_pack_is_synced_or_named(
+    command, source, tmp_path, undisturbed, step
+):
+    out = tmp_path / 'out'
+    process = command(source, out, before=NO_SPACE.format(step=step, k=9))
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert 'No space left on device' in errors
+    assert 'Make room and give the same command again' in errors
+    assert not half_written(out)
+    assert 0 < len(Store(out).done()) < 20
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     disk = tmp_path / 'disk'
@@ -191,6 +228,43 @@ def test_nothing_depends_on_locks(command, source, tmp_path, undisturbed):
     assert_same(out, undisturbed)
 
 
+# As network file systems answer that know no locks.
+NO_LOCKS = """
+import errno, fcntl, os
+def flock(file, how):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+"""
+
+
+def test_50_locks_that_fail_are_told_and_two_processes_do_no_harm(
+    command, source, tmp_path, undisturbed
+):
+    out = tmp_path / 'out'
+    both = [command(source, out, before=NO_LOCKS) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert 'start no second run' in errors
+    assert_same(out, undisturbed)
+
+
+def test_50_clocks_may_differ(command, packs_there, source, tmp_path, undisturbed):
+    """Files of another machine, whose clock is years ahead or behind, are as good."""
+    out = tmp_path / 'out'
+    process = command(source, out)
+    packs_there(process, out, 4)
+    process.kill()
+    process.wait()
+    done = sorted((out / 'packs').glob('0*.parquet'))
+    for file, time in ((source, 4e9), (out / 'manifest.json', 1e9), (done[0], 4e9)):
+        os.utime(file, (time, time))
+    kept = [file.stat().st_mtime_ns for file in done]
+    assert command(source, out).wait() == 0
+    assert [file.stat().st_mtime_ns for file in done] == kept
+    assert_same(out, undisturbed)
+
+
 def test_ctrl_c_leaves_finished_packs(command, packs_there, source, tmp_path, undisturbed):
     out = tmp_path / 'out'
     process = command(source, out)
@@ -248,5 +322,88 @@ def test_sigterm_to_all_processes_of_a_job(
     assert process.returncode == 143, errors
     assert 'the same command goes on' in errors
     assert len(Store(out).done()) < 20
+    assert command(source, out).wait() == 0
+    assert_same(out, undisturbed)
+
+
+# A worker, which is a new process, meets what torch raises after a failed assertion on a
+# GPU, once, in the first batch after a file was put there.
+LOST_GPU = """
+import os, sys
+if 'spawn_main' in ' '.join(sys.orig_argv):
+    from ase_deeprelax.predict import predictor
+    real = predictor.run_model
+    def run_model(model, graph):
+        try:
+            os.remove({file!r})
+        except FileNotFoundError:
+            return real(model, graph)
+        raise RuntimeError('CUDA error: device-side assert triggered')
+    predictor.run_model = run_model
+"""
+
+
+@pytest.fixture
+def losing_workers(tmp_path, monkeypatch):
+    """The file that makes a worker lose its GPU; workers begin with code of ours."""
+    code, file = tmp_path / 'code', tmp_path / 'lose'
+    code.mkdir()
+    (code / 'sitecustomize.py').write_text(LOST_GPU.format(file=str(file)))
+    monkeypatch.setenv('PYTHONPATH', f'{code}{os.pathsep}{ROOT}')
+    return file
+
+
+def test_38_pack_of_a_worker_that_loses_its_gpu_goes_to_another_as_torch_tells_it(
+    losing_workers, command, packs_there, source, tmp_path, undisturbed
+):
+    out = tmp_path / 'out'
+    process = command(source, out, '--workers', 2)
+    packs_there(process, out, 2)
+    losing_workers.touch()
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert not losing_workers.exists()
+    assert 'was lost (CUDA error: device-side assert triggered)' in errors
+    assert '240 of 240' in output
+    assert_same(out, undisturbed)
+
+
+def test_38_worker_that_loses_its_gpu_ends_with_a_code_as_torch_tells_it(
+    losing_workers, source, tmp_path, undisturbed, tiny_model
+):
+    losing_workers.touch()
+    where = str(source), str(tmp_path / 'undisturbed')
+    for pack in Store(where[1]).done():
+        Store(where[1]).path(pack).unlink()
+    stamp = Store(where[1]).manifest()['stamp']
+    task = Task(*where, (0, 1), stamp, str(tmp_path / 'stop'), Setup(tiny_model))
+    worker = get_context('spawn').Process(target=work_or_exit, args=(task,))
+    worker.start()
+    worker.join(100)
+    assert worker.exitcode == LOST_DEVICE
+    assert not Store(where[1]).done()
+
+
+def test_38_without_workers_finished_packs_are_kept_as_torch_tells_it(
+    command, source, tmp_path, undisturbed
+):
+    out = tmp_path / 'out'
+    lost = (
+        'from ase_deeprelax.predict import predictor\n'
+        'calls, real = [0], predictor.run_model\n'
+        'def run_model(model, graph):\n'
+        '    calls[0] += 1\n'
+        '    if calls[0] > 5:\n'
+        '        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")\n'
+        '    return real(model, graph)\n'
+        'predictor.run_model = run_model\n'
+    )
+    process = command(source, out, before=lost)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert 'ECC error' in errors
+    assert 'the same command again: finished packs are kept' in errors.replace('\n', ' ')
+    assert 'Traceback' not in errors
+    assert 0 < len(Store(out).done()) < 20
     assert command(source, out).wait() == 0
     assert_same(out, undisturbed)
