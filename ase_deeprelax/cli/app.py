@@ -165,8 +165,8 @@ def write_json(file: Path | None, data: Any, **layout: Any) -> None:
     **layout
         For ``json.dumps``.
     """
-    from ase_deeprelax.compare.results_cache import finite_or_none
     from ase_deeprelax.files import write_atomically
+    from ase_deeprelax.journal import finite_or_none
 
     if file is None:
         return

@@ -166,6 +166,7 @@ def label(
                 fmax=fmax,
                 steps=steps,
                 batch_atoms=batch_atoms,
+                name=potential,
             )
     except KeyboardInterrupt as error:
         typer.echo('interrupted; the same command goes on from here', err=True)
