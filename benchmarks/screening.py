@@ -28,8 +28,8 @@ from ase_deeprelax.screening import Results
 from ase_deeprelax.testing import symmetric_crystals
 
 ROOT = Path(__file__).parents[1]
-# Structures of a comparison with bare predictions, and how often it is made.
-COMPARED, TIMES = 512, 4
+# Structures of a comparison with bare predictions (a whole pack), and how often it is made.
+COMPARED, TIMES = 1024, 4
 
 
 def structures(file, n):
@@ -84,12 +84,12 @@ def compare(atoms, folder):
 
 
 def begin(source, out, model):
-    """A screen in a process of its own, which prints its peak memory in kB (Linux)."""
+    """A screen in a process of its own, which prints its peak memory, kB, and time, s."""
     code = (
-        'import sys; from ase_deeprelax import screen; '
+        'import sys, time; from ase_deeprelax import screen; '
         'screen(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu"); '
         'print(*(line.split()[1] for line in open("/proc/self/status") '
-        'if line.startswith("VmHWM")))'
+        'if line.startswith("VmHWM")), time.process_time())'
     )
     return subprocess.Popen(  # noqa: S603
         [sys.executable, '-c', code, str(source), str(out), model],
@@ -100,20 +100,22 @@ def begin(source, out, model):
 
 
 def finished(process):
-    """Peak memory of a process that ends well, MB."""
+    """Peak memory, MB, and processor time, s, of a process that ends well."""
     output, _ = process.communicate()
     if process.returncode:
         raise SystemExit('a screen failed')
-    return int(output) / 1024
+    peak, seconds = output.split()
+    return int(peak) / 1024, float(seconds)
 
 
 def memory(source, out, model, n):
     """Screen a file; print peak memory and rate."""
     start = time.perf_counter()
-    peak = finished(begin(source, out, model))
-    seconds = time.perf_counter() - start
+    peak, cpu = finished(begin(source, out, model))
+    wall = time.perf_counter() - start
     print(
-        f'  {n:6} structures: {peak:6.0f} MB, {seconds:6.0f} s, {n / seconds:5.1f}/s',
+        f'  {n:6} structures: {peak:5.0f} MB, {wall:5.0f} s of wall time, {cpu:5.0f} s of '
+        f'processor time: {n / cpu:5.1f} structures/s of it',
         flush=True,
     )
 

@@ -230,7 +230,7 @@ plot_phonons.thermal_properties(tight, name, 'chgnet')
 
 # %% [markdown]
 # All three are stable, and the two relaxed ones the same. The optical bands of the
-# predicted cell lie within 20 % of theirs: good enough to ask whether a compound is
+# predicted cell lie within 30 % of theirs: good enough to ask whether a compound is
 # stable, not for its thermal conductivity.
 #
 # ## The report
