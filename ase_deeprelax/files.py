@@ -1,15 +1,15 @@
-"""Files that survive a kill: written whole, or line by line by one process at a time."""
+"""Files that survive a kill, and belong to one process at a time."""
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from ase_deeprelax.errors import ConfigError, PairFileError
+from ase_deeprelax.errors import ConfigError
 
 try:
     import fcntl
@@ -17,80 +17,6 @@ except ImportError:  # Windows
     fcntl = None
 
 log = logging.getLogger(__name__)
-
-
-class JsonLines:
-    """A file of JSON lines, open for adding and locked against other processes.
-
-    Parameters
-    ----------
-    path : str or Path
-        It is made, with its folders, where it does not exist. A last line that a kill cut
-        short is cut off; nothing else in the file is written again.
-
-    Attributes
-    ----------
-    records : list
-        What the file held when it was opened.
-
-    Raises
-    ------
-    PairFileError
-        Another process has the file open, or a line is not JSON.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / 'numbers.jsonl'
-    >>> with JsonLines(path) as lines:
-    ...     lines.add({'k': 1})
-    >>> with JsonLines(path) as lines:
-    ...     lines.records
-    [{'k': 1}]
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open('a+b')
-        try:
-            self._lock()
-            self.records = self._read()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()  # The lock ends with it, as it does when the process is killed.
-
-    def add(self, record: Any) -> None:
-        """Write one record, ready for JSON, to the end of the file."""
-        line = json.dumps(record, separators=(',', ':')) + '\n'
-        self._file.write(line.encode())
-        self._file.flush()
-
-    def _lock(self) -> None:
-        if not try_lock(self._file, self.path):
-            raise PairFileError(
-                f'{self.path}: another process is writing to this file; wait until it has '
-                'ended, or choose another file'
-            )
-
-    def _read(self) -> list:
-        self._file.seek(0)
-        text = self._file.read()
-        whole = text.rfind(b'\n') + 1
-        try:
-            records = [json.loads(line) for line in text[:whole].splitlines()]
-        except ValueError as error:
-            raise PairFileError(f'{self.path}: not JSON lines: {error}') from error
-        if whole < len(text):
-            os.ftruncate(self._file.fileno(), whole)
-            os.fsync(self._file.fileno())
-        return records
 
 
 def try_lock(file: IO, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
@@ -123,6 +49,29 @@ def try_lock(file: IO, path: Path, *, shared: bool = False, wait: bool = False) 
     except OSError as error:  # some network file systems know no locks
         log.warning('%s: cannot be locked (%s); start no second run', path, error)
     return True
+
+
+def lock_or_refuse(
+    file: IO,
+    path: Path,
+    *,
+    shared: bool = False,
+    holder: Callable[[], str] = lambda: '',
+) -> None:
+    """`try_lock`, or ``ConfigError`` where another process has the file.
+
+    Parameters
+    ----------
+    file, path, shared
+        See `try_lock`; the message names ``path``.
+    holder : callable, optional
+        Says who has it, if it is known.
+    """
+    if not try_lock(file, path, shared=shared):
+        raise ConfigError(
+            f'{path}: {holder() or "another process"} is writing to it; wait until it has '
+            'ended, or choose another place'
+        )
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

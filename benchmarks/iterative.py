@@ -33,9 +33,9 @@ from ase_deeprelax.compare.evaluate import cuts
 from ase_deeprelax.compare.evaluation_tables import mean_and_median
 from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.metrics import Reference, summarise
-from ase_deeprelax.compare.results_cache import ResultsCache
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.journal import Journal
 
 POTENTIALS = ('m3gnet', 'tensornet', 'chgnet')
 FMAX, STEPS = 0.05, 200
@@ -75,15 +75,15 @@ def relax_all(pairs, potentials, out, weights):
     """
     settings = {'fmax': FMAX, 'steps': STEPS}
     with ExitStack() as stack:
-        caches = {
-            name: stack.enter_context(ResultsCache(out / f'{name}.jsonl', settings))
+        journals = {
+            name: stack.enter_context(Journal(out / f'{name}.jsonl', settings))
             for name in potentials
         }
         missing = [
             (pair, name)
             for pair in pairs
             for name in potentials
-            if (pair.id,) not in caches[name]
+            if (pair.id,) not in journals[name]
         ]
         made = {
             name: Iterative(located(name, weights), fmax=FMAX, steps=STEPS)
@@ -93,9 +93,10 @@ def relax_all(pairs, potentials, out, weights):
         for iterative in made.values():  # threads and caches are warm from here on
             iterative([bulk('NaCl', 'rocksalt', a=5.6)])
         for pair, name in tqdm(missing, 'relax', unit='runs'):
-            caches[name].add((pair.id,), relax_one(made[name], pair))
+            journals[name].add((pair.id,), relax_one(made[name], pair))
         return {
-            name: {pair.id: caches[name][pair.id,] for pair in pairs} for name in potentials
+            name: {pair.id: journals[name][pair.id,] for pair in pairs}
+            for name in potentials
         }
 
 

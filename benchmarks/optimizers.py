@@ -21,6 +21,7 @@ import gzip
 import itertools
 import json
 import warnings
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -33,9 +34,9 @@ from ase.calculators.tersoff import Tersoff, TersoffParameters
 from ase.spacegroup import crystal
 
 from ase_deeprelax.calculators.registry import get_calculator
-from ase_deeprelax.compare.results_cache import ResultsCache
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.geometry.cell_filter import free_cell
+from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.relaxation_step import find_optimizer
 
 FMAX, STEPS = 0.05, 150
@@ -364,7 +365,7 @@ def main():
 
     settings = {'fmax': FMAX, 'steps': STEPS}
     tables = {}
-    with ResultsCache(options.out, settings) as cache:
+    with Journal(options.out, settings) as journal:
         for potential in options.potential or ['classical']:
             if potential == 'classical':
                 structures = list(classical())
@@ -378,12 +379,11 @@ def main():
                 if len(atoms) > options.max_atoms or (cell and structure in BOXED):
                     continue
                 key = short, 'cell' if cell else 'fixed cell', structure, name
-                if key not in cache:
-                    cache.add(key, relax(find_class(name), atoms, calculator, cell=cell))
+                make = partial(relax, find_class(name), atoms, calculator, cell=cell)
                 table = tables.setdefault(
                     ' at '.join(key[:2]).replace('at cell', '+ cell'), {}
                 )
-                table.setdefault(structure, {})[name] = cache[key]
+                table.setdefault(structure, {})[name] = journal.once(key, make)
     for title, runs in tables.items():
         show(runs, names, title)
 

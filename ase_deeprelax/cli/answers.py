@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from ase_deeprelax import __version__, keys
 from ase_deeprelax.calculators.registry import get_calculator
-from ase_deeprelax.compare.results_cache import ResultsCache
 from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.verify import verify
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
@@ -154,7 +154,7 @@ def answer_all(
         As of `Worker.answer`.
     """
     with (
-        ResultsCache(part_file(out)) as cache,
+        Journal(part_file(out)) as journal,
         tqdm(
             total=len(frames), desc='relax', unit='structure', disable=not progress
         ) as bar,
@@ -162,14 +162,14 @@ def answer_all(
         rest = iter(frames)
         while batch := list(islice(rest, worker.batch)):
             named = [answer_key(worker, name, atoms) for name, atoms in batch]
-            todo = [k for k, key in enumerate(named) if key not in cache]
+            todo = [k for k, key in enumerate(named) if key not in journal]
             if todo:
                 answers = worker.answer([batch[k][1] for k in todo])
                 for k, answer in zip(todo, answers, strict=True):
-                    cache.add(named[k], answer)
+                    journal.add(named[k], answer)
             for key in named:
                 bar.update()
-                yield cache[key]
+                yield journal[key]
 
 
 def answer_key(worker: Worker, name: str, atoms: Atoms) -> tuple[str, str]:

@@ -22,6 +22,8 @@ from ase_deeprelax.errors import DeepRelaxError
 
 # Exit codes as shells have them: 128 and the number of the signal.
 INTERRUPTED, TERMINATED = 130, 143
+# Files that may hold pairs.
+PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
 # Where the words of a command are kept, and how much of them a page shows.
 WORDS, MOST_LETTERS = 'ase_deeprelax.words', 300
 # So many input files are named with their hashes on a page.
@@ -165,8 +167,8 @@ def write_json(file: Path | None, data: Any, **layout: Any) -> None:
     **layout
         For ``json.dumps``.
     """
-    from ase_deeprelax.compare.results_cache import finite_or_none
     from ase_deeprelax.files import write_atomically
+    from ase_deeprelax.journal import finite_or_none
 
     if file is None:
         return

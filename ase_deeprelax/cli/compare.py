@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ase_deeprelax.cli.app import (
+    PAIR_SUFFIXES,
     CellOption,
     ModelOption,
     check_outputs,
@@ -18,9 +19,6 @@ from ase_deeprelax.cli.app import (
     shows_progress,
     write_json,
 )
-from ase_deeprelax.errors import StructureError
-
-PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
 
 
 def compare(
@@ -30,8 +28,8 @@ def compare(
         typer.Argument(
             metavar='STRUCTURES',
             help='Files that ase.io reads, frames of them (run.traj@-1), JSON of pymatgen, '
-            'or pairs (.jsonl, .jsonl.gz, a folder), whose relaxed halves are then the '
-            'reference.',
+            'archives, or pairs (.jsonl, .jsonl.gz, a folder), whose relaxed halves are '
+            'then the reference.',
         ),
     ],
     *,
@@ -133,22 +131,20 @@ def _kinds(result: Any) -> Iterator[str]:
 
 def _structures(files: list[str]) -> list[tuple[str, Any]]:
     """``(id, structure or pair)`` of all files; ids say file and frame."""
+    from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.data.pairs import read_pairs
-    from ase_deeprelax.data.structure_files import find_sources, read_source
+    from ase_deeprelax.data.structure_files import find_sources
 
     found: list[tuple[str, Any]] = []
     for file in files:
         if Path(file).is_dir() or file.endswith(PAIR_SUFFIXES):
             found += [(pair.id, pair) for pair in read_pairs(file)]
             continue
-        for source in find_sources([file]):
-            try:
-                frames = read_source(source)
-            except StructureError as error:
-                raise typer.BadParameter(f'{source}: {error}') from error
-            several = len(frames) > 1
-            found += [
-                (f'{source.path}@{k}' if several else str(source), atoms)
-                for k, atoms in enumerate(frames)
-            ]
+        frames, problems = read_frames(find_sources([file]))
+        if problems:
+            raise typer.BadParameter(problems[0])
+        found += [
+            (f'{source.path}{frame}' if frame else str(source), atoms)
+            for source, frame, atoms in frames
+        ]
     return found

@@ -5,12 +5,12 @@ import logging
 import math
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ase_deeprelax.cli.app import INTERRUPTED, DeviceOption, pip_line
-from ase_deeprelax.errors import MissingDependencyError, PairFileError
+from ase_deeprelax.cli.app import INTERRUPTED, PAIR_SUFFIXES, DeviceOption, pip_line
+from ase_deeprelax.errors import MissingDependencyError, PairFileError, StructureError
 
 # Larger relaxed structures are not read.
 PARENT_ATOMS = 20
@@ -79,9 +79,8 @@ def label(
         Path | None,
         typer.Option(
             exists=True,
-            dir_okay=False,
-            help='Instead of --relaxed: unrelaxed structures or pairs (.jsonl, .jsonl.gz), '
-            'to relax as they are.',
+            help='Instead of --relaxed: unrelaxed structures, to relax as they are: pairs '
+            '(.jsonl, .jsonl.gz), or any file, folder or archive that relax takes.',
         ),
     ] = None,
     count: Annotated[
@@ -166,6 +165,7 @@ def label(
                 fmax=fmax,
                 steps=steps,
                 batch_atoms=batch_atoms,
+                name=potential,
             )
     except KeyboardInterrupt as error:
         typer.echo('interrupted; the same command goes on from here', err=True)
@@ -176,15 +176,29 @@ def label(
 
 def _structures(file, elements, settings):
     """The series of given structures, of any size; of pairs, the unrelaxed ones."""
+    from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.data.structure_files import find_sources
     from ase_deeprelax.train.datamodule import read_relaxed
-    from ase_deeprelax.train.inputs import Structures
+    from ase_deeprelax.train.inputs import Given, Structures
 
+    first = b''
+    if file.name.endswith(PAIR_SUFFIXES):
+        opener = gzip.open if file.suffix == '.gz' else open
+        with opener(file, 'rb') as lines:
+            first = lines.readline()
+    if b'"cell0"' in first:
+        structures: Any = read_pairs(file)
+    elif b'"frac"' in first:
+        structures = read_relaxed(file, (), math.inf)
+    else:
+        frames, problems = read_frames(find_sources([file]))
+        if problems:
+            raise StructureError(problems[0])
+        structures = [
+            Given(f'{source.path.stem}{frame}', atoms) for source, frame, atoms in frames
+        ]
     name = file.name.removesuffix('.gz').removesuffix('.jsonl')
-    opener = gzip.open if file.suffix == '.gz' else open
-    with opener(file, 'rb') as lines:
-        pairs = b'"cell0"' in lines.readline()
-    structures = read_pairs(file) if pairs else read_relaxed(file, (), math.inf)
     return Structures(structures, elements, name, **settings)
 
 

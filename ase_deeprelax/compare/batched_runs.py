@@ -12,9 +12,9 @@ from ase import Atoms
 
 from ase_deeprelax.compare.cases import Case, timed_predictions
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, atoms_of
-from ase_deeprelax.compare.results_cache import ResultsCache
 from ase_deeprelax.compare.schema import STARTS, BatchRow, RunRow, Start
 from ase_deeprelax.compare.summary import quartiles
+from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 
 BATCH_ATOMS = 200
@@ -30,7 +30,7 @@ class BatchedRuns:
     calculators : dict of str to ase Calculator
     fmax : float, eV/A
     steps : int
-    cache : ResultsCache
+    journal : Journal
         Rows that are there are not computed again.
     """
 
@@ -38,7 +38,7 @@ class BatchedRuns:
     calculators: Mapping[str, Any]
     fmax: float
     steps: int
-    cache: ResultsCache
+    journal: Journal
 
     def relax_all(self, cases: Sequence[Case], runs: Iterable[RunRow]) -> list[BatchRow]:
         """A row for each calculator and start.
@@ -68,8 +68,9 @@ class BatchedRuns:
         keys = repr([case.key for case in cases])
         digest = hashlib.sha256(keys.encode()).hexdigest()
         key = ('batched', calculator, start, digest[:16])
-        if key in self.cache:
-            return self.cache[key]
+        return self.journal.once(key, lambda: self._row(cases, calculator, start))
+
+    def _row(self, cases: Sequence[Case], calculator: str, start: Start) -> BatchRow:
         row: BatchRow = {
             'calculator': calculator,
             'optimizer': ElasticBFGS.__name__,
@@ -87,7 +88,7 @@ class BatchedRuns:
             self._relax(row, cases)
         except Exception as error:  # noqa: BLE001 - potentials raise anything
             row['problem'] = f'{type(error).__name__}: {error}'
-        return self.cache.add(key, row)
+        return row
 
     def _relax(self, row: BatchRow, cases: Sequence[Case]) -> None:
         from ase_deeprelax.calculators.batched import (

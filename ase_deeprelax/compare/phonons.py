@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from ase import Atoms
 
 from ase_deeprelax.compare.cases import named_calculators
 from ase_deeprelax.compare.phonon_calculation import load_phonopy, phonons
-from ase_deeprelax.compare.results_cache import ResultsCache
 from ase_deeprelax.compare.schema import (
     Comparison,
     Geometry,
@@ -22,6 +22,7 @@ from ase_deeprelax.compare.schema import (
     check_version,
 )
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
+from ase_deeprelax.journal import Journal
 
 KINDS = ('predicted', 'refined', 'iterative')
 
@@ -99,7 +100,7 @@ def compare_phonons(
     }
     rows: list[PhononRow] = []
     path = None if out is None else Path(out) / 'phonons.jsonl'
-    with ResultsCache(path, settings) as cache:
+    with Journal(path, settings) as journal:
         for given in tqdm(
             result['structures'], 'phonons', disable=not progress, unit='structures'
         ):
@@ -124,10 +125,8 @@ def compare_phonons(
                     atoms, initial = _atoms(given, end), _atoms(given, given)
                     names = (given['id'], name, kind, str(row['optimizer']))
                     key = (*names, _digest(atoms, initial))
-                    if key not in cache:
-                        found = _add_phonons(row, atoms, calculator, settings, initial)
-                        cache.add(key, found)
-                    rows.append(cache[key])
+                    make = partial(_add_phonons, row, atoms, calculator, settings, initial)
+                    rows.append(journal.once(key, make))
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from ase_deeprelax.compare.cases import (
 )
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter
 from ase_deeprelax.compare.relaxation_run import run_relaxation
-from ase_deeprelax.compare.results_cache import ResultsCache
 from ase_deeprelax.compare.schema import (
     STARTS,
     VERSION,
@@ -37,6 +37,7 @@ from ase_deeprelax.compare.schema import (
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, summarise_runs
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
+from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.relaxation_step import find_optimizer, optimizer_name
 
 
@@ -154,12 +155,12 @@ def compare(
         ),
     }
     path = None if out is None else Path(out) / 'runs.jsonl'
-    with ResultsCache(path, decisive) as cache:
-        work = _Work(adapter, made, named, fmax, steps, cache)
+    with Journal(path, decisive) as journal:
+        work = _Work(adapter, made, named, fmax, steps, journal)
         bar = tqdm(cases, 'compare', disable=not progress, unit='structures')
         done = [work.relax_case(case) for case in bar]
         runs = [run for _, rows in done for run in rows]
-        batches = BatchedRuns(adapter, made, fmax, steps, cache)
+        batches = BatchedRuns(adapter, made, fmax, steps, journal)
         batch_rows = batches.relax_all(cases, runs) if batched else []
     predictions = [_with_energies(row, rows) for row, rows in done]
     return {
@@ -186,33 +187,38 @@ def compare(
 
 @dataclass(frozen=True)
 class _Work:
-    """The relaxations of every structure, kept in a cache."""
+    """The relaxations of every structure, kept in a journal."""
 
     adapter: PredictorAdapter
     calculators: dict[str, Any]
     optimizers: dict[str, Callable]
     fmax: float
     steps: int
-    cache: ResultsCache
+    journal: Journal
     # Names of calculators that have been called; '' stands for the model.
     warmed: set[str] = field(default_factory=set)
 
     def relax_case(self, case: Case) -> tuple[PredictionRow, list[RunRow]]:
         """The prediction of a structure, and its runs."""
-        key = ('prediction', *case.key)
-        if key not in self.cache:
-            self._warm(
-                '', lambda: timed_predictions(self.adapter, [case.atoms], case.relax_cell)
-            )
-            self.cache.add(key, case.prediction(self.adapter))
-        prediction: PredictionRow = self.cache[key]
+        prediction: PredictionRow = self.journal.once(
+            ('prediction', *case.key), lambda: self._predict(case)
+        )
         runs = [
-            self._run(case, prediction, calculator, optimizer, start)
+            self.journal.once(
+                ('run', *case.key, calculator, optimizer, start),
+                partial(self._run, case, prediction, calculator, optimizer, start),
+            )
             for calculator in self.calculators
             for optimizer in self.optimizers
             for start in STARTS
         ]
         return prediction, runs
+
+    def _predict(self, case: Case) -> PredictionRow:
+        self._warm(
+            '', lambda: timed_predictions(self.adapter, [case.atoms], case.relax_cell)
+        )
+        return case.prediction(self.adapter)
 
     def _run(
         self,
@@ -222,9 +228,6 @@ class _Work:
         optimizer: str,
         start: Start,
     ) -> RunRow:
-        key = ('run', *case.key, calculator, optimizer, start)
-        if key in self.cache:
-            return self.cache[key]
         row: RunRow = {
             'structure': case.id,
             'calculator': calculator,
@@ -248,7 +251,7 @@ class _Work:
         else:
             row['seconds'] = prediction['seconds']
             row['reason'] = f'no prediction: {prediction["problem"]}'
-        return self.cache.add(key, row)
+        return row
 
     def _relax(self, row: RunRow, case: Case, start: Atoms, seconds: float = 0) -> RunRow:
         """A row with the numbers of its run; ``seconds`` were spent before it."""

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_deeprelax import keys
-from ase_deeprelax.compare.results_cache import ResultsCache
+from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.many import relax_batched
 from ase_deeprelax.result import decode_atoms, encode_atoms
@@ -59,7 +59,7 @@ def refine(
     """
     settings = {'potential': name, 'fmax': fmax, 'steps': steps}
     settings |= {'screen': results.store.manifest()['settings']}
-    with ResultsCache(journal, settings) as cache:
+    with Journal(journal, settings) as kept:
         held = {
             row['id']: 'cell held' in row['kind']
             for row in table.select(['id', 'kind']).to_pylist()
@@ -67,7 +67,7 @@ def refine(
         todo = (
             (row['id'], atoms)
             for row, atoms in results.structures(table)
-            if (row['id'],) not in cache
+            if (row['id'],) not in kept
         )
         ends = relax_batched(
             todo,
@@ -85,9 +85,9 @@ def refine(
                 'energy': known.get('energy'),
                 'forces': None if 'forces' not in known else known['forces'].tolist(),
             }
-            cache.add((str(id),), record)
+            kept.add((str(id),), record)
         for id in held:
-            record = cache[(id,)]
+            record = kept[(id,)]
             yield id, _atoms(record, name), record['problem']
 
 

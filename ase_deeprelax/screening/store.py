@@ -16,11 +16,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ase_deeprelax.compare.results_cache import check_settings
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
-from ase_deeprelax.files import try_lock, write_atomically
+from ase_deeprelax.files import lock_or_refuse, try_lock, write_atomically
+from ase_deeprelax.journal import check_settings
 from ase_deeprelax.screening.databases import need_pyarrow
 from ase_deeprelax.screening.sources import Source, scan, stamp
 
@@ -147,24 +147,22 @@ class Store:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / LOCK).open('a+b') as whole:
-            self._take(whole, self.out / LOCK, shared=shard is not None)
+            self._take(whole, shared=shard is not None)
             if shard is None:
                 self._clean()
                 yield
                 return
             path = self.out / f'{LOCK}-{shard[0]}-of-{shard[1]}'
             with path.open('a+b') as part:
-                self._take(part, path)
+                self._take(part)
                 yield
 
-    def _take(self, file: Any, path: Path, *, shared: bool = False) -> None:
-        if not try_lock(file, path, shared=shared):
+    def _take(self, file: IO, *, shared: bool = False) -> None:
+        def holder() -> str:
             file.seek(0)
-            holder = file.read().decode(errors='replace').strip() or 'another process'
-            raise ConfigError(
-                f'{self.out}: {holder} is working on this screen; wait until it has '
-                'ended, or choose another folder'
-            )
+            return file.read().decode(errors='replace').strip()
+
+        lock_or_refuse(file, self.out, shared=shared, holder=holder)
         file.truncate(0)
         if not shared:
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())

@@ -13,8 +13,8 @@ from ase import Atoms
 
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.pairs import pair_record
-from ase_deeprelax.errors import DeepRelaxError, PairFileError
-from ase_deeprelax.files import JsonLines
+from ase_deeprelax.errors import DeepRelaxError
+from ase_deeprelax.journal import Journal, check_settings
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.many import RAISED, Outcome, relax_batched
 from ase_deeprelax.predict import Predictor
@@ -41,6 +41,7 @@ def label(
     fmax: float = 0.05,
     steps: int | None = None,
     batch_atoms: int = 160,
+    name: str = 'potential',
 ) -> dict[str, int]:
     """Relax structures with a potential and append the pairs to a file.
 
@@ -67,6 +68,8 @@ def label(
         input, and so does a model whose card does not say that it has learned this kind.
     fmax, steps, batch_atoms
         See `relax_batched`; defaults 0.05 eV/A, the `Kind`'s limit, 160.
+    name : str
+        Of the potential; it is kept with each pair, and a series goes on with the same one.
 
     Returns
     -------
@@ -76,19 +79,26 @@ def label(
 
     Raises
     ------
-    PairFileError
-        ``out`` holds something else, or another process is writing to it.
+    ConfigError
+        ``out`` holds something else, or pairs of this series with another potential or
+        ``fmax``; or another process is writing to it.
     DeepRelaxError
         The potential fails for every input.
     """
     out, kind = Path(out), KINDS[inputs.kind]
-    with JsonLines(out) as good, JsonLines(out.with_suffix('.failed.jsonl')) as bad:
+    aside = out.with_suffix('.failed.jsonl')
+    settings = {'potential': name, 'fmax': fmax}
+    with Journal(out, key_of=_key) as good, Journal(aside, key_of=_key) as bad:
         pairs, failed = _done(good, inputs.name), _done(bad, inputs.name)
+        for k in pairs:  # those of former versions do not say it
+            known = good[inputs.name, k]
+            check_settings(out, {x: known.get(x, settings[x]) for x in settings}, settings)
         numbers = range(_length(inputs) if count is None else count)
         todo = [k for k in numbers if k not in pairs and k not in failed]
 
         def fail(k: int, problem: str) -> None:
-            bad.add({'series': inputs.name, 'k': k, 'problem': problem})
+            record = {'series': inputs.name, 'k': k, 'problem': problem}
+            bad.add((inputs.name, k), record)
             failed.add(k)
 
         ends = relax_batched(
@@ -108,7 +118,7 @@ def label(
                 raise DeepRelaxError(
                     f'the potential failed for {BROKEN} inputs one after the other, the '
                     f'last time with: {outcome.reason}. Mend it, take their lines out of '
-                    f'{bad.path}, and start again'
+                    f'{aside}, and start again'
                 )
             pair, problem = _pair(f'{parent}-{inputs.name}-{k}', atoms, outcome, inputs)
             if pair is None:
@@ -117,7 +127,8 @@ def label(
             energy = outcome.atoms.get_potential_energy() / len(atoms)
             record = pair_record(pair) | {'series': inputs.name, 'k': k}
             record |= {'parent': parent, 'steps': outcome.steps}
-            good.add(record | {'energy_per_atom': energy})
+            record |= {'energy_per_atom': energy, **settings}
+            good.add((inputs.name, k), record)
             pairs.add(k)
     return {'pairs': len(pairs), 'failed': len(failed)}
 
@@ -126,12 +137,13 @@ def _length(inputs: Any) -> int:
     return len(inputs)
 
 
-def _done(lines: JsonLines, series: str) -> set[int]:
+def _key(record: Any) -> tuple[str, int]:
+    return record['series'], record['k']
+
+
+def _done(journal: Journal, series: str) -> set[int]:
     """The inputs of a series that a file has."""
-    try:
-        return {record['k'] for record in lines.records if record['series'] == series}
-    except (KeyError, TypeError) as error:
-        raise PairFileError(f'{lines.path}: not written by label: {error!r}') from error
+    return {k for name, k in journal if name == series}
 
 
 def _taken(

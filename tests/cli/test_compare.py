@@ -1,6 +1,8 @@
 """`deeprelax compare` on real structures with a real potential."""
 
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +38,20 @@ def test_every_path_is_in_the_file_and_in_the_report(structures, tmp_path, tiny_
     # Done once, it is not done again: the same rows, the same times.
     assert CliRunner().invoke(app, command).exit_code == 0
     assert json.loads(files[0].read_text())['runs'] == result['runs']
+
+
+def test_an_archive_is_compared_structure_by_structure(structures, tmp_path, tiny_model):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    archive = tmp_path / 'both.zip'
+    with zipfile.ZipFile(archive, 'w') as file:
+        for name in structures:
+            file.write(name, Path(name).name)
+    command = ['compare', str(archive), '--model', str(tiny_model), '--steps', '1']
+    command += ['--optimizers', 'FIRE', '--json', str(tmp_path / 'out.json')]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / 'out.json').read_text())['structures']
+    assert [row['id'] for row in rows] == [f'{archive}@NaCl.cif', f'{archive}@MgO.cif']
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

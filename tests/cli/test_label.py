@@ -5,11 +5,13 @@ import gzip
 import json
 import signal
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 from ase import Atoms
 from ase.build import bulk, mx2
+from ase.io import write
 
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.train.datamodule import composition
@@ -128,6 +130,39 @@ def test_given_structures_are_relaxed_as_they_are(label, seeds, tmp_path):
         f'{formula}-seeds-{k}'
         for k, formula in enumerate(('NaCl', 'KBr', 'MgO', 'LiF', 'CaO', 'AgCl'))
     ]
+
+
+@needs_potential
+@pytest.mark.parametrize('form', ['extxyz', 'zip'])
+def test_given_structures_come_from_all_files_that_relax_takes(label, tmp_path, form):
+    crystals = [bulk('NaCl', 'rocksalt', a=5.4), bulk('MgO', 'rocksalt', a=4.4)]
+    given = tmp_path / f'mine.{form}'
+    if form == 'zip':
+        with zipfile.ZipFile(given, 'w') as archive:
+            for atoms in crystals:
+                name = f'{atoms.get_chemical_formula()}.cif'
+                write(tmp_path / name, atoms)
+                archive.write(tmp_path / name, name)
+    else:
+        write(given, crystals)
+    out = tmp_path / 'pairs.jsonl'
+    result = label(out, source=('--given', given))
+    assert result.exit_code == 0, result.output
+    pairs = read_pairs(out)
+    assert [pair.formula for pair in pairs] == ['ClNa', 'MgO']
+    ids = ['@0', '@1'] if form == 'extxyz' else ['@ClNa.cif', '@MgO.cif']
+    for k, pair in enumerate(pairs):
+        assert pair.id == f'mine{ids[k]}-mine.{form}-{k}'
+        assert pair.unrelaxed.cell.volume == pytest.approx(crystals[k].cell.volume)
+
+
+@needs_potential
+def test_given_file_that_cannot_be_read_is_named(label, tmp_path):
+    (tmp_path / 'broken.cif').write_text('data_\n_cell_length_a x\n')
+    result = label(tmp_path / 'pairs.jsonl', source=('--given', tmp_path / 'broken.cif'))
+    assert result.exit_code == 1
+    assert 'broken.cif' in result.output
+    assert not (tmp_path / 'pairs.jsonl').exists()
 
 
 @pytest.fixture(scope='module')

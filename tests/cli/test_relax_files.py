@@ -257,10 +257,10 @@ def test_sigterm_ends_with_143_and_the_way_to_go_on(tmp_path, tiny_model):
 
 
 def test_a_second_command_with_the_same_output_is_refused(relaxed, tmp_path):
-    from ase_deeprelax.files import JsonLines
+    from ase_deeprelax.journal import Journal
 
     write(tmp_path / 'a.cif', salt())
-    with JsonLines(part_file(tmp_path / 'out')):
+    with Journal(part_file(tmp_path / 'out')):
         result, _ = relaxed(tmp_path / 'a.cif', code=1)
     assert 'another process is writing' in result.stderr
 

@@ -193,7 +193,7 @@ def test_a_second_process_on_one_output_is_refused(
     packs_there(first, out, 1)
     first.send_signal(signal.SIGSTOP)
     for shard in (None, (1, 2)):
-        with pytest.raises(ConfigError, match='is working on this screen'):
+        with pytest.raises(ConfigError, match='is writing to it'):
             screen(source, out, model=tiny_model, pack=12, shard=shard)
     with pytest.raises(ConfigError, match=f'process {first.pid} on'):
         screen(source, out, model=tiny_model, pack=12)
@@ -210,7 +210,7 @@ def test_parts_run_beside_each_other_but_none_twice(
     packs_there(first, out, 1)
     first.send_signal(signal.SIGSTOP)
     for shard in ((1, 2), None):
-        with pytest.raises(ConfigError, match='is working on this screen'):
+        with pytest.raises(ConfigError, match='is writing to it'):
             screen(source, out, model=tiny_model, pack=12, shard=shard)
     screen(source, out, model=tiny_model, pack=12, shard=(2, 2))
     first.send_signal(signal.SIGCONT)

@@ -16,7 +16,7 @@ from ase.calculators.emt import EMT
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import read_pairs
-from ase_deeprelax.errors import DeepRelaxError, PairFileError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.train.datamodule import composition, read_relaxed
 from ase_deeprelax.train.inputs import (
     KINDS,
@@ -315,8 +315,8 @@ def test_second_process_on_one_file_is_refused(tmp_path, series):
     out = tmp_path / 'pairs.jsonl'
     code = (
         'import sys\n'
-        'from ase_deeprelax.files import JsonLines\n'
-        'with JsonLines(sys.argv[1]):\n'
+        'from ase_deeprelax.journal import Journal\n'
+        'with Journal(sys.argv[1], key_of=str):\n'
         '    print("open", flush=True)\n'
         '    sys.stdin.read()\n'
     )
@@ -325,7 +325,7 @@ def test_second_process_on_one_file_is_refused(tmp_path, series):
         [sys.executable, '-c', code, out], stdin=pipe, stdout=pipe
     ) as holder:
         assert holder.stdout.readline() == b'open\n'
-        with pytest.raises(PairFileError, match='another process is writing'):
+        with pytest.raises(ConfigError, match='another process is writing'):
             run(out, series)
         holder.kill()
         holder.wait()
@@ -367,5 +367,21 @@ def test_killed_runs_go_on_to_the_same_file(tmp_path, seeds, series):
 def test_foreign_file_is_not_appended_to(tmp_path, series):
     out = tmp_path / 'mine.jsonl'
     out.write_text('{"numbers": []}\n')
-    with pytest.raises(PairFileError, match=r'mine\.jsonl: not written by label'):
+    with pytest.raises(ConfigError, match=r'mine\.jsonl: a line is none of those'):
         run(out, series)
+
+
+def test_a_series_goes_on_with_the_same_potential_and_fmax(tmp_path, series):
+    out = tmp_path / 'pairs.jsonl'
+    counts = run(out, series, name='emt')
+    before = out.read_text()
+    with pytest.raises(ConfigError, match="with potential 'emt', now it is 'chgnet'"):
+        run(out, series, name='chgnet')
+    with pytest.raises(ConfigError, match=r'with fmax 0\.02, now it is 0\.05'):
+        run(out, series, name='emt', fmax=0.05)
+    assert out.read_text() == before
+    lines = [json.loads(line) for line in before.splitlines()]
+    for line in lines:  # as former versions wrote them
+        del line['potential'], line['fmax']
+    out.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert run(out, series, name='emt') == counts

@@ -2,7 +2,7 @@
 
 from ase_deeprelax.train.inputs.alloys import AlloyRecipe, Alloys
 from ase_deeprelax.train.inputs.defects import DefectRecipe, Defects
-from ase_deeprelax.train.inputs.given import Structures
+from ase_deeprelax.train.inputs.given import Given, Structures
 from ase_deeprelax.train.inputs.prototypes import PrototypeRecipe, Prototypes
 from ase_deeprelax.train.inputs.series import KINDS, Kind, Series, needs_hubbard
 from ase_deeprelax.train.inputs.slabs import SlabRecipe, Slabs
@@ -36,6 +36,7 @@ __all__ = [
     'DefectRecipe',
     'Defects',
     'FixedCells',
+    'Given',
     'Kind',
     'Monolayers',
     'PrototypeRecipe',

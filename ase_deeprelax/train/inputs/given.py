@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
 
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.train.datamodule import composition
 from ase_deeprelax.train.inputs.series import needs_hubbard
+
+
+@dataclass(frozen=True)
+class Given:
+    """An unrelaxed structure and its id."""
+
+    id: str
+    unrelaxed: Atoms
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Atomic numbers."""
+        return self.unrelaxed.numbers
 
 
 @dataclass(frozen=True)
@@ -15,8 +32,8 @@ class Structures:
 
     Parameters
     ----------
-    structures : list of Pair
-        Unrelaxed structures, see `datamodule.read_relaxed`.
+    structures : list of Given or Pair
+        Of pairs, the unrelaxed structures are taken.
     elements : collection of int
         Atomic numbers that the potential knows.
     name : str
@@ -29,7 +46,7 @@ class Structures:
         A key of `KINDS`, which says what relaxes; default 'bulk'.
     """
 
-    structures: list[Pair]
+    structures: Sequence[Given | Pair]
     elements: frozenset[int]
     name: str
     excluded: frozenset = frozenset()
