@@ -61,7 +61,7 @@ def one_answer(axis):
     axis.set_yticks(places, labels)
     axis.invert_yaxis()
     axis.set(xlabel='CPU ms for a crystal of 8 atoms, one thread', xlim=(1, 4 * max(times)))
-    axis.set_title('(a) one answer')
+    axis.set_title('one answer')
     log(axis, 'x')
 
 
@@ -76,7 +76,7 @@ def by_size(axis):
     axis.set(
         xlabel='atoms in the cell', ylabel='CPU ms per atom, one thread', ylim=(0, None)
     )
-    axis.set_title('(b) one structure at a time')
+    axis.set_title('one structure at a time')
     log(axis, 'x')
     axis.legend()
 
@@ -84,7 +84,7 @@ def by_size(axis):
 @styled
 def draw():
     """The two panels, as a file."""
-    figure, [axes] = panels(1, 2, size=(4.4, 2.9))
+    figure, [axes] = panels(1, 2, shape=0.66)
     one_answer(axes[0])
     by_size(axes[1])
     with need_matplotlib().rc_context({'svg.hashsalt': 'speed'}):
