@@ -5,6 +5,8 @@ so none are written. Per-atom sigma goes into ``arrays`` (kept by extxyz) and in
 ``info`` (kept by .traj).
 """
 
+import numpy as np
+
 PREFIX = 'deeprelax_'
 
 SIGMA = 'deeprelax_sigma'  # info, float, A: mean bond-level uncertainty of the structure
@@ -45,5 +47,16 @@ def to_key_value_pairs(atoms):
     return {
         key: value
         for key, value in atoms.info.items()
-        if key.startswith(PREFIX) and isinstance(value, (int, float, str)) and value != ''
+        if key.startswith(PREFIX) and _is_scalar(value)
     }
+
+
+def _is_scalar(value):
+    """Whether a column of a database takes a value: no text that reads as a number."""
+    if not isinstance(value, str):
+        return np.isscalar(value)
+    try:
+        float(value)
+    except ValueError:
+        return value != ''
+    return False

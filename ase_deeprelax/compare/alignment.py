@@ -148,6 +148,10 @@ class Alignment:
         vectors = images[np.arange(len(images)), nearest]
         return float(np.abs(vectors - vectors[self._anchor].mean(axis=0)).mean())
 
+    def lattice_error(self, cell: np.ndarray) -> float:
+        """Mean absolute error of the periodic vectors of an aligned prediction, A."""
+        return float(np.abs((cell - self.cell1)[self.periodic]).mean())
+
     def distance_error(self, cell: np.ndarray, frac: np.ndarray, bonds: Bonds) -> float:
         """Mean absolute error of the lengths of bonds in an aligned prediction, A.
 

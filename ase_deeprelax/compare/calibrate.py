@@ -168,9 +168,7 @@ def observe(
         [not pair.fixed_cell for pair in pairs],
     )
     return [
-        _observed(
-            file, pair, one, math.nan if x is None else environments.distances(x).max()
-        )
+        _observed(file, pair, one, _distance(environments, x))
         for pair, one, x in zip(pairs, predicted, features, strict=True)
         if isinstance(one, Relaxation) and one.ok and np.isfinite(one.sigma)
     ]

@@ -114,8 +114,7 @@ def guided_errors(
 def _errors(pair: Pair, atoms: Any) -> list[float]:
     alignment = Alignment(pair)
     cell, frac = alignment.align(atoms)
-    lattice = np.abs((cell - alignment.cell1)[alignment.periodic]).mean()
-    return [alignment.coordinate_error(cell, frac), float(lattice)]
+    return [alignment.coordinate_error(cell, frac), alignment.lattice_error(cell)]
 
 
 def _score(errors: np.ndarray) -> float:

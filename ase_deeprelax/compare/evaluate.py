@@ -30,6 +30,7 @@ from ase_deeprelax.compare.predictor_adapter import (
 from ase_deeprelax.compare.schema import VERSION, Lattice
 from ase_deeprelax.compare.uncertainty import (
     coverage_90,
+    inside_90,
     rank_correlation,
     risk_coverage,
     uncertain_share,
@@ -187,7 +188,12 @@ def evaluate_all(
         ]
         for name, x in predicted.items()
     }
+    inside = {
+        name: [inside_90(*one) for one in zip(pairs, x, strict=True)]
+        for name, x in predicted.items()
+    }
     for name, record in records.items():
+        record['coverage_90'] = coverage_90(inside[name])
         certain = sigma[name] if None in expected[name] else expected[name]
         errors = [row[name]['coord_mae'] for row in rows]
         record['spearman_sigma'] = rank_correlation(sigma[name], bond_error[name])
@@ -206,8 +212,8 @@ def evaluate_all(
                 'n': kinds.count(kind),
                 'all': _summary(_of(kind, kinds, rows), found),
                 'coverage_90': {
-                    name: coverage_90(_of(kind, kinds, pairs), _of(kind, kinds, x))
-                    for name, x in predicted.items()
+                    name: coverage_90(_of(kind, kinds, shares))
+                    for name, shares in inside.items()
                 },
             }
             for kind in dict.fromkeys(kinds)
@@ -311,7 +317,7 @@ def _predict(
         'n_failed': sum(bool(problem_of(one)) for one in predicted),
         'ms_per_structure': 1e3 * seconds / len(pairs),
         'spearman_sigma': None,
-        'coverage_90': coverage_90(pairs, predicted),
+        'coverage_90': None,
     }
     return predicted, record
 

@@ -108,7 +108,7 @@ class Reference:
             return dict.fromkeys(names)
         periodic, true = self._alignment.periodic, self._alignment.cell1
         errors: Errors = {
-            'lattice_mae': float(np.abs((cell - true)[periodic]).mean()),
+            'lattice_mae': self._alignment.lattice_error(cell),
             'volume_mae': None,
             'relative_volume': None,
             'metric_error': float(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -82,38 +82,60 @@ def uncertain_share(
     return float(known[order, 1].sum() / total)
 
 
-def coverage_90(pairs: Sequence[Pair], predicted: Sequence[Predicted]) -> Coverage | None:
+def inside_90(pair: Pair, predicted: Predicted) -> dict[str, float]:
+    """The share of the true values of a pair that lie inside their 90 % intervals.
+
+    Parameters
+    ----------
+    pair : Pair
+    predicted : ase.Atoms or Relaxation
+
+    Returns
+    -------
+    dict of str to float
+        ``position``, ``lattice`` and ``volume``, as far as there are intervals.
+    """
+    if not isinstance(predicted, Relaxation):
+        return {}
+    if not (predicted.ok and np.isfinite(predicted.error)):
+        return {}
+    errors, cell = errors_of(pair, predicted), predicted.atoms.cell
+    limits = {
+        'position': (errors['positions'], predicted.position_90),
+        # Upper ends of intervals are those of the largest relative error.
+        'lattice': (errors['lattice'], cell.lengths() / predicted.lattice_90[:, 0] - 1),
+        'volume': (errors['volume'], cell.volume / predicted.volume_90[:1] - 1),
+    }
+    shares = {}
+    for name, (values, limit) in limits.items():
+        there = np.isfinite(values)
+        if there.any():
+            shares[name] = float((values[there] <= limit[there] + 1e-9).mean())
+    return shares
+
+
+def coverage_90(shares: Sequence[Mapping[str, float]]) -> Coverage | None:
     """The share of true values inside their 90 % intervals; each structure counts alike.
 
     Parameters
     ----------
-    pairs : list of Pair
-    predicted : list of ase.Atoms or Relaxation
+    shares : list of dict
+        Of the structures, see `inside_90`.
 
     Returns
     -------
     Coverage or None
         None where no prediction has intervals.
+
+    Examples
+    --------
+    >>> coverage_90([{'position': 1.0, 'lattice': 0.0}, {'position': 0.5}, {}])
+    {'n': 2, 'position': 0.75, 'lattice': 0.0, 'volume': None}
     """
-    found: dict[str, list[float]] = {'position': [], 'lattice': [], 'volume': []}
-    for pair, one in zip(pairs, predicted, strict=True):
-        if not (isinstance(one, Relaxation) and one.ok and np.isfinite(one.error)):
-            continue
-        errors, lengths = errors_of(pair, one), one.atoms.cell.lengths()
-        limits = {
-            'position': (errors['positions'], one.position_90),
-            # Upper ends of intervals are those of the largest relative error.
-            'lattice': (errors['lattice'], lengths / one.lattice_90[:, 0] - 1),
-            'volume': (
-                errors['volume'],
-                one.atoms.cell.volume / one.volume_90[:1] - 1,
-            ),
-        }
-        for name, (values, limit) in limits.items():
-            there = np.isfinite(values)
-            if there.any():
-                inside = values[there] <= limit[there] + 1e-9
-                found[name].append(float(inside.mean()))
+    found = {
+        name: [one[name] for one in shares if name in one]
+        for name in ('position', 'lattice', 'volume')
+    }
     if not found['position']:
         return None
     means = {name: float(np.mean(x)) if x else None for name, x in found.items()}

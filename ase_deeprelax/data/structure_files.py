@@ -313,26 +313,13 @@ def _those_written(
 
 def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns of a database and its further data: what the atoms came with, and ours."""
-    columns, data = dict(atoms.info.get(COLUMNS, {})), {}
-    for name, value in atoms.info.items():
-        if not name.startswith(keys.PREFIX):
-            continue
-        if isinstance(value, (bool, int, float, np.generic)) or _is_word(value):
-            columns[name] = value
-        else:
-            data[name] = value
-    return columns, data
-
-
-def _is_word(value: Any) -> bool:
-    """Whether a database takes a text for a column: not one that reads as a number."""
-    if not isinstance(value, str):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return True
-    return False
+    ours = keys.to_key_value_pairs(atoms)
+    data = {
+        name: value
+        for name, value in atoms.info.items()
+        if name.startswith(keys.PREFIX) and name not in ours
+    }
+    return dict(atoms.info.get(COLUMNS, {})) | ours, data
 
 
 def writable(atoms: Atoms, form: str) -> Atoms:

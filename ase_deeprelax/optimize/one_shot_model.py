@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ase import Atoms
@@ -39,9 +40,9 @@ class OneShotModel:
     dtype: str
     judge: Any = None
 
-    @property
+    @cached_property
     def predictor(self) -> Predictor:
-        """The predictor; weights of one file are read once."""
+        """The predictor."""
         return Predictor(
             self.model, symmetry=self.symmetry, device=self.device, dtype=self.dtype
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -291,15 +292,14 @@ class DeepRelaxOptimizer(Optimizer):
         if args and not np.isscalar(args[0]):
             return self.bind(args[0]).run(*args[1:], **kwargs)
         converged = False
-        try:
-            for converged in self.irun(*args, **kwargs):  # noqa: B007
+        with closing(self.irun(*args, **kwargs)) as states:
+            for converged in states:  # noqa: B007
                 pass
-        finally:
-            if self.atoms is not None:
-                self._chain.release()
         return converged
 
-    def irun(self, fmax: float = 0.05, steps: int = DEFAULT_MAX_STEPS) -> Iterator[bool]:
+    def irun(
+        self, fmax: float = 0.05, steps: int = DEFAULT_MAX_STEPS
+    ) -> Generator[bool, None, None]:
         """As `run`, step by step: ``n + 1`` bool for ``n`` steps."""
         if self.atoms is None:
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
@@ -310,7 +310,15 @@ class DeepRelaxOptimizer(Optimizer):
             self._chain.load_state_dict(state)
         self._chain.begin(fmax)
         self.optimizable = self._chain
-        return super().irun(fmax=fmax, steps=steps)
+        return self._released(super().irun(fmax=fmax, steps=steps))
+
+    def _released(self, states: Iterator[bool]) -> Generator[bool, None, None]:
+        """The states of a run, after which the atoms have their bare potential."""
+        try:
+            yield from states
+        finally:
+            if self.atoms is not None:
+                self._chain.release()
 
     def step(self) -> None:
         """Put the prediction into the atoms; once that is done, a step of refinement."""

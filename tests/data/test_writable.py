@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixCartesian, FixedPlane, FixInternals, FixScaled
+from ase.db import connect
 from ase.io import read, write
 
+from ase_deeprelax import keys
 from ase_deeprelax.data import writable
+from ase_deeprelax.data.structure_files import columns_of
 from ase_deeprelax.data.writable import as_writable
 
 
@@ -62,3 +65,21 @@ def test_atoms_that_need_no_change_are_the_same_object():
         assert as_writable(atoms, 'extxyz') is atoms
     anything = salt(FixInternals(bonds=[[2.0, [0, 1]]]))
     assert as_writable(anything, 'traj') is anything
+
+
+def test_a_database_takes_each_value_of_ours_once_as_column_or_as_data(tmp_path):
+    atoms = bulk('Cu')
+    atoms.info |= {
+        'mine': 3,
+        keys.SIGMA: np.float64(0.1),
+        keys.MODEL: '42',  # ase.db refuses text that reads as a number
+        keys.KIND: 'bulk',
+        keys.STAGE: '',
+        keys.SIGMA_ATOMS: np.zeros(1),
+    }
+    columns, data = columns_of(atoms)
+    assert columns == keys.to_key_value_pairs(atoms) == {keys.SIGMA: 0.1, keys.KIND: 'bulk'}
+    assert set(data) == {keys.MODEL, keys.STAGE, keys.SIGMA_ATOMS}
+    with connect(tmp_path / 'one.db') as database:
+        database.write(atoms, columns, data)
+    assert connect(tmp_path / 'one.db').get(1).data[keys.MODEL] == '42'

@@ -86,6 +86,23 @@ def test_with_the_calculator_of_the_atoms():
     np.testing.assert_allclose(atoms.cell, guided_end(0.02).cell, atol=2e-3)
 
 
+@pytest.mark.parametrize('ends', ['at its end', 'closed', 'with an error'])
+def test_a_run_step_by_step_leaves_the_bare_potential_too(ends):
+    atoms = alloy()
+    states = optimizer(atoms, refine=Stage(EMT(), guided=0.05)).irun(fmax=1e-2, steps=20)
+    next(states)
+    next(states)
+    assert isinstance(atoms.calc, GuidedCalculator)
+    if ends == 'at its end':
+        list(states)
+    elif ends == 'closed':
+        states.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            states.throw(KeyboardInterrupt)
+    assert isinstance(atoms.calc, EMT)
+
+
 def test_a_run_in_two_parts_ends_as_one(tmp_path):
     whole = guided_end(0.02)
     atoms = alloy()

@@ -9,7 +9,6 @@ import numpy as np
 from ase import Atoms
 from ase.build import make_supercell
 
-from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.train.inputs.series import Series, repetitions
 from ase_deeprelax.train.inputs.substitutions import draw_element
 
@@ -57,10 +56,6 @@ class Alloys(Series):
     kind: ClassVar[str] = 'alloy'
 
     recipe: AlloyRecipe = field(default_factory=AlloyRecipe)
-
-    def usable(self, parent: Pair) -> bool:
-        """Whether the crystal is small enough, and made of known elements."""
-        return super().usable(parent) and len(parent) <= self.recipe.max_parent_atoms
 
     def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
         """One alloy, or why there is none."""

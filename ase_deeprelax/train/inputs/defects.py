@@ -11,7 +11,6 @@ from ase.build import make_supercell
 from ase.data import covalent_radii
 from ase.geometry import get_distances
 
-from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.train.inputs.series import Series, repetitions
 from ase_deeprelax.train.inputs.substitutions import draw_element
 
@@ -69,10 +68,6 @@ class Defects(Series):
     kind: ClassVar[str] = 'defect'
 
     recipe: DefectRecipe = field(default_factory=DefectRecipe)
-
-    def usable(self, parent: Pair) -> bool:
-        """Whether the crystal is small enough, and made of known elements."""
-        return super().usable(parent) and len(parent) <= self.recipe.max_parent_atoms
 
     def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
         """One supercell with its defect, or why there is none."""

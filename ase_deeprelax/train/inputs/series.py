@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -122,7 +123,9 @@ class Series:
         return parent, child, ''
 
     def usable(self, parent: Pair) -> bool:
-        """Whether inputs are made from this parent."""
+        """Whether inputs are made from this parent: small enough, of known elements."""
+        if len(parent) > getattr(self.recipe, 'max_parent_atoms', math.inf):
+            return False
         return self.elements.issuperset(parent.numbers.tolist())
 
     def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:

@@ -14,7 +14,6 @@ from pymatgen.core.surface import SlabGenerator
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.train.inputs.adsorbates import add_adsorbate
@@ -87,10 +86,6 @@ class Slabs(Series):
     kind: ClassVar[str] = 'slab'
 
     recipe: SlabRecipe = field(default_factory=SlabRecipe)
-
-    def usable(self, parent: Pair) -> bool:
-        """Whether the crystal is small enough, and made of known elements."""
-        return super().usable(parent) and len(parent) <= self.recipe.max_parent_atoms
 
     def make(self, rng: np.random.Generator) -> tuple[str, Atoms | str]:
         """One slab, with its adsorbate and its fixed atoms, or why there is none."""
