@@ -181,7 +181,7 @@ def check_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
 
 
 def _read(file: BinaryIO, path: Path) -> tuple[list[Any], int]:
-    """What the whole lines of a file hold, and how many bytes they have."""
+    """The contents of the complete lines of a file, and their length in bytes."""
     file.seek(0)
     text = file.read()
     length = text.rfind(b'\n') + 1

@@ -81,6 +81,21 @@ def load(name):
     return json.loads((RESULTS / f'{name}.json').read_text(encoding='utf-8'))
 
 
+def rows_of(result):
+    """The rows of all tables of a result, as dicts of column to cell."""
+    tables = [part for part in result['parts'] if 'rows' in part]
+    return [
+        dict(zip(titles_of(table), row, strict=True))
+        for table in tables
+        for row in table['rows']
+    ]
+
+
+def titles_of(table):
+    """Titles of columns; those without one are called by their place."""
+    return [title or f'#{k}' for k, title in enumerate(table['columns'])]
+
+
 def provenance(result):
     """One line: on what, when, where, from which commit, with which weights."""
     data = ', '.join(
@@ -130,12 +145,10 @@ def block(name):
 def batches():
     """A sentence on the time of a structure in a batch, from the result `bench`."""
     result = load('bench')
-    table = next(part for part in result['parts'] if 'rows' in part)
-    rows = [dict(zip(table['columns'], row, strict=True)) for row in table['rows']]
     times = [
         float(row['CPU ms each'])
-        for row in rows
-        if row[''] == 'one call' and row['threads'] == '1'
+        for row in rows_of(result)
+        if row['#1'] == 'one call' and row['threads'] == '1'
     ]
     shortest, longest = (f'{time:.0f}' for time in (min(times), max(times)))
     return (

@@ -78,17 +78,14 @@ class Machine:
     def __init__(self, repeats):
         a = torch.rand(SIDE, SIDE)
         calls = {'product': lambda: [torch.mm(a, a) for _ in range(5)]}
-        for moved in COPIES:
+        times = COPIES[-1] // COPIES  # all sizes move as many bytes
+        for moved, n in zip(COPIES, times, strict=True):
             source = torch.rand(int(moved) // 8)
-            target, times = torch.empty_like(source), max(1, int(COPIES[-1] // moved))
-            calls[moved] = lambda s=source, t=target, n=times: [
-                t.copy_(s) for _ in range(n)
-            ]
+            target = torch.empty_like(source)
+            calls[moved] = lambda s=source, t=target, n=n: [t.copy_(s) for _ in range(n)]
         seconds = medians(calls, repeats)
         self.product = 5 * 2 * SIDE**3 / seconds['product']
-        times = [max(1, COPIES[-1] // moved) for moved in COPIES]
-        moved = COPIES * np.array(times)
-        self.copies = moved / np.array([seconds[k] for k in COPIES])
+        self.copies = COPIES * times / np.array([seconds[k] for k in COPIES])
 
     def copy(self, moved):
         """Rate at which as many bytes are copied, bytes/s."""

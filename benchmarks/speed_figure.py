@@ -6,8 +6,7 @@ All numbers are those of ``benchmarks/results/published.json``, ``rivals.json`` 
 ``scaling.json``.
 """
 
-from render import ROOT, load
-from suite import rows_of
+from render import ROOT, load, rows_of
 
 from ase_deeprelax.report.style import (
     BLUE,

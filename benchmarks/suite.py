@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from render import load
+from render import load, rows_of
 
 from ase_deeprelax.compare.tables import Table
 
@@ -45,21 +45,6 @@ class Figure:
         source = f'{self.result}, {result["date"]}, {result["commit"]}'
         number = f'{value:,.0f}' if value >= LARGE else f'{value:.3g}'
         return [self.name, f'{number}{self.unit}', source]
-
-
-def rows_of(result):
-    """The rows of all tables of a result, as dicts of column to cell."""
-    tables = [part for part in result['parts'] if 'rows' in part]
-    return [
-        dict(zip(titles_of(table), row, strict=True))
-        for table in tables
-        for row in table['rows']
-    ]
-
-
-def titles_of(table):
-    """Titles of columns; those without one are called by their place."""
-    return [title or f'#{k}' for k, title in enumerate(table['columns'])]
 
 
 def cell(rows, column, **first):

@@ -24,10 +24,10 @@ from ase_deeprelax.errors import DeepRelaxError
 INTERRUPTED, TERMINATED = 130, 143
 # Files that may hold pairs.
 PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
-# Where the words of a command are kept, and how much of them a page shows.
-WORDS, MOST_LETTERS = 'ase_deeprelax.words', 300
-# So many input files are named with their hashes on a page.
-MOST_FILES = 8
+# The words of the command are kept in the context under this name.
+WORDS = 'ase_deeprelax.words'
+# A page shows this many letters of the command, and the hashes of this many input files.
+MOST_LETTERS, MOST_FILES = 300, 8
 
 
 class Terminated(KeyboardInterrupt):
@@ -88,7 +88,7 @@ app = typer.Typer(
 
 
 class Symmetry(StrEnum):
-    """What a relaxation does with the space group of its input."""
+    """Treatment of the space group of an input."""
 
     KEEP = 'keep'
     FREE = 'free'

@@ -309,7 +309,8 @@ def _is_group(matrices: np.ndarray, permutations: np.ndarray) -> bool:
     ranked = np.argsort(codes)
     if len(np.unique(codes)) < n:
         return False
-    # Those of all products in one: the sum over j of digits[i, j] * b[k, j] is taken first.
+    # One product of matrices gives the codes of all products a b: digits[i, j] * b[k, j] is
+    # summed over j first.
     right = np.einsum('ij,hkj->ikh', digits, matrices).reshape(9, n)
     of_products = matrices.reshape(n, 9) @ right
     if not np.isin(of_products, codes).all():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 # Values that differ only in further digits are one: what symmetry holds moves 1e-22 A.
 DIGITS = 6
-# What is drawn, by the names of `Relaxation.to_row`, with its label.
+# Quantities with a histogram: their names in `Relaxation.to_row`, and labels of the axes.
 DRAWN = {
     'volume_ratio': 'volume, predicted over input',
     'dmax': 'largest displacement / Å',
@@ -55,7 +55,7 @@ def distributions(columns: Columns) -> Figure:
 
 
 def finite(values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Those that are numbers.
+    """The values that are finite numbers.
 
     >>> finite([0.5, None, float('nan')]).tolist()
     [0.5]

@@ -95,7 +95,7 @@ def _cells(row: Mapping[str, Any], columns: Sequence[Column], whole: bool) -> li
 
 
 def _remark(row: Mapping[str, Any]) -> str:
-    """What a reader has to know of a structure, or ''."""
+    """Remarks on a structure: its kind, warnings, the verdict of a potential; or ''."""
     kind, ood = row.get('kind') or 'bulk', row.get('ood')
     notes = [] if kind == 'bulk' else [kind]
     notes += [f'! {ood}'] if ood else []

@@ -1,4 +1,4 @@
-"""What all pages on relaxations share: crystals for the viewer, sections, a headline."""
+"""Parts of all pages on relaxations: crystals for the viewer, sections, a headline."""
 
 from __future__ import annotations
 
