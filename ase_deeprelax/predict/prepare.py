@@ -30,11 +30,12 @@ from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unw
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import Symmetry, find_symmetry
 from ase_deeprelax.models.calibration import Calibration
-from ase_deeprelax.predict.checks import check_cell, check_contents, check_prediction
+from ase_deeprelax.predict.checks import check_cell, check_contents, check_prediction, room
 from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
 from ase_deeprelax.predict.forward import StructureOutput
 from ase_deeprelax.predict.ignored import name_ignored
 from ase_deeprelax.predict.info import write_info
+from ase_deeprelax.predict.shrinkage import shrink
 from ase_deeprelax.predict.two_pass import Move, add_second, second_weight
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
@@ -65,6 +66,9 @@ class Settings:
         What is known about the errors of the model.
     accept_below : float, optional, A
         A prediction whose expected error is not below this is refused.
+    shrinks : bool
+        Whether moves that are smaller than their uncertainty are mostly left out
+        (`predict.shrinkage`); default False.
     """
 
     spec: GraphSpec
@@ -77,6 +81,7 @@ class Settings:
     learned: Collection[str] = ('bulk',)
     calibration: Calibration | None = None
     accept_below: float | None = None
+    shrinks: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,6 +299,13 @@ def _move(prepared: Prepared, output: StructureOutput) -> Move:
 def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxation:
     """Constraints, checks and record of a move."""
     initial, freedom, settings = prepared.initial, prepared.freedom, prepared.settings
+    sigma_atoms = prepared.frame.per_atom(output.sigma_atoms)
+    if settings.shrinks:
+        spacing = (room(initial, freedom.layer) / len(initial)) ** (1 / 3)
+        floating = not (freedom.labels == 1).any()
+        move = shrink(move, output.sigma, sigma_atoms, spacing, floating=floating)
+        if prepared.symmetry is not None:  # sigma has it to single precision only
+            move = prepared.symmetry.project(*move)
     deformation, displacement = move
     cell, positions = freedom.allowed(deformation, displacement)
     if not freedom.all_free:
@@ -312,7 +324,7 @@ def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxati
         deformation=deformation,
         displacement=displacement,
         sigma=output.sigma,
-        sigma_atoms=prepared.frame.per_atom(output.sigma_atoms),
+        sigma_atoms=sigma_atoms,
         bonds=bonds,
         bond_offsets=offsets,
         sigma_bonds=output.sigma_bonds,
