@@ -32,6 +32,8 @@ from ase_deeprelax.geometry.lattice import (
 _FIRST = 64
 # Misfits closer than this are equal, A.
 _EQUAL = 1e-6
+# Atoms of products that are compared at a time: bounds the memory.
+_CHUNK = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,13 @@ def find_translations(
 
     None where the cell is primitive.
     """
-    shift, folded = _candidates(crystal, symprec)
+    return _best_translations(crystal, symprec, *_candidates(crystal, symprec))
+
+
+def _best_translations(
+    crystal: Crystal, symprec: float, shift: np.ndarray, folded: Folded | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """`find_translations` among candidates."""
     if len(shift) < 2:
         return None
     if folded is None:
@@ -211,15 +219,40 @@ def _shortest_basis(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:
     return np.array([a, vectors[second], vectors[np.argmax(height > 0.1 * lengths)]])
 
 
-def find_operations(crystal: Crystal, symprec: float) -> Operations:
-    """The operations of a primitive cell, the identity among them.
+def find_operations(
+    crystal: Crystal, symprec: float
+) -> tuple[np.ndarray, np.ndarray, Operations]:
+    """The primitive cell of a crystal and the operations of it, the identity among them.
+
+    Returns
+    -------
+    labels : (n_atoms,) int64
+        The primitive atom that each atom is an image of.
+    primitive : (3, 3), A
+        Reduced.
+    operations : Operations
+        Of the primitive atoms.
+    """
+    labels = np.arange(len(crystal))
+    shift, folded = _candidates(crystal, symprec)
+    found = _best_translations(crystal, symprec, shift, folded)
+    if found is not None:
+        labels, primitive = found
+        crystal = crystal.folded(labels, primitive)
+        folded = _candidates(crystal, symprec)[1]
+    return labels, crystal.cell, _primitive_operations(crystal, symprec, folded)
+
+
+def _primitive_operations(
+    crystal: Crystal, symprec: float, folded: Folded | None
+) -> Operations:
+    """The operations of a primitive cell.
 
     Translations that the crystal nearly has, as where the atoms of a supercell are off
     their sites by more than the tolerance, are not tried one by one: each operation is
     found once and multiplied with all of them.
     """
     matrices = lattice_symmetries(crystal.cell, symprec).astype(float)
-    _, folded = _candidates(crystal, symprec)
     reference, partners, order = partners_of(crystal, symprec)
     limit = 2 * symprec
     if folded is not None:
@@ -317,7 +350,10 @@ def _is_group(matrices: np.ndarray, permutations: np.ndarray) -> bool:
         return False
     # Matrices act on rows: in products[g, h], g comes first.
     position = ranked[np.searchsorted(codes[ranked], of_products)]
-    return all(
-        np.array_equal(permutations[:, permutations[g]], permutations[position[g]])
-        for g in range(n)
-    )
+    step = max(1, _CHUNK // permutations.size)
+    for first in range(0, n, step):
+        some = slice(first, first + step)
+        both = permutations[:, permutations[some]].transpose(1, 0, 2)
+        if not np.array_equal(both, permutations[position[some]]):
+            return False
+    return True

@@ -14,7 +14,7 @@ from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import PredictionError, StructureError, UnsupportedElementError
 from ase_deeprelax.geometry.lattice import compact
 from ase_deeprelax.geometry.neighbors import close_pairs
-from ase_deeprelax.geometry.symmetry import primitive_size
+from ase_deeprelax.geometry.symmetry import Symmetry, primitive_size
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # Less room than this is no crystal but a flat or missing cell, A^3 per atom.
@@ -84,9 +84,9 @@ def check_structure(
     'volume per atom 432 A^3, in training 4 to 100 A^3'
     """
     check_cell(atoms)
-    return check_contents(
-        atoms, find_layer(atoms), elements, ranges=ranges, min_distance=min_distance
-    )
+    layer = find_layer(atoms)
+    check_contents(atoms, layer, elements, min_distance=min_distance)
+    return outside_ranges(atoms, layer, ranges)
 
 
 def check_cell(atoms: Atoms) -> None:
@@ -113,10 +113,9 @@ def check_contents(
     layer: Layer | None,
     elements: Collection[int] | None = None,
     *,
-    ranges: Ranges | None = None,
     min_distance: float = 0.5,
-) -> str:
-    """The part of `check_structure` that comes after `find_layer`.
+) -> None:
+    """The part of `check_structure` that comes after `find_layer` and refuses.
 
     Parameters
     ----------
@@ -124,28 +123,44 @@ def check_contents(
         It passed `check_cell`.
     layer : Layer or None
         What `find_layer` found.
-    elements, ranges, min_distance
+    elements, min_distance
         As in `check_structure`.
-
-    Returns
-    -------
-    str
-        Why the structure lies outside the training range, or ''.
 
     Raises
     ------
     UnsupportedElementError, StructureError
     """
-    n, volume = len(atoms), room(atoms, layer)
     _check_elements(atoms.numbers, elements)
     check_ordered(atoms)
-    _check_size(n, volume)
+    _check_size(len(atoms), room(atoms, layer))
     _check_distances(atoms, *_close_box(atoms, layer), min_distance)
+
+
+def outside_ranges(
+    atoms: Atoms,
+    layer: Layer | None,
+    ranges: Ranges | None = None,
+    symmetry: Symmetry | None = None,
+) -> str:
+    """Why a structure lies outside the training range, or ''.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        It passed `check_contents`.
+    layer : Layer or None
+        What `find_layer` found.
+    ranges
+        As in `check_structure`.
+    symmetry : Symmetry, optional
+        That of the crystal, if it is known already: to search a large one takes time.
+    """
     ranges = TRAINED if ranges is None else ranges
-    size = n
+    n = size = len(atoms)
     if layer is None and n > max(ranges.get('n_atoms', (math.inf,))):
-        size = primitive_size(atoms)  # A supercell is the crystal that it repeats.
-    return _outside(size, volume / n, ranges)
+        # A supercell is the crystal that it repeats.
+        size = primitive_size(atoms) if symmetry is None else symmetry.n_primitive
+    return _outside(size, room(atoms, layer) / n, ranges)
 
 
 def room(atoms: Atoms, layer: Layer | None) -> float:
@@ -164,6 +179,8 @@ def check_prediction(
     initial: Atoms, relaxed: Atoms, *, residual: float = 0.0, layer: Layer | None = None
 ) -> None:
     """Refuse a relaxed structure that is no plausible crystal.
+
+    It looks at what `check_change` does, and at contacts between atoms.
 
     Parameters
     ----------
@@ -188,6 +205,22 @@ def check_prediction(
     --------
     >>> from ase.build import bulk
     >>> check_prediction(bulk('Cu', a=3.9), bulk('Cu', a=3.6))
+    """
+    check_change(initial, relaxed, residual=residual)
+    _check_contacts(initial, relaxed, layer)
+
+
+def check_change(initial: Atoms, relaxed: Atoms, *, residual: float = 0.0) -> None:
+    """The part of `check_prediction` that looks at no distances between atoms.
+
+    Parameters
+    ----------
+    initial, relaxed, residual
+        As in `check_prediction`.
+
+    Raises
+    ------
+    PredictionError
     """
     old, new = initial.cell.array, relaxed.cell.array
     if not (np.isfinite(new).all() and np.isfinite(relaxed.positions).all()):
@@ -214,7 +247,6 @@ def check_prediction(
             f'predicted distances contradict each other by {residual:.3g} A on average, '
             f'more than {RESIDUAL:g} A; use another model. {_KEPT}'
         )
-    _check_contacts(initial, relaxed, layer)
 
 
 _KEPT = 'the input was kept'

@@ -30,7 +30,14 @@ from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unw
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import Symmetry, find_symmetry
 from ase_deeprelax.models.calibration import Calibration
-from ase_deeprelax.predict.checks import check_cell, check_contents, check_prediction, room
+from ase_deeprelax.predict.checks import (
+    check_cell,
+    check_change,
+    check_contents,
+    check_prediction,
+    outside_ranges,
+    room,
+)
 from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
 from ase_deeprelax.predict.forward import StructureOutput
 from ase_deeprelax.predict.ignored import name_ignored
@@ -149,18 +156,19 @@ def prepare(
         freedom = find_freedom(
             structure if isinstance(structure, Filter) else initial, relax_cell
         )
-        outside = check_contents(
-            initial, freedom.layer, settings.elements, ranges=settings.ranges
-        )
+        check_contents(initial, freedom.layer, settings.elements)
         unlearned = _not_learned(freedom, settings.learned)
         source = None if isinstance(structure, (Atoms, Filter)) else structure.copy()
         name_ignored(initial, source)
-    symmetry = None
+    found = symmetry = None
+    labels = freedom.labels if freedom.labels.any() else None
     if settings.keep_symmetry:
         with _timed(timings, 'symmetry'):
-            labels = freedom.labels if freedom.labels.any() else None
             found = find_symmetry(initial, labels=labels, layer=freedom.layer)
             symmetry = found.keeping(freedom.motion.free_strain)
+    with _timed(timings, 'checks'):
+        alike = found if labels is None else None  # it knows fixed atoms from free ones
+        outside = outside_ranges(initial, freedom.layer, settings.ranges, alike)
     with _timed(timings, 'graph'):
         graph, frame = _graph_of(initial, freedom, settings)
     ood = '; '.join(filter(None, (outside, unlearned)))
@@ -187,13 +195,13 @@ def prepare_second_pass(prepared: Prepared, output: StructureOutput) -> Prepared
     Raises
     ------
     PredictionError
-        The first pass leads to no plausible structure.
+        The first pass leads to no plausible cell.
     """
     move = _move(prepared, output)
     if not second_weight(move[0]):
         return None
     atoms = _placed(prepared.initial, *prepared.freedom.allowed(*move))
-    _check(prepared, atoms, output)
+    check_change(prepared.initial, atoms, residual=output.residual)
     try:
         with _timed(prepared.timings, 'graph'):
             graph, frame = _graph_of(atoms, prepared.freedom, prepared.settings)
@@ -312,7 +320,8 @@ def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxati
         deformation = np.linalg.solve(initial.cell.array, cell)
         displacement = positions @ np.linalg.inv(deformation) - initial.positions
     atoms = _placed(initial, cell, positions)
-    _check(prepared, atoms, output)
+    with _timed(prepared.timings, 'checks'):
+        check_prediction(initial, atoms, residual=output.residual, layer=freedom.layer)
     errors, unknown = estimate_errors(
         settings.calibration, atoms, freedom, prepared.frame, output
     )
@@ -342,16 +351,6 @@ def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxati
     )
     write_info(result)
     return result
-
-
-def _check(prepared: Prepared, atoms: Atoms, output: StructureOutput) -> None:
-    with _timed(prepared.timings, 'checks'):
-        check_prediction(
-            prepared.initial,
-            atoms,
-            residual=output.residual,
-            layer=prepared.freedom.layer,
-        )
 
 
 def _graph_of(

@@ -7,6 +7,8 @@ relaxed already, the atoms far from a defect. The weights are those of a Wiener 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ase_deeprelax.predict.two_pass import Move
@@ -68,7 +70,7 @@ def shrink(
     return (axes * stretches**weight) @ axes.T, displacement
 
 
-def _weight(move: np.ndarray, half: np.ndarray) -> np.ndarray:
+def _weight(move: Any, half: Any) -> Any:
     """1 for moves much larger than ``half``, 0 for those that are much smaller."""
     move = np.maximum(move, 1e-12)  # no move and no uncertainty: the weight has no meaning
     return move**2 / (move**2 + half**2)
