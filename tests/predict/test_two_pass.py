@@ -103,7 +103,7 @@ def test_the_weight_grows_without_jumps(seed, size, more):
 
 
 def whole_moves():
-    """A predictor that makes the moves of each pass as they are, see `predict.shrinkage`."""
+    """A predictor that makes moves as they are, without `predict.shrinkage`."""
     model = load_model('deeprelax')
     model.card = replace(model.card, two_pass=False)
     predictor = Predictor(model, device='cpu')
