@@ -177,7 +177,7 @@ def observe(
 
 
 def _bare(predictor: Predictor, environments: Environments) -> Predictor:
-    """A predictor without error laws, whose `Relaxation.novelty` is a distance over `FAR`."""
+    """A predictor without error laws; its `Relaxation.novelty` is a distance over `FAR`."""
     bare = copy.copy(predictor)
     bare.model = copy.copy(predictor.model)
     unlimited = replace(environments, limit=dict.fromkeys(KINDS, FAR))
