@@ -17,7 +17,7 @@ from ase import Atoms
 
 from ase_deeprelax.errors import DeviceError, StructureError
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.predict.prepare import failed
+from ase_deeprelax.predict.finish import failed
 from ase_deeprelax.result import Relaxation, encode_atoms
 from ase_deeprelax.screening.items import Item, Source
 from ase_deeprelax.screening.sources import open_source
