@@ -58,7 +58,9 @@ def relax(
     cell: CellOption = 'free',
     accept_below: Annotated[
         float | None,
-        typer.Option(help='Refuse predictions whose expected error, A, is not below this.'),
+        typer.Option(
+            min=0, help='Refuse predictions whose expected error, A, is not below this.'
+        ),
     ] = None,
     verify: Annotated[
         str | None,
@@ -142,7 +144,7 @@ def relax(
     labels = labels_of(sources)
     targets = targets_of(sources, labels, out, form)
     frames, problems = read_frames(sources)
-    check_room(out, form, len(frames))
+    check_room(targets, (source for source, *_ in frames))
     predictor = Predictor(
         model, device=device, symmetry=symmetry, accept_below=accept_below
     )

@@ -328,7 +328,6 @@ class Chain:
         copied : bool
             For a copy of the atoms: light, and tied to no starting point.
         """
-        info = self.atoms.info
         stages = None
         if self.stages:
             stages = {
@@ -341,7 +340,7 @@ class Chain:
         return {
             'began': None if copied else self._start,
             'atoms': bare(self.atoms),
-            'info': {k: v for k, v in info.items() if k.startswith(keys.PREFIX)},
+            'info': keys.ours(self.atoms),
             'one_shot': self.one_shot.state_dict(
                 guides=any(stage.guided for stage in self.stages)
             ),
