@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from ase import Atoms
 from ase.filters import Filter, FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.optimize.cellawarebfgs import CellAwareBFGS
 
-from ase_deeprelax.errors import StructureError
+from ase_deeprelax.errors import StructureError, warn
 from ase_deeprelax.geometry.cell_filter import FreeCellFilter, free_cell
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.optimize.relaxation_step import (
+    calculator_name,
+    find_optimizer,
+    has_stress,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,34 @@ class Target:
         if isinstance(self.moving, FreeCellFilter):
             return self.moving.free_strain
         return np.zeros((6, 6)) if self.cell_held else np.eye(6)
+
+    def of_stage(
+        self,
+        relax_cell: RelaxCell | Callable | None,
+        calculator: Any,
+        optimizer: str | Callable,
+    ) -> Target:
+        """The target of one stage of a chain, for its calculator and optimizer.
+
+        Parameters
+        ----------
+        relax_cell : bool, str, array or callable, optional
+            What the stage says; None: this target.
+        calculator : ase Calculator
+            Where it gives no stress, the cell is held, with a warning.
+        optimizer : str or callable
+        """
+        atoms, target = unwrap(self.moving), self
+        if relax_cell is not None:
+            target = find_target(atoms, relax_cell)
+        if not (target.cell_held or target.given or has_stress(calculator)):
+            warn(
+                f'{calculator_name(calculator)} gives no stress, so the cell is held while '
+                'it refines the positions; relax_cell=False says so without this warning, '
+                'and a calculator with a stress relaxes the cell too'
+            )
+            target = find_target(atoms, False)
+        return target.fitted(find_optimizer(optimizer))
 
     def fitted(self, optimizer: Callable) -> Target:
         """The target that an optimizer can take, unless the user made the filter.
