@@ -34,7 +34,7 @@ def compare(
     ],
     *,
     calculators: Annotated[
-        str, typer.Option(help='NAME or NAME:WEIGHTS of potentials, with commas between.')
+        str, typer.Option(help='NAME or NAME:WEIGHTS of calculators, with commas between.')
     ] = 'chgnet',
     optimizers: Annotated[
         str, typer.Option(help="ASE's optimizers by name, with commas between.")

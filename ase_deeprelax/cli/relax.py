@@ -123,7 +123,7 @@ def relax(
     """Relax all structures of FILES in one shot, and refine them if asked.
 
     Crystals, and layers or slabs, whose vacuum stays; constraints in the files are
-    honoured. The last column of the table names layers, held cells and inputs that are out
+    honoured. The last column of the table names layers, fixed cells and inputs that are out
     of distribution.
 
     CIF cannot hold the uncertainties; extxyz keeps them per structure and per atom, and

@@ -55,7 +55,7 @@ def label(
             'fixed-cell: elements exchanged, only the atoms relax. monolayer: elements '
             'exchanged, atoms and cell relax in the plane. slab: surfaces of crystals and '
             'of random alloys, most with an adsorbate and a fixed lower half, in a held '
-            'cell. defect: point defects in supercells, in a held cell. prototype: '
+            'cell. defect: point defects in supercells, in a fixed cell. prototype: '
             'textbook structures of elements and simple compounds, made from nothing.'
         ),
     ] = 'bulk',

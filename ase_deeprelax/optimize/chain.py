@@ -141,7 +141,7 @@ class Chain:
         StructureError
             No calculator could say anything about this structure.
         MissingDependencyError, ModelError
-            A potential is not there: known now, and not after hours in the stages before.
+            A calculator is not there: known now, and not after hours in the stages before.
         """
         if self._start is None:
             self._start = bare(self.atoms)
@@ -223,7 +223,7 @@ class Chain:
             self.lines.append(str(self.verification))
 
     def release(self) -> None:
-        """Leave the bare potential in the atoms, with what it calculated last."""
+        """Leave the bare calculator in the atoms, with what it calculated last."""
         if self.run is not None:
             self.run.leave()
 

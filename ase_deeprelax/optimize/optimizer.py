@@ -223,7 +223,7 @@ class DeepRelaxOptimizer(LateBinding):
         RefinementError
             Without ``refine``: the refinement met numbers that are not finite.
         MissingDependencyError, ModelError
-            A potential or the model is not there.
+            A calculator or the model is not there.
         """
         if args and not np.isscalar(args[0]):
             return self.bind(args[0]).run(*args[1:], **kwargs)
@@ -249,7 +249,7 @@ class DeepRelaxOptimizer(LateBinding):
         return self._released(super().irun(fmax=fmax, steps=steps))
 
     def _released(self, states: Iterator[bool]) -> Generator[bool, None, None]:
-        """The states of a run, after which the atoms have their bare potential."""
+        """The states of a run, after which the atoms have their bare calculator."""
         try:
             yield from states
         finally:

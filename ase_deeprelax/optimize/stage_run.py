@@ -14,7 +14,7 @@ from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
-from ase_deeprelax.optimize.guide import GuidedCalculator, bare_potential
+from ase_deeprelax.optimize.guide import GuidedCalculator, bare_calculator
 from ase_deeprelax.optimize.one_shot_model import OneShotModel
 from ase_deeprelax.optimize.relaxation_step import (
     RUNAWAY,
@@ -87,7 +87,7 @@ class StageRun:
         self.atoms = unwrap(target.moving)
         self._optimizer = stage.optimizer or optimizer
         # For where nothing of this stage is kept.
-        self._calculator_before = bare_potential(self.atoms.calc)
+        self._calculator_before = bare_calculator(self.atoms.calc)
         self.atoms.calc = self._calculator_before
         if not ordinary:
             self.atoms.calc = stage.build_calculator()
@@ -151,7 +151,7 @@ class StageRun:
         if not self.ordinary:
             self._check(value, gradient, norm, volume)
         self.value, self.gradient = float(value), gradient
-        energy = bare_potential(self.atoms.calc).get_property('energy', self.atoms)
+        energy = bare_calculator(self.atoms.calc).get_property('energy', self.atoms)
         self.energy = float(energy)
         if self.best is None or value < self.best['value']:
             self.best = {
@@ -216,8 +216,8 @@ class StageRun:
         self.atoms.calc = self._model.guided(calculator, name, prediction, strength)
 
     def leave(self) -> None:
-        """Leave the bare potential in the atoms, with what it calculated last."""
-        self.atoms.calc = bare_potential(self.atoms.calc)
+        """Leave the bare calculator in the atoms, with what it calculated last."""
+        self.atoms.calc = bare_calculator(self.atoms.calc)
 
     def end(self, fmax: float) -> None:
         """Give the stage its status where it is over.
@@ -270,7 +270,7 @@ class StageRun:
         if known and isinstance(calculator, GuidedCalculator):
             pulled = calculator.pulled(self.atoms)
         return StageRecord(
-            name=calculator_name(bare_potential(calculator))
+            name=calculator_name(bare_calculator(calculator))
             if self.ordinary
             else self.stage.name,
             optimizer=optimizer_name(self._optimizer),
