@@ -84,7 +84,7 @@ def compare(
     if phonons:
         load_phonopy()
     relax_cell = relax_cell_of(cell)
-    check_outputs(json_file, html_file)
+    check_outputs(json_file, html_file, inputs=map(Path, files))
     found = _structures(files)
     ids = [id for id, _ in found]
     if twice := {id for id in ids if ids.count(id) > 1}:

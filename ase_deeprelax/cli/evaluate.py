@@ -86,7 +86,7 @@ def evaluate(
     need_pages(html_file)
     if not models and not potentials:
         models = ['default']
-    check_outputs(json_file, html_file)
+    check_outputs(json_file, html_file, inputs=[pairs])
     rivals = _rivals(models or (), potentials or (), device)
     in_split = f', split {split}' if split else ''
     chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')

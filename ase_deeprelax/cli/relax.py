@@ -156,7 +156,9 @@ def relax(
         how = {'model': model, 'relax_cell': relax_cell}
         worker = _refiner(refine, predictor, how, **chosen)
     if frames:
-        check_outputs(json_file, html_file, next(iter(targets.values()))[0][0])
+        written = {path for group in targets.values() for path, _ in group}
+        inputs = (source.path for source in sources)
+        check_outputs(json_file, html_file, *sorted(written), inputs=inputs)
     named = [(f'{labels[source]}{frame}', atoms) for source, frame, atoms in frames]
     left = Counter(source for source, *_ in frames)
     rows: list[dict[str, Any]] = []

@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ase_deeprelax.cli.app import INTERRUPTED, PAIR_SUFFIXES, DeviceOption, pip_line
+from ase_deeprelax.cli.app import (
+    INTERRUPTED,
+    PAIR_SUFFIXES,
+    DeviceOption,
+    check_outputs,
+    pip_line,
+)
 from ase_deeprelax.errors import MissingDependencyError, PairFileError, StructureError
 
 # Larger relaxed structures are not read.
@@ -136,6 +142,7 @@ def label(
         raise typer.BadParameter('give either --relaxed or --given')
     if not given and count is None:
         raise typer.BadParameter('--count is missing: there is no end of inputs')
+    check_outputs(out, inputs=[*(relaxed or ()), *([given] if given else [])])
     with _training_tools():
         from ase_deeprelax.train.label import label as run
     from ase_deeprelax.calculators.batched import batch_potential

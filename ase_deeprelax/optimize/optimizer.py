@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.filters import Filter
 from ase.optimize.optimize import DEFAULT_MAX_STEPS
 
+from ase_deeprelax.files import check_writable
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
@@ -241,6 +242,8 @@ class DeepRelaxOptimizer(LateBinding):
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
+        if self.restart is not None and self.comm.rank == 0:
+            check_writable(self.restart)
         state, self._state = self._state, None
         if state is not None:
             self._chain.load_state_dict(state)

@@ -24,7 +24,7 @@ from ase_deeprelax.optimize.relaxation_step import (
     optimizer_name,
 )
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
-from ase_deeprelax.optimize.target import Target, find_target
+from ase_deeprelax.optimize.target import Target
 from ase_deeprelax.result import Relaxation
 
 # Forces are out of hand above this, eV/A, and above so many times those of the start.
@@ -91,7 +91,8 @@ class StageRun:
         self.atoms.calc = self._calculator_before
         if not ordinary:
             self.atoms.calc = stage.build_calculator()
-        self._aim(target)
+        self._given = target
+        self._aim()
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
         self.value, self.energy = np.nan, np.nan
         self.gradient = np.full(self.live.ndofs(), np.nan)
@@ -99,10 +100,11 @@ class StageRun:
         self.best: dict[str, Any] | None = None
         self.measured: Atoms | None = None
 
-    def _aim(self, target: Target) -> None:
+    def _aim(self) -> None:
         """Make filter and optimizer for the structure as it is."""
-        stage, calculator = self.stage, self.atoms.calc
-        target = target.of_stage(stage.relax_cell, calculator, self._optimizer)
+        target = self._given.of_stage(
+            self.stage.relax_cell, self.atoms.calc, self._optimizer
+        )
         self.target, self.kind = target.moving, target.kind
         self.live = self.target.__ase_optimizable__()
         self.guarded = GuardedOptimizer(self.target, self._optimizer)
@@ -204,7 +206,7 @@ class StageRun:
         self.start = self.best = None
         if self.stage.relax_cell is not None and self.steps == 0:
             # What a stage of its own holds is held at this cell, not at that before it.
-            self._aim(find_target(self.atoms, self.stage.relax_cell))
+            self._aim()
 
     def guide(self, prediction: Relaxation | None) -> None:
         """Let a prediction, if there is one, pull in a guided stage."""

@@ -243,6 +243,23 @@ def test_what_cannot_be_written_is_refused_before_the_work(relaxed, tmp_path, mo
         assert 'Traceback' not in result.stderr
 
 
+@pytest.mark.parametrize('option', ['--json', '--html'])
+def test_no_output_replaces_an_input_or_another_output(relaxed, tmp_path, option):
+    write(tmp_path / 'a.cif', salt())
+    before = (tmp_path / 'a.cif').read_bytes()
+    (tmp_path / 'b.cif').symlink_to('a.cif')
+    for place in ('a.cif', 'b.cif'):
+        result, _ = relaxed(tmp_path / 'a.cif', option, tmp_path / place, code=2)
+        assert 'is one of the inputs' in result.output
+    result, _ = relaxed(tmp_path / 'a.cif', option, tmp_path / 'out' / 'a.cif', code=2)
+    assert 'is written to already' in result.output
+    result, _ = relaxed(
+        tmp_path / 'a.cif', '--json', tmp_path / 'x', '--html', tmp_path / 'x', code=2
+    )
+    assert 'is written to already' in result.output
+    assert (tmp_path / 'a.cif').read_bytes() == before
+
+
 def test_one_structure_that_cannot_be_written_loses_no_other(relaxed, tmp_path):
     frames = [salt(seed=k) for k in range(3)]
     frames[1].info['key_value_pairs'] = {'1 bad key': 2}
