@@ -26,17 +26,31 @@ NOVELTY = 'deeprelax_novelty'  # info, float: above 1, atoms are unlike those in
 MODEL = 'deeprelax_model'  # info, str: name of the model
 SHA256 = 'deeprelax_sha256'  # info, str: hash of its weights
 VERSION = 'deeprelax_version'  # info, str: version of this package
-KIND = 'deeprelax_kind'  # info, str: 'bulk', 'layer' or 'other', and ', cell held' if so
+KIND = 'deeprelax_kind'  # info, str: 'bulk', 'layer' or 'other', and ', cell fixed' if so
 VERIFIED = 'deeprelax_verified'  # info, str: what one call of a potential says of it
 STAGE = 'deeprelax_stage'  # info, str: 'predicted', or the refinement it is from
 OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range, if it is
 
 
+def is_ours(name):
+    """Whether this package writes such a name; ``atoms.info`` may have names of any type.
+
+    >>> is_ours('deeprelax_sigma'), is_ours(5)
+    (True, False)
+    """
+    return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def ours(atoms):
+    """What this package wrote into ``atoms.info``, as a new dictionary."""
+    return {name: value for name, value in atoms.info.items() if is_ours(name)}
+
+
 def strip(atoms):
     """Remove the names of this package from ``atoms.info`` and ``atoms.arrays``."""
     for store in (atoms.info, atoms.arrays):
-        for key in [key for key in store if key.startswith(PREFIX)]:
-            del store[key]
+        for name in list(filter(is_ours, store)):
+            del store[name]
 
 
 def to_key_value_pairs(atoms):
@@ -44,11 +58,7 @@ def to_key_value_pairs(atoms):
 
     >>> db.write(atoms, key_value_pairs=to_key_value_pairs(atoms))  # doctest: +SKIP
     """
-    return {
-        key: value
-        for key, value in atoms.info.items()
-        if key.startswith(PREFIX) and _is_scalar(value)
-    }
+    return {name: value for name, value in ours(atoms).items() if _is_scalar(value)}
 
 
 def _is_scalar(value):

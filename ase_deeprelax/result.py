@@ -77,7 +77,7 @@ class Relaxation(MSONable):
     ood : str
         Why the input lies outside the training range, or ''.
     kind : str
-        What was relaxed: 'bulk' or 'layer' (or slab), with ', cell held' where only atoms
+        What was relaxed: 'bulk' or 'layer' (or slab), with ', cell fixed' where only atoms
         could move.
     model, sha256, version : str
         Provenance.

@@ -65,8 +65,8 @@ def main():
     held = [pair.fixed_cell for pair in pairs]
     inputs = [pair.unrelaxed for pair in pairs]
     predictions = [
-        predictor.relax([atoms], relax_cell=not cell_held)[0]
-        for atoms, cell_held in zip(inputs, held, strict=True)
+        predictor.relax([atoms], relax_cell=not cell_fixed)[0]
+        for atoms, cell_fixed in zip(inputs, held, strict=True)
     ]
     ways: dict = {'one shot': ([one.atoms for one in predictions], [0] * len(pairs))}
     ways[f'{name}, from the input'] = relaxed(inputs, potential, held)

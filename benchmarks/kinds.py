@@ -1,6 +1,6 @@
 """Models on monolayers, slabs, defects and alloys: how much of the input's error is cut.
 
-What a pair says of its structure holds for the models too: a held cell is held, fixed
+What a pair says of its structure holds for the models too: a fixed cell is fixed, fixed
 atoms are fixed, the vacuum stays. Prints one markdown table, cuts in % as mean / median; of
 a layer only the two lattice vectors in its plane count.
 

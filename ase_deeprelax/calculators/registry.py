@@ -121,12 +121,12 @@ class Potential(Calculator):
                 )
 
 
-def get_calculator(potential: Any, *, device: str = 'cpu', **settings: Any) -> Any:
+def get_calculator(calculator: Any, *, device: str = 'cpu', **settings: Any) -> Any:
     """An ASE calculator from a name, a calculator or a function that makes one.
 
     Parameters
     ----------
-    potential : str, ase Calculator or callable
+    calculator : str, ase Calculator or callable
         One of
 
         - ``'NAME'``, a key of `POTENTIALS`, with that potential's usual weights. Those of
@@ -143,9 +143,9 @@ def get_calculator(potential: Any, *, device: str = 'cpu', **settings: Any) -> A
         - a function without arguments, or a class, that makes a calculator: each call
           here makes a new one, as each worker process needs.
     device : str
-        Where a potential by name runs; default 'cpu'. GPAW runs on the CPU.
+        Where a calculator by name runs; default 'cpu'. GPAW runs on the CPU.
     **settings
-        Further arguments of the calculator of a potential by name; those of GPAW replace
+        Further arguments of a calculator by name; those of GPAW replace
         the usual ones.
 
     Returns
@@ -156,7 +156,7 @@ def get_calculator(potential: Any, *, device: str = 'cpu', **settings: Any) -> A
     Raises
     ------
     MissingDependencyError
-        The potential's package is not installed.
+        The package of the calculator is not installed.
     ModelError
         An unknown name; weights that are not there, cannot be read or are of another kind;
         something else than is listed above.
@@ -170,19 +170,19 @@ def get_calculator(potential: Any, *, device: str = 'cpu', **settings: Any) -> A
     >>> get_calculator('chgnet')  # doctest: +SKIP
     >>> get_calculator('gpaw', kpts={'density': 5, 'gamma': True})  # doctest: +SKIP
     """
-    if isinstance(potential, str):
-        return _named(potential, device, settings)
+    if isinstance(calculator, str):
+        return _named(calculator, device, settings)
     if settings:
         raise ModelError(
-            f'settings {sorted(settings)} are for potentials by name; give them to the '
+            f'settings {sorted(settings)} are for calculators by name; give them to the '
             'calculator that you make'
         )
-    made = potential
-    if callable(potential) and not _is_calculator(potential):
-        made = potential()
+    made = calculator
+    if callable(calculator) and not _is_calculator(calculator):
+        made = calculator()
     if not _is_calculator(made):
         raise ModelError(
-            f'{potential!r} is no potential; give one of {", ".join(POTENTIALS)}, '
+            f'{calculator!r} is no calculator; give one of {", ".join(POTENTIALS)}, '
             'NAME:WEIGHTS, an ASE calculator, or a function that makes one'
         )
     return made
@@ -196,7 +196,7 @@ def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
     name, _, weights = text.partition(':')
     if name not in POTENTIALS:
         raise ModelError(
-            f'potential {text!r} is not known; known are {", ".join(POTENTIALS)}, each '
+            f'calculator {text!r} is not known; known are {", ".join(POTENTIALS)}, each '
             'also as NAME:WEIGHTS'
         )
     entry = POTENTIALS[name]
@@ -204,7 +204,7 @@ def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
         import_module(entry.package)
     except ImportError as error:
         raise MissingDependencyError(
-            f'potential {name!r} needs the package {entry.package!r}, which cannot be '
+            f'calculator {name!r} needs the package {entry.package!r}, which cannot be '
             f"imported ({error}): pip install 'ase-deeprelax[{entry.extra}]'"
         ) from error
     weights = _find_weights(text, weights) if weights else entry.weights
@@ -222,7 +222,7 @@ def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
         raise
     except Exception as error:  # each package has its own idea of what to raise
         raise ModelError(
-            f'potential {text!r}: no calculator with weights {weights!r} on {device!r} '
+            f'calculator {text!r}: none with weights {weights!r} can be made on {device!r} '
             f'({type(error).__name__}: {error}); without a network give weights on disk, '
             f"'{name}:/path/to/weights'"
         ) from error

@@ -122,12 +122,13 @@ class OneShot:
 
 def structure_entries(atoms: Atoms) -> dict[str, Any]:
     """Entries of an answer that describe the relaxed structure, see `OneShot.answer`."""
-    info = {k: v for k, v in atoms.info.items() if k.startswith(keys.PREFIX)}
     sigma = atoms.arrays.get(keys.SIGMA)
     return {
         'cell': atoms.cell.tolist(),
         'positions': atoms.positions.tolist(),
-        'info': {name: np.asarray(value).tolist() for name, value in info.items()},
+        'info': {
+            name: np.asarray(value).tolist() for name, value in keys.ours(atoms).items()
+        },
         'sigma': None if sigma is None else sigma.tolist(),
     }
 
@@ -153,6 +154,8 @@ def answer_all(
     dict
         As of `Worker.answer`.
     """
+    if not frames:
+        return
     with (
         Journal(part_file(out)) as journal,
         tqdm(

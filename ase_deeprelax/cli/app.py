@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -180,13 +181,27 @@ def write_json(file: Path | None, data: Any, **layout: Any) -> None:
         write_atomically(file, text)
 
 
-def check_outputs(*files: Path | None) -> None:
-    """Refuse output files that cannot be written, before the work."""
+def check_outputs(*files: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """Refuse output files that cannot be written, before the work.
+
+    Parameters
+    ----------
+    *files : Path or None
+        None and ``-`` are no files. Each needs a place of its own.
+    inputs : iterable of Path
+        Files that are read, which no output may replace.
+    """
     from ase_deeprelax.files import check_writable
 
+    taken = {os.path.realpath(path): 'one of the inputs' for path in inputs}
     for file in files:
-        if file is not None and str(file) != '-':
-            check_writable(file)
+        if file is None or str(file) == '-':
+            continue
+        place = os.path.realpath(file)
+        if place in taken:
+            raise typer.BadParameter(f'{file} is {taken[place]}; choose another place')
+        taken[place] = 'written to already'
+        check_writable(file)
 
 
 def shows_progress(quiet: bool = False) -> bool:

@@ -34,7 +34,7 @@ def compare(
     ],
     *,
     calculators: Annotated[
-        str, typer.Option(help='NAME or NAME:WEIGHTS of potentials, with commas between.')
+        str, typer.Option(help='NAME or NAME:WEIGHTS of calculators, with commas between.')
     ] = 'chgnet',
     optimizers: Annotated[
         str, typer.Option(help="ASE's optimizers by name, with commas between.")
@@ -84,7 +84,7 @@ def compare(
     if phonons:
         load_phonopy()
     relax_cell = relax_cell_of(cell)
-    check_outputs(json_file, html_file)
+    check_outputs(json_file, html_file, inputs=map(Path, files))
     found = _structures(files)
     ids = [id for id, _ in found]
     if twice := {id for id in ids if ids.count(id) > 1}:

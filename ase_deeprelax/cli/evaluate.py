@@ -73,7 +73,7 @@ def evaluate(
     """Measure models on PAIRS with known answers, side by side.
 
     What a pair says of its structure holds for the models too: layers stay layers, fixed
-    atoms fixed, and a held cell is held. Where the pairs are of several kinds, each kind
+    atoms fixed, and a fixed cell is fixed. Where the pairs are of several kinds, each kind
     has its own table.
 
     Beside them stand two answers that cost nothing: the input as it is (dummy), and scaled
@@ -86,7 +86,7 @@ def evaluate(
     need_pages(html_file)
     if not models and not potentials:
         models = ['default']
-    check_outputs(json_file, html_file)
+    check_outputs(json_file, html_file, inputs=[pairs])
     rivals = _rivals(models or (), potentials or (), device)
     in_split = f', split {split}' if split else ''
     chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')

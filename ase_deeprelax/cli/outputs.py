@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,10 @@ def targets_of(
             source: [(out / f'{name}.{suffix}', name_of) for suffix, name_of in found]
             for source, name in _names(labels).items()
         }
-    inputs = {source.path.resolve() for source in sources}
+    # Not resolve(), which raises for links that lead to themselves.
+    inputs = {os.path.realpath(source.path) for source in sources}
     for target in (target for group in targets.values() for target, _ in group):
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise typer.BadParameter(f'{target} is one of the inputs; choose another --out')
     return targets
 
@@ -74,18 +76,27 @@ def is_file(out: Path) -> bool:
     return bool(out.suffix) and not out.is_dir()
 
 
-def check_room(out: Path, form: str | None, n_structures: int) -> None:
-    """Whether ``out`` can hold that many structures; before the work."""
+def check_room(
+    targets: dict[Source, list[tuple[Path, str]]], found: Iterable[Source]
+) -> None:
+    """Whether each file can hold the structures that go to it; before the work.
+
+    Parameters
+    ----------
+    targets : dict
+        As `targets_of` gives them.
+    found : iterable of Source
+        The source of each structure.
+    """
     from ase.io.formats import ioformats
 
-    if not is_file(out):
-        return
-    found = ioformats[_format(out, form)]
-    if found.single and n_structures > 1:
-        raise typer.BadParameter(
-            f'--out {out}: {found.name} holds one structure, there are {n_structures}; '
-            'use .extxyz, .traj or a folder'
-        )
+    going = Counter(target for source in found for target in targets[source])
+    for (path, form), number in going.items():
+        if number > 1 and ioformats[form].single:
+            raise typer.BadParameter(
+                f'--out: {path} would get {number} structures, and a file of the format '
+                f'{form} holds one; choose extxyz, traj or db'
+            )
 
 
 def write_to(

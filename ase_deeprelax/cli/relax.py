@@ -58,7 +58,9 @@ def relax(
     cell: CellOption = 'free',
     accept_below: Annotated[
         float | None,
-        typer.Option(help='Refuse predictions whose expected error, A, is not below this.'),
+        typer.Option(
+            min=0, help='Refuse predictions whose expected error, A, is not below this.'
+        ),
     ] = None,
     verify: Annotated[
         str | None,
@@ -121,7 +123,7 @@ def relax(
     """Relax all structures of FILES in one shot, and refine them if asked.
 
     Crystals, and layers or slabs, whose vacuum stays; constraints in the files are
-    honoured. The last column of the table names layers, held cells and inputs that are out
+    honoured. The last column of the table names layers, fixed cells and inputs that are out
     of distribution.
 
     CIF cannot hold the uncertainties; extxyz keeps them per structure and per atom, and
@@ -142,7 +144,7 @@ def relax(
     labels = labels_of(sources)
     targets = targets_of(sources, labels, out, form)
     frames, problems = read_frames(sources)
-    check_room(out, form, len(frames))
+    check_room(targets, (source for source, *_ in frames))
     predictor = Predictor(
         model, device=device, symmetry=symmetry, accept_below=accept_below
     )
@@ -154,7 +156,9 @@ def relax(
         how = {'model': model, 'relax_cell': relax_cell}
         worker = _refiner(refine, predictor, how, **chosen)
     if frames:
-        check_outputs(json_file, html_file, next(iter(targets.values()))[0][0])
+        written = {path for group in targets.values() for path, _ in group}
+        inputs = (source.path for source in sources)
+        check_outputs(json_file, html_file, *sorted(written), inputs=inputs)
     named = [(f'{labels[source]}{frame}', atoms) for source, frame, atoms in frames]
     left = Counter(source for source, *_ in frames)
     rows: list[dict[str, Any]] = []

@@ -44,6 +44,7 @@ def select(
     from ase_deeprelax.predict import Predictor
     from ase_deeprelax.predict.select import select as choose
 
+    check_writable(out / POSCAR)
     frames, problems = read_frames(find_sources(files))
     predictor = Predictor(model, device=device)
     results = predictor.relax(

@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ase_deeprelax.cli.app import INTERRUPTED, PAIR_SUFFIXES, DeviceOption, pip_line
+from ase_deeprelax.cli.app import (
+    INTERRUPTED,
+    PAIR_SUFFIXES,
+    DeviceOption,
+    check_outputs,
+    pip_line,
+)
 from ase_deeprelax.errors import MissingDependencyError, PairFileError, StructureError
 
 # Larger relaxed structures are not read.
@@ -55,7 +61,7 @@ def label(
             'fixed-cell: elements exchanged, only the atoms relax. monolayer: elements '
             'exchanged, atoms and cell relax in the plane. slab: surfaces of crystals and '
             'of random alloys, most with an adsorbate and a fixed lower half, in a held '
-            'cell. defect: point defects in supercells, in a held cell. prototype: '
+            'cell. defect: point defects in supercells, in a fixed cell. prototype: '
             'textbook structures of elements and simple compounds, made from nothing.'
         ),
     ] = 'bulk',
@@ -136,6 +142,7 @@ def label(
         raise typer.BadParameter('give either --relaxed or --given')
     if not given and count is None:
         raise typer.BadParameter('--count is missing: there is no end of inputs')
+    check_outputs(out, inputs=[*(relaxed or ()), *([given] if given else [])])
     with _training_tools():
         from ase_deeprelax.train.label import label as run
     from ase_deeprelax.calculators.batched import batch_potential

@@ -45,7 +45,7 @@ class Dummy:
 class ScaledDummy:
     """The input with its cell scaled isotropically to the sum of its elements' volumes.
 
-    Only a crystal whose cell relaxes is scaled: neither a layer nor a held cell is.
+    Only a crystal whose cell relaxes is scaled: neither a layer nor a fixed cell is.
 
     Parameters
     ----------

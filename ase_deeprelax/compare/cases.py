@@ -115,8 +115,8 @@ class Case:
     pair : Pair, optional
         It and its reference.
     relax_cell : bool, str, array or None
-        The part of its cell that relaxes, as `relax` takes it; that of a pair with a held
-        cell is held in any case.
+        The part of its cell that relaxes, as `relax` takes it; that of a pair with a fixed
+        cell is fixed in any case.
 
     Attributes
     ----------
@@ -168,7 +168,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """'bulk', 'layer' or 'other', and ', cell held' where it is; '' if it is broken."""
+        """'bulk', 'layer' or 'other', and ', cell fixed' if so; '' if it is broken."""
         try:
             check_refinable(self.atoms)
         except StructureError:

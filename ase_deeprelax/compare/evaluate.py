@@ -55,7 +55,7 @@ def evaluate(
     """Errors of a model, of `Dummy` and of `ScaledDummy` on pairs.
 
     The structures that the model gets have the periodicity and the fixed atoms of their
-    pairs, and where the cell is held it is called with ``relax_cell=False``.
+    pairs, and where the cell is fixed it is called with ``relax_cell=False``.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def evaluate(
         Name or folder of a model, a model, a Predictor, or any function from a list of
         ``ase.Atoms`` to a list of relaxed ``ase.Atoms`` (or `Relaxation`) in the same
         order, atoms and lattice vectors in the same order; with the keyword
-        ``relax_cell`` where there are pairs whose cell is held. Default 'default'.
+        ``relax_cell`` where there are pairs whose cell is fixed. Default 'default'.
     device : str
         Where a model that is no Predictor yet runs; default 'auto'.
     jobs : int, optional
@@ -84,7 +84,7 @@ def evaluate(
     PredictionError
         The model gave another number of structures, or other atoms.
     ConfigError
-        There are no pairs, or the cell of some is held and the model has no keyword
+        There are no pairs, or the cell of some is fixed and the model has no keyword
         relax_cell.
     PairFileError
         A pair is neither a crystal nor a layer.
@@ -142,7 +142,7 @@ def evaluate_all(
         A model gave another number of structures, or other atoms.
     ConfigError
         There are no pairs; a model has the name of a baseline, or no keyword relax_cell
-        where the cell of some pairs is held.
+        where the cell of some pairs is fixed.
     PairFileError
         A pair is neither a crystal nor a layer.
 
@@ -164,7 +164,7 @@ def evaluate_all(
     if held := sum(pair.fixed_cell for pair in pairs):
         for adapter in adapters.values():
             adapter.check_accepts_relax_cell(
-                f'the cell of {held} of {len(pairs)} pairs is held'
+                f'the cell of {held} of {len(pairs)} pairs is fixed'
             )
     for pair in pairs:
         check_periodicity(pair)

@@ -27,7 +27,7 @@ SHOWN = {
 SHOWN_SHARES = ('match_rate', 'rmsd', 'spacegroup_kept')
 INTERVALS = ('position', 'lattice', 'volume')
 # This line stands below tables in which a figure has no meaning.
-FOOTNOTE = '-: not scored where the cell is held, or (volume, match, rmsd) there is vacuum'
+FOOTNOTE = '-: not scored where the cell is fixed, or (volume, match, rmsd) there is vacuum'
 
 
 def evaluation_text(result: AnyEvaluation, *, markdown: bool = False) -> str:

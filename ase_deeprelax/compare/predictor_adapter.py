@@ -153,7 +153,7 @@ def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Pred
     """Predictions for all pairs, in their order.
 
     The model is called once for the pairs whose cell relaxes, and once with
-    ``relax_cell=False`` for those whose cell is held.
+    ``relax_cell=False`` for those whose cell is fixed.
 
     Parameters
     ----------

@@ -53,7 +53,7 @@ class RelaxationRun:
     curve : list of [float, float]
         Energy per atom (eV) and `largest_force` (eV/A) of each evaluation.
     kind : str
-        What was relaxed: 'bulk' or 'layer', with ', cell held' where it was.
+        What was relaxed: 'bulk' or 'layer', with ', cell fixed' where it was.
     """
 
     atoms: Atoms

@@ -83,7 +83,7 @@ def compare(
         without), or a mapping from ids; atoms and lattice vectors in the same order.
     relax_cell : bool, str or array, optional
         What of the cells relaxes, as `relax` takes it, with the same default: all of it, of
-        a layer its plane. The cell of a pair with a held cell is held in any case.
+        a layer its plane. The cell of a pair with a fixed cell is fixed in any case.
     batched : bool
         Also relax all structures together, many per forward pass; default no.
     out : str or Path, optional
@@ -142,7 +142,7 @@ def compare(
     adapter = PredictorAdapter(model, device=device)
     if any(case.relax_cell is not None for case in cases):
         adapter.check_accepts_relax_cell(
-            'relax_cell was chosen, or the cells of some pairs are held'
+            'relax_cell was chosen, or the cells of some pairs are fixed'
         )
     decisive: RunSettings = {
         'model': adapter.name,

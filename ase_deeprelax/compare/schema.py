@@ -89,8 +89,8 @@ class StructureRow(Geometry):
     formula: str
     n_atoms: int
     spacegroup: int  # international number, 0 for what is no crystal
-    # 'bulk', 'layer' or 'other', with ', cell held' where it is; '' for a structure that no
-    # calculator can relax.
+    # 'bulk', 'layer' or 'other', with ', cell fixed' where it is; '' for a structure that
+    # no calculator can relax.
     kind: str
     numbers: list[int]  # atomic numbers
     reference: ReferenceRow | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,16 +22,16 @@ from ase_deeprelax.errors import StructureError
 ROUNDING = 1e-3
 # How CIF files say that a number is not known or does not apply.
 UNKNOWN = ('', '?', '.')
-NAMES = ('occupancy', 'occupancies')
+NAMES = ('occupancy', 'occupancies', 'site_occupancy', 'site_occupancies')
 
 
 def check_ordered(atoms: Atoms) -> None:
     """Refuse sites that are partially occupied, or shared by several elements.
 
     Read are ``atoms.info['occupancy']``, which ASE's CIF reader writes (shares of elements
-    by the number of the kind of site, ``atoms.arrays['spacegroup_kinds']``), and numbers
-    per atom of that name in ``info`` or ``arrays``. An occupancy that is not known, ``?``
-    or ``.`` in a CIF file, counts as 1.
+    by the number of the kind of site, ``atoms.arrays['spacegroup_kinds']``), and numbers of
+    that name, in any case, in ``info`` or ``arrays``, per atom or one for all of them. An
+    occupancy that is not known, ``?`` or ``.`` in a CIF file, counts as 1.
 
     Parameters
     ----------
@@ -53,11 +54,14 @@ def check_ordered(atoms: Atoms) -> None:
     ...
     ase_deeprelax.errors.StructureError: site kind 0 is partially occupied (Na 0.5, ...
     """
-    for name in NAMES:
-        if name in atoms.info:
-            _check_info(atoms, name)
-        if name in atoms.arrays:
-            _check_per_atom(atoms, atoms.arrays[name], f'atoms.arrays[{name!r}]')
+    for name in filter(_means_occupancy, atoms.info):
+        _check_info(atoms, name)
+    for name in filter(_means_occupancy, atoms.arrays):
+        _check_per_atom(atoms, atoms.arrays[name], f'atoms.arrays[{name!r}]')
+
+
+def _means_occupancy(name: Any) -> bool:
+    return isinstance(name, str) and name.lower() in NAMES
 
 
 def _check_info(atoms: Atoms, name: str) -> None:
@@ -65,12 +69,14 @@ def _check_info(atoms: Atoms, name: str) -> None:
     if isinstance(occupancy, str):  # as some files keep a dict
         try:
             occupancy = json.loads(occupancy.removeprefix('_JSON').strip())
-        except ValueError:
+        except (ValueError, RecursionError):
             return
     if isinstance(occupancy, Mapping):
         _check_kinds(atoms, occupancy, where)
     elif isinstance(occupancy, (list, tuple, np.ndarray)):
         _check_per_atom(atoms, occupancy, where)
+    elif isinstance(occupancy, numbers.Real):
+        _check_site(float(occupancy), 'each atom', where)
 
 
 def _check_kinds(atoms: Atoms, occupancy: Mapping[Any, Any], where: str) -> None:
@@ -91,13 +97,15 @@ def _check_per_atom(atoms: Atoms, occupancy: Any, where: str) -> None:
 
 def _check_site(shares: Any, site: str, where: str) -> None:
     named = shares if isinstance(shares, Mapping) else {'': shares}
-    numbers = {str(symbol): _share(share) for symbol, share in named.items()}
-    there = [share for share in numbers.values() if share > ROUNDING]
-    if len(there) == 1 and there[0] > 1 - ROUNDING:
+    parts = {str(symbol): _share(share) for symbol, share in named.items()}
+    there = [share for share in parts.values() if share > ROUNDING]
+    if len(there) == 1 and abs(there[0] - 1) < ROUNDING:
         return
-    what = ', '.join(f'{symbol} {share:g}'.strip() for symbol, share in numbers.items())
+    what = ', '.join(f'{symbol} {share:g}'.strip() for symbol, share in parts.items())
+    once = len(there) != 1 or there[0] < 1
+    extent = 'partially' if once else 'more than once'
     raise StructureError(
-        f'{site} is partially occupied ({what or "by nothing"}, says {where}); choose an '
+        f'{site} is {extent} occupied ({what or "by nothing"}, says {where}); choose an '
         f'ordered arrangement, and delete {where} then'
     )
 

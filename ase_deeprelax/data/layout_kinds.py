@@ -71,7 +71,7 @@ def with_kinds(pairs: list[Pair], name: str) -> list[Pair]:
     Returns
     -------
     list of Pair
-        The cell is held, and the kind is 'defect', where both cells are equal within
+        The cell is fixed, and the kind is 'defect', where both cells are equal within
         `SAME_CELL`: for each pair in a set whose name speaks of defects, else only if it
         is so for all pairs. Other layers are of kind 'monolayer', and other crystals of a
         set whose name speaks of vdW of kind 'layered'.
@@ -91,9 +91,9 @@ def with_kinds(pairs: list[Pair], name: str) -> list[Pair]:
     crystal = 'layered' if 'vdw' in name else ''
     return [
         replace(pair, fixed_cell=True, kind='defect', cell1=pair.cell0.copy())
-        if cell_is_held
+        if cell_is_fixed
         else replace(pair, kind=crystal if all(pair.pbc) else 'monolayer')
-        for pair, cell_is_held in zip(pairs, held, strict=True)
+        for pair, cell_is_fixed in zip(pairs, held, strict=True)
     ]
 
 

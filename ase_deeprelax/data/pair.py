@@ -51,7 +51,7 @@ class Pair:
         Along which vectors the structure is periodic; default all. The target of a layer
         moves its atoms and the cell in the plane.
     fixed_cell : bool
-        Whether the cell is held; default False.
+        Whether the cell is fixed; default False.
     fixed : (n_atoms,) bool or None
         Atoms that keep their fractional coordinates; default none.
     kind : str

@@ -1,14 +1,16 @@
 """Files of structures: which are meant, what they hold, and writing them so that they last.
 
-The format of a file that is written is decided here, by its suffix or by name, and never
-guessed from the rest of its name, as ASE does for ``*POSCAR*`` or ``*OUTCAR*``.
+The format of a file is decided here, by its suffix where that is known, and never by the
+rest of its name, as ASE does for ``*POSCAR*`` or ``*OUTCAR*``.
 """
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import json
-import logging
+import lzma
 import os
 import re
 import sys
@@ -18,23 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 from ase.db import connect
 from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
 
 from ase_deeprelax import keys
+from ase_deeprelax.data.json_lines import LARGEST_RATIO, LOOKED_AT
 from ase_deeprelax.data.pymatgen_json import (
     holds_structures,
     is_structure,
     of_pymatgen,
     read_entries,
 )
-from ase_deeprelax.data.writable import as_writable
+from ase_deeprelax.data.writable import writable
 from ase_deeprelax.errors import ConfigError, StructureError
-
-log = logging.getLogger(__name__)
 
 STDIN = '-'
 # The formats that suffixes stand for where ASE's own table says something else or nothing.
@@ -51,11 +51,12 @@ FORMATS = {
 # The files of a folder that are read; a folder may hold anything beside them.
 READ_SUFFIXES = ('.cif', '.extxyz', '.xyz', '.vasp', '.poscar', '.traj', '.db', '.json')
 READ_SUFFIXES += ('.res', '.xsf', '.gen', '.cell', '.pdb', '.in', '.pwi', '.xml')
+# How compressed files are opened.
+OPENERS: dict[str, Any] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+# Formats that are databases: their columns are kept.
+DATABASES = ('db', 'json')
 # Where a database's own columns stand in ``atoms.info``, as ASE names them.
 COLUMNS = 'key_value_pairs'
-# What a line of an extxyz file can hold and give back.
-NAME = re.compile(r'[A-Za-z_][\w.\-]*')
-ODD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,41 @@ def read_source(source: Source, form: str | None = None) -> list[Atoms]:
 def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
     if path.is_dir():
         raise StructureError(f'is a folder without files of {", ".join(READ_SUFFIXES)}')
-    if form is None and path.suffix.lower() == '.json':
+    if path.exists() and not path.is_file():  # a pipe or a device: it may never end
+        raise StructureError('is no regular file; save it to one, or pipe it in as "-"')
+    named = path
+    if path.suffix.lower() in OPENERS:
+        _check_expansion(path)
+        named = path.with_suffix('')
+    form = form or FORMATS.get(named.suffix.lower())
+    if form == 'json' and named == path:
         found = _pymatgen(path)
         if found is not None:
             return _chosen(found, index)
-    if (form or path.suffix.lower()[1:]) == 'db':
-        rows = connect(path).select(include_data=True)
+    if form in DATABASES and named == path:
+        rows = connect(path, type=form).select(include_data=True)
         return _chosen([atoms_of_row(row) for row in rows], index)
-    # Without splitting at '@', which belongs to the name here.
-    frames = read(path, index=index, format=form, do_not_split_by_at_sign=True)
+    try:
+        # Without splitting at '@', which belongs to the name here.
+        frames = read(path, index=index, format=form, do_not_split_by_at_sign=True)
+    except (IndexError, StopIteration):
+        if index == ':':
+            raise
+        raise StructureError(f'holds no structure {index}') from None
     return frames if isinstance(frames, list) else [frames]
+
+
+def _check_expansion(path: Path) -> None:
+    """Refuse a compressed file that grows as no file of structures does."""
+    grown = 0
+    with path.open('rb') as raw, OPENERS[path.suffix.lower()](raw) as content:
+        while chunk := content.read(LOOKED_AT):
+            grown += len(chunk)
+            if grown > LOOKED_AT and grown > LARGEST_RATIO * raw.tell():
+                raise StructureError(
+                    f'expands to more than {LARGEST_RATIO} times its size; no file of '
+                    'structures does'
+                )
 
 
 def _read_stdin(form: str | None) -> list[Atoms]:
@@ -195,7 +221,11 @@ def _guessed(path: Path, content: bytes) -> str:
 def _chosen(frames: list[Atoms], index: str) -> list[Atoms]:
     """The frames that an index of ASE means."""
     _, which = parse_filename(f'x@{index}')
-    return frames[which] if isinstance(which, slice) else [frames[which]]
+    if isinstance(which, slice):
+        return frames[which]
+    if not -len(frames) <= which < len(frames):
+        raise StructureError(f'holds no structure {index}; it has {len(frames)}')
+    return [frames[which]]
 
 
 def atoms_of_row(row: Any) -> Atoms:
@@ -290,8 +320,8 @@ def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list
 
 def _write(path: Path, structures: Sequence[Atoms], form: str) -> None:
     path.unlink(missing_ok=True)
-    if form == 'db':
-        with connect(path, type='db', append=False) as database:
+    if form in DATABASES:
+        with connect(path, type=form, append=False) as database:
             for atoms in structures:
                 database.write(atoms, *columns_of(atoms))
     else:
@@ -317,45 +347,6 @@ def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     data = {
         name: value
         for name, value in atoms.info.items()
-        if name.startswith(keys.PREFIX) and name not in ours
+        if keys.is_ours(name) and name not in ours
     }
     return dict(atoms.info.get(COLUMNS, {})) | ours, data
-
-
-def writable(atoms: Atoms, form: str) -> Atoms:
-    """The atoms with what the format can hold of constraints and of ``info``."""
-    atoms = as_writable(atoms, form)
-    if form != 'extxyz':
-        return atoms
-    info = {name: _readable(value) for name, value in atoms.info.items() if _is_name(name)}
-    info = {name: value for name, value in info.items() if value is not None}
-    if lost := [str(name) for name in atoms.info if name not in info]:
-        log.warning(
-            '%s: extxyz files cannot hold info %s; it is left out',
-            atoms.symbols,
-            ', '.join(f'{name!r:.40}' for name in lost),
-        )
-    if info.keys() == atoms.info.keys() and all(info[k] is atoms.info[k] for k in info):
-        return atoms
-    calculator, atoms = atoms.calc, atoms.copy()
-    atoms.info, atoms.calc = info, calculator
-    return atoms
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and NAME.fullmatch(name) is not None
-
-
-def _readable(value: Any) -> Any:
-    """A value that an extxyz file gives back, with blanks for line breaks, or None."""
-    if isinstance(value, str):
-        return ODD.sub(' ', value).strip() or None
-    if isinstance(value, (bool, int, float, np.generic)):
-        return value
-    if isinstance(value, np.ndarray):
-        return value if value.dtype.kind in 'biuf' and value.size else None
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        return None
-    return value if '\\' not in text.replace('\\"', '') else None

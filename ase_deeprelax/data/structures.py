@@ -159,7 +159,6 @@ def as_structure(atoms: Atoms, source: IStructure | None = None) -> IStructure:
     }
     if keys.SIGMA in atoms.arrays:
         properties[keys.SIGMA] = atoms.arrays[keys.SIGMA].tolist()
-    written = {k: value for k, value in atoms.info.items() if k.startswith(keys.PREFIX)}
     cls = Structure if isinstance(source, Structure) else IStructure
     return cls(
         lattice,
@@ -169,7 +168,7 @@ def as_structure(atoms: Atoms, source: IStructure | None = None) -> IStructure:
         charge=source._charge,  # noqa: SLF001 - `charge` adds up oxidation states
         site_properties=_lists(properties),
         labels=list(source.labels),
-        properties=_lists(copy.deepcopy(source.properties) | written),
+        properties=_lists(copy.deepcopy(source.properties) | keys.ours(atoms)),
     )
 
 

@@ -1,13 +1,17 @@
-"""Constraints in files: what a format can hold is kept, the rest is named."""
+"""What a file format can hold of constraints, info and arrays; the rest is named."""
 
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
+from ase.io.jsonio import encode
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +22,107 @@ HELD: dict[str, tuple[type, ...]] = {
     'vasp': (FixAtoms, FixScaled, FixCartesian),
 }
 
+# What extxyz files say of the structure itself, and results of a calculation: a reader
+# would take what the input had under these names for those of the relaxed structure.
+RESERVED = {'Lattice', 'Properties', 'pbc', 'pos', 'species', 'move_mask', *all_properties}
+# A name that stands in a line of an extxyz file, and what no line can hold.
+NAME = re.compile(r'[A-Za-z_][\w.\-]*')
+ODD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+# Formats that keep info as JSON.
+AS_JSON = ('traj', 'bundletrajectory')
+
 _named: set[tuple[str, str]] = set()
+
+
+def writable(atoms: Atoms, form: str) -> Atoms:
+    r"""The atoms with what a format can hold of constraints, info and arrays.
+
+    What is left out is logged as a warning. Line breaks in text become blanks for extxyz.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Not changed.
+    form : str
+        Name of the format as in ``ase.io.formats``.
+
+    Returns
+    -------
+    ase.Atoms
+        The same object where it needs no change.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> salt = bulk('NaCl', 'rocksalt', a=5.6)
+    >>> salt.info = {'title': 'two\nlines', 'source': 'a paper'}
+    >>> writable(salt, 'extxyz').info
+    {'title': 'two lines', 'source': 'a paper'}
+    """
+    atoms = as_writable(atoms, form)
+    info, arrays = dict(atoms.info), dict(atoms.arrays)
+    if form == 'extxyz':
+        info = {name: _readable(value) for name, value in info.items()}
+        info = {name: value for name, value in info.items() if _in_a_line(name, value)}
+        arrays = {name: x for name, x in arrays.items() if _in_columns(name, x)}
+    elif form in AS_JSON:
+        info = {name: value for name, value in info.items() if _is_json(name, value)}
+    lost = [f'info {str(name)!r:.40}' for name in atoms.info if name not in info]
+    lost += [f'array {str(name)!r:.40}' for name in atoms.arrays if name not in arrays]
+    if lost:
+        log.warning(
+            '%s: %s files cannot hold %s; it is left out',
+            atoms.symbols,
+            form,
+            ', '.join(lost),
+        )
+    elif all(info[name] is value for name, value in atoms.info.items()):
+        return atoms
+    calculator, atoms = atoms.calc, atoms.copy()
+    atoms.info, atoms.arrays, atoms.calc = info, arrays, calculator
+    return atoms
+
+
+def _readable(value: Any) -> Any:
+    """Text without signs that no line can hold; anything else as it is."""
+    return ODD.sub(' ', value).strip() if isinstance(value, str) else value
+
+
+def _in_a_line(name: Any, value: Any) -> bool:
+    """Whether an extxyz file can hold an entry of ``info``, and what follows it."""
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
+        return False
+    if value is None or (isinstance(value, str) and not value):
+        return False
+    if isinstance(value, np.ndarray) and not value.size:
+        return False
+    try:
+        line = key_val_dict_to_str({name: value, 'beside': 1})
+        read = key_val_str_to_dict(line)
+    except Exception:  # noqa: BLE001 - values are of any kind
+        return False
+    return '\n' not in line and read.keys() == {name, 'beside'} and read['beside'] == 1
+
+
+def _in_columns(name: str, array: np.ndarray) -> bool:
+    """Whether an extxyz file gives an array of the atoms back."""
+    if name in ('numbers', 'positions'):
+        return True
+    if not NAME.fullmatch(name) or name in RESERVED or array.ndim > 2 or not array.size:
+        return False
+    if array.dtype.kind in 'SU':
+        words = array.ravel().astype(str)
+        return all(word and not re.search(r'\s', word) for word in words)
+    return array.dtype.kind in 'bif'
+
+
+def _is_json(name: Any, value: Any) -> bool:
+    """Whether an entry of ``info`` can be written as JSON."""
+    try:
+        encode({name: value})
+    except Exception:  # noqa: BLE001 - values are of any kind
+        return False
+    return True
 
 
 def as_writable(atoms: Atoms, form: str) -> Atoms:

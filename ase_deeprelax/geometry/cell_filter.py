@@ -20,7 +20,7 @@ from ase_deeprelax.geometry.vacuum import Layer
 
 
 def free_cell(atoms: Atoms, relax_cell: RelaxCell | None = True) -> Atoms | Filter:
-    """The atoms themselves where the cell is held, else a cell filter around them.
+    """The atoms themselves where the cell is fixed, else a cell filter around them.
 
     Constraints that a prediction cannot honour are left to the atoms, which honour them in
     every step of an ordinary relaxation.

@@ -6,7 +6,7 @@ prediction and a refinement through that filter move in the same space:
 * the cell changes by a deformation whose logarithm is projected on what ``relax_cell``,
   ``mask``, ``hydrostatic_strain``, ``constant_volume`` and ``FixSymmetry`` allow;
 * all atoms, fixed ones too, follow the cell (they keep their fractional coordinates), and
-  a constraint acts on the step that is left. Where the cell is held, a fixed atom
+  a constraint acts on the step that is left. Where the cell is fixed, a fixed atom
   therefore stays where it was, to the last bit;
 * the vacuum vector of a layer stays, and its atoms follow the strain about its middle
   plane. Where nothing else is asked for, this strain may make the layer thicker.
@@ -44,7 +44,7 @@ from ase_deeprelax.geometry.snapshot import Snapshot, assign, interrupts_wait
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # What `Freedom.kind` may be.
-KINDS = ('bulk', 'layer', 'bulk, cell held', 'layer, cell held')
+KINDS = ('bulk', 'layer', 'bulk, cell fixed', 'layer, cell fixed')
 
 
 def unwrap(target: Atoms | Filter) -> Atoms:
@@ -89,7 +89,7 @@ class Freedom:
     cell_filter : StrainFilter, UnitCellFilter or None
         The filter that frees the cell.
     strain : StrainRule or None
-        Which strains are free; None where the cell is held.
+        Which strains are free; None where the cell is fixed.
     labels : (n_atoms,) int64
         0 for free atoms, 1 for fixed ones, else see `constraint_labels`.
     movable : (n_atoms,) bool
@@ -131,7 +131,7 @@ class Freedom:
     def kind(self) -> str:
         """One of `KINDS`."""
         kind = 'bulk' if self.layer is None else 'layer'
-        return f'{kind}, cell held' if self.strain is None else kind
+        return f'{kind}, cell fixed' if self.strain is None else kind
 
     def allowed(
         self, deformation: np.ndarray, displacement: np.ndarray

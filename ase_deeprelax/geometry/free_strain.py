@@ -26,7 +26,7 @@ def check_relax_cell(relax_cell: RelaxCell) -> bool | str | np.ndarray:
     Parameters
     ----------
     relax_cell : bool, str or array
-        True: the whole cell relaxes (of a layer, its two vectors). False: the cell is held.
+        True: the whole cell relaxes (of a layer, its two vectors). False: it is fixed.
         'in-plane': the plane of the layer, or of the vectors a and b of a crystal.
         'hydrostatic': the volume at constant shape (of a layer, the area). A mask of six
         strains (xx, yy, zz, yz, xz, xy) or (3, 3): those that are not zero, as

@@ -205,7 +205,9 @@ class Calibration:
             raise _damaged(path, ValueError('it is too large'))
         try:
             with safetensors.safe_open(path, framework='numpy') as file:
-                data = json.loads((file.metadata() or {})['calibration'])
+                text = (file.metadata() or {})['calibration']
+                # As files of version 0.2 say it.
+                data = json.loads(text.replace(', cell held"', ', cell fixed"'))
                 arrays = {name: file.get_tensor(name) for name in ('mean', 'whitening')}
             found = cls._from(data, arrays)
         except (*_ERRORS, safetensors.SafetensorError) as error:

@@ -10,7 +10,9 @@ from typing import Any
 from ase_deeprelax.errors import ModelError
 
 # What a model can have been trained on; the card lists it as ``learned``.
-TASKS = ('bulk', 'layer', 'held cell', 'partly held cell', 'fixed atoms')
+TASKS = ('bulk', 'layer', 'fixed cell', 'partly fixed cell', 'fixed atoms')
+# What files of models call these, in a part that is hashed.
+STORED = {'fixed cell': 'held cell', 'partly fixed cell': 'partly held cell'}
 RANGES = ('n_atoms', 'volume_per_atom')
 # The entries of the JSON file that a card has, by the name of the field. Files call the
 # two-pass prediction by its former name.
@@ -75,7 +77,7 @@ class ModelCard:
             name=_text(data, 'name'),
             licence=_text(data, 'licence'),
             elements=_elements(data.get('elements') or ()),
-            learned=_texts(data, 'learned') or ('bulk',),
+            learned=_learned(_texts(data, 'learned')) or ('bulk',),
             ranges=_ranges(data.get('range') or {}),
             two_pass=_typed(data, 'second_look', bool, False),
             training=_typed(data, 'training', dict, {}),
@@ -89,7 +91,7 @@ class ModelCard:
             'name': self.name,
             'licence': self.licence,
             'elements': list(self.elements),
-            'learned': list(self.learned),
+            'learned': [STORED.get(task, task) for task in self.learned],
             'second_look': self.two_pass,
             'range': {name: list(limits) for name, limits in self.ranges.items()},
             'training': self.training,
@@ -97,6 +99,11 @@ class ModelCard:
             'members': list(self.members),
         }
         return {key: value for key, value in entries.items() if value not in ('', {}, [])}
+
+
+def _learned(names: tuple[str, ...]) -> tuple[str, ...]:
+    ours = {stored: task for task, stored in STORED.items()}
+    return tuple(ours.get(name, name) for name in names)
 
 
 def _typed(data: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:

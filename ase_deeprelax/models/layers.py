@@ -223,9 +223,9 @@ class Neighborhood:
 class MotionEmbedding(nn.Module):
     """What may move, as features of atoms; nothing is added where all is free.
 
-    A fixed atom, the share of the six strains that is held and whether the volume is held
-    add to the scalars. The direction in which strains are held adds to the features of
-    degree l = 2: the traceless part of  sum_k H_k H_k  over the held strains H_k.
+    A fixed atom, the share of the six strains that is fixed and whether the volume is fixed
+    add to the scalars. The direction in which strains are fixed adds to the features of
+    degree l = 2: the traceless part of  sum_k H_k H_k  over the fixed strains H_k.
 
     The weights start at zero, and are zero for weights that were saved before.
 

@@ -16,15 +16,13 @@ from ase_deeprelax.errors import warn
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.snapshot import assign
-from ase_deeprelax.optimize.guide import bare_potential
 from ase_deeprelax.optimize.one_shot import OneShotStage
 from ase_deeprelax.optimize.one_shot_model import OneShotModel
 from ase_deeprelax.optimize.relaxation_step import (
-    calculator_name,
+    GuardedOptimizer,
     check_refinable,
     find_optimizer,
     has_calculator,
-    has_stress,
 )
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.stage_run import StageRun, get_origin, put_origin
@@ -143,7 +141,7 @@ class Chain:
         StructureError
             No calculator could say anything about this structure.
         MissingDependencyError, ModelError
-            A potential is not there: known now, and not after hours in the stages before.
+            A calculator is not there: known now, and not after hours in the stages before.
         """
         if self._start is None:
             self._start = bare(self.atoms)
@@ -186,6 +184,7 @@ class Chain:
             for stage in self.stages:
                 stage.build_calculator()
         if self.run is None:
+            self._check_optimizers()
             self._done, self._index = [], -1
             self._look_ahead()
             if self._is_needed:
@@ -194,11 +193,16 @@ class Chain:
             if self.run.status != 'running':
                 self._enter_again(self.run)
             else:
-                self.release()
-                self._guide(self.run.stage)
+                self.run.guide(self.one_shot.relaxation)
                 if self.atoms != self.run.measured:  # the user moved them meanwhile
                     self.run.begin_here()
             self._guard(self.run, self.run.measure, fmax)
+
+    def _check_optimizers(self) -> None:
+        """Refuse what cannot be made before anything moves."""
+        for stage in self.stages:
+            optimizer = find_optimizer(stage.optimizer or self._optimizer)
+            GuardedOptimizer(self.target.fitted(optimizer).moving, optimizer)
 
     def _predict(self, run: StageRun, fmax: float) -> bool:
         """Try the prediction; whether it is in the atoms."""
@@ -207,10 +211,8 @@ class Chain:
         live = run.live if running else None
         accepted = self.one_shot.try_once(live, self._gate, ordinary=self.ordinary)
         if accepted and running:
-            # What a stage holds is held at the predicted cell, not at that before it.
-            own = run.stage.relax_cell is not None and run.steps == 0
-            run.begin_here(self._target_of(run.stage) if own else None)
-            self._guide(run.stage)
+            run.begin_here()
+            run.guide(self.one_shot.relaxation)
             self._guard(run, run.measure, fmax)
         return accepted
 
@@ -220,46 +222,21 @@ class Chain:
             self.atoms.info[keys.VERIFIED] = str(self.verification)
             self.lines.append(str(self.verification))
 
-    def _guide(self, stage: Stage) -> None:
-        """Let the prediction pull in a guided stage."""
-        prediction, calculator = self.one_shot.relaxation, self.atoms.calc
-        if not stage.guided or prediction is None:
-            return
-        name = calculator_name(calculator) if self.ordinary else stage.name
-        self.atoms.calc = self._model.guided(calculator, name, prediction, stage.guided)
-
     def release(self) -> None:
-        """Leave the bare potential in the atoms, with what it calculated last."""
-        self.atoms.calc = bare_potential(self.atoms.calc)
-
-    def _target_of(self, stage: Stage) -> Target:
-        target = self.target
-        if stage.relax_cell is not None:
-            target = find_target(self.atoms, stage.relax_cell)
-        calculator = self.atoms.calc
-        if not (target.cell_held or target.given or has_stress(calculator)):
-            warn(
-                f'{calculator_name(calculator)} gives no stress, so the cell is held while '
-                'it refines the positions; relax_cell=False says so without this warning, '
-                'and a calculator with a stress relaxes the cell too'
-            )
-            target = find_target(self.atoms, False)
-        return target.fitted(find_optimizer(stage.optimizer or self._optimizer))
+        """Leave the bare calculator in the atoms, with what it calculated last."""
+        if self.run is not None:
+            self.run.leave()
 
     def _enter(self, index: int) -> StageRun:
         self._index, self._goes_on = index, False
-        self.release()
-        stage, before = self.stages[index], self.atoms.calc
-        if not self.ordinary:
-            self.atoms.calc = stage.build_calculator()
-        self._guide(stage)
         self.run = StageRun(
-            stage,
-            self._target_of(stage),
-            stage.optimizer or self._optimizer,
+            self.stages[index],
+            self.target,
+            self._optimizer,
+            self._model,
             ordinary=self.ordinary,
-            calculator_before=before,
         )
+        self.run.guide(self.one_shot.relaxation)
         return self.run
 
     def _enter_next(self, fmax: float) -> StageRun:
@@ -328,7 +305,6 @@ class Chain:
         copied : bool
             For a copy of the atoms: light, and tied to no starting point.
         """
-        info = self.atoms.info
         stages = None
         if self.stages:
             stages = {
@@ -341,7 +317,7 @@ class Chain:
         return {
             'began': None if copied else self._start,
             'atoms': bare(self.atoms),
-            'info': {k: v for k, v in info.items() if k.startswith(keys.PREFIX)},
+            'info': keys.ours(self.atoms),
             'one_shot': self.one_shot.state_dict(
                 guides=any(stage.guided for stage in self.stages)
             ),

@@ -101,8 +101,7 @@ class ElasticBFGS(BFGS):
         self.reached: np.ndarray | None = None
         self.scaled = False
         if self._has_model:
-            self.H0 = model_hessian(self.atoms)
-            self.state = self.pos0 = self.forces0 = None
+            self.H0 = self.state = self.pos0 = self.forces0 = None
             return
         if self.alpha is None:
             self.alpha = BFGS.defaults['alpha']
@@ -153,7 +152,9 @@ class ElasticBFGS(BFGS):
         forces0: np.ndarray | None,
     ) -> None:
         """Learn the curvature between two points; the first time, the scale of all."""
-        if self._has_model and self.state is not None and not self.scaled:
+        if self._has_model and self.state is None and self.H0 is None:
+            self.H0 = model_hessian(self.atoms)  # of the structure at the first step
+        elif self._has_model and self.state is not None and not self.scaled:
             self.scaled = True
             step = pos - pos0
             measured = step @ (forces0 - forces)

@@ -138,6 +138,6 @@ class GuidedCalculator(SumCalculator):
         }
 
 
-def bare_potential(calculator: Any) -> Any:
-    """The potential inside a `GuidedCalculator`; any other calculator as it is."""
+def bare_calculator(calculator: Any) -> Any:
+    """The calculator inside a `GuidedCalculator`; any other one as it is."""
     return calculator.potential if isinstance(calculator, GuidedCalculator) else calculator

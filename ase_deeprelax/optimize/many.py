@@ -129,7 +129,7 @@ def relax_batched(
         Taken one by one as places get free; copied. Constraints are honoured.
     potential : callable
         ``potential(list of Atoms)`` gives a list of dictionaries with ``energy`` (eV),
-        ``forces`` (n_atoms, 3) (eV/A) and, unless all cells are held, ``stress`` (6,)
+        ``forces`` (n_atoms, 3) (eV/A) and, unless all cells are fixed, ``stress`` (6,)
         (eV/A^3), for example `batch_potential`'s.
     optimizer : str or callable
         An ASE optimizer, by name or class, whose ``step`` moves once per evaluation (FIRE,

@@ -121,9 +121,7 @@ class ProposedMove:
         if isinstance(atoms.calc, SinglePointCalculator):
             atoms.calc = None
         keys.strip(atoms)
-        atoms.info.update(
-            {k: v for k, v in predicted.info.items() if k.startswith(keys.PREFIX)}
-        )
+        atoms.info.update(keys.ours(predicted))
         atoms.arrays[keys.SIGMA] = predicted.arrays[keys.SIGMA].copy()
         atoms.info[keys.DMAX] = self.dmax
         atoms.info[keys.VOLUME_RATIO] = self.volume_ratio

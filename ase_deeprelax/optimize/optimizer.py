@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.filters import Filter
-from ase.optimize.optimize import DEFAULT_MAX_STEPS, OptimizableAtoms, Optimizer
+from ase.optimize.optimize import DEFAULT_MAX_STEPS
 
+from ase_deeprelax.files import check_writable
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.optimize.chain import Chain
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.late_binding import BINDING, LateBinding
 from ase_deeprelax.optimize.one_shot_model import OneShotModel
 from ase_deeprelax.optimize.relaxation_step import (
     find_optimizer,
@@ -29,7 +31,7 @@ from ase_deeprelax.optimize.stage import StageRecord, as_stages
 from ase_deeprelax.optimize.verify import Verification
 
 
-class DeepRelaxOptimizer(Optimizer):
+class DeepRelaxOptimizer(LateBinding):
     """Relax a crystal in one shot; with a calculator, refine it from there.
 
     Without a calculator (or with the stored results of one) `run` takes one step: the
@@ -126,7 +128,8 @@ class DeepRelaxOptimizer(Optimizer):
     0.03
     """
 
-    atoms: Any
+    settings = ('_model', '_refine', '_relax_cell', '_optimizer', '_energy_gate', '_guided')
+
     fmax: float
     restart: Any
 
@@ -166,58 +169,21 @@ class DeepRelaxOptimizer(Optimizer):
             'append_trajectory': append_trajectory,
             **kwargs,
         }
-        self._bound_later, self._appends = atoms is None, False
-        self.atoms = None
+        self._bound_later, self._appends, self.atoms = atoms is None, False, None
         if atoms is not None:
             self._take(atoms)
 
-    # --- binding -----------------------------------------------------------------------
+    # --- for LateBinding ---------------------------------------------------------------
 
-    def bind(self, atoms: Any) -> DeepRelaxOptimizer:
-        """The optimizer of these atoms: this one, or a copy where it belongs to others.
-
-        A copy has no observers and no restart file, and appends to the trajectory.
-
-        Parameters
-        ----------
-        atoms : ase.Atoms or ase.filters.Filter
-
-        Returns
-        -------
-        DeepRelaxOptimizer
-        """
-        if self.atoms is atoms:
-            return self
-        if self.atoms is None:
-            self._take(atoms)
-            return self
-        twin = object.__new__(type(self))
-        twin.__dict__.update({name: self.__dict__[name] for name in SETTINGS})
-        twin._ase = {**self._ase, 'restart': None, 'append_trajectory': True}
-        twin._bound_later, twin._appends, twin.atoms = True, True, None
-        return twin.bind(atoms)
-
-    def unbind(self) -> None:
-        """Forget the atoms."""
-        if self.atoms is not None:
-            self.close()
-        settings = {name: self.__dict__[name] for name in SETTINGS}
-        self.__dict__.clear()
-        self.__dict__.update(settings, _bound_later=True, _appends=False, atoms=None)
-
-    def _take(self, atoms: Any) -> None:
-        if isinstance(atoms, OptimizableAtoms):  # as ase.optimize.basin hands them over
-            atoms = atoms.atoms
-        unwrap(atoms)
+    def _check(self, atoms: Any) -> None:
+        unwrap(atoms)  # refuses what holds no atoms
         if isinstance(atoms, Filter) and self._relax_cell is not None:
             raise ValueError(
                 f'relax_cell={_plain(self._relax_cell)!r} beside {type(atoms).__name__}: a '
                 'filter says itself whether the cell relaxes; leave relax_cell out'
             )
-        self._start(atoms)
 
     def _start(self, atoms: Any) -> None:
-        # Touches nothing of the atoms: on the way out of a pickle they may be half made.
         self._chain = Chain(
             atoms,
             self._refine,
@@ -230,37 +196,8 @@ class DeepRelaxOptimizer(Optimizer):
         self._state = None  # of an earlier run that goes on in the next one
         super().__init__(atoms, **self._ase)
 
-    def __getattr__(self, name: str) -> Any:
-        # Only what is missing comes here; ASE makes its attributes when there are atoms.
-        message = f'{type(self).__name__!r} object has no attribute {name!r}'
-        if self.__dict__.get('atoms', self) is None:
-            message += f' before it is bound to atoms: {BINDING}'
-        raise AttributeError(message)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied with the atoms: no weights, no observers, no files that grow."""
-        kept = (
-            *SETTINGS,
-            '_bound_later',
-            '_appends',
-            'atoms',
-            'nsteps',
-            'max_steps',
-            'fmax',
-        )
-        state = {name: self.__dict__[name] for name in kept if name in self.__dict__}
-        if self.atoms is not None and self.nsteps:
-            state['_state'] = self._chain.state_dict(copied=True)
-        state['_ase'] = {**self._ase, 'restart': None, 'trajectory': None}
-        if hasattr(self._ase['logfile'], 'write'):
-            state['_ase']['logfile'] = None
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self.atoms is not None:
-            self._start(self.atoms)
-            self.__dict__.update(state)
+    def _progress(self) -> dict[str, Any]:
+        return {'_state': self._chain.state_dict(copied=True)}
 
     # --- ASE's interface ---------------------------------------------------------------
 
@@ -287,7 +224,7 @@ class DeepRelaxOptimizer(Optimizer):
         RefinementError
             Without ``refine``: the refinement met numbers that are not finite.
         MissingDependencyError, ModelError
-            A potential or the model is not there.
+            A calculator or the model is not there.
         """
         if args and not np.isscalar(args[0]):
             return self.bind(args[0]).run(*args[1:], **kwargs)
@@ -305,6 +242,8 @@ class DeepRelaxOptimizer(Optimizer):
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
         if not fmax >= 0:
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
+        if self.restart is not None and self.comm.rank == 0:
+            check_writable(self.restart)
         state, self._state = self._state, None
         if state is not None:
             self._chain.load_state_dict(state)
@@ -313,7 +252,7 @@ class DeepRelaxOptimizer(Optimizer):
         return self._released(super().irun(fmax=fmax, steps=steps))
 
     def _released(self, states: Iterator[bool]) -> Generator[bool, None, None]:
-        """The states of a run, after which the atoms have their bare potential."""
+        """The states of a run, after which the atoms have their bare calculator."""
         try:
             yield from states
         finally:
@@ -406,11 +345,6 @@ class DeepRelaxOptimizer(Optimizer):
         atoms = unwrap(self.atoms)
         as_in_ase = not (self._bound_later or self._refine) and has_calculator(atoms)
         return False if as_in_ase else None
-
-
-SETTINGS = ('_model', '_refine', '_relax_cell', '_optimizer', '_energy_gate')
-SETTINGS += ('_ase', '_guided')
-BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
 
 
 def _plain(relax_cell: Any) -> Any:

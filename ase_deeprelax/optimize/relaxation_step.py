@@ -26,6 +26,8 @@ SAME_SITE = 1e-3
 # Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
 # each other.
 RUNAWAY = (0.2, 5.0)
+# What to choose in place of an optimizer that does not fit.
+OTHERS = "another optimizer, as 'BFGS' or 'FIRE'"
 # What can be written into a restart file as it is.
 PLAIN = (bool, int, float, str, np.generic, type(None))
 
@@ -41,6 +43,11 @@ class GuardedOptimizer:
         As `find_optimizer` takes it.
     state : dict, optional
         What `state_dict` of an earlier optimizer of this class gave, to go on from there.
+
+    Raises
+    ------
+    ConfigError
+        There is no such optimizer, or it cannot be made for this structure.
 
     Examples
     --------
@@ -61,9 +68,8 @@ class GuardedOptimizer:
         optimizer: str | Callable,
         state: dict[str, Any] | None = None,
     ):
-        make = find_optimizer(optimizer)
-        self.target, self.name = target, optimizer_name(make)
-        self.optimizer = make(target, logfile=None)
+        self.target, self.name = target, optimizer_name(optimizer)
+        self.optimizer = _make(find_optimizer(optimizer), target)
         self.optimizer.optimizable = FiniteNumbers(self.optimizer.optimizable, target)
         # No part of the state: what all optimizers have, as files and counts of a run.
         plain: Any = Optimizer
@@ -203,12 +209,34 @@ def find_optimizer(optimizer: str | Callable) -> Callable:
             'class, or a function that makes one'
         )
     kind = found.func if isinstance(found, partial) else found
-    if isinstance(kind, type) and issubclass(kind, SciPyOptimizer):
-        raise ConfigError(
-            f'{kind.__name__} hands the whole relaxation to SciPy and cannot be stopped '
-            "after a step; choose another optimizer, as 'BFGS' or 'FIRE'"
-        )
+    if isinstance(kind, type):
+        _check_takes_steps(kind)
     return found
+
+
+def _check_takes_steps(kind: type) -> None:
+    """Refuse a class that does not relax a structure step by step."""
+    if issubclass(kind, SciPyOptimizer):
+        problem = 'hands the whole relaxation to SciPy and cannot be stopped after a step'
+    elif not issubclass(kind, Optimizer):
+        problem = 'is no optimizer of ASE (ase.optimize.optimize.Optimizer)'
+    else:
+        return
+    raise ConfigError(f'{kind.__name__} {problem}; choose {OTHERS}')
+
+
+def _make(make: Callable, target: Atoms | Filter) -> Optimizer:
+    """The optimizer that a class or function makes for a structure, or `ConfigError`."""
+    name = optimizer_name(make)
+    try:
+        optimizer = make(target, logfile=None)
+    except Exception as error:
+        raise ConfigError(
+            f'the optimizer {name} cannot be made from (atoms, logfile=None): '
+            f'{type(error).__name__}: {error}; choose {OTHERS}'
+        ) from error
+    _check_takes_steps(type(optimizer))
+    return optimizer
 
 
 def check_finite(atoms: Atoms, numbers: float | np.ndarray) -> None:

@@ -106,7 +106,7 @@ class Stage:
         return self._built
 
     def __getstate__(self) -> dict[str, Any]:
-        # A potential by name is copied as its name.
+        # A calculator by name is copied as its name.
         return self.__dict__ | {'_built': None}
 
 

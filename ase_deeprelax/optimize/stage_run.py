@@ -14,7 +14,8 @@ from ase_deeprelax import keys
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
-from ase_deeprelax.optimize.guide import GuidedCalculator, bare_potential
+from ase_deeprelax.optimize.guide import GuidedCalculator, bare_calculator
+from ase_deeprelax.optimize.one_shot_model import OneShotModel
 from ase_deeprelax.optimize.relaxation_step import (
     RUNAWAY,
     GuardedOptimizer,
@@ -24,6 +25,7 @@ from ase_deeprelax.optimize.relaxation_step import (
 )
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.target import Target
+from ase_deeprelax.result import Relaxation
 
 # Forces are out of hand above this, eV/A, and above so many times those of the start.
 EXPLOSION = 100.0, 10.0
@@ -43,13 +45,16 @@ class StageRun:
     ----------
     stage : Stage
     target : Target
-        Its atoms have the calculator of the stage.
+        What relaxes, unless the stage says something else. The atoms get the calculator of
+        the stage.
     optimizer : str or callable
+        Of stages that have none.
+    model : OneShotModel
+        Of the prediction that pulls in a guided stage.
     ordinary : bool
-        An ordinary relaxation raises its errors; otherwise energies and forces are checked,
-        and what is wrong with them ends the stage, as `fail` does.
-    calculator_before : ase Calculator, optional
-        That of the stage before, for where nothing of this one is kept.
+        An ordinary relaxation is done with the calculator that the atoms have, and raises
+        its errors; otherwise energies and forces are checked, and what is wrong with them
+        ends the stage, as `fail` does.
 
     Attributes
     ----------
@@ -74,35 +79,41 @@ class StageRun:
         stage: Stage,
         target: Target,
         optimizer: str | Callable,
+        model: OneShotModel,
         *,
         ordinary: bool,
-        calculator_before: Any = None,
     ):
-        self.stage, self.ordinary = stage, ordinary
-        self._aim(target)
-        self.atoms = unwrap(self.target)
+        self.stage, self.ordinary, self._model = stage, ordinary, model
+        self.atoms = unwrap(target.moving)
+        self._optimizer = stage.optimizer or optimizer
+        # For where nothing of this stage is kept.
+        self._calculator_before = bare_calculator(self.atoms.calc)
+        self.atoms.calc = self._calculator_before
+        if not ordinary:
+            self.atoms.calc = stage.build_calculator()
+        self._given = target
+        self._aim()
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
         self.value, self.energy = np.nan, np.nan
         self.gradient = np.full(self.live.ndofs(), np.nan)
         self.start: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.measured: Atoms | None = None
-        self._optimizer, self._calculator_before = optimizer, calculator_before
-        self._guarded: GuardedOptimizer | None = None
-        self._learnt: dict[str, Any] | None = None
+
+    def _aim(self) -> None:
+        """Make filter and optimizer for the structure as it is."""
+        target = self._given.of_stage(
+            self.stage.relax_cell, self.atoms.calc, self._optimizer
+        )
+        self.target, self.kind = target.moving, target.kind
+        self.live = self.target.__ase_optimizable__()
+        self.guarded = GuardedOptimizer(self.target, self._optimizer)
 
     @property
     def title(self) -> str:
         """For the log and for ``atoms.info``."""
         name = optimizer_name(self._optimizer)
         return name if self.ordinary else f'{self.stage.name}, {name}'
-
-    @property
-    def guarded(self) -> GuardedOptimizer:
-        """The optimizer, made when it is first needed."""
-        if self._guarded is None:
-            self._guarded = GuardedOptimizer(self.target, self._optimizer, self._learnt)
-        return self._guarded
 
     # --- ASE's Optimizable ---------------------------------------------------------------
 
@@ -142,7 +153,7 @@ class StageRun:
         if not self.ordinary:
             self._check(value, gradient, norm, volume)
         self.value, self.gradient = float(value), gradient
-        energy = bare_potential(self.atoms.calc).get_property('energy', self.atoms)
+        energy = bare_calculator(self.atoms.calc).get_property('energy', self.atoms)
         self.energy = float(energy)
         if self.best is None or value < self.best['value']:
             self.best = {
@@ -188,23 +199,27 @@ class StageRun:
     def take_over(self, last: StageRun) -> None:
         """Go on with the filter and the optimizer of a run that is over."""
         self.target, self.live = last.target, last.live
-        self._guarded = last.guarded
+        self.guarded = last.guarded
 
-    def begin_here(self, target: Target | None = None) -> None:
-        """Forget where it began: the structure was moved by something else.
-
-        Parameters
-        ----------
-        target : Target, optional
-            One that measures strain from here; default the present one.
-        """
+    def begin_here(self) -> None:
+        """Forget where it began: the structure was moved by something else."""
         self.start = self.best = None
-        if target is not None:
-            self._aim(target)
+        if self.stage.relax_cell is not None and self.steps == 0:
+            # What a stage of its own holds is held at this cell, not at that before it.
+            self._aim()
 
-    def _aim(self, target: Target) -> None:
-        self.target, self.kind = target.moving, target.kind
-        self.live = self.target.__ase_optimizable__()
+    def guide(self, prediction: Relaxation | None) -> None:
+        """Let a prediction, if there is one, pull in a guided stage."""
+        if not self.stage.guided or prediction is None:
+            return
+        self.leave()
+        calculator, strength = self.atoms.calc, self.stage.guided
+        name = calculator_name(calculator) if self.ordinary else self.stage.name
+        self.atoms.calc = self._model.guided(calculator, name, prediction, strength)
+
+    def leave(self) -> None:
+        """Leave the bare calculator in the atoms, with what it calculated last."""
+        self.atoms.calc = bare_calculator(self.atoms.calc)
 
     def end(self, fmax: float) -> None:
         """Give the stage its status where it is over.
@@ -232,7 +247,6 @@ class StageRun:
         known = isinstance(error, (str, DeepRelaxError))
         self.status = 'failed'
         self.reason = str(error) if known else f'{type(error).__name__}: {error}'
-        self._learnt = self._guarded = None
         if self.best is None or self.best['steps'] == 0:
             self.atoms.calc = self._calculator_before
         if self.best is None:
@@ -258,7 +272,7 @@ class StageRun:
         if known and isinstance(calculator, GuidedCalculator):
             pulled = calculator.pulled(self.atoms)
         return StageRecord(
-            name=calculator_name(bare_potential(calculator))
+            name=calculator_name(bare_calculator(calculator))
             if self.ordinary
             else self.stage.name,
             optimizer=optimizer_name(self._optimizer),
@@ -281,10 +295,10 @@ class StageRun:
         copied : bool
             Without what the optimizer has learnt, which may be a large matrix.
         """
-        learnt = self._learnt if self._guarded is None else self._guarded.state_dict()
+        forget = copied or self.status == 'failed'
         state = {name: getattr(self, name) for name in KEPT}
         return state | {
-            'learnt': None if copied else learnt,
+            'learnt': None if forget else self.guarded.state_dict(),
             'origin': get_origin(self.target),
         }
 
@@ -293,8 +307,9 @@ class StageRun:
         for name in KEPT:
             setattr(self, name, state[name])
         self.gradient = np.array(self.gradient, float)
-        self._learnt, self._guarded = state['learnt'], None
         put_origin(self.target, state['origin'])
+        if state['learnt'] is not None:
+            self.guarded.load_state_dict(state['learnt'])
 
 
 def get_origin(target: Atoms | Filter) -> dict[str, np.ndarray]:

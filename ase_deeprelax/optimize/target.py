@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from ase import Atoms
 from ase.filters import Filter, FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.optimize.cellawarebfgs import CellAwareBFGS
 
-from ase_deeprelax.errors import StructureError
+from ase_deeprelax.errors import StructureError, warn
 from ase_deeprelax.geometry.cell_filter import FreeCellFilter, free_cell
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.optimize.relaxation_step import (
+    calculator_name,
+    find_optimizer,
+    has_stress,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +35,7 @@ class Target:
         What `find_layer` found.
     refusal : str
         Why the structure is neither a crystal nor one layer, or ''.
-    cell_held : bool
+    cell_fixed : bool
         Whether the cell stays as it is.
     given : bool
         Whether ``moving`` is a filter that the user made.
@@ -39,22 +44,50 @@ class Target:
     moving: Atoms | Filter
     layer: Layer | None
     refusal: str
-    cell_held: bool
+    cell_fixed: bool
     given: bool
 
     @property
     def kind(self) -> str:
-        """'bulk', 'layer' or 'other', and ', cell held' where it is, as `Freedom.kind`."""
+        """'bulk', 'layer' or 'other', and ', cell fixed' where it is, as `Freedom.kind`."""
         kind = 'bulk' if self.layer is None else 'layer'
         kind = 'other' if self.refusal else kind
-        return f'{kind}, cell held' if self.cell_held else kind
+        return f'{kind}, cell fixed' if self.cell_fixed else kind
 
     @property
     def free_strain(self) -> np.ndarray:
         """(6, 6): projection on the strains that a target of `find_target` leaves free."""
         if isinstance(self.moving, FreeCellFilter):
             return self.moving.free_strain
-        return np.zeros((6, 6)) if self.cell_held else np.eye(6)
+        return np.zeros((6, 6)) if self.cell_fixed else np.eye(6)
+
+    def of_stage(
+        self,
+        relax_cell: RelaxCell | Callable | None,
+        calculator: Any,
+        optimizer: str | Callable,
+    ) -> Target:
+        """The target of one stage of a chain, for its calculator and optimizer.
+
+        Parameters
+        ----------
+        relax_cell : bool, str, array or callable, optional
+            What the stage says; None: this target.
+        calculator : ase Calculator
+            Where it gives no stress, the cell is fixed, with a warning.
+        optimizer : str or callable
+        """
+        atoms, target = unwrap(self.moving), self
+        if relax_cell is not None:
+            target = find_target(atoms, relax_cell)
+        if not (target.cell_fixed or target.given or has_stress(calculator)):
+            warn(
+                f'{calculator_name(calculator)} gives no stress, so the cell is fixed '
+                'while it refines the positions; relax_cell=False says so without this '
+                'warning, and a calculator with a stress relaxes the cell too'
+            )
+            target = find_target(atoms, False)
+        return target.fitted(find_optimizer(optimizer))
 
     def fitted(self, optimizer: Callable) -> Target:
         """The target that an optimizer can take, unless the user made the filter.
@@ -85,15 +118,15 @@ class Target:
         if self.refusal:
             plain = not asked and unwrap(self.moving).pbc.sum() < 2
             silent = self.given or plain or relax_cell is False
-            return '' if silent else f'cell held: {self.refusal}'
+            return '' if silent else f'cell fixed: {self.refusal}'
         if self.layer is None:
-            if asked or self.given or not self.cell_held:
+            if asked or self.given or not self.cell_fixed:
                 return ''
-            return 'cell held: use FrechetCellFilter or relax_cell=True to relax it'
+            return 'cell fixed: use FrechetCellFilter or relax_cell=True to relax it'
         what = f'layer ({_evidence(self.layer)})'
-        if self.cell_held:
+        if self.cell_fixed:
             remedy = '' if asked or self.given else ', relax_cell=True relaxes its plane'
-            return f'{what}: cell held{remedy}'
+            return f'{what}: cell fixed{remedy}'
         if self.given:
             name = type(self.moving).__name__
             return f'{what}: the prediction keeps it, then {name} decides about the cell'
@@ -123,7 +156,7 @@ def find_target(
     --------
     >>> from ase.build import bulk, molecule
     >>> find_target(bulk('Cu'), False).kind, find_target(molecule('H2O')).kind
-    ('bulk, cell held', 'other, cell held')
+    ('bulk, cell fixed', 'other, cell fixed')
     """
     atoms = unwrap(given)
     layer, refusal = None, ''

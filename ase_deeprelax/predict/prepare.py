@@ -55,7 +55,7 @@ class Settings:
     ranges : dict of str to (low, high), optional
         Seen in training, see `check_structure`.
     learned : collection of str
-        What the model was trained on: 'bulk', 'layer', 'held cell', 'partly held cell',
+        What the model was trained on: 'bulk', 'layer', 'fixed cell', 'partly fixed cell',
         'fixed atoms'; default bulk crystals only.
     calibration : Calibration, optional
         What is known about the errors of the model.
@@ -194,9 +194,9 @@ def _not_learned(freedom: Freedom, learned: Collection[str]) -> str:
     """What the structure needs and the model was not trained on, or ''."""
     needed = ['bulk' if freedom.layer is None else 'layer']
     if freedom.strain is None:
-        needed.append('held cell')
+        needed.append('fixed cell')
     elif freedom.layer is None and not freedom.strain.frees_all:
-        needed.append('partly held cell')
+        needed.append('partly fixed cell')
     if (freedom.labels == 1).any():
         needed.append('fixed atoms')
     missing = [what for what in needed if what not in learned]

@@ -151,7 +151,7 @@ def lattice_parameters(evaluation: AnyEvaluation) -> Figure:
     -------
     matplotlib.figure.Figure
         A panel each for a, b, c, alpha, beta and gamma, in which every structure is a point
-        for Dummy, which predicts the input, and one for each model. Held cells, and what
+        for Dummy, which predicts the input, and one for each model. Fixed cells, and what
         the vacuum vector of a layer has a part in, are left out.
     """
     methods = _methods(evaluation)

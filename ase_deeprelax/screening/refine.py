@@ -61,7 +61,8 @@ def refine(
     settings |= {'screen': results.store.manifest()['settings']}
     with Journal(journal, settings) as kept:
         held = {
-            row['id']: 'cell held' in row['kind']
+            # 'held' in screens of version 0.2.
+            row['id']: row['kind'].endswith(('cell fixed', 'cell held'))
             for row in table.select(['id', 'kind']).to_pylist()
         }
         todo = (

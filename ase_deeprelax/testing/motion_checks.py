@@ -1,4 +1,4 @@
-"""Promises about layers, fixed atoms and held cells."""
+"""Promises about layers, fixed atoms and fixed cells."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PARTS = ('in-plane', 'hydrostatic', [1, 0, 0, 0, 0, 1])
 
 
 def holds_what_is_held(model: RelaxationModel, dtype: str) -> None:
-    """Held cells, fixed atoms and vacuum vectors stay to the last bit; strains that are
+    """Fixed cells, fixed atoms and vacuum vectors stay to the last bit; strains that are
     held stay zero.
     """
     elements = known_elements(model)
     for atoms in generic_crystals(elements):
         (result,) = predictions(model, dtype, [atoms], relax_cell=False)
         same = np.array_equal(result.atoms.cell.array, atoms.cell.array)
-        expect(same, f'{atoms.symbols}: the held cell changed')
+        expect(same, f'{atoms.symbols}: the fixed cell changed')
         held = atoms.copy()
         held.set_constraint(FixAtoms([0]))
         (result,) = predictions(model, dtype, [held], relax_cell=False)
@@ -57,7 +57,7 @@ def _expect_held_strains(atoms: Atoms, deformation: np.ndarray, relax_cell) -> N
     else:
         held = [strain[1, 1], strain[2, 2], strain[0, 2], strain[1, 2]]
     largest = np.abs(held).max()
-    expect(largest < 1e-12, f'{atoms.symbols}, {relax_cell!r}: held strain {largest:.1e}')
+    expect(largest < 1e-12, f'{atoms.symbols}, {relax_cell!r}: fixed strain {largest:.1e}')
 
 
 def tells_fixed_atoms_apart(model: RelaxationModel, dtype: str) -> None:

@@ -70,7 +70,7 @@ class Hold(Section):
 
     probability: float = Field(0.0, ge=0, le=1, description='share of all samples')
     fix_probability: float = Field(
-        0.4, ge=0, le=1, description='share with fixed atoms, where the cell is held'
+        0.4, ge=0, le=1, description='share with fixed atoms, where the cell is fixed'
     )
 
 

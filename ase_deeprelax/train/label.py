@@ -197,7 +197,7 @@ def _pair(
     if not outcome.converged:
         return None, outcome.reason
     held = KINDS[inputs.kind].relax_cell is False
-    # Symmetry often leaves nothing to relax where the cell is held.
+    # Symmetry often leaves nothing to relax where the cell is fixed.
     if held and np.array_equal(outcome.atoms.positions, atoms.positions):
         return None, 'nothing moves: the input is at its minimum'
     try:

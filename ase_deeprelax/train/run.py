@@ -273,8 +273,8 @@ def _learned(config, data):
     found = {
         'bulk': any(all(pair.pbc) for pair in samples),
         'layer': any(not all(pair.pbc) for pair in samples),
-        'held cell': held or any(pair.fixed_cell for pair in samples),
-        'partly held cell': held,
+        'fixed cell': held or any(pair.fixed_cell for pair in samples),
+        'partly fixed cell': held,
         'fixed atoms': held or any(pair.fixed is not None for pair in samples),
     }
     return [what for what, there in found.items() if there]

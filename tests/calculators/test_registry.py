@@ -203,7 +203,7 @@ def test_damaged_weights_are_named(tmp_path):
         get_calculator(f'tensornet:{tmp_path}')
     for file in FOLDERS['tensornet'].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=f'no calculator with weights .*{tmp_path}'):
+    with pytest.raises(ModelError, match=f'none with weights .*{tmp_path}'):
         get_calculator(f'tensornet:{tmp_path}')
 
 
@@ -240,7 +240,7 @@ def test_a_calculator_is_handed_back_and_a_function_makes_new_ones():
     'wrong', [None, 3, Atoms('Cu'), lambda: None, Path('weights'), Path]
 )
 def test_what_is_no_potential_is_refused(wrong):
-    with pytest.raises(ModelError, match='is no potential; give one of m3gnet'):
+    with pytest.raises(ModelError, match='is no calculator; give one of m3gnet'):
         get_calculator(wrong)
 
 

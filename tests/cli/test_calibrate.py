@@ -58,7 +58,7 @@ def test_a_calibrated_copy_of_the_model_is_written(calibrated, tiny_model):
 def test_unknown_potentials_are_named_before_the_work(run, many_pairs, tmp_path):
     result = run('calibrate', many_pairs, '--out', tmp_path / 'x', '--potential', 'nothing')
     assert result.exit_code == 1
-    assert "potential 'nothing' is not known" in result.stderr
+    assert "calculator 'nothing' is not known" in result.stderr
     assert not result.stdout
 
 

@@ -81,7 +81,7 @@ def test_a_calculator_given_twice_and_an_unknown_optimizer_are_named(
 
 
 @pytest.mark.parametrize(
-    ('cell', 'kind'), [('free', 'layer'), ('fixed', 'layer, cell held')]
+    ('cell', 'kind'), [('free', 'layer'), ('fixed', 'layer, cell fixed')]
 )
 def test_what_of_the_cells_relaxes_can_be_said(tmp_path, tiny_model, cell, kind):
     pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")

@@ -137,4 +137,4 @@ def test_held_cells_and_layers_are_evaluated_and_drawn(run, tmp_path, tiny_model
     assert result.exit_code == 0, result.output
     row = next(line for line in result.stdout.splitlines() if line.startswith('dummy'))
     assert row.split()[-2:] == ['-', '-']
-    assert 'layer, cell held' in page.read_text()
+    assert 'layer, cell fixed' in page.read_text()

@@ -154,8 +154,8 @@ def test_a_stopped_command_goes_on_where_it_was(refine, oxides, tmp_path, monkey
     [
         (['--fmax', 0.02], 2, 'need --refine'),
         (['--refine', 'chgnet', '--optimizer', 'fire'], 1, "optimizer is 'fire'"),
-        (['--refine', 'megnet'], 1, "potential 'megnet' is not known"),
-        (['--refine', 'chgnet,'], 1, "potential '' is not known"),
+        (['--refine', 'megnet'], 1, "calculator 'megnet' is not known"),
+        (['--refine', 'chgnet,'], 1, "calculator '' is not known"),
     ],
 )
 def test_mistakes_are_told_before_the_work(
@@ -192,7 +192,7 @@ def test_refinement_has_the_freedom_of_the_prediction(refine, tmp_path, cell):
         if file.stem != 'crystal':
             assert np.array_equal(atoms.cell.array[2], start.cell.array[2])
             assert row['kind'].startswith('layer')
-        assert row['kind'].endswith('cell held') == fixed
+        assert row['kind'].endswith('cell fixed') == fixed
         assert atoms.info[keys.KIND] == row['kind']
         assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.05
     assert np.array_equal(found[1].positions[0], read(files[1]).positions[0])

@@ -171,7 +171,7 @@ def test_out_of_range_is_told_in_the_table(run, salts, tmp_path, tiny_model):
     assert back.pbc.all()
 
 
-# --- layers, slabs and held cells -------------------------------------------------------
+# --- layers, slabs and fixed cells -------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def relaxed(run, files, model, *words):
 
 def test_layers_keep_their_vacuum_and_slabs_what_is_fixed(run, kinds, tiny_model):
     rows, found, table = relaxed(run, kinds, tiny_model)
-    said = ['bulk', 'layer', 'layer, cell held']
+    said = ['bulk', 'layer', 'layer, cell fixed']
     assert [row['kind'] for row in rows] == said
     assert [atoms.info[keys.KIND] for atoms in found] == said
     crystal, layer, slab = (read(file) for file in kinds)
@@ -211,7 +211,7 @@ def test_layers_keep_their_vacuum_and_slabs_what_is_fixed(run, kinds, tiny_model
     assert not np.array_equal(found[1].cell.array[0], layer.cell.array[0])
     assert np.array_equal(found[2].cell.array, slab.cell.array)
     assert np.array_equal(found[2].positions[:2], slab.positions[:2])
-    for line, kind in zip(table[1:], ('', 'layer', 'layer, cell held'), strict=False):
+    for line, kind in zip(table[1:], ('', 'layer', 'layer, cell fixed'), strict=False):
         assert kind in line
         assert ('layer' in line.replace('layer.vasp', '')) == bool(kind)
 
@@ -229,7 +229,7 @@ def test_what_of_the_cells_relaxes_can_be_said(run, kinds, tiny_model, cell):
         np.testing.assert_allclose(atoms.positions, one.atoms.positions, atol=1e-5)
         assert row['kind'] == one.kind
     if cell == 'fixed':
-        assert 'bulk, cell held' in table[1]
+        assert 'bulk, cell fixed' in table[1]
 
 
 @pytest.mark.parametrize('cell', ['sideways', '1,1,0', '1,1,0,0,0,2', ''])

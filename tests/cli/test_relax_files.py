@@ -1,6 +1,9 @@
 """What ``deeprelax relax`` reads and writes, and what a stop leaves behind."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -55,6 +58,57 @@ def test_files_of_vasp_are_read_by_their_names(relaxed, tmp_path, name):
     assert read(out / f'{name}.extxyz', format='extxyz').info[keys.SIGMA] > 0
 
 
+@pytest.mark.parametrize('name', ['CONTCAR.cif', 'my_OUTCAR.extxyz', 'POSCAR.cif.gz'])
+def test_a_known_suffix_decides_how_a_file_is_read(relaxed, tmp_path, name):
+    form = 'extxyz' if 'extxyz' in name else 'cif'
+    write(tmp_path / f'plain.{form}', salt(), format=form)
+    content = (tmp_path / f'plain.{form}').read_bytes()
+    (tmp_path / name).write_bytes(
+        gzip.compress(content) if name.endswith('gz') else content
+    )
+    relaxed(tmp_path / name)
+
+
+@pytest.mark.timeout(60)
+def test_pipes_devices_links_to_themselves_and_bombs_are_named(relaxed, tmp_path):
+    os.mkfifo(tmp_path / 'pipe.cif')
+    (tmp_path / 'zero.cif').symlink_to('/dev/zero')
+    (tmp_path / 'loop.cif').symlink_to('loop.cif')
+    for name, module in {'gz': gzip, 'bz2': bz2, 'xz': lzma}.items():
+        (tmp_path / f'bomb.json.{name}').write_bytes(module.compress(b' ' * (1 << 25)))
+    write(tmp_path / 'good.cif', salt())
+    result, out = relaxed(*sorted(tmp_path.iterdir()), code=1)
+    failed = [line for line in result.stderr.splitlines() if line.startswith('failed')]
+    assert len(failed) == 6
+    assert sum('is no regular file' in line for line in failed) == 2
+    assert sum('expands to more than' in line for line in failed) == 3
+    assert sum('loop.cif' in line for line in failed) == 1
+    assert (out / 'good.cif').exists()
+
+
+@pytest.mark.parametrize('suffix', ['traj', 'db', 'json'])
+def test_a_frame_that_is_not_there_is_named(relaxed, tmp_path, suffix):
+    write(tmp_path / f'run.{suffix}', [salt(), salt()])
+    result, _ = relaxed(f'{tmp_path}/run.{suffix}@5', code=1)
+    assert f'run.{suffix}@5: holds no structure 5' in result.stderr
+    assert not part_file(tmp_path / 'out').exists()
+
+
+def test_formats_of_one_structure_are_refused_before_the_work(relaxed, tmp_path):
+    write(tmp_path / 'run.traj', [salt(), salt()])
+    for out, words in (('out', ['--format', 'vasp']), ('out.vasp', [])):
+        result, _ = relaxed(tmp_path / 'run.traj', *words, out=out, code=2)
+        assert 'would get 2 structures' in result.output
+        assert not part_file(tmp_path / out).exists()
+
+
+@pytest.mark.parametrize('limit', ['nan', '-1'])
+def test_a_limit_that_is_no_length_is_refused(relaxed, tmp_path, limit):
+    write(tmp_path / 'a.cif', salt())
+    result, _ = relaxed(tmp_path / 'a.cif', '--accept-below', limit, code=2)
+    assert '--accept-below' in result.output
+
+
 @pytest.mark.parametrize(
     ('index', 'expected'),
     [('@-1', [3]), ('@0', [0]), ('@1:3', [1, 2]), ('@::2', [0, 2]), ('', [0, 1, 2, 3])],
@@ -76,11 +130,12 @@ def test_a_file_of_exactly_that_name_comes_first(relaxed, tmp_path):
     assert row['volume_before'] == pytest.approx(salt(5.6).cell.volume)
 
 
-def test_databases_keep_their_columns_and_gain_ours(relaxed, tmp_path):
-    with connect(tmp_path / 'in.db') as database:
+@pytest.mark.parametrize('suffix', ['db', 'json'])
+def test_databases_keep_their_columns_and_gain_ours(relaxed, tmp_path, suffix):
+    with connect(tmp_path / f'in.{suffix}') as database:
         for k in range(3):
             database.write(salt(seed=k), tag=f'salt {k}', gap=1.5 * k, good=True)
-    _, out = relaxed(tmp_path / 'in.db', out='out.db')
+    _, out = relaxed(tmp_path / f'in.{suffix}', out=f'out.{suffix}')
     rows = list(connect(out).select())
     assert [row.tag for row in rows] == ['salt 0', 'salt 1', 'salt 2']
     assert [row.gap for row in rows] == [0.0, 1.5, 3.0]
@@ -186,6 +241,23 @@ def test_what_cannot_be_written_is_refused_before_the_work(relaxed, tmp_path, mo
         result, _ = relaxed(tmp_path / 'a.cif', *words, out=out, code=1)
         assert 'Error: ' in result.stderr
         assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize('option', ['--json', '--html'])
+def test_no_output_replaces_an_input_or_another_output(relaxed, tmp_path, option):
+    write(tmp_path / 'a.cif', salt())
+    before = (tmp_path / 'a.cif').read_bytes()
+    (tmp_path / 'b.cif').symlink_to('a.cif')
+    for place in ('a.cif', 'b.cif'):
+        result, _ = relaxed(tmp_path / 'a.cif', option, tmp_path / place, code=2)
+        assert 'is one of the inputs' in result.output
+    result, _ = relaxed(tmp_path / 'a.cif', option, tmp_path / 'out' / 'a.cif', code=2)
+    assert 'is written to already' in result.output
+    result, _ = relaxed(
+        tmp_path / 'a.cif', '--json', tmp_path / 'x', '--html', tmp_path / 'x', code=2
+    )
+    assert 'is written to already' in result.output
+    assert (tmp_path / 'a.cif').read_bytes() == before
 
 
 def test_one_structure_that_cannot_be_written_loses_no_other(relaxed, tmp_path):

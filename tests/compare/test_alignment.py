@@ -1,4 +1,4 @@
-"""Layers, slabs, fixed atoms and held cells: what counts as an error, and what does not."""
+"""Layers, slabs, fixed atoms and cells: what counts as an error, and what does not."""
 
 from pathlib import Path
 

@@ -295,7 +295,7 @@ def test_table_of_one_model():
 
 
 def kinds_of_pairs():
-    """Two crystals, a slab at a held cell with a fixed bottom, a layer, a held cell."""
+    """Two crystals, a slab at a fixed cell with a fixed bottom, a layer, a fixed cell."""
     bulk_pairs = some_pairs(3)
     layer = mx2(a=3.2, size=(2, 1, 1), vacuum=8)
     wide = layer.copy()

@@ -1,4 +1,4 @@
-"""Held cells, layers and fixed atoms: what `Iterative` and `compare` make of them."""
+"""Fixed cells, layers and fixed atoms: what `Iterative` and `compare` make of them."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_the_words_for_the_cell_are_those_of_relax():
     assert one.atoms == two.atoms
     assert (one.kind, one.converged) == ('bulk', True)
     [held] = at_start([before], relax_cell=False)
-    assert held.kind == 'bulk, cell held'
+    assert held.kind == 'bulk, cell fixed'
     assert (held.atoms.cell == before.cell).all()
     assert held.converged
     [scaled] = at_call([before], relax_cell='hydrostatic')
@@ -91,7 +91,7 @@ def test_fixed_atoms_stay_and_so_does_the_cell_of_their_slab(optimizer):
     model = Iterative(EMT(), optimizer=optimizer)
     [result] = model([before])
     assert result.converged, result.reason
-    assert result.kind == 'layer, cell held'
+    assert result.kind == 'layer, cell fixed'
     assert (result.atoms.cell == before.cell).all()
     assert (result.atoms.positions[:2] == before.positions[:2]).all()
     assert len(result.atoms.constraints) == 1
@@ -157,9 +157,9 @@ def test_predictions_and_relaxations_have_one_freedom(tiny_model):
     kinds = {row['id']: row['kind'] for row in result['structures']}
     assert kinds == {
         'film': 'layer',
-        'slab': 'layer, cell held',
+        'slab': 'layer, cell fixed',
         'cube': 'bulk',
-        'held': 'bulk, cell held',
+        'held': 'bulk, cell fixed',
     }
     assert result['settings']['relax_cell'] is None
     for id in inputs:
@@ -186,7 +186,7 @@ def test_the_freedom_is_chosen_in_one_place(tiny_model, tmp_path):
     [[start], predicted, ends] = cells(result, '0')
     assert all(np.array_equal(cell, start) for cell in (*predicted, *ends))
     assert result['settings']['relax_cell'] is False
-    assert result['structures'][0]['kind'] == 'bulk, cell held'
+    assert result['structures'][0]['kind'] == 'bulk, cell fixed'
     assert json.loads(json.dumps(result)) == result
     with pytest.raises(ConfigError, match='relax_cell False, now it is'):
         compare([alloy()], [EMT()], relax_cell='in-plane', **how)

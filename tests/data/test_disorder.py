@@ -89,6 +89,8 @@ DISORDERED = [
     [{'Na': 0.5, 'K': 0.5}, {'Cl': 1}],
     '_JSON {"0": {"Na": 0.5}}',
     '{"0": {"Na": 0.5}}',
+    0.5,
+    '0.5',
 ]
 
 
@@ -103,11 +105,17 @@ def test_forms_of_partial_occupancy(occupancy):
         check_ordered(salt(occupancy=occupancy))
 
 
-def test_occupancies_per_atom_in_arrays():
+@pytest.mark.parametrize('name', ['occupancies', 'Occupancy', 'site_occupancy'])
+def test_occupancies_per_atom_in_arrays(name):
     atoms = salt()
-    atoms.set_array('occupancies', np.array([1.0, 0.5]))
+    atoms.set_array(name, np.array([1.0, 0.5]))
     with pytest.raises(StructureError, match=r'atom 1 \(Cl\) is partially occupied'):
         check_ordered(atoms)
+
+
+def test_a_site_is_occupied_once():
+    with pytest.raises(StructureError, match='site kind 0 is more than once occupied'):
+        check_ordered(salt(occupancy={'0': {'Na': 1.5}}))
 
 
 def test_an_occupancy_that_is_no_number_is_refused_by_name():

@@ -3,14 +3,17 @@ import logging
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian, FixedPlane, FixInternals, FixScaled
 from ase.db import connect
 from ase.io import read, write
+from ase.spacegroup import Spacegroup
 
 from ase_deeprelax import keys
 from ase_deeprelax.data import writable
-from ase_deeprelax.data.structure_files import columns_of
+from ase_deeprelax.data.structure_files import columns_of, write_structures
 from ase_deeprelax.data.writable import as_writable
+from ase_deeprelax.data.writable import writable as with_what_fits
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +86,89 @@ def test_a_database_takes_each_value_of_ours_once_as_column_or_as_data(tmp_path)
     with connect(tmp_path / 'one.db') as database:
         database.write(atoms, columns, data)
     assert connect(tmp_path / 'one.db').get(1).data[keys.MODEL] == '42'
+
+
+# Values and names that ASE writes without a word, and reads otherwise or not at all.
+ODD = {
+    'ends in a backslash': {'x': 'a\\'},
+    'backslash and quote': {'x': '\\"'},
+    'line break': {'x': 'one\ntwo'},
+    'empty': {'x': ''},
+    'ragged': {'x': [[1, 2], [3]]},
+    'an object': {'x': object()},
+    'bytes': {'x': b'abc'},
+    'surrogate': {'x': '\ud800'},
+    'number for a name': {5: 1.0},
+    'tuple for a name': {('a', 1): 1.0},
+    'blank in a name': {'a b': 1.0},
+    'Lattice': {'Lattice': 'x'},
+    'Properties': {'Properties': 1.5},
+    'pbc': {'pbc': 'F F F'},
+    'stress': {'stress': 1.5},
+    'forces': {'forces': 'none'},
+    'key_value_pairs': {'key_value_pairs': {'a': np.arange(2)}},
+}
+
+
+@pytest.mark.filterwarnings('ignore:Skipping unhashable')
+@pytest.mark.parametrize('form', ['extxyz', 'traj'])
+@pytest.mark.parametrize('info', ODD.values(), ids=ODD)
+def test_odd_info_spoils_no_file(info, form, tmp_path):
+    atoms = salt()
+    atoms.info = info | {'beside': 7}
+    file = tmp_path / f'odd.{form}'
+    assert not write_structures(file, [atoms, salt()], form)
+    first, second = read(file, index=':')
+    assert first.info['beside'] == 7
+    assert first.calc is None
+    for found in (first, second):
+        np.testing.assert_allclose(found.positions, atoms.positions, atol=1e-7)
+        np.testing.assert_allclose(found.cell.array, atoms.cell.array)
+        assert found.pbc.all()
+
+
+def test_results_of_the_input_are_not_read_as_those_of_the_relaxed_structure(
+    tmp_path, caplog
+):
+    atoms = salt()
+    atoms.info['energy'] = -1.0
+    atoms.arrays['forces'] = np.ones((len(atoms), 3))
+    write_structures(tmp_path / 'predicted.extxyz', [atoms], 'extxyz')
+    assert read(tmp_path / 'predicted.extxyz').calc is None
+    assert "info 'energy', array 'forces'" in caplog.text
+    atoms.calc = SinglePointCalculator(atoms, energy=-2.0, forces=np.zeros((8, 3)))
+    assert not write_structures(tmp_path / 'refined.extxyz', [atoms], 'extxyz')
+    assert read(tmp_path / 'refined.extxyz').get_potential_energy() == -2.0
+
+
+def test_arrays_that_extxyz_cannot_hold_are_named(tmp_path, caplog):
+    atoms = salt()
+    n = len(atoms)
+    good = {'whole': np.arange(n), 'text': np.array(['ab'] * n), 'rows': np.ones((n, 2))}
+    bad = {
+        'blank': np.array(['a b'] * n),
+        'empty': np.array([''] * n),
+        'complex': np.ones(n) * 1j,
+        'deep': np.ones((n, 3, 3)),
+        'a name': np.ones(n),
+        'pos': np.ones((n, 3)),
+    }
+    atoms.arrays |= good | bad
+    assert not write_structures(tmp_path / 'a.extxyz', [atoms], 'extxyz')
+    found = read(tmp_path / 'a.extxyz')
+    assert found.arrays.keys() - {'numbers', 'positions'} == good.keys()
+    assert all(repr(name) in caplog.text for name in bad)
+
+
+def test_a_space_group_of_ase_is_kept_as_text():
+    atoms = salt()
+    atoms.info['spacegroup'] = Spacegroup(225)
+    assert with_what_fits(atoms, 'extxyz') is atoms
+
+
+def test_names_of_any_type_in_info():
+    atoms = salt()
+    atoms.info = {5: 1, ('a',): 2, keys.SIGMA: 0.1}
+    assert keys.ours(atoms) == {keys.SIGMA: 0.1}
+    keys.strip(atoms)
+    assert atoms.info == {5: 1, ('a',): 2}

@@ -293,7 +293,7 @@ def test_real_crystals_agree_with_spglib():
     assert kept >= 0.99 * len(records)
 
 
-# --- layers, fixed atoms, held strains -------------------------------------------------
+# --- layers, fixed atoms, fixed strains -------------------------------------------------
 
 
 def test_a_fixed_bottom_takes_operations_away():

@@ -1,4 +1,4 @@
-"""Layers, slabs and held cells through the optimizer, with and without a calculator."""
+"""Layers, slabs and fixed cells through the optimizer, with and without a calculator."""
 
 import json
 from functools import partial
@@ -117,7 +117,7 @@ def test_slabs_with_fixed_atoms_keep_these_and_the_cell(one_shot, how):
     assert np.array_equal(atoms.cell.array, start.cell.array)
     assert np.array_equal(atoms.positions[fixed], start.positions[fixed])
     assert np.abs(atoms.positions - start.positions).max() > 1e-4
-    assert atoms.info[keys.KIND] == 'layer, cell held'
+    assert atoms.info[keys.KIND] == 'layer, cell fixed'
 
 
 def test_fixed_atoms_follow_a_plane_that_was_asked_for(one_shot):
@@ -152,7 +152,7 @@ def test_a_filter_that_hides_atoms_frees_no_cell(one_shot):
     assert np.array_equal(atoms.cell.array, start.cell.array)
     moved = (atoms.positions != start.positions).any(axis=1)
     assert moved.nonzero()[0].tolist() == [3, 4]
-    assert atoms.info[keys.KIND] == 'layer, cell held'
+    assert atoms.info[keys.KIND] == 'layer, cell fixed'
 
 
 # --- what is neither a crystal nor one layer --------------------------------------------
@@ -174,7 +174,7 @@ def test_molecules_in_a_box_are_named_or_relaxed_ordinarily(one_shot, pbc):
         assert ours.optimizer.run(fmax=0.05) is True
     assert np.array_equal(ours.positions, plain.positions)
     assert np.array_equal(ours.cell.array, before.cell.array)
-    assert ours.info[keys.KIND] == 'other, cell held'
+    assert ours.info[keys.KIND] == 'other, cell fixed'
 
 
 def test_two_slabs_in_one_cell_keep_it(one_shot):
@@ -188,7 +188,7 @@ def test_two_slabs_in_one_cell_keep_it(one_shot):
     start = both.cell.array.copy()
     with pytest.warns(DeepRelaxWarning, match='2 layers'):
         lines = log_of(one_shot, both, steps=3, relax_cell=True)
-    assert lines[0].startswith('cell held: 2 layers')
+    assert lines[0].startswith('cell fixed: 2 layers')
     assert np.array_equal(both.cell.array, start)
 
 
@@ -218,14 +218,14 @@ def test_the_log_says_what_was_decided(one_shot):
     assert titles in first_line(bulky(), EMT(), relax_cell=False)
     assert titles in first_line(bulky(), EMT(), target=FrechetCellFilter)
     assert first_line(bulky(), EMT()) == (
-        'cell held: use FrechetCellFilter or relax_cell=True to relax it'
+        'cell fixed: use FrechetCellFilter or relax_cell=True to relax it'
     )
     gap = f'layer (gap of {vacuum_of(film()):.1f} A along c is vacuum)'
     assert first_line(film()) == f'{gap}: cell relaxes in the plane'
     assert first_line(film(), refine=EMT()) == f'{gap}: cell relaxes in the plane'
-    assert first_line(film(), EMT()).startswith(f'{gap}: cell held, relax_cell=True')
-    assert first_line(film([0])).startswith(f'{gap}: cell held, relax_cell=True')
-    assert first_line(film(), relax_cell=False) == f'{gap}: cell held'
+    assert first_line(film(), EMT()).startswith(f'{gap}: cell fixed, relax_cell=True')
+    assert first_line(film([0])).startswith(f'{gap}: cell fixed, relax_cell=True')
+    assert first_line(film(), relax_cell=False) == f'{gap}: cell fixed'
     assert 'FrechetCellFilter decides' in first_line(film(), target=FrechetCellFilter)
     assert first_line(film(pbc=False)) == (
         'layer (pbc is False along c): cell relaxes in the plane'
@@ -246,7 +246,7 @@ def test_the_kind_is_in_info_on_every_path(one_shot):
         return atoms
 
     assert kind(one_shot, crystal()) == 'bulk'
-    assert kind(one_shot, crystal(), EMT()) == 'bulk, cell held'
+    assert kind(one_shot, crystal(), EMT()) == 'bulk, cell fixed'
     assert kind(partial(one_shot, refine=EMT()), crystal()) == 'bulk'
     assert kind(lambda a: one_shot(FrechetCellFilter(a)), crystal(), EMT()) == 'bulk'
     # Rolled back, so that all is the refinement's.
@@ -255,7 +255,7 @@ def test_the_kind_is_in_info_on_every_path(one_shot):
     chain = [Stage(EMT(), fmax=0.3, relax_cell=False), Stage(EMT(), relax_cell='in-plane')]
     optimizer = one_shot(crystal(), refine=chain)
     assert optimizer.run(fmax=0.3) is True
-    assert kind(partial(one_shot, refine=chain[:1]), film()) == 'layer, cell held'
+    assert kind(partial(one_shot, refine=chain[:1]), film()) == 'layer, cell fixed'
     stored = film()
     results = SinglePointCalculator(stored, energy=0.0)
     assert kind(one_shot, stored, results) == 'layer'

@@ -85,7 +85,7 @@ def test_a_kind_that_was_not_calibrated_has_no_error():
 
 def test_the_shipped_default_is_calibrated():
     calibration = load_model('default').calibration
-    assert {'bulk', 'layer', 'bulk, cell held', 'layer, cell held'} <= set(
+    assert {'bulk', 'layer', 'bulk, cell fixed', 'layer, cell fixed'} <= set(
         calibration.kinds
     )
     assert {'chgnet', 'tensornet'} <= set(calibration.potentials)

@@ -74,7 +74,7 @@ def test_weights_of_before_mean_all_free(architecture):
 
 @pytest.mark.parametrize('architecture', ARCHITECTURES)
 def test_the_answer_knows_what_may_move(architecture):
-    """Neither a held cell nor a fixed atom is only cut off: the rest answers to it."""
+    """Neither a fixed cell nor a fixed atom is only cut off: the rest answers to it."""
     model = awake_to_motion(small(architecture))
     fixed = np.arange(8) == 2
     motions = [everything_free(8), Motion(np.zeros(8, dtype=bool), np.zeros((6, 6)))]

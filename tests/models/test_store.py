@@ -274,6 +274,16 @@ def test_card_comes_back_whole():
     assert ModelCard.from_dict(ModelCard().to_dict()) == ModelCard()
 
 
+def test_files_keep_their_words_for_fixed_cells():
+    """They are hashed; the words were 'held cell' and 'partly held cell'."""
+    card = ModelCard(learned=('bulk', 'fixed cell', 'partly fixed cell'))
+    stored = card.to_dict()
+    assert stored['learned'] == ['bulk', 'held cell', 'partly held cell']
+    assert ModelCard.from_dict(stored) == ModelCard.from_dict(
+        {'learned': list(card.learned)}
+    )
+
+
 def deep(folder):
     (folder / 'config.json').write_text('[' * 100_000 + ']' * 100_000)
 

@@ -242,7 +242,7 @@ def test_molecules_are_refined_without_a_prediction(one_shot):
         assert optimizer.run(fmax=0.05) is True
     assert optimizer.stages[0].status == 'skipped'
     assert 'pbc is False' in optimizer.stages[0].reason
-    assert atoms.info[keys.KIND] == 'other, cell held'
+    assert atoms.info[keys.KIND] == 'other, cell fixed'
     assert atoms.info[keys.STAGE] == 'emt, ElasticBFGS (not predicted)'
     assert optimizer.stages[1].spacegroup == 0
 

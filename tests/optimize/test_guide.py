@@ -63,7 +63,7 @@ def test_the_end_lies_between_the_prediction_and_the_minimum_of_the_potential(pr
     assert min(limits) < volumes[1] < max(limits)
 
 
-def test_the_bare_potential_stays_in_the_atoms_and_the_record_says_how_far():
+def test_the_bare_calculator_stays_in_the_atoms_and_the_record_says_how_far():
     atoms = alloy()
     opt = optimizer(atoms, refine=EMT(), guided=0.02)
     assert opt.run(fmax=FMAX)
@@ -87,7 +87,7 @@ def test_with_the_calculator_of_the_atoms():
 
 
 @pytest.mark.parametrize('ends', ['at its end', 'closed', 'with an error'])
-def test_a_run_step_by_step_leaves_the_bare_potential_too(ends):
+def test_a_run_step_by_step_leaves_the_bare_calculator_too(ends):
     atoms = alloy()
     states = optimizer(atoms, refine=Stage(EMT(), guided=0.05)).irun(fmax=1e-2, steps=20)
     next(states)

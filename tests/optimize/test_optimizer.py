@@ -299,7 +299,7 @@ def test_prediction_then_refinement(one_shot, tiny_model, tmp_path):
     assert atoms.info[keys.STAGE] == 'ElasticBFGS'
     assert atoms.info[keys.SIGMA] > 0
     lines = log.read_text().splitlines()
-    assert lines[0].startswith('cell held: ')  # as in ASE, but a prediction could do more
+    assert lines[0].startswith('cell fixed: ')  # as in ASE, but a prediction could do more
     assert lines[1].split() == ['Step', 'Time', 'Energy', 'fmax']
     assert 'prediction' in lines[3]
     assert len(lines) == optimizer.nsteps + 3

@@ -10,7 +10,10 @@ from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter, StrainFilter
 from ase.io import read
 from ase.io.jsonio import decode, encode
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
 from ase.optimize.basin import BasinHopping
+from ase.optimize.climbfixinternals import BFGSClimbFixInternals
 from ase.optimize.optimize import Optimizer
 from ase.optimize.sciopt import SciPyFminBFGS
 
@@ -71,7 +74,7 @@ def test_all_of_ase_by_name(tiny_model, name):
 def test_what_is_no_optimizer_is_refused_before_anything_moves():
     atoms = alloy()
     before = place(atoms)
-    for wrong in ('bfgs', 'ODE12r', SciPyFminBFGS, 3):
+    for wrong in ('bfgs', 'ODE12r', SciPyFminBFGS, BasinHopping, VelocityVerlet, dict, 3):
         for make in (
             lambda wrong=wrong: DeepRelaxOptimizer(atoms, optimizer=wrong),
             lambda wrong=wrong: Stage(EMT(), optimizer=wrong),
@@ -84,6 +87,32 @@ def test_what_is_no_optimizer_is_refused_before_anything_moves():
     for wrong in ('BFGS', None, 1):
         with pytest.raises(TypeError, match=r'DeepRelaxOptimizer\(\)'):
             atoms.optimizer = wrong
+
+
+MADE_WRONGLY = {
+    'not an optimizer': lambda atoms, logfile: VelocityVerlet(atoms, 1.0, logfile=logfile),
+    'nothing': lambda atoms, logfile: None,
+    'other arguments': lambda atoms: BFGS(atoms),  # noqa: PLW0108
+    'not for this structure': BFGSClimbFixInternals,
+}
+
+
+@pytest.mark.parametrize('make', MADE_WRONGLY.values(), ids=MADE_WRONGLY)
+@pytest.mark.parametrize('cell', [False, True])
+def test_what_makes_no_optimizer_is_refused_before_anything_moves(tiny_model, make, cell):
+    for options in (
+        {'optimizer': make},
+        {'optimizer': make, 'refine': EMT()},
+        {'refine': [EMT(), Stage(EMT(), optimizer=make)]},
+    ):
+        atoms = alloy()
+        before = place(atoms)
+        optimizer = DeepRelaxOptimizer(
+            atoms, relax_cell=cell, model=tiny_model, logfile=None, **options
+        )
+        with pytest.raises(ConfigError, match="choose another optimizer, as 'BFGS'"):
+            optimizer.run(fmax=0.05, steps=5)
+        assert np.array_equal(place(atoms), before)
 
 
 class Wrong(EMT):

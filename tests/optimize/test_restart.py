@@ -10,6 +10,7 @@ from ase.calculators.emt import EMT
 from ase.optimize import RestartError
 
 from ase_deeprelax import DeepRelaxOptimizer
+from ase_deeprelax.errors import ConfigError
 
 
 def alloy():
@@ -82,3 +83,21 @@ def test_positions_that_are_not_finite_are_never_converged(tiny_model):
     atoms.positions[0, 0] = np.nan
     assert optimizer.converged() is False
     assert optimizer.gradient_converged(np.zeros(3 * len(atoms))) is False
+
+
+def test_a_restart_file_that_cannot_be_written_is_told_before_anything_moves(
+    tiny_model, tmp_path
+):
+    (tmp_path / 'file').write_text('')
+    atoms = bulk('Cu', a=3.7)
+    before = atoms.cell.array.copy()
+    optimizer = DeepRelaxOptimizer(
+        atoms,
+        restart=tmp_path / 'file' / 'state.json',
+        refine=EMT(),
+        model=tiny_model,
+        logfile=None,
+    )
+    with pytest.raises(ConfigError, match='cannot be written'):
+        optimizer.run(steps=2)
+    assert np.array_equal(atoms.cell.array, before)

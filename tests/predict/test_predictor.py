@@ -76,7 +76,7 @@ def test_slabs_with_fixed_atoms_keep_their_cell(model):
     fixed = slab.positions[:, 2] < slab.positions[:, 2].mean()
     slab.set_constraint(FixAtoms(mask=fixed))
     result = relax(slab, model)
-    assert result.kind == 'layer, cell held'
+    assert result.kind == 'layer, cell fixed'
     assert np.array_equal(result.atoms.cell.array, slab.cell.array)
     assert np.array_equal(result.atoms.positions[fixed], slab.positions[fixed])
     assert not np.allclose(result.atoms.positions[~fixed], slab.positions[~fixed])
@@ -99,12 +99,12 @@ def test_a_filter_says_what_may_move(model, crystals):
 def test_what_the_model_has_not_learned_is_flagged(model, crystals):
     atoms = crystals[1]
     assert not relax(atoms, model).ood
-    with pytest.warns(DeepRelaxWarning, match='not trained on: held cell'):
-        assert 'held cell' in relax(atoms, model, relax_cell=False).ood
+    with pytest.warns(DeepRelaxWarning, match='not trained on: fixed cell'):
+        assert 'fixed cell' in relax(atoms, model, relax_cell=False).ood
     with pytest.warns(DeepRelaxWarning, match='layer'):
         assert 'layer' in relax(mx2('MoS2', vacuum=9), model).ood
     model = awaken(create_model('paegnn', hidden=16, layers=2), scale=0.3)
-    model.card = ModelCard(learned=('bulk', 'held cell'))
+    model.card = ModelCard(learned=('bulk', 'fixed cell'))
     assert not relax(atoms, model, relax_cell=False).ood
 
 

@@ -62,7 +62,7 @@ def test_what_atoms_carry_travels_with_their_row(tmp_path, tiny_model):
     out = tmp_path / 'out'
     screen(tmp_path / 'kinds.extxyz', out, model=tiny_model)
     rows = frame(out)
-    assert rows.kind.tolist() == ['layer, cell held', 'bulk']
+    assert rows.kind.tolist() == ['layer, cell fixed', 'bulk']
     atoms = decode(rows.atoms[0])
     assert atoms.constraints[0].index.tolist() == [0]
     assert atoms.info['batch'] == 'b7'

@@ -164,7 +164,7 @@ def test_lost_relaxations_are_kept_with_their_reason(tmp_path, series):
 
 @pytest.fixture(params=['fixed-cell', 'slab', 'defect'])
 def held(request, seeds):
-    """Series of which the cell is held."""
+    """Series of which the cell is fixed."""
     make, recipe = {
         'fixed-cell': (FixedCells, Recipe(partial=0.8, max_atoms=8, scaled=0.5)),
         'slab': (Slabs, SlabRecipe(max_atoms=16, noble=1, adsorbate=0)),
@@ -214,7 +214,7 @@ def test_models_that_do_not_know_a_kind_are_not_asked(tmp_path, held, tiny_model
     with caplog.at_level('INFO', 'ase_deeprelax'):
         run(asked, held, count=6, start=tiny_model)
     assert 'was not trained on' in caplog.text
-    assert 'held cell' in caplog.text
+    assert 'fixed cell' in caplog.text
     run(plain, held, count=6)
     assert asked.read_text() == plain.read_text()
 

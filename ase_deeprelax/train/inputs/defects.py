@@ -56,7 +56,7 @@ class DefectRecipe:
 
 @dataclass(frozen=True)
 class Defects(Series):
-    """Supercells of relaxed crystals with one point defect; the cell is held.
+    """Supercells of relaxed crystals with one point defect; the cell is fixed.
 
     Parameters
     ----------

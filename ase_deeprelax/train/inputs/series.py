@@ -51,10 +51,10 @@ class Kind:
 KINDS = {
     'bulk': Kind(True, frozenset({'bulk'}), steps=45),
     'prototype': Kind(True, frozenset({'bulk'})),
-    'fixed-cell': Kind(False, frozenset({'bulk', 'held cell'})),
+    'fixed-cell': Kind(False, frozenset({'bulk', 'fixed cell'})),
     'monolayer': Kind('in-plane', frozenset({'layer'})),
-    'slab': Kind(False, frozenset({'layer', 'held cell', 'fixed atoms'})),
-    'defect': Kind(False, frozenset({'bulk', 'held cell'})),
+    'slab': Kind(False, frozenset({'layer', 'fixed cell', 'fixed atoms'})),
+    'defect': Kind(False, frozenset({'bulk', 'fixed cell'})),
     'alloy': Kind(True, frozenset({'bulk'}), volume_known=True),
 }
 

@@ -74,7 +74,7 @@ class SlabRecipe:
 class Slabs(Series):
     """Ideal slabs, as cut from a relaxed crystal or built from a random alloy.
 
-    The cell is held. The lower half of the atomic planes is fixed in most of them.
+    The cell is fixed. The lower half of the atomic planes is fixed in most of them.
 
     Parameters
     ----------

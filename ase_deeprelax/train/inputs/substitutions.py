@@ -91,7 +91,7 @@ class Substitutions(Series):
 
 @dataclass(frozen=True)
 class FixedCells(Substitutions):
-    """Bulk crystals with elements replaced; the cell of the parent is held.
+    """Bulk crystals with elements replaced; the cell of the parent is fixed.
 
     Parameters
     ----------
