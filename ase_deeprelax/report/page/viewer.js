@@ -78,7 +78,8 @@
         const ends = [k, k + 1].map((n) => plus(corners[a], way, n / PIECES));
         if (drawn.some((at) => norm(plus(ends[0], at.v, -1)) < at.size)) continue; // within a sphere
         const [from, to] = ends.map(project);
-        parts.push({ z: (from.z + to.z) / 2, paint: () => paintLine(pen, from, to, hazy(rgb, from.z), width) });
+        const z = (from.z + to.z) / 2 + 0.02 * radius; // before a bond along the edge
+        parts.push({ z, paint: () => paintLine(pen, from, to, hazy(rgb, from.z), width) });
       }
     }
   }
@@ -121,11 +122,14 @@
     });
     for (const [a, b] of scene.bonds) {
       const ends = [drawn[a], drawn[b]], way = plus(ends[1].v, ends[0].v, -1), length = norm(way);
-      const middle = project(plus(ends[0].v, way, 0.5));
       ends.forEach((end, k) => { // half a bond, from the surface of its sphere
-        const from = project(plus(end.v, way, (k ? -0.9 : 0.9) * end.size / length));
-        const rgb = hazy(mix(end.rgb, theme.ink, 0.2), from.z);
-        parts.push({ z: (from.z + middle.z) / 2, paint: () => paintLine(pen, from, middle, rgb, 0.13 * from.scale) });
+        const first = 0.9 * end.size / length, rgb = mix(end.rgb, theme.ink, 0.2);
+        const stops = [0, 1, 2, 3, 4].map((n) => (
+          project(plus(end.v, way, (k ? -1 : 1) * (first + (0.5 - first) * n / 4)))));
+        stops.slice(1).forEach((to, n) => {
+          const from = stops[n], z = (from.z + to.z) / 2;
+          parts.push({ z, paint: () => paintLine(pen, from, to, hazy(rgb, z), 0.13 * from.scale) });
+        });
       });
     }
     parts.sort((a, b) => a.z - b.z).forEach((part) => part.paint());
