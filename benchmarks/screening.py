@@ -1,13 +1,13 @@
 """What a screen costs beside bare predictions, how much memory it takes, and kills.
 
-Usage: python benchmarks/screening.py [STRUCTURES [N [MODEL]]]
+    python benchmarks/screening.py SEEDS
 
-STRUCTURES are JSON lines of relaxed structures (numbers, cell, frac), gzipped, which are
+SEEDS are JSON lines of relaxed structures (numbers, cell, frac), gzipped, which are
 strained and displaced here; without them, crystals of random prototypes and elements are
-taken. N, 20000 by default, is how many the longest screen has. With MODEL the long screens
-are made with another model than the default one: a small one shows memory and kills sooner.
+taken. Screens and bare calls of ``Predictor.relax`` take the same structures in turn.
 """
 
+import argparse
 import gzip
 import json
 import os
@@ -24,12 +24,14 @@ from ase import Atoms
 from ase.io import write
 
 from ase_deeprelax import Predictor, screen
+from ase_deeprelax.compare.tables import Table
+from ase_deeprelax.predict.predictor import WINDOW
 from ase_deeprelax.screening import Results
 from ase_deeprelax.testing import symmetric_crystals
 
 ROOT = Path(__file__).parents[1]
-# Structures of a comparison with bare predictions (a whole pack), and how often it is made.
-COMPARED, TIMES = 1024, 4
+# How often screens and bare predictions are compared, each time with other structures.
+TURNS = 4
 
 
 def structures(file, n):
@@ -59,40 +61,45 @@ def timed(work):
     return np.array([time.perf_counter() - wall, time.process_time() - cpu])
 
 
-def compare(atoms, folder):
+def compare(atoms, model, folder):
     """Rates of bare predictions and of screens of the same structures, in turn."""
-    predictor = Predictor(device='cpu')
+    predictor = Predictor(model, device='cpu')
     predictor.relax(atoms[:64])
     bare, screened = np.zeros(2), np.zeros(2)
-    for k in range(TIMES):
-        part = atoms[k * COMPARED : (k + 1) * COMPARED]
-        write(folder / f'{k}.extxyz', part)
+    for k in range(TURNS):
+        part = atoms[k::TURNS]
+        file, out = folder / f'{k}.extxyz', folder / f'{k}'
+        write(file, part)
         bare += timed(lambda part=part: predictor.relax(part))
         screened += timed(
-            lambda k=k: screen(folder / f'{k}.extxyz', folder / f'{k}', device='cpu')
+            lambda file=file, out=out: screen(file, out, model=model, device='cpu')
         )
-    n = TIMES * COMPARED
-    print(f'{n} structures of {np.mean([len(a) for a in atoms]):.1f} atoms on average')
-    for name, seconds in (('relax', bare), ('screen', screened)):
-        wall, cpu = n / seconds
-        print(f'  {name:7} {wall:6.1f} structures/s of wall time, {cpu:6.1f} of processor')
-    wall, cpu = bare / screened
+    lines = [
+        [name, *(f'{rate:.1f}' for rate in len(atoms) / seconds)]
+        for name, seconds in (('relax', bare), ('screen', screened))
+    ]
+    lines.append(['screen over relax', *(f'{ratio:.3f}' for ratio in bare / screened)])
+    size = np.mean([len(one) for one in atoms])
     print(
-        f'  screen over relax: {wall:.3f} by wall time, {cpu:.3f} by processor time',
-        flush=True,
+        f'{len(atoms):,} structures of {size:.1f} atoms on average in {TURNS} screens, '
+        f'model {predictor.name!r}, {torch.get_num_threads()} threads\n'
     )
+    heads = ['', 'structures per s of wall time', 'structures per s of processor time']
+    print(Table(heads, lines).as_markdown(), flush=True)
 
 
-def begin(source, out, model):
+def begin(source, out, options):
     """A screen in a process of its own, which prints its peak memory, kB, and time, s."""
+    # At least ten packs, so that there is something to kill.
+    pack = min(WINDOW, max(1, options.structures // 10))
     code = (
         'import sys, time; from ase_deeprelax import screen; '
-        'screen(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu"); '
+        f'screen(*sys.argv[1:], model={options.model!r}, pack={pack}, device="cpu"); '
         'print(*(line.split()[1] for line in open("/proc/self/status") '
         'if line.startswith("VmHWM")), time.process_time())'
     )
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, '-c', code, str(source), str(out), model],
+        [sys.executable, '-c', code, str(source), str(out)],
         env=os.environ | {'PYTHONPATH': str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
@@ -108,63 +115,86 @@ def finished(process):
     return int(peak) / 1024, float(seconds)
 
 
-def memory(source, out, model, n):
-    """Screen a file; print peak memory and rate."""
-    start = time.perf_counter()
-    peak, cpu = finished(begin(source, out, model))
-    wall = time.perf_counter() - start
-    print(
-        f'  {n:6} structures: {peak:5.0f} MB, {wall:5.0f} s of wall time, {cpu:5.0f} s of '
-        f'processor time: {n / cpu:5.1f} structures/s of it',
-        flush=True,
-    )
+def memory(atoms, folder, options):
+    """Screens of more and more structures, the last one of all: peak memory and time."""
+    n, lines = len(atoms), []
+    for count in (1, n // 20, n // 4, n):
+        write(folder / 'source.extxyz', atoms[:count])
+        peak, seconds = finished(
+            begin(folder / 'source.extxyz', folder / f'whole{count}', options)
+        )
+        lines.append(
+            [f'{count:,}', f'{peak:.0f}', f'{seconds:.0f}', f'{count / seconds:.0f}']
+        )
+    print('\nMemory of the process, with Python, torch and the model\n')
+    heads = ['structures', 'peak / MB', 'CPU s', 'structures per CPU s']
+    print(Table(heads, lines, text_columns=()).as_markdown(), flush=True)
 
 
-def kill_twice(source, out, model, n):
-    """Screen a file, killed after a third and after two thirds."""
+def kill_twice(source, out, options):
+    """Screen a file, killed after a third and after two thirds of its packs."""
+    process = begin(source, out, options)
     for share in (1 / 3, 2 / 3):
-        process = begin(source, out, model)
-        while len(list((out / 'packs').glob('[0-9]*'))) < share * n / 1024:
-            time.sleep(0.2)
+        while not started(out) or done(out) < share:
+            if process.poll() is not None:
+                raise SystemExit('a screen ended before it was killed')
+            time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    finished(begin(source, out, model))
+        process = begin(source, out, options)
+    finished(process)
+
+
+def started(out):
+    """Whether a screen has a manifest."""
+    return (out / 'manifest.json').exists()
+
+
+def done(out):
+    """Share of a screen that is done."""
+    found = Results(out)
+    return len(found) / found.plan.n_structures
 
 
 def same(one, other):
-    """Whether two screens have the same ids, and how far their numbers differ."""
-    names = ['id', 'ok', 'problem', 'volume_ratio', 'dmax', 'sigma']
-    first, second = (Results(out).table(columns=names).to_pydict() for out in (one, other))
-    ids = first['id'] == second['id'] and len(set(first['id'])) == len(first['id'])
-    apart = max(
-        np.abs(np.subtract(first[name], second[name])).max()
-        for name in ('volume_ratio', 'dmax', 'sigma')
+    """Print whether two screens have the same ids, and how far their numbers differ."""
+    numbers = ['volume_ratio', 'dmax', 'sigma']
+    first, second = (
+        Results(out).table(columns=['id', *numbers]).to_pydict() for out in (one, other)
     )
-    bad = [Results(out).n_quarantined for out in (one, other)]
-    print(f'  same ids, each once: {ids}; largest difference of a number: {apart:.1e}')
-    print(f'  quarantined: {bad[0]} and {bad[1]}')
+    ids = first['id'] == second['id'] and len(set(first['id'])) == len(first['id'])
+    apart = max(np.abs(np.subtract(first[name], second[name])).max() for name in numbers)
+    packs = list((other / 'packs').iterdir())
+    size = sum(file.stat().st_size for file in packs) / len(Results(other))
+    print(
+        f'\nKilled twice on the way and begun again: the same ids, each once: '
+        f'{"yes" if ids else "no"}; largest difference of a number: {apart:.1e}; '
+        f'quarantined: {Results(one).n_quarantined} and {Results(other).n_quarantined}; '
+        f'{len(packs)} packs, {size:.0f} bytes per structure'
+    )
 
 
-def main(file=None, n='20000', model='default'):
+def main():
     """All of it."""
-    n = int(n)
-    print(f'{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}')
-    atoms = structures(file, n)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('seeds', nargs='?')
+    parser.add_argument(
+        '--structures', type=int, default=20_000, help='of the longest screen'
+    )
+    parser.add_argument(
+        '--compared', type=int, default=4096, help='beside bare predictions'
+    )
+    parser.add_argument('--model', default='default')
+    options = parser.parse_args()
+    atoms = structures(options.seeds, max(options.structures, options.compared))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        compare(atoms, folder)
-        print(f'peak memory, with Python, torch and the model {Path(model).name}')
-        for count in (1, n // 20, n // 4, n):
-            write(folder / 'source.extxyz', atoms[:count])
-            memory(folder / 'source.extxyz', folder / f'whole{count}', model, count)
-        del atoms
-        print('killed twice on the way')
-        kill_twice(folder / 'source.extxyz', folder / 'killed', model, n)
-        same(folder / f'whole{n}', folder / 'killed')
-        packs = list((folder / 'killed/packs').iterdir())
-        size = sum(file.stat().st_size for file in packs)
-        print(f'  {len(packs)} packs, {size / n:.0f} bytes per structure')
+        compare(atoms[: options.compared], options.model, folder)
+        atoms = atoms[: options.structures]
+        memory(atoms, folder, options)
+        kill_twice(folder / 'source.extxyz', folder / 'killed', options)
+        same(folder / f'whole{len(atoms)}', folder / 'killed')
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

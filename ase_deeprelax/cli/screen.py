@@ -38,9 +38,7 @@ def screen(
     cell: CellOption = 'free',
     workers: Annotated[
         int,
-        typer.Option(
-            min=1, help='Processes, each with its share of the cores, or with a GPU.'
-        ),
+        typer.Option(min=1, help='Processes, which share the cores and take GPUs in turn.'),
     ] = 1,
     shard: Annotated[
         str | None,

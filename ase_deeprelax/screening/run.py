@@ -87,8 +87,8 @@ def screen(
     model, device, dtype, symmetry, relax_cell
         See `relax`.
     workers : int
-        Processes of this machine, each with the model and its share of the cores; with
-        several GPUs each takes one. Default 1: this process.
+        Processes of this machine, each with the model and its share of the cores; they
+        take several GPUs in turn. Default 1: this process.
     executor : concurrent.futures.Executor, optional
         Does the work in place of ``workers``: of ``concurrent.futures``, Dask
         (``client.get_executor()``), Parsl (``ParslPoolExecutor``), mpi4py. Its workers

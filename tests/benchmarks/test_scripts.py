@@ -55,6 +55,8 @@ def test_cpu_time_leaves_out_waiting(benchmarks):
         (f'published_speed.py {PAIRS} --limit 2 --repeats 1', [7, 8]),
         ('scaling.py --sizes 1 2 --kind vacancy', [2]),
         (f'roofline.py {PAIRS} --limit 8 --repeats 1', [8]),
+        ('screening.py --structures 40 --compared 8 --model deeprelax', [3, 4]),
+        ('screening_workers.py --structures 16 --repeats 1 --model deeprelax', [2, 9, 7]),
     ],
 )
 def test_scripts_print_tables(command, rows, benchmarks):

@@ -87,7 +87,7 @@ class Slurm:
             wait_until(socket_.exists, self._logs)
             self._begin('slurmctld', '-D')
             self._begin('slurmd', '-D')
-            wait_until(lambda: 'idle' in self._sinfo(), self._logs)
+            wait_until(self._is_up, self._logs)
         except BaseException:
             self.__exit__()
             raise
@@ -118,8 +118,9 @@ class Slurm:
                 )
             )
 
-    def _sinfo(self):
-        return self.run('sinfo', '--noheader', '--format=%T', check=False)
+    def _is_up(self):
+        assert all(daemon.poll() is None for daemon in self._daemons), self._logs()
+        return 'idle' in self.run('sinfo', '--noheader', '--format=%T', check=False)
 
     def _logs(self):
         return '\n'.join(path.read_text() for path in self.folder.glob('*.out'))

@@ -27,11 +27,11 @@ def run_model(model, graph):
     raise RuntimeError('CUDA error: device-side assert triggered')
 predictor.run_model = run_model
 """
-# A machine with three GPUs, as torch tells it; the one that a worker takes is written down.
+# A machine with two GPUs, as torch tells it; the one that a worker takes is written down.
 # The network runs on the CPU, where there is no GPU.
-THREE_GPUS = """
+TWO_GPUS = """
 import os, torch
-torch.cuda.device_count = lambda: 3
+torch.cuda.device_count = lambda: 2
 def set_device(index):
     with open({file!r}, 'a') as file:
         print(index, file=file)
@@ -110,13 +110,13 @@ def test_38_without_workers_finished_packs_are_kept(command, source, tmp_path, u
 
 @pytest.mark.parametrize(
     ('device', 'workers', 'taken'),
-    [('auto', 2, [0, 1]), ('auto', 4, [0, 0, 1, 2]), ('cpu', 2, [])],
+    [('auto', 3, [0, 0, 1]), ('cpu', 2, [])],
 )
 def test_workers_take_the_gpus_of_a_machine_in_turn(
     code_of_workers, command, source, tmp_path, undisturbed, device, workers, taken
 ):
     file = tmp_path / 'taken'
-    code = code_of_workers(THREE_GPUS.format(file=str(file)))
+    code = code_of_workers(TWO_GPUS.format(file=str(file)))
     out = tmp_path / 'out'
     options = ['--workers', workers, '--device', device]
     process = command(source, out, *options, folders=[code])

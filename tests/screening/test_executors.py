@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import psutil
 import pytest
 
 from ase_deeprelax import screen
@@ -82,6 +83,16 @@ if __name__ == '__main__':
 """
 
 
+def end_all(process):
+    """End a process with all that it has begun, whatever became of it."""
+    if process.poll() is None:
+        for one in psutil.Process(process.pid).children(recursive=True):
+            one.kill()
+        process.kill()
+    process.wait()
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ('recipe', 'package'),
     [('dask_screen.py', 'distributed'), ('parsl_screen.py', 'parsl')],
@@ -105,10 +116,9 @@ def test_recipe_with_a_worker_that_is_killed(
     try:
         packs_there(process, out, 2)
         kill.touch()
-        output, errors = process.communicate(timeout=250)
+        output, errors = process.communicate(timeout=300)
     finally:
-        process.kill()
-        process.wait()
+        end_all(process)
     assert process.returncode == 0, errors
     assert not kill.exists()
     assert 'n_done=240' in output

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 
+import pandas as pd
 import psutil
 import pytest
 
 from ase_deeprelax import screen
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.screening.store import Store
-from tests.screening.screens import assert_same, half_written
+from tests.screening.screens import assert_same, half_written, rows
 
 
 def test_killed_twice_it_ends_with_the_same_rows(
@@ -153,6 +154,29 @@ def test_no_space_left_on_the_disk(command, small_disk, source, undisturbed):
     subprocess.run(['mount', '-o', 'remount,size=8m', str(small_disk)], check=True)
     assert command(source, out).wait() == 0
     assert_same(out, undisturbed)
+
+
+def test_45_damaged_and_truncated_input_takes_no_other_structure(
+    command, source, tmp_path, undisturbed
+):
+    lines, frames = source.read_text().splitlines(keepends=True), []
+    while lines:
+        end = int(lines[0]) + 2
+        frames.append(lines[:end])
+        del lines[:end]
+    frames[100][-1] = 'Na 0 0 what\n'
+    text = ''.join(line for frame in frames for line in frame)
+    source.write_text(text[:-60])
+    process = command(source, tmp_path / 'out')
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert '240 of 240 structures done, 2 of them quarantined' in output
+    found = rows(tmp_path / 'out')
+    assert found.position[~found.ok].tolist() == [100, 239]
+    assert 'what' in found.problem[100]
+    good = found[found.ok].reset_index(drop=True)
+    expected = undisturbed.drop([100, 239]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(good, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_process_on_one_output_is_refused(

@@ -136,6 +136,7 @@ def test_array_goes_on_after_a_time_limit_and_after_a_kill(slurm, submit, slow, 
     assert 0 < len(packs_of(out, 1)) < N // PACK // 2
     slow.unlink()
 
+    slurm.run('scontrol', 'update', f'JobId={limited}', 'TimeLimit=60')
     wait_until(lambda: state(limited) == state(killed) == 'COMPLETED', log.read_text)
     assert slurm.job(limited)['Restarts'] == '1'
     after = packs_of(out, 1) | packs_of(out, 2)
@@ -152,7 +153,27 @@ def test_a_task_that_is_cancelled_does_not_come_back(slurm, submit, tmp_path):
         task = f'{job}_{number}'
         wait_until(lambda task=task: slurm.job(task)['JobState'] == 'CANCELLED')
         assert slurm.job(task)['Restarts'] == '0'
-    assert not slurm.run('squeue', '--noheader')
+    assert not slurm.run('squeue', '--noheader', f'--jobs={job}')
+
+
+@pytest.mark.parametrize(
+    ('code', 'restarts', 'again'),
+    [(143, None, True), (143, '99', True), (143, '100', False), (137, '0', False)],
+)
+def test_a_task_goes_back_into_the_queue_after_sigterm_alone(
+    programs, tmp_path, code, restarts, again
+):
+    queue = tmp_path / 'queue'
+    for name, line in (('srun', f'exit {code}'), ('scontrol', f'echo "$@" > {queue}')):
+        (programs / name).write_text(f'#!/bin/sh\n{line}\n')
+        (programs / name).chmod(0o755)
+    known = {'SLURM_JOB_ID': '7'} | ({'SLURM_RESTART_COUNT': restarts} if restarts else {})
+    done = subprocess.run(
+        ['bash', RECIPE, 'source', 'out'], env=variables(programs) | known, check=False
+    )
+    assert done.returncode == code
+    assert queue.exists() == again
+    assert not again or queue.read_text() == 'requeue 7\n'
 
 
 def test_the_page_shows_the_recipe():

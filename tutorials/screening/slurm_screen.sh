@@ -19,7 +19,8 @@ srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" deeprelax screen "$1" "$2" \
   --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" \
   --workers "${SLURM_CPUS_PER_TASK:-1}" "${@:3}"
 code=$?
-if [ "$code" -eq 143 ]; then # stopped by SIGTERM after a whole pack
+# Stopped by SIGTERM. The count ends it where the time is too short for a single pack.
+if [ "$code" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
