@@ -4,7 +4,8 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
 	$(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	command -v $(python))))
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# pip shows what it downloads and installs: the first set-up takes minutes.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # pairs to measure speed on; without the file, crystals made in code
 PAIRS ?= ../shared/data/pairs_wbm_dev.jsonl.gz
 # potentials to compare with: a folder of matgl models

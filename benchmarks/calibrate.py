@@ -4,7 +4,14 @@
 
 ``DATA`` is the folder of the pair files that the README names, ``LABELS`` that of the
 labelled ones. Pairs that the model was never trained on are fitted to: the validation
-parts, and files of which nothing was used in training, all with a stated open licence.
+parts, and files of which nothing was used in training, all with a stated open licence;
+and new compounds, which a potential has relaxed:
+
+    deeprelax label LABELS/substituted.jsonl --kind bulk --count 500 --seed 77 \
+        --relaxed DATA/seeds_mp.jsonl.gz --exclude DATA/exclude_formulas.txt \
+        --no-hubbard --start none --steps 100 --potential tensornet:TENSORNET
+
+Of these, the ones with one element replaced by a similar one count, as in WBM.
 Prints, for each file, the share of errors inside their 90 % intervals where each half of
 the file was covered by a fit to the other halves. Potentials are fitted to 120 pairs of the
 Materials Project.
@@ -18,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from pymatgen.core import Element
 
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.calibrate import calibrate
@@ -40,12 +48,31 @@ UNSEEN = (
 # Structures of the training: pair files (their inputs), and files of relaxed structures.
 SEEN = ('pairs_mp', 'pairs_pandey2021', 'pairs_2d', 'seeds_mp', 'seeds_inorganic')
 LABELLED = ('slab', 'defect', 'fixed-cell', 'monolayer', 'alloy')
+# Elements whose Mendeleev numbers differ by this much at most are similar: about a column
+# of the periodic table.
+SIMILAR = 12
 
 
 def unseen(data, name, split, sources):
     """The sane pairs of a file."""
     pairs = read_pairs(data / f'{name}.jsonl.gz', split)
     return [p for p in pairs if p.ok and (sources is None or p.src in sources)]
+
+
+def new_compounds(data, path):
+    """Labelled pairs in which one element of a known crystal became a similar one."""
+    with gzip.open(data / 'seeds_mp.jsonl.gz', 'rt') as lines:
+        parents = {entry['id']: set(entry['numbers']) for entry in map(json.loads, lines)}
+    for pair in read_pairs(path):
+        parent = parents[pair.id.partition('-substitution-')[0]]
+        child = set(pair.unrelaxed.numbers.tolist())
+        if len(parent - child) != 1 or len(child - parent) != 1:
+            continue  # two elements, or a part of the sites of one
+        old, new = (
+            Element.from_Z(*z).mendeleev_no for z in (parent - child, child - parent)
+        )
+        if abs(old - new) <= SIMILAR:
+            yield pair
 
 
 def inputs(path, split='train'):
@@ -74,6 +101,9 @@ def main():
     parser.add_argument('--potential', action='append', default=[])
     arguments = parser.parse_args()
     files = {name: unseen(arguments.data, *rest) for name, *rest in UNSEEN}
+    if arguments.labels:
+        path = arguments.labels / 'substituted.jsonl'
+        files['new compounds'] = list(new_compounds(arguments.data, path))
     paths = [arguments.data / f'{name}.jsonl.gz' for name in SEEN]
     if arguments.labels:
         paths += [arguments.labels / f'{name}.jsonl' for name in LABELLED]

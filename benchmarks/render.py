@@ -10,6 +10,7 @@ here. A part of a result, with shorter titles, is a view (`VIEWS`); `batches` is
 """
 
 import argparse
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -79,6 +80,13 @@ VIEWS = {
 def load(name):
     """The result of this name."""
     return json.loads((RESULTS / f'{name}.json').read_text(encoding='utf-8'))
+
+
+def drawn_from(*names):
+    """What a figure says of itself: the results it shows, and a hash of their tables."""
+    parts = json.dumps([load(name)['parts'] for name in names])
+    digest = hashlib.sha256(parts.encode()).hexdigest()[:12]
+    return f'drawn from {", ".join(names)}; SHA-256 of their tables {digest}'
 
 
 def rows_of(result):

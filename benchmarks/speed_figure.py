@@ -6,7 +6,7 @@ All numbers are those of ``benchmarks/results/published.json``, ``rivals.json`` 
 ``scaling.json``.
 """
 
-from render import ROOT, load, rows_of
+from render import ROOT, drawn_from, load, rows_of
 
 from ase_deeprelax.report.style import (
     BLUE,
@@ -21,6 +21,7 @@ from ase_deeprelax.report.style import (
 )
 
 FILE = ROOT / 'docs' / 'speed.svg'
+SHOWN = ('published', 'rivals', 'scaling')
 # Name in the result, label and colour.
 WAYS = (
     ('published pipeline, one by one', 'published pipeline', GREY),
@@ -87,7 +88,8 @@ def draw():
     one_answer(axes[0])
     by_size(axes[1])
     with need_matplotlib().rc_context({'svg.hashsalt': 'speed'}):
-        figure.savefig(FILE, metadata={'Date': None})
+        drawn = {'Date': None, 'Description': drawn_from(*SHOWN)}
+        figure.savefig(FILE, metadata=drawn)
 
 
 if __name__ == '__main__':

@@ -151,6 +151,6 @@ def _worst(pairs: Sequence['Pair'], rivals: dict[str, Any], result: Any) -> dict
     order = sorted(range(len(pairs)), key=errors.__getitem__, reverse=True)[:WORST]
     relaxed = predict_pairs(PredictorAdapter(rival), [pairs[k] for k in order])
     return {
-        f'{pairs[k].formula}, {pairs[k].id}, off by {errors[k]:.3f} A': relaxation
+        f'{pairs[k].formula}, {pairs[k].id}, off by {errors[k]:.3f} Å': relaxation
         for k, relaxation in zip(order, relaxed, strict=True)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,14 @@ from ase_deeprelax.compare.error_laws import (
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
-from ase_deeprelax.models.calibration import Calibration, Environments, element_pairs
+from ase_deeprelax.geometry.degrees_of_freedom import KINDS
+from ase_deeprelax.models.calibration import (
+    QUANTITIES,
+    Calibration,
+    Environments,
+    ErrorLaw,
+    element_pairs,
+)
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.predict.prepare import prepare
 from ase_deeprelax.result import Relaxation
@@ -30,6 +38,8 @@ from ase_deeprelax.result import Relaxation
 USUAL = 0.99
 # So many structures of the training tell what the model knows.
 MOST_KNOWN = 3000
+# A distance of features that no atom reaches, so that nothing is flagged as unknown.
+FAR = 1e6
 
 
 def calibrate(
@@ -137,16 +147,13 @@ def know(predictor: Predictor, structures: Iterable[Atoms]) -> Environments:
 
 
 def features_of(
-    predictor: Predictor,
-    structures: Sequence[Atoms],
-    relax_cell: Sequence[bool | None] | None = None,
+    predictor: Predictor, structures: Sequence[Atoms]
 ) -> list[np.ndarray | None]:
     """Features (n_atoms, F) of the atoms of each structure; None where it has none."""
-    chosen = relax_cell or [None] * len(structures)
     prepared = {}
-    for k, (atoms, cell) in enumerate(zip(structures, chosen, strict=True)):
+    for k, atoms in enumerate(structures):
         try:
-            prepared[k] = prepare(atoms, predictor.settings, cell)
+            prepared[k] = prepare(atoms, predictor.settings)
         except DeepRelaxError:
             continue
     found: list[np.ndarray | None] = [None] * len(structures)
@@ -161,17 +168,23 @@ def observe(
     file: str, pairs: Sequence[Pair], predictor: Predictor, environments: Environments
 ) -> list[Observed]:
     """Errors of the predictions for pairs, as far as there are predictions."""
-    predicted = predict_pairs(PredictorAdapter(predictor), pairs)
-    features = features_of(
-        predictor,
-        [pair.unrelaxed for pair in pairs],
-        [not pair.fixed_cell for pair in pairs],
-    )
+    predicted = predict_pairs(PredictorAdapter(_bare(predictor, environments)), pairs)
     return [
-        _observed(file, pair, one, _distance(environments, x))
-        for pair, one, x in zip(pairs, predicted, features, strict=True)
+        _observed(file, pair, one)
+        for pair, one in zip(pairs, predicted, strict=True)
         if isinstance(one, Relaxation) and one.ok and np.isfinite(one.sigma)
     ]
+
+
+def _bare(predictor: Predictor, environments: Environments) -> Predictor:
+    """A predictor without error laws; its `Relaxation.novelty` is a distance over `FAR`."""
+    bare = copy.copy(predictor)
+    bare.model = copy.copy(predictor.model)
+    unlimited = replace(environments, limit=dict.fromkeys(KINDS, FAR))
+    no_laws = {name: ErrorLaw(1.0, {}, {}) for name in QUANTITIES}
+    bare.model.calibration = Calibration([], no_laws, unlimited)
+    bare.accept_below = None
+    return bare
 
 
 def errors_of(pair: Pair, predicted: Relaxation) -> dict[str, np.ndarray]:
@@ -207,11 +220,7 @@ def errors_of(pair: Pair, predicted: Relaxation) -> dict[str, np.ndarray]:
     }
 
 
-def _distance(environments: Environments, features: np.ndarray | None) -> float:
-    return math.nan if features is None else environments.distances(features).max()
-
-
-def _observed(file: str, pair: Pair, predicted: Relaxation, distance: float) -> Observed:
+def _observed(file: str, pair: Pair, predicted: Relaxation) -> Observed:
     errors = errors_of(pair, predicted)
     sigmas = {
         name: predicted.sigma_atoms
@@ -225,7 +234,7 @@ def _observed(file: str, pair: Pair, predicted: Relaxation, distance: float) -> 
         predicted.kind,
         {name: values[there[name]] for name, values in errors.items()},
         {name: values[there[name]] for name, values in sigmas.items()},
-        float(distance),
+        predicted.novelty * FAR,
     )
 
 

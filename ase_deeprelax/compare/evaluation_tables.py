@@ -101,7 +101,7 @@ def errors_by_method(
         [share, *(number(figures[share], '.4f') for figures in section.values()), *empty]
         for share in SHARES
     ]
-    heads = ['', *(names[key] for key in section)]
+    heads = ['measure', *(names[key] for key in section)]
     heads += [f'{names[key]}, cut / %' for key in cut]
     return Table(heads, rows, caption=caption)
 

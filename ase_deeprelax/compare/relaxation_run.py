@@ -25,7 +25,7 @@ from ase_deeprelax.optimize.relaxation_step import (
     check_refinable,
 )
 from ase_deeprelax.optimize.target import Target, find_target
-from ase_deeprelax.predict.checks import check_prediction
+from ase_deeprelax.predict.prediction_checks import check_prediction
 
 PROPERTIES = ('energy', 'forces', 'stress')
 

@@ -43,6 +43,9 @@ from ase_deeprelax.geometry.motion import (
 from ase_deeprelax.geometry.snapshot import Snapshot, assign, interrupts_wait
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
+# What `Freedom.kind` may be.
+KINDS = ('bulk', 'layer', 'bulk, cell fixed', 'layer, cell fixed')
+
 
 def unwrap(target: Atoms | Filter) -> Atoms:
     """The ``Atoms`` inside filters.
@@ -126,7 +129,7 @@ class Freedom:
 
     @property
     def kind(self) -> str:
-        """'bulk' or 'layer', and ', cell fixed' where it is."""
+        """One of `KINDS`."""
         kind = 'bulk' if self.layer is None else 'layer'
         return f'{kind}, cell fixed' if self.strain is None else kind
 

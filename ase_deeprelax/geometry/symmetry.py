@@ -45,6 +45,11 @@ class Symmetry:
     primitive: np.ndarray
     floating: bool = True
 
+    @property
+    def n_primitive(self) -> int:
+        """Number of atoms in the primitive cell."""
+        return self.permutations.shape[1]
+
     def keeping(self, free_strain: np.ndarray) -> Symmetry:
         """The operations that carry free strains into free strains.
 
@@ -162,12 +167,7 @@ def find_symmetry(
         numbers = numbers + 1000 * np.unique(labels, return_inverse=True)[1]
         floating = not (labels == 1).any()
     crystal = Crystal(positions @ np.linalg.inv(cell), cell, numbers)
-    primitive = np.arange(len(numbers))
-    found = find_translations(crystal, symprec)
-    if found is not None:
-        primitive, cell = found
-        crystal = crystal.folded(primitive, cell)
-    operations = find_operations(crystal, symprec)
+    primitive, cell, operations = find_operations(crystal, symprec)
     matrices = np.linalg.solve(cell, operations.matrices @ cell)
     left, _, right = np.linalg.svd(matrices)
     return Symmetry(left @ right, operations.permutations, primitive, floating)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -30,8 +31,12 @@ from ase_deeprelax.geometry.lattice import (
 
 # Atoms that all trials for translations are tested on before a lattice is tried.
 _FIRST = 64
+# Atoms that all translations of a lattice are tested on first.
+_FEW = 8
 # Misfits closer than this are equal, A.
 _EQUAL = 1e-6
+# Atoms of products that are compared at a time: bounds the memory.
+_CHUNK = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +83,54 @@ class Folded:
     generators: np.ndarray
     off: np.ndarray
 
-    def permutations(self) -> np.ndarray:
-        """(n, n_atoms): where each translation carries each atom, the identity first."""
-        elements = np.arange(len(self.labels))[None]
+    @cached_property
+    def powers(self) -> list[np.ndarray]:
+        """Powers of each generator, (n, n_atoms); their products are all translations."""
+        seen, powers = np.zeros(1, np.int64), []  # where products carry the first atom
         for generator in self.generators:
-            blocks, power = [elements], generator
-            while power[0] not in elements[:, 0]:
-                blocks.append(power[elements])
-                power = generator[power]
-            elements = np.concatenate(blocks)
-        return elements
+            power = [np.arange(len(self.labels))]
+            carried = [seen]
+            while (after := generator[power[-1]])[0] not in seen:
+                power.append(after)
+                carried.append(after[seen])
+            powers.append(np.array(power))
+            seen = np.concatenate(carried)
+        return powers
+
+    def images(self, which: np.ndarray, atoms: np.ndarray) -> np.ndarray:
+        """(n_which, n_given): where translations carry atoms; 0 is the identity."""
+        exponents = np.unravel_index(which, [len(power) for power in self.powers])
+        for power, exponent in zip(self.powers, exponents, strict=True):
+            atoms = power[exponent[:, None], atoms]
+        return atoms
+
+    def fitting(
+        self, permutation: np.ndarray, left: np.ndarray, most: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The translations that fit behind an operation, and their misfits, A.
+
+        Parameters
+        ----------
+        permutation : (n_atoms,)
+            Where the operation carries the atoms.
+        left : (n_atoms, 3), A
+            How far the atoms there are off, without their own scatter.
+        most : float, A
+            Largest misfit. Atoms that are far off come first: most translations end with
+            them.
+        """
+        order = np.argsort(-np.einsum('ax,ax->a', left, left), kind='stable')
+        which = np.arange(math.prod(len(power) for power in self.powers))
+        misfit = np.zeros(len(which))
+        start, size = 0, _FEW
+        while start < len(order) and len(which):
+            some = order[start : start + size]
+            off = left[some] + self.off[self.images(which, permutation[some])]
+            square = np.einsum('nax,nax->na', off, off).max(axis=1)
+            misfit = np.maximum(misfit, np.sqrt(square))
+            which, misfit = which[misfit <= most], misfit[misfit <= most]
+            start, size = start + size, 2 * size
+        return which, misfit
 
 
 def find_translations(
@@ -104,7 +147,13 @@ def find_translations(
 
     None where the cell is primitive.
     """
-    shift, folded = _candidates(crystal, symprec)
+    return _best_translations(crystal, symprec, *_candidates(crystal, symprec))
+
+
+def _best_translations(
+    crystal: Crystal, symprec: float, shift: np.ndarray, folded: Folded | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """`find_translations` among candidates."""
     if len(shift) < 2:
         return None
     if folded is None:
@@ -115,9 +164,10 @@ def find_translations(
     else:
         if np.linalg.norm(folded.off, axis=1).max() <= symprec / 2:
             return folded.labels, folded.primitive
-        permutations, off = folded.permutations(), folded.off
+        atoms = np.arange(len(crystal))
+        which, misfit = folded.fitting(atoms, -folded.off, symprec)
+        permutations = folded.images(which, atoms)
         shift = crystal.frac[permutations[:, 0]] - crystal.frac[0]
-        misfit = np.array([_misfit((off[p] - off)[None])[0] for p in permutations])
     ranked = np.argsort(misfit, kind='stable')[: np.sum(misfit <= symprec)]
     for count in _counts(misfit[ranked]):
         group = ranked[:count]
@@ -211,15 +261,40 @@ def _shortest_basis(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:
     return np.array([a, vectors[second], vectors[np.argmax(height > 0.1 * lengths)]])
 
 
-def find_operations(crystal: Crystal, symprec: float) -> Operations:
-    """The operations of a primitive cell, the identity among them.
+def find_operations(
+    crystal: Crystal, symprec: float
+) -> tuple[np.ndarray, np.ndarray, Operations]:
+    """The primitive cell of a crystal and the operations of it, the identity among them.
+
+    Returns
+    -------
+    labels : (n_atoms,) int64
+        The primitive atom that each atom is an image of.
+    primitive : (3, 3), A
+        Reduced.
+    operations : Operations
+        Of the primitive atoms.
+    """
+    labels = np.arange(len(crystal))
+    shift, folded = _candidates(crystal, symprec)
+    found = _best_translations(crystal, symprec, shift, folded)
+    if found is not None:
+        labels, primitive = found
+        crystal = crystal.folded(labels, primitive)
+        folded = _candidates(crystal, symprec)[1]
+    return labels, crystal.cell, _primitive_operations(crystal, symprec, folded)
+
+
+def _primitive_operations(
+    crystal: Crystal, symprec: float, folded: Folded | None
+) -> Operations:
+    """The operations of a primitive cell.
 
     Translations that the crystal nearly has, as where the atoms of a supercell are off
     their sites by more than the tolerance, are not tried one by one: each operation is
     found once and multiplied with all of them.
     """
     matrices = lattice_symmetries(crystal.cell, symprec).astype(float)
-    _, folded = _candidates(crystal, symprec)
     reference, partners, order = partners_of(crystal, symprec)
     limit = 2 * symprec
     if folded is not None:
@@ -257,29 +332,18 @@ def _multiplied(
     there, A. Because a product carries the atoms to all places once, its mean shift is
     known before, and any atom that is too far off ends it.
     """
-    translations, off = folded.permutations(), folded.off
+    atoms = np.arange(len(crystal))
     identity = (operations.matrices == np.eye(3)).all(axis=(1, 2))
     found = []
     # The identity comes first: no operation counts that is worse than the best pure
     # translation, since with that one each rotation would be there twice.
     for k in np.argsort(~identity, kind='stable'):
         permutation = operations.permutations[k]
-        left = delta[k] - delta[k].mean(axis=0) - off[permutation]
-        # Atoms that are far off come first: most products end with them.
-        order = np.argsort(-np.einsum('ax,ax->a', left, left), kind='stable')
-        which = np.arange(len(translations))
-        misfit = np.zeros(len(which))
-        start, size = 0, _FIRST
-        while start < len(crystal):
-            some = order[start : start + size]
-            carried = translations[which[:, None], permutation[some]]
-            square = np.square(left[some] + off[carried]).sum(axis=2).max(axis=1)
-            misfit = np.maximum(misfit, np.sqrt(square))
-            which, misfit = which[misfit <= most], misfit[misfit <= most]
-            start, size = start + size, 2 * size
-        products = translations[which][:, permutation]
+        left = delta[k] - delta[k].mean(axis=0) - folded.off[permutation]
+        which, misfit = folded.fitting(permutation, left, most)
+        products = folded.images(which, permutation)
         if identity[k]:
-            worse = misfit[(products != np.arange(len(crystal))).any(axis=1)]
+            worse = misfit[(products != atoms).any(axis=1)]
             most = min(most, worse.min(initial=np.inf) - _EQUAL)
         keep = np.flatnonzero(misfit <= most)
         shape = lattice_misfit(crystal.cell, operations.matrices[k][None])
@@ -317,7 +381,10 @@ def _is_group(matrices: np.ndarray, permutations: np.ndarray) -> bool:
         return False
     # Matrices act on rows: in products[g, h], g comes first.
     position = ranked[np.searchsorted(codes[ranked], of_products)]
-    return all(
-        np.array_equal(permutations[:, permutations[g]], permutations[position[g]])
-        for g in range(n)
-    )
+    step = max(1, _CHUNK // permutations.size)
+    for first in range(0, n, step):
+        some = slice(first, first + step)
+        both = permutations[:, permutations[some]].transpose(1, 0, 2)
+        if not np.array_equal(both, permutations[position[some]]):
+            return False
+    return True

@@ -217,6 +217,7 @@ class Predictor:
             learned=self.card.learned,
             calibration=self.model.calibration,
             accept_below=self.accept_below,
+            shrinks=self.card.two_pass,
         )
 
     def relax(

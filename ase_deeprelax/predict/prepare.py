@@ -1,42 +1,38 @@
-"""The two ends of a prediction: from a structure to a graph, and back to a result.
+"""The first step of a prediction: a structure is checked and becomes a graph.
 
     prepared = prepare(structure, settings)
     outputs, _ = run_model(model, collate([prepared.graph]))
     result = finish(prepared, outputs[0])
 
-Each structure is checked once before and once after the network, and neither function
-changes what it is given.
+The structure is not changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.filters import Filter
 
-from ase_deeprelax import __version__
 from ase_deeprelax.data.convert import Frame, to_graph
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.structures import as_atoms
-from ase_deeprelax.errors import PredictionError, StructureError
+from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import Symmetry, find_symmetry
 from ase_deeprelax.models.calibration import Calibration
-from ase_deeprelax.predict.checks import check_cell, check_contents, check_prediction
-from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
-from ase_deeprelax.predict.forward import StructureOutput
 from ase_deeprelax.predict.ignored import name_ignored
-from ase_deeprelax.predict.info import write_info
-from ase_deeprelax.predict.two_pass import Move, add_second, second_weight
-from ase_deeprelax.result import Relaxation, no_uncertainty
+from ase_deeprelax.predict.structure_checks import (
+    check_cell,
+    check_contents,
+    outside_ranges,
+)
 
 PARTS = ('checks', 'symmetry', 'graph', 'network', 'solver')
 
@@ -65,6 +61,9 @@ class Settings:
         What is known about the errors of the model.
     accept_below : float, optional, A
         A prediction whose expected error is not below this is refused.
+    shrinks : bool
+        Whether moves that are smaller than their uncertainty are mostly left out
+        (`predict.shrinkage`); default False.
     """
 
     spec: GraphSpec
@@ -77,6 +76,7 @@ class Settings:
     learned: Collection[str] = ('bulk',)
     calibration: Calibration | None = None
     accept_below: float | None = None
+    shrinks: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,136 +137,31 @@ def prepare(
         It cannot be relaxed; see `check_structure` and `find_freedom`.
     """
     timings = dict.fromkeys(PARTS, 0.0)
-    with _timed(timings, 'checks'):
+    with timed(timings, 'checks'):
         # A copy has no calculator, so no result of it can outlive the move.
         initial = copy_of(structure)
         check_cell(initial)
         freedom = find_freedom(
             structure if isinstance(structure, Filter) else initial, relax_cell
         )
-        outside = check_contents(
-            initial, freedom.layer, settings.elements, ranges=settings.ranges
-        )
+        check_contents(initial, freedom.layer, settings.elements)
         unlearned = _not_learned(freedom, settings.learned)
         source = None if isinstance(structure, (Atoms, Filter)) else structure.copy()
         name_ignored(initial, source)
-    symmetry = None
+    found = symmetry = None
+    labels = freedom.labels if freedom.labels.any() else None
     if settings.keep_symmetry:
-        with _timed(timings, 'symmetry'):
-            labels = freedom.labels if freedom.labels.any() else None
+        with timed(timings, 'symmetry'):
             found = find_symmetry(initial, labels=labels, layer=freedom.layer)
             symmetry = found.keeping(freedom.motion.free_strain)
-    with _timed(timings, 'graph'):
-        graph, frame = _graph_of(initial, freedom, settings)
+    with timed(timings, 'checks'):
+        alike = found if labels is None else None  # it knows fixed atoms from free ones
+        outside = outside_ranges(initial, freedom.layer, settings.ranges, alike)
+    with timed(timings, 'graph'):
+        graph, frame = graph_of(initial, freedom, settings)
     ood = '; '.join(filter(None, (outside, unlearned)))
     return Prepared(
         initial, source, settings, freedom, symmetry, ood, graph, frame, timings
-    )
-
-
-def prepare_second_pass(prepared: Prepared, output: StructureOutput) -> Prepared | None:
-    """The prediction of a first pass, ready for a second one.
-
-    Parameters
-    ----------
-    prepared : Prepared
-    output : StructureOutput
-        Of the first pass.
-
-    Returns
-    -------
-    Prepared or None
-        With the graph of the predicted structure; None where no second pass is wanted: the
-        prediction is close to the input, or atoms have lost their neighbours.
-
-    Raises
-    ------
-    PredictionError
-        The first pass leads to no plausible structure.
-    """
-    move = _move(prepared, output)
-    if not second_weight(move[0]):
-        return None
-    atoms = _placed(prepared.initial, *prepared.freedom.allowed(*move))
-    _check(prepared, atoms, output)
-    try:
-        with _timed(prepared.timings, 'graph'):
-            graph, frame = _graph_of(atoms, prepared.freedom, prepared.settings)
-    except StructureError:
-        return None
-    return replace(prepared, graph=graph, frame=frame)
-
-
-def finish(
-    prepared: Prepared,
-    output: StructureOutput,
-    second: tuple[Prepared, StructureOutput] | None = None,
-) -> Relaxation:
-    """The result of what network and solver have found.
-
-    Parameters
-    ----------
-    prepared : Prepared
-    output : StructureOutput
-        Of its graph.
-    second : tuple of Prepared and StructureOutput, optional
-        What `prepare_second_pass` made of the first pass, and its output. Where it cannot
-        be used, the first pass alone counts.
-
-    Returns
-    -------
-    Relaxation
-
-    Raises
-    ------
-    PredictionError
-        The predicted structure is no plausible one, see `check_prediction`.
-    """
-    first = _move(prepared, output)
-    if second is not None:
-        try:
-            move = add_second(first, _move(*second), second_weight(first[0]))
-            return _result(prepared, output, move)
-        except PredictionError:
-            pass
-    return _result(prepared, output, first)
-
-
-def failed(
-    initial: Atoms,
-    error: Exception,
-    settings: Settings,
-    prepared: Prepared | None = None,
-    source: Any = None,
-) -> Relaxation:
-    """The result for a structure that has none: the input, and why.
-
-    Parameters
-    ----------
-    initial : ase.Atoms
-    error : Exception
-    settings : Settings
-    prepared : Prepared, optional
-        As far as the structure came.
-    source : pymatgen Structure, optional
-        The input, where it was one.
-    """
-    n = len(initial)
-    return Relaxation(
-        atoms=initial.copy(),
-        initial=initial,
-        deformation=np.eye(3),
-        displacement=np.zeros((n, 3)),
-        **no_uncertainty(n),
-        ok=False,
-        problem=str(error),
-        ood='' if prepared is None else prepared.ood,
-        kind='' if prepared is None else prepared.freedom.kind,
-        model=settings.name,
-        sha256=settings.sha256,
-        version=__version__,
-        timings=dict.fromkeys(PARTS, 0.0) if prepared is None else prepared.timings,
-        source=source,
     )
 
 
@@ -276,73 +171,7 @@ def copy_of(structure: Any) -> Atoms:
     return atoms.copy()
 
 
-def _move(prepared: Prepared, output: StructureOutput) -> Move:
-    """Deformation and displacement in the input's orientation, order and space group."""
-    if not output.finite:
-        raise PredictionError(
-            f'{prepared.initial.get_chemical_formula()}: model {prepared.settings.name!r} '
-            'returned numbers that are not finite; use another model or float64'
-        )
-    with _timed(prepared.timings, 'symmetry'):
-        move = prepared.frame.to_user(output.deformation, output.displacement)
-        if prepared.symmetry is None:
-            return move
-        # The first prediction has the symmetry of the input, so this holds for both passes.
-        return prepared.symmetry.project(*move)
-
-
-def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxation:
-    """Constraints, checks and record of a move."""
-    initial, freedom, settings = prepared.initial, prepared.freedom, prepared.settings
-    deformation, displacement = move
-    cell, positions = freedom.allowed(deformation, displacement)
-    if not freedom.all_free:
-        deformation = np.linalg.solve(initial.cell.array, cell)
-        displacement = positions @ np.linalg.inv(deformation) - initial.positions
-    atoms = _placed(initial, cell, positions)
-    _check(prepared, atoms, output)
-    errors, unknown = estimate_errors(
-        settings.calibration, atoms, freedom, prepared.frame, output
-    )
-    check_error(atoms, errors['error'], settings.accept_below)
-    bonds, offsets = prepared.frame.bonds(*output.bonds, output.offsets)
-    result = Relaxation(
-        atoms=atoms,
-        initial=initial,
-        deformation=deformation,
-        displacement=displacement,
-        sigma=output.sigma,
-        sigma_atoms=prepared.frame.per_atom(output.sigma_atoms),
-        bonds=bonds,
-        bond_offsets=offsets,
-        sigma_bonds=output.sigma_bonds,
-        residual=output.residual,
-        **errors,
-        ok=True,
-        problem='',
-        ood='; '.join(filter(None, (prepared.ood, unknown))),
-        kind=freedom.kind,
-        model=settings.name,
-        sha256=settings.sha256,
-        version=__version__,
-        timings=prepared.timings,
-        source=prepared.source,
-    )
-    write_info(result)
-    return result
-
-
-def _check(prepared: Prepared, atoms: Atoms, output: StructureOutput) -> None:
-    with _timed(prepared.timings, 'checks'):
-        check_prediction(
-            prepared.initial,
-            atoms,
-            residual=output.residual,
-            layer=prepared.freedom.layer,
-        )
-
-
-def _graph_of(
+def graph_of(
     atoms: Atoms, freedom: Freedom, settings: Settings
 ) -> tuple[CrystalGraph, Frame]:
     """The graph of atoms; a network can say nothing about one that has no neighbour."""
@@ -361,14 +190,6 @@ def _graph_of(
     return graph, frame
 
 
-def _placed(atoms: Atoms, cell: np.ndarray, positions: np.ndarray) -> Atoms:
-    """A copy at another place, whatever its constraints."""
-    atoms = atoms.copy()
-    atoms.set_cell(cell, apply_constraint=False)
-    atoms.arrays['positions'] = positions  # the input's may be of integers
-    return atoms
-
-
 def _not_learned(freedom: Freedom, learned: Collection[str]) -> str:
     """What the structure needs and the model was not trained on, or ''."""
     needed = ['bulk' if freedom.layer is None else 'layer']
@@ -383,7 +204,8 @@ def _not_learned(freedom: Freedom, learned: Collection[str]) -> str:
 
 
 @contextmanager
-def _timed(timings: dict[str, float], part: str) -> Generator[None]:
+def timed(timings: dict[str, float], part: str) -> Generator[None]:
+    """Add the wall time of a block, s, to one of `PARTS`."""
     start = perf_counter()
     try:
         yield

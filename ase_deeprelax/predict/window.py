@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ase import Atoms
 
 from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
+from ase_deeprelax.predict.finish import failed, finish, prepare_second_pass
 from ase_deeprelax.predict.forward import StructureOutput
-from ase_deeprelax.predict.prepare import (
-    Prepared,
-    copy_of,
-    failed,
-    finish,
-    prepare,
-    prepare_second_pass,
-)
+from ase_deeprelax.predict.prepare import Prepared, copy_of, prepare
 
 if TYPE_CHECKING:
     from ase_deeprelax.geometry.free_strain import RelaxCell

@@ -12,6 +12,13 @@ from ase_deeprelax.report.html_blocks import FigureBlock, Section, figure_block
 
 # Most rows of single structures, the worst ones; JSON has all.
 MOST_ROWS = 500
+MEANING = (
+    'Mean absolute errors: coord_mae of the positions, with cells aligned and without '
+    'drift; internal_mae of the displacements at the reference cell; bond_mae of the '
+    'distances; lattice_mae of the lattice vectors; volume_mae of the volume of the cell. '
+    'Dummy takes the input for the answer; scaled Dummy gives its cell the volume that its '
+    'elements have on average.'
+)
 _UNITS = {'A': 'Å', 'A^3': 'Å³'}
 
 
@@ -25,6 +32,7 @@ def accuracy(evaluation: AnyEvaluation) -> Section:
         f'distances {number(one["spearman_sigma"], ".2f") or WIDE_DASH}.'
         for key, one in models.items()
     ]
+    text.append(MEANING)
     n, n_ok = evaluation['n'], evaluation['n_ok']
     tables = [_errors(f'All {count(n, "pair")}', evaluation['all'], names)]
     if 0 < n_ok < n:

@@ -28,7 +28,7 @@ from ase_deeprelax.report.html_blocks import Section
 from ase_deeprelax.result import Relaxation
 
 PAGE = Path(__file__).with_name('page')
-VIEWER = ('vectors.js', 'structure_files.js', 'viewer.js')
+VIEWER = ('vectors.js', 'structure_files.js', 'painting.js', 'viewer.js')
 
 
 def write_report(
@@ -91,10 +91,14 @@ def write_report(
         named = relaxed.named(relaxations)
         rows = {name: relaxed.row_of(result) for name, result in named.items()}
         good = [row for row in rows.values() if row['ok']]
-        first.append(relaxed.headline(relaxed.columns_of(good), len(rows) - len(good)))
         about += relaxed.models_of(good)
         scenes = relaxed.scenes_of(named)
-        parts.append(relaxed.relaxed_section(rows, scenes))
+        shown = relaxed.relaxed_section(rows, scenes)
+        if evaluation is None:
+            first.append(relaxed.headline(relaxed.columns_of(good), len(rows) - len(good)))
+        else:  # a few of the pairs
+            shown = shown._replace(title='Structures in the viewer')
+        parts.append(shown)
     if comparison is not None:
         first += headlines.of_comparison(comparison)
         about.append(compared.about(comparison))

@@ -250,7 +250,8 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
             nothing(ax, 'nothing to compare')
             continue
         truths, *methods = (x[:, part].ravel() for x in (true, given, predicted))
-        parity(ax, truths, zip(('input', 'prediction'), methods, (GREY, BLUE), strict=True))
+        named = zip(('input', 'prediction'), methods, (GREY, BLUE), strict=True)
+        parity(ax, truths, named, unit=label.split()[2])
     axes[0].set(ylabel='input or prediction')
     legend(figure, axes[0])
     return figure

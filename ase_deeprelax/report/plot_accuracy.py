@@ -6,6 +6,7 @@ Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from ase_deeprelax.compare.tables import count
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
+    DASHES,
     GREY,
     INK,
     MORE,
@@ -85,9 +87,11 @@ def error_distributions(evaluation: AnyEvaluation) -> Figure:
             nothing(ax, 'not scored')
             continue
         top = max((values.max(initial=0) for values in errors.values()), default=0)
-        for method, (name, color) in methods.items():
+        for (method, (name, color)), dashes in zip(
+            methods.items(), cycle(DASHES), strict=False
+        ):
             if len(values := errors[method]):
-                ax.ecdf(values, color=color, lw=1.3, label=plain(name))
+                ax.ecdf(values, color=color, lw=1.3, ls=dashes, label=plain(name))
         ax.axhline(0.5, color=INK, lw=0.7, ls=DASHED)
         ax.set(xlim=(floor, max(1.1 * top, 10 * floor)), ylim=(0, 1))
         log(ax, 'x')
@@ -175,6 +179,7 @@ def lattice_parameters(evaluation: AnyEvaluation) -> Figure:
                 (name, np.array([row['lattice'][method][k] for row in rows]), color)
                 for method, (name, color) in methods.items()
             ),
+            unit=label.split(' / ')[1],
         )
     legend(figure, axes[0, 0])
     return figure

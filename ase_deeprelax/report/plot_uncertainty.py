@@ -5,6 +5,7 @@ Like those of `plot`, the functions return a ``matplotlib.figure.Figure`` of the
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +19,14 @@ from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
+    DASHES,
     GREY,
     INK,
     MORE,
     log,
     nothing,
     panels,
+    plain,
     styled,
 )
 from ase_deeprelax.result import Relaxation
@@ -135,8 +138,9 @@ def risk_coverage_curve(evaluation: AnyEvaluation) -> Figure:
     if not curves:
         nothing(ax, 'no model says how certain it is')
         return figure
-    for (name, points), color in zip(curves.items(), (BLUE, *MORE), strict=False):
-        ax.plot(*_points(points), color=color, label=name)
+    looks = zip(cycle((BLUE, *MORE)), cycle(DASHES), strict=False)
+    for (name, points), (color, dashes) in zip(curves.items(), looks, strict=False):
+        ax.plot(*_points(points), color=color, ls=dashes, label=plain(name))
     first = next(iter(curves))
     errors = [row['errors'][first]['coord_mae'] for row in evaluation['structures']]
     best = risk_coverage(errors, errors)

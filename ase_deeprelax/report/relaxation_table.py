@@ -24,7 +24,7 @@ COLUMNS = (
     Column('relaxed', 'relaxed', None),
     Column('volume_before', None, 'V0/Å³', '.2f'),
     Column('volume', None, 'V/Å³', '.2f'),
-    Column('change', 'change of volume / %', None, '+.1f'),
+    Column('change', 'change of volume / %', None, '+z.1f'),
     Column('dmax', 'largest displacement / Å', 'dmax/Å', '.3f'),
     Column('error', 'expected error{} / Å', 'error/Å', '.3f'),
     Column('sigma', 'sigma{} / Å', 'sigma/Å', '.3f'),

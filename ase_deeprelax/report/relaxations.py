@@ -177,7 +177,7 @@ def notes(before: Atoms, after: Atoms, dmax: float | None) -> dict[str, str]:
         what, sizes = 'area / Å²', [_area(atoms, periodic) for atoms in (before, after)]
     facts |= {
         what: f'{sizes[0]:.2f} → {sizes[1]:.2f}',
-        f'change of {what.split()[0]}': f'{100 * (sizes[1] / sizes[0] - 1):+.1f} %',
+        f'change of {what.split()[0]}': f'{100 * (sizes[1] / sizes[0] - 1):+z.1f} %',
     }
     lengths = zip('abc', before.cell.lengths(), after.cell.lengths(), strict=True)
     facts |= {

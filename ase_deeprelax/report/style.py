@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from itertools import cycle
 from string import ascii_lowercase
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -26,6 +27,7 @@ INK = '#1b2430'
 GREY, BLUE, GREEN, ORANGE = '#8a8f98', '#0072b2', '#009e73', '#e69f00'
 MORE = ('#d55e00', '#cc79a7', '#56b4e9', '#b8a800')
 MARKERS = 'osD^vP'
+DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (9, 2)))
 DASHED = (0, (4, 2))
 # Below this number of structures, each is drawn to be seen.
 FEW = 30
@@ -216,17 +218,21 @@ def boxes(
 
 
 def parity(
-    ax: Axes, truths: np.ndarray, predicted: Iterable[tuple[str, np.ndarray, str]]
+    ax: Axes,
+    truths: np.ndarray,
+    predicted: Iterable[tuple[str, np.ndarray, str]],
+    unit: str = '',
 ) -> None:
     """Predictions, each (name, values, color), against the truth, with mean errors."""
     errors, seen = [], [truths]
-    for name, values, color in predicted:
+    for (name, values, color), marker in zip(predicted, cycle(MARKERS), strict=False):
         error = np.abs(values - truths).mean()
-        errors.append(f'{name}: mean error {error:.3f}')
+        errors.append(f'{name}: mean error {error:.3f} {unit}'.rstrip())
         seen.append(values)
         # As shapes, thousands of points would make a page of megabytes.
         many = len(values) > MANY
-        ax.scatter(truths, values, 8, color, alpha=0.5, lw=0, label=name, rasterized=many)
+        dots = ax.scatter(truths, values, 8, color, marker=marker, label=name)
+        dots.set(alpha=0.5, linewidth=0, rasterized=many)
     ax.set_title(plain('\n'.join(errors)), fontweight='normal')
     diagonal(ax, np.concatenate(seen))
 

@@ -19,8 +19,11 @@ from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.neighbors import neighbor_list
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
-# Fractional distance below which an atom lies on a face of the cell.
-ON_FACE = 2e-3
+# An atom lies on a face of the cell, and is drawn on the opposite one too, within so many
+# A of it, so that a crystal with displaced atoms is drawn whole; at most this part of the
+# height of the cell.
+NEAR_FACE = 0.3
+NEAR_FACE_PART = 0.1
 # A bond is drawn to the first shell of either atom, unless it is longer than a bond can be.
 FIRST_SHELL = 1.15
 LONGEST = 1.25
@@ -169,11 +172,14 @@ def _sites(drawn: _Drawn) -> list[list[int]]:
 
     There is no other side across a vacuum.
     """
-    frac = np.linalg.solve(drawn.cell.T, drawn.positions.T).T
-    home = -np.floor(frac + ON_FACE).astype(int) * drawn.periodic
+    to_frac = np.linalg.inv(drawn.cell)
+    frac = drawn.positions @ to_frac
+    # A column of the inverse has the length of one over a height of the cell.
+    near = np.minimum(NEAR_FACE * np.linalg.norm(to_frac, axis=0), NEAR_FACE_PART)
+    home = -np.floor(frac + near).astype(int) * drawn.periodic
     sites = []
     for atom, (inside, turn) in enumerate(zip(frac + home, home, strict=True)):
-        on_face = (np.abs(inside) < ON_FACE) & drawn.periodic
+        on_face = (np.abs(inside) < near) & drawn.periodic
         both = [(0, 1) if on else (0,) for on in on_face]
         sites += [[atom, *(turn + more).tolist()] for more in itertools.product(*both)]
     return sites

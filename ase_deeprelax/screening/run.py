@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -123,7 +123,9 @@ def screen(
     opened, store = open_source(source), Store(out)
     _check_choices(Path(source), store.out, workers, shard, pack)
     setup = Setup(model, device, dtype, symmetry, _plain(relax_cell))
-    predictor = setup.predictor()
+    here = executor is None and workers == 1
+    # Where others do the work, the device is theirs; this process may have none.
+    predictor = (setup if here else replace(setup, device='cpu')).predictor()
     settings = {
         'model': predictor.name,
         'sha256': predictor.sha256,
@@ -151,7 +153,7 @@ def screen(
                 where = str(Path(source).absolute()), str(store.out.absolute())
                 return Task(*where, tuple(packs), stamp, str(stop.flag), setup)
 
-            if executor is None and workers == 1:
+            if here:
                 work(task(todo), count_done)
             else:
                 units = _units(todo, workers if executor is None else None)

@@ -8,6 +8,7 @@ without locks two processes could do no more than write the same pack one after 
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,6 +27,8 @@ from ase_deeprelax.screening.sources import Source, scan, stamp
 
 MANIFEST, LOCK, PACKS = 'manifest.json', '.lock', 'packs'
 FORMAT = 1
+# What a disk or a quota says that has no room for a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FullDiskError(DeepRelaxError, OSError):
@@ -196,13 +199,16 @@ class Store:
                 # Where there are no locks, another process may have cleaned up meanwhile.
                 write_atomically(path, content.getvalue())
         except OSError as error:
-            raise self._full(error, size) from error
+            raise self._not_written(error, size) from error
 
-    def _full(self, error: OSError, size: int) -> FullDiskError:
+    def _not_written(self, error: OSError, size: int) -> FullDiskError:
         plan, done = self.plan(), self.done()
         left = plan.n_packs - len(done)
+        advice = f'the rest needs about {max(1, left * size >> 20)} MB. Make room'
+        if error.errno not in FULL:
+            advice = 'more cannot be written there. Put that right'
         return FullDiskError(
             f'{self.packs}: {error.strerror}; {sum(map(plan.size, done))} of '
-            f'{plan.n_structures} structures are there, the rest needs about '
-            f'{max(1, left * size >> 20)} MB. Make room and give the same command again'
+            f'{plan.n_structures} structures are there, {advice} and give the same command '
+            'again'
         )

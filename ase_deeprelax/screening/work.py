@@ -15,9 +15,10 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_deeprelax.errors import DeviceError, StructureError
+from ase_deeprelax import __version__
+from ase_deeprelax.errors import ConfigError, DeviceError, StructureError
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.predict.prepare import failed
+from ase_deeprelax.predict.finish import failed
 from ase_deeprelax.result import Relaxation, encode_atoms
 from ase_deeprelax.screening.items import Item, Source
 from ase_deeprelax.screening.sources import open_source
@@ -88,6 +89,8 @@ def work(task: Task, after_pack: Callable[[], Any] | None = None) -> int:
 
     Raises
     ------
+    ConfigError
+        The model or the package is another one than the screen was begun with.
     LostDeviceError
         In this process CUDA answers no more; finished packs are kept.
     """
@@ -108,6 +111,7 @@ def _work(task: Task, after_pack: Callable[[], Any] | None) -> int:
     store = Store(task.out)
     source = _opened(task.source, task.out, task.stamp)
     predictor, done = task.setup.predictor(), store.done()
+    _check_same(predictor, store)
     todo = [pack for pack in task.packs if pack not in done]
     written = 0
     for pack, items in read_packs(source, store.plan(), todo):
@@ -118,6 +122,18 @@ def _work(task: Task, after_pack: Callable[[], Any] | None) -> int:
         if Path(task.stop).exists():
             break
     return written
+
+
+def _check_same(predictor: Predictor, store: Store) -> None:
+    """Refuse to mix the answers of two models, as workers with other files would do."""
+    here = {'sha256': predictor.sha256, 'version': __version__}
+    known = store.manifest()['settings']
+    begun = {name: known[name] for name in here}
+    if begun != here:
+        raise ConfigError(
+            f'{store.out} was begun with {begun}, and a worker has {here}; give all '
+            'workers the same model and the same version of ase-deeprelax'
+        )
 
 
 def work_or_exit(task: Task) -> int:

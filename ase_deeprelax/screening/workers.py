@@ -58,7 +58,7 @@ def run_tasks(
     losses, done = 0, count_done()
     left = list(tasks)
     while left and not stop.came:
-        with _executor(executor) as pool:
+        with _executor(executor, left[0].setup.device) as pool:
             do = work if pool is executor else work_or_exit
             left, error = _round(left, do, pool, stop, count_done)
         now = count_done()
@@ -122,7 +122,7 @@ def _cancel(futures: dict[Future, Task]) -> None:
 
 
 @contextmanager
-def _executor(executor: Executor | int) -> Generator[Executor]:
+def _executor(executor: Executor | int, device: str) -> Generator[Executor]:
     """The user's executor as it is, or processes that end with the block."""
     if isinstance(executor, Executor):
         yield executor
@@ -133,22 +133,28 @@ def _executor(executor: Executor | int) -> Generator[Executor]:
         executor,
         mp_context=context,
         initializer=_begin,
-        initargs=(threads, context.Value('i', 0)),
+        initargs=(threads, context.Value('i', 0), device),
     ) as pool:
         yield pool
 
 
-def _begin(threads: int, begun: Any) -> None:
+def _begin(threads: int, begun: Any, device: str) -> None:
     """Make a fresh process a worker of this machine."""
     torch.set_num_threads(threads)
     with begun.get_lock():
         number, begun.value = begun.value, begun.value + 1
-    if torch.cuda.device_count() > 1:
-        torch.cuda.set_device(number % torch.cuda.device_count())
+    _take_gpu(number, device)
     # The process that began the screen tells its workers to stop, in its own way.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _take_gpu(number: int, device: str) -> None:
+    """Deal out the GPUs of a machine to workers in turn, if the user has not named one."""
+    count = torch.cuda.device_count()
+    if device in ('auto', 'cuda') and count > 1:
+        torch.cuda.set_device(number % count)
 
 
 def _end_with_parent() -> None:

@@ -15,7 +15,7 @@ from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
-from ase_deeprelax.predict.checks import check_cell
+from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold
 from ase_deeprelax.train.sigterm import outlive_sigterm
 

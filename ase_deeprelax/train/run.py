@@ -39,7 +39,7 @@ from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import check_writable
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.store import CONFIG, load_model, save_model
-from ase_deeprelax.predict.checks import room
+from ase_deeprelax.predict.structure_checks import room
 from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -100,9 +102,18 @@ def test_the_weight_grows_without_jumps(seed, size, more):
 # --- in a prediction -----------------------------------------------------------------
 
 
+def whole_moves():
+    """A predictor that makes moves as they are, without `predict.shrinkage`."""
+    model = load_model('deeprelax')
+    model.card = replace(model.card, two_pass=False)
+    predictor = Predictor(model, device='cpu')
+    predictor.two_pass = True
+    return predictor
+
+
 @pytest.fixture(scope='module')
 def predictor():
-    return Predictor('deeprelax', device='cpu')
+    return whole_moves()
 
 
 def looks(predictor):
@@ -165,7 +176,7 @@ def test_a_model_that_never_saw_relaxed_inputs_is_asked_once(tmp_path):
 
 
 def test_a_refused_answer_is_not_asked_about():
-    predictor = Predictor(load_model('deeprelax'), device='cpu')
+    predictor = whole_moves()
     seen = looks(predictor)
     predictor.model.register_forward_hook(explode)
     (result,) = predictor.relax(far()[:1])
@@ -175,7 +186,7 @@ def test_a_refused_answer_is_not_asked_about():
 
 def test_a_second_answer_that_leads_too_far_is_left_out(predictor):
     (one,) = plainly(predictor, far()[:1])
-    other = Predictor(load_model('deeprelax'), device='cpu')
+    other = whole_moves()
     seen = looks(other)
     other.model.register_forward_hook(lambda *_: explode(*_) if len(seen) == 2 else None)
     (result,) = other.relax(far()[:1], on_bad='raise')
@@ -186,7 +197,7 @@ def test_a_second_answer_that_leads_too_far_is_left_out(predictor):
 @pytest.mark.parametrize('problem', ['memory', 'nan'])
 def test_where_no_second_pass_is_possible_the_first_counts(predictor, problem):
     (one,) = plainly(predictor, far()[:1])
-    other = Predictor(load_model('deeprelax'), device='cpu')
+    other = whole_moves()
     seen = looks(other)
     if problem == 'memory':
         other.model.register_forward_pre_hook(lambda *_: run_out() if seen else None)
@@ -198,7 +209,7 @@ def test_where_no_second_pass_is_possible_the_first_counts(predictor, problem):
 
 
 def test_an_answer_whose_atoms_have_lost_sight_of_each_other_holds():
-    predictor = Predictor(load_model('deeprelax'), device='cpu')
+    predictor = whole_moves()
     seen = looks(predictor)
     predictor.model.register_forward_hook(widen)
     metal = bulk('K', 'bcc', a=4.7)

@@ -191,7 +191,8 @@ def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
         x = np.ravel([run['lattice'][part] for run in truth])
         y = np.ravel([predicted[run['structure']]['lattice'][part] for run in truth])
         np.testing.assert_allclose(points(ax, 1), np.transpose([x, y]))
-        assert f'prediction: mean error {np.abs(x - y).mean():.3f}' in ax.get_title()
+        unit = '°' if ax is figure.axes[1] else 'Å'
+        assert f'prediction: mean error {np.abs(x - y).mean():.3f} {unit}' in ax.get_title()
     volumes = points(figure.axes[2], 1)[:, 0]
     np.testing.assert_allclose(volumes, [run['volume'] / 4 for run in truth])
 
@@ -240,7 +241,9 @@ def test_every_structure_is_a_point_in_each_panel_of_lattice_parameters(evaluati
         for at, method in enumerate(('dummy', 'model')):
             y = [row['lattice'][method][k] for row in rows]
             np.testing.assert_allclose(points(ax, at), np.transpose([true[:, k], y]))
-            assert f'mean error {np.abs(y - true[:, k]).mean():.3f}' in ax.get_title()
+            unit = 'Å' if k < 3 else '°'
+            error = np.abs(y - true[:, k]).mean()
+            assert f'mean error {error:.3f} {unit}' in ax.get_title()
         inside = points(ax, 0)[:, 1]
         assert ax.get_ylim()[0] < inside.min() <= inside.max() < ax.get_ylim()[1]
     assert 'nearer' in text_of(figure)

@@ -1,24 +1,21 @@
 """What the tests of screens share: sources, real runs in processes of their own."""
 
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from ase.io import write
 
-import ase_deeprelax
+from ase_deeprelax import screen
 from ase_deeprelax.testing import symmetric_crystals
-
-ROOT = Path(ase_deeprelax.__file__).parents[1]
+from tests.screening.screens import N, environment, rows
 
 
 @pytest.fixture(scope='session')
 def crystals():
     """Some hundred crystals of up to 14 atoms."""
-    return symmetric_crystals(240)
+    return symmetric_crystals(N)
 
 
 @pytest.fixture
@@ -29,17 +26,38 @@ def source(tmp_path, crystals):
 
 
 @pytest.fixture
+def undisturbed(source, tmp_path, tiny_model):
+    """Rows of a screen that nothing happens to."""
+    screen(source, tmp_path / 'undisturbed', model=tiny_model, pack=12)
+    return rows(tmp_path / 'undisturbed')
+
+
+@pytest.fixture
+def code_of_workers(tmp_path):
+    """Write code that workers of this machine run first; a folder for ``environment``."""
+
+    def code_of_workers(code):
+        folder = tmp_path / 'code'
+        folder.mkdir()
+        lines = ['import sys', 'if "spawn_main" in " ".join(sys.orig_argv):']
+        lines += [f'    {line}' for line in code.strip().splitlines()]
+        (folder / 'sitecustomize.py').write_text('\n'.join(lines))
+        return folder
+
+    return code_of_workers
+
+
+@pytest.fixture
 def command(tiny_model):
     """A ``deeprelax screen`` that runs in a process of its own."""
     begun = []
 
-    def command(source, out, *words, before='', pack=12):
+    def command(source, out, *words, before='', pack=12, folders=()):
         code = f'{before}\nfrom ase_deeprelax.cli import main\nmain()'
         words = ['screen', source, out, '--model', tiny_model, '--pack', pack, *words]
-        places = os.pathsep.join((str(ROOT), os.environ.get('PYTHONPATH', '')))
         process = subprocess.Popen(
             [sys.executable, '-c', code, *map(str, words)],
-            env=os.environ | {'PYTHONPATH': places, 'OMP_NUM_THREADS': '1'},
+            env=environment(*folders),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,37 +1,22 @@
 """Screens on the engines that people have: the real ones, on this machine."""
 
-import os
-import runpy
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
-import pandas as pd
-import psutil
 import pytest
 
-import ase_deeprelax
 from ase_deeprelax import screen
 from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.screening import run
-from ase_deeprelax.screening.store import Store
-
-RECIPES = Path(ase_deeprelax.__file__).parents[1] / 'tutorials/screening'
+from tests.screening.screens import RECIPES, assert_complete, environment
 
 
 @pytest.fixture
 def small_units(monkeypatch):
     """A unit of work is two packs, so that there are several."""
     monkeypatch.setattr(run, 'SHARD_PACKS', 2)
-
-
-def assert_complete(out):
-    rows = pd.read_parquet(out / 'packs').sort_values('position')
-    assert rows.id.tolist() == [f'many.extxyz@{k}' for k in range(240)]
-    assert rows.ok.all()
 
 
 @pytest.mark.parametrize('kind', ['threads', 'processes'])
@@ -73,113 +58,58 @@ def test_workers_tell_what_is_wrong(small_units, source, tmp_path, tiny_model):
             screen(source, out, model=tiny_model, pack=30, executor=executor)
 
 
-def test_dask_with_a_worker_that_is_killed(small_units, source, tmp_path, tiny_model):
-    pytest.importorskip('distributed', reason='Dask is not installed')
-    out = tmp_path / 'out'
-    code = (
-        'import sys, runpy; from ase_deeprelax.screening import run; run.SHARD_PACKS = 1\n'
-        'import ase_deeprelax, functools\n'
-        'ase_deeprelax.screen = functools.partial('
-        f'ase_deeprelax.screen, model={str(tiny_model)!r}, pack=12)\n'
-        'if __name__ == "__main__":\n'
-        f'    main = runpy.run_path({str(RECIPES / "dask_screen.py")!r})["main"]\n'
-        f'    main({str(source)!r}, {str(out)!r})\n'
-    )
-    script = tmp_path / 'dask_run.py'
-    script.write_text(code)
-    process = python(script)
+# A worker is killed while it writes a pack, once, after a file was put there.
+KILLED = """
+import os, signal
+real = os.fsync
+def fsync(descriptor):
     try:
-        wait_for_packs(process, out, 2)
-        workers = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if 'resource_tracker' not in ' '.join(child.cmdline())
-        ]
-        assert len(workers) == 2
-        workers[0].kill()
-        output, errors = process.communicate(timeout=200)
+        os.remove({file!r})
+    except FileNotFoundError:
+        return real(descriptor)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.fsync = fsync
+"""
+# A recipe with small packs and a small model.
+RECIPE = """
+import functools, runpy
+import ase_deeprelax
+from ase_deeprelax.screening import run
+run.SHARD_PACKS = 1
+ase_deeprelax.screen = functools.partial(ase_deeprelax.screen, model={model!r}, pack=12)
+if __name__ == '__main__':
+    runpy.run_path({recipe!r})['main']({source!r}, {out!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'package'),
+    [('dask_screen.py', 'distributed'), ('parsl_screen.py', 'parsl')],
+)
+def test_recipe_with_a_worker_that_is_killed(
+    recipe, package, code_of_workers, packs_there, source, tmp_path, tiny_model
+):
+    pytest.importorskip(package, reason=f'{package} is not installed')
+    out, kill, script = (tmp_path / name for name in ('out', 'kill', 'run.py'))
+    code = code_of_workers(KILLED.format(file=str(kill)))
+    places = {'recipe': RECIPES / recipe, 'source': source, 'out': out, 'model': tiny_model}
+    script.write_text(RECIPE.format(**{name: str(path) for name, path in places.items()}))
+    process = subprocess.Popen(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=environment(code),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        packs_there(process, out, 2)
+        kill.touch()
+        output, errors = process.communicate(timeout=250)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 0, errors
+    assert not kill.exists()
     assert 'n_done=240' in output
     assert_complete(out)
-
-
-def test_parsl(source, tmp_path, tiny_model, monkeypatch):
-    pytest.importorskip('parsl', reason='Parsl is not installed')
-    out = tmp_path / 'out'
-    script = tmp_path / 'parsl_run.py'
-    script.write_text(
-        'import runpy, functools, ase_deeprelax\n'
-        'from ase_deeprelax.screening import run; run.SHARD_PACKS = 4\n'
-        'ase_deeprelax.screen = functools.partial('
-        f'ase_deeprelax.screen, model={str(tiny_model)!r}, pack=30)\n'
-        'if __name__ == "__main__":\n'
-        f'    main = runpy.run_path({str(RECIPES / "parsl_screen.py")!r})["main"]\n'
-        f'    main({str(source)!r}, {str(out)!r})\n'
-    )
-    process = python(script, cwd=tmp_path)
-    output, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors
-    assert 'n_done=240' in output
-    assert_complete(out)
-
-
-def test_job_array_of_slurm_makes_the_whole(source, tmp_path, tiny_model):
-    """The script itself, task after task, with an `srun` that runs what it is given."""
-    srun = tmp_path / 'bin' / 'srun'
-    srun.parent.mkdir()
-    srun.write_text('#!/bin/sh\nexec "$@"\n')
-    deeprelax = tmp_path / 'bin' / 'deeprelax'
-    deeprelax.write_text(f'#!/bin/sh\nexec {sys.executable} -m ase_deeprelax "$@"\n')
-    for file in (srun, deeprelax):
-        file.chmod(0o755)
-    options = ['--model', tiny_model, '--pack', '12', '--quiet']
-    for number in (1, 2):
-        subprocess.run(
-            ['bash', RECIPES / 'slurm_screen.sh', source, tmp_path / 'out', *options],
-            env=environment()
-            | {
-                'PATH': f'{srun.parent}:{os.environ["PATH"]}',
-                'SLURM_ARRAY_TASK_ID': str(number),
-                'SLURM_ARRAY_TASK_COUNT': '2',
-            },
-            check=True,
-        )
-        done = len(Store(tmp_path / 'out').done())
-        assert done == 10 * number
-    assert_complete(tmp_path / 'out')
-
-
-def environment():
-    root, scripts = str(RECIPES.parents[1]), str(Path(sys.executable).parent)
-    return os.environ | {
-        'PYTHONPATH': root,
-        'OMP_NUM_THREADS': '1',
-        'PATH': f'{scripts}:{os.environ["PATH"]}',
-    }
-
-
-def python(script, **options):
-    return subprocess.Popen(
-        [sys.executable, script],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def wait_for_packs(process, out, count):
-    end = time.monotonic() + 120
-    while len(list((out / 'packs').glob('0*.parquet'))) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_recipes_can_be_read():
-    pytest.importorskip('distributed', reason='Dask is not installed')
-    assert 'main' in runpy.run_path(str(RECIPES / 'dask_screen.py'))

@@ -3,44 +3,14 @@
 import os
 import signal
 import subprocess
-from multiprocessing import get_context
-from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 
-import ase_deeprelax
 from ase_deeprelax import screen
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.screening.store import Store
-from ase_deeprelax.screening.work import LOST_DEVICE, Setup, Task, work_or_exit
-
-ROOT = Path(ase_deeprelax.__file__).parents[1]
-
-
-def rows(out):
-    """All rows, read as a user of pandas would; the same ids, once each, and numbers."""
-    found = pd.read_parquet(out / 'packs').sort_values('position', ignore_index=True)
-    assert found.id.is_unique
-    return found.drop(columns=['seconds', 'finished', 'atoms'])
-
-
-def half_written(out):
-    return list((out / 'packs').glob('.*'))
-
-
-@pytest.fixture
-def undisturbed(source, tmp_path, tiny_model):
-    """What a screen gives that nothing happens to."""
-    screen(source, tmp_path / 'undisturbed', model=tiny_model, pack=12)
-    return rows(tmp_path / 'undisturbed')
-
-
-def assert_same(out, undisturbed):
-    found = rows(out)
-    assert found.id.tolist() == undisturbed.id.tolist()
-    pd.testing.assert_frame_equal(found, undisturbed, rtol=1e-4, atol=1e-5)
+from tests.screening.screens import assert_same, half_written
 
 
 def test_killed_twice_it_ends_with_the_same_rows(
@@ -322,88 +292,5 @@ def test_sigterm_to_all_processes_of_a_job(
     assert process.returncode == 143, errors
     assert 'the same command goes on' in errors
     assert len(Store(out).done()) < 20
-    assert command(source, out).wait() == 0
-    assert_same(out, undisturbed)
-
-
-# A worker, which is a new process, meets what torch raises after a failed assertion on a
-# GPU, once, in the first batch after a file was put there.
-LOST_GPU = """
-import os, sys
-if 'spawn_main' in ' '.join(sys.orig_argv):
-    from ase_deeprelax.predict import predictor
-    real = predictor.run_model
-    def run_model(model, graph):
-        try:
-            os.remove({file!r})
-        except FileNotFoundError:
-            return real(model, graph)
-        raise RuntimeError('CUDA error: device-side assert triggered')
-    predictor.run_model = run_model
-"""
-
-
-@pytest.fixture
-def losing_workers(tmp_path, monkeypatch):
-    """The file that makes a worker lose its GPU; workers begin with code of ours."""
-    code, file = tmp_path / 'code', tmp_path / 'lose'
-    code.mkdir()
-    (code / 'sitecustomize.py').write_text(LOST_GPU.format(file=str(file)))
-    monkeypatch.setenv('PYTHONPATH', f'{code}{os.pathsep}{ROOT}')
-    return file
-
-
-def test_38_pack_of_a_worker_that_loses_its_gpu_goes_to_another_as_torch_tells_it(
-    losing_workers, command, packs_there, source, tmp_path, undisturbed
-):
-    out = tmp_path / 'out'
-    process = command(source, out, '--workers', 2)
-    packs_there(process, out, 2)
-    losing_workers.touch()
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert not losing_workers.exists()
-    assert 'was lost (CUDA error: device-side assert triggered)' in errors
-    assert '240 of 240' in output
-    assert_same(out, undisturbed)
-
-
-def test_38_worker_that_loses_its_gpu_ends_with_a_code_as_torch_tells_it(
-    losing_workers, source, tmp_path, undisturbed, tiny_model
-):
-    losing_workers.touch()
-    where = str(source), str(tmp_path / 'undisturbed')
-    for pack in Store(where[1]).done():
-        Store(where[1]).path(pack).unlink()
-    stamp = Store(where[1]).manifest()['stamp']
-    task = Task(*where, (0, 1), stamp, str(tmp_path / 'stop'), Setup(tiny_model))
-    worker = get_context('spawn').Process(target=work_or_exit, args=(task,))
-    worker.start()
-    worker.join(100)
-    assert worker.exitcode == LOST_DEVICE
-    assert not Store(where[1]).done()
-
-
-def test_38_without_workers_finished_packs_are_kept_as_torch_tells_it(
-    command, source, tmp_path, undisturbed
-):
-    out = tmp_path / 'out'
-    lost = (
-        'from ase_deeprelax.predict import predictor\n'
-        'calls, real = [0], predictor.run_model\n'
-        'def run_model(model, graph):\n'
-        '    calls[0] += 1\n'
-        '    if calls[0] > 5:\n'
-        '        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")\n'
-        '    return real(model, graph)\n'
-        'predictor.run_model = run_model\n'
-    )
-    process = command(source, out, before=lost)
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    assert 'ECC error' in errors
-    assert 'the same command again: finished packs are kept' in errors.replace('\n', ' ')
-    assert 'Traceback' not in errors
-    assert 0 < len(Store(out).done()) < 20
     assert command(source, out).wait() == 0
     assert_same(out, undisturbed)

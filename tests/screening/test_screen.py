@@ -1,5 +1,7 @@
 """A screen gives what `relax` gives, as rows, whatever is among the structures."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,6 +37,12 @@ def test_rows_are_what_relax_gives(source, crystals, tmp_path, tiny_model):
         assert set(expected) <= set(rows.columns)
         initial = np.reshape(row.initial_positions, (-1, 3))
         np.testing.assert_allclose(initial, one.initial.positions, atol=1e-7)
+
+
+def test_the_bar_tells_rate_and_time_left(source, tmp_path, tiny_model, capsys):
+    screen(source, tmp_path / 'out', model=tiny_model, pack=60, progress=True)
+    shown = capsys.readouterr().err
+    assert re.search(r'screen: 100%.* 240/240 \[\d\d:\d\d<00:00, .*structure/s\]', shown)
 
 
 def test_a_finished_screen_does_nothing_again(source, tmp_path, tiny_model):

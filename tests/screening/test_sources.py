@@ -198,6 +198,7 @@ def test_a_folder_may_hold_anything(tmp_path, atoms):
     as_extxyz(folder, atoms[:5])
     (folder / '0' / 'broken.cif').write_text('data_x\n_cell_length_a nonsense\n')
     (folder / 'cut.zip').write_bytes(as_zip(tmp_path, atoms).read_bytes()[:2000])
+    (folder / 'cut.traj').write_bytes(as_trajectory(tmp_path, atoms).read_bytes()[:-5])
     (folder / 'two.vasp').write_text('')
     source = open_source(folder)
     found = {}
@@ -206,9 +207,9 @@ def test_a_folder_may_hold_anything(tmp_path, atoms):
             found[item.id] = item.load()
         except Exception as error:  # noqa: BLE001
             found[item.id] = str(error)
-    assert len(found) == scan(source)[0] == 4 + 5 + 1 + 1 + 1
+    assert len(found) == scan(source)[0] == 4 + 5 + 1 + 1 + 1 + 1
     wrong = {id: text for id, text in found.items() if isinstance(text, str)}
-    assert set(wrong) == {'0/broken.cif', 'cut.zip', 'two.vasp'}
+    assert set(wrong) == {'0/broken.cif', 'cut.traj', 'cut.zip', 'two.vasp'}
     assert 'damaged archive' in wrong['cut.zip']
     for start in range(len(found) + 1):
         ids = [item.id for item in source.items(start)]

@@ -1,4 +1,4 @@
-// Crystals and layers before and after: a small painter of spheres and lines on a 2D canvas.
+// Crystals and layers before and after on a 2D canvas, and the hands that turn them.
 // z points from the screen to the eye.
 'use strict';
 (() => {
@@ -6,29 +6,14 @@
   const scenes = JSON.parse($('scenes').textContent);
   const canvas = $('view'), pen = canvas.getContext('2d');
   const tip = $('tip'), readout = $('readout');
-  // viridis: equal steps look equal, also to the colour-blind and in grey
-  const STOPS = ['#440154', '#472d7b', '#3b528b', '#2c728e', '#21918c', '#28ae80',
-    '#5ec962', '#addc30', '#fde725'].map(fromHex);
   const START = multiply(turn(2, -0.4), turn(0, -1.25)); // c nearly upright
   const CORNERS = [0, 1, 2, 3, 4, 5, 6, 7].map((k) => [k & 1, (k >> 1) & 1, k >> 2]);
   const EDGES = [[0, 1], [0, 2], [0, 4], [1, 3], [1, 5], [2, 3], [2, 6], [3, 7], [4, 5],
     [4, 6], [5, 7], [6, 7]];
   const EYE = 6; // distance of the eye in radii of the scene: little perspective
-  const PIECES = 24; // an edge is cut, so that each piece finds its place in depth
+  const PIECES = 60; // an edge is cut, so that each piece finds its place in depth
 
   let scene, theme, rotation = START, zoom = 1, fitted = 1, radius = 1, drawn = [], hovered = null, waiting = 0;
-
-  // --- colours as numbers
-  function fromHex(hex) {
-    return [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
-  }
-  function mix(a, b, share) { return a.map((x, k) => x + share * (b[k] - x)); }
-  function css(rgb, alpha = 1) { return `rgb(${rgb.map(Math.round).join(' ')} / ${alpha})`; }
-  function viridis(share) {
-    const x = Math.min(Math.max(share, 0), 1) * (STOPS.length - 1);
-    const k = Math.min(Math.floor(x), STOPS.length - 2);
-    return mix(STOPS[k], STOPS[k + 1], x - k);
-  }
 
   // --- from the crystal to the screen
   function cellAt(t) { // rows: the three vectors, on the way from before (0) to after (1)
@@ -84,52 +69,17 @@
   }
 
   // --- painting, from back to front
-  function line(a, b, rgb, width) {
-    pen.beginPath();
-    pen.moveTo(a.x, a.y);
-    pen.lineTo(b.x, b.y);
-    pen.lineWidth = width;
-    pen.strokeStyle = css(rgb);
-    pen.stroke();
-  }
-  function hatch(at, r, rgb) { // lines across the circle that is the path now
-    pen.save();
-    pen.clip();
-    for (let x = -2 * r; x < 2 * r; x += Math.max(0.4 * r, 4)) {
-      line({ x: at.x + x - r, y: at.y + r }, { x: at.x + x + r, y: at.y - r }, rgb, Math.max(0.09 * r, 1));
-    }
-    pen.restore();
-  }
-  function sphere(at, r, rgb, label, fixed) {
-    const glow = pen.createRadialGradient(at.x - r / 3, at.y - r / 3, r / 12, at.x, at.y, r);
-    glow.addColorStop(0, css(mix(rgb, [255, 255, 255], 0.55)));
-    glow.addColorStop(0.45, css(rgb));
-    glow.addColorStop(1, css(mix(rgb, [0, 0, 0], 0.35)));
-    pen.beginPath();
-    pen.arc(at.x, at.y, r, 0, 2 * Math.PI);
-    pen.fillStyle = glow;
-    pen.fill();
-    if (fixed) hatch(at, r, mix(rgb, theme.ink, 0.75));
-    pen.beginPath();
-    pen.arc(at.x, at.y, r, 0, 2 * Math.PI);
-    pen.lineWidth = fixed ? Math.max(0.12 * r, 2) : 1;
-    pen.strokeStyle = css(mix(rgb, theme.ink, fixed ? 0.85 : 0.5));
-    pen.stroke();
-    if (r < 8) return;
-    const light = (0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]) > 120;
-    pen.fillStyle = light ? '#111' : '#fff';
-    pen.font = `600 ${Math.min(r * 0.9, 18)}px system-ui, sans-serif`;
-    pen.fillText(label, at.x, at.y + 1);
-  }
   function outline(t, rgb, width, dashed, parts) {
     const corners = cornersAt(t);
     for (const [a, b] of edges()) {
       const way = plus(corners[b], corners[a], -1);
       for (let k = 0; k < PIECES; k++) {
-        const from = project(plus(corners[a], way, k / PIECES));
-        const to = project(plus(corners[a], way, (k + 1) / PIECES));
-        if (dashed && k % 2) continue;
-        parts.push({ z: (from.z + to.z) / 2, paint: () => line(from, to, hazy(rgb, from.z), width) });
+        if (dashed && k % 4 > 1) continue;
+        const ends = [k, k + 1].map((n) => plus(corners[a], way, n / PIECES));
+        if (drawn.some((at) => norm(plus(ends[0], at.v, -1)) < at.size)) continue; // within a sphere
+        const [from, to] = ends.map(project);
+        const z = (from.z + to.z) / 2 + 0.02 * radius; // before a bond along the edge
+        parts.push({ z, paint: () => paintLine(pen, from, to, hazy(rgb, from.z), width) });
       }
     }
   }
@@ -147,9 +97,6 @@
     pen.textBaseline = 'middle';
     pen.lineCap = 'round';
     const t = +$('time').value, factor = +$('factor').value;
-    const parts = [];
-    outline(0, theme.before, 1.5, true, parts);
-    outline(1, theme.after, 1.8, false, parts);
     // Without its displacement, an atom moves with the cell; colours and lines leave that out.
     const start = sitesAt(t, 0).map(project);
     drawn = sitesAt(t, factor).map((v, k) => {
@@ -158,36 +105,35 @@
       return { ...at, v, atom, from: start[k], size: element.radius, r: element.radius * at.scale,
         symbol: element.symbol, rgb: colourOf(atom), fixed: isFixed(atom) };
     });
-    drawn.forEach((at, k) => {
-      parts.push({ z: at.z, paint: () => sphere(at, at.r, hazy(at.rgb, at.z), at.symbol, at.fixed) });
-      const { from } = at; // the displacement, over the sphere that hides it
-      if (Math.hypot(at.x - from.x, at.y - from.y) < 3) return;
-      parts.push({ z: at.z + 1e-3 * radius, paint: () => {
-        line(from, at, theme.ink, 1.5);
-        pen.beginPath();
-        pen.arc(from.x, from.y, 2.5, 0, 2 * Math.PI);
-        pen.fillStyle = css(theme.ink);
-        pen.fill();
+    const parts = [];
+    outline(0, theme.before, 1.5, true, parts);
+    outline(1, theme.after, 1.8, false, parts);
+    drawn.forEach((at) => {
+      const rgb = hazy(at.rgb, at.z), { from } = at;
+      const moved = Math.hypot(at.x - from.x, at.y - from.y) >= 3;
+      parts.push({ z: at.z, paint: () => {
+        paintSphere(pen, at, at.r, rgb, theme.ink, at.fixed);
+        if (moved) { // over the sphere, which would hide it
+          paintLine(pen, from, at, theme.ink, 1.5);
+          paintDot(pen, from, 2.5, theme.ink);
+        }
+        paintLabel(pen, at, at.r, rgb, at.symbol);
       } });
     });
     for (const [a, b] of scene.bonds) {
       const ends = [drawn[a], drawn[b]], way = plus(ends[1].v, ends[0].v, -1), length = norm(way);
-      const middle = project(plus(ends[0].v, way, 0.5));
       ends.forEach((end, k) => { // half a bond, from the surface of its sphere
-        const from = project(plus(end.v, way, (k ? -0.9 : 0.9) * end.size / length));
-        const rgb = hazy(mix(end.rgb, theme.ink, 0.2), from.z);
-        parts.push({ z: (from.z + middle.z) / 2, paint: () => line(from, middle, rgb, 0.13 * from.scale) });
+        const first = 0.9 * end.size / length, rgb = mix(end.rgb, theme.ink, 0.2);
+        const stops = [0, 1, 2, 3, 4].map((n) => (
+          project(plus(end.v, way, (k ? -1 : 1) * (first + (0.5 - first) * n / 4)))));
+        stops.slice(1).forEach((to, n) => {
+          const from = stops[n], z = (from.z + to.z) / 2;
+          parts.push({ z, paint: () => paintLine(pen, from, to, hazy(rgb, z), 0.13 * from.scale) });
+        });
       });
     }
     parts.sort((a, b) => a.z - b.z).forEach((part) => part.paint());
-    if (hovered !== null) {
-      const at = drawn[hovered];
-      pen.beginPath();
-      pen.arc(at.x, at.y, at.r + 3, 0, 2 * Math.PI);
-      pen.lineWidth = 2.5;
-      pen.strokeStyle = css(theme.ink);
-      pen.stroke();
-    }
+    if (hovered !== null) paintRing(pen, drawn[hovered], drawn[hovered].r + 3, theme.ink);
   }
   function redraw() { waiting ||= requestAnimationFrame(draw); }
 
@@ -216,7 +162,7 @@
       $('low').textContent = text(low);
       $('high').textContent = text(high);
       $('what').textContent = $('colour').selectedOptions[0].textContent;
-      $('ramp').style.background = `linear-gradient(to right, ${STOPS.map((c) => css(c)).join(', ')})`;
+      $('ramp').style.background = `linear-gradient(to right, ${VIRIDIS.map((c) => css(c)).join(', ')})`;
       return;
     }
     fill($('elements'), Object.values(scene.elements).map((e) => ['li', e.symbol]));

@@ -1,4 +1,4 @@
-"""Structures that cannot be predicted, and predictions that are no plausible structures."""
+"""Structures that cannot be predicted, and those unlike all in training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 
 from ase_deeprelax.data.disorder import check_ordered
-from ase_deeprelax.errors import PredictionError, StructureError, UnsupportedElementError
+from ase_deeprelax.errors import StructureError, UnsupportedElementError
 from ase_deeprelax.geometry.lattice import compact
 from ase_deeprelax.geometry.neighbors import close_pairs
-from ase_deeprelax.geometry.symmetry import primitive_size
+from ase_deeprelax.geometry.symmetry import Symmetry, primitive_size
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # Less room than this is no crystal but a flat or missing cell, A^3 per atom.
@@ -31,15 +31,6 @@ EDGE_RADIUS = 6.0
 
 # The search for close pairs is fastest with this radius, A.
 SEARCH_RADIUS = 1.5
-
-# Predictions beyond these are refused. Of 69,000 sane training pairs (DFT, inputs not
-# rescaled) volumes change by 0.45-3.0 and lengths by 0.31-2.8 at most; all but one target
-# keeps every distance above half the sum of the covalent radii.
-VOLUME_RATIO = (0.3, 4.0)
-STRETCH = (0.25, 3.0)
-CONTACT = 0.5
-# Trained models leave a residual near 0 A, untrained ones 0.1 to 1 A.
-RESIDUAL = 1.0
 
 
 def check_structure(
@@ -84,9 +75,9 @@ def check_structure(
     'volume per atom 432 A^3, in training 4 to 100 A^3'
     """
     check_cell(atoms)
-    return check_contents(
-        atoms, find_layer(atoms), elements, ranges=ranges, min_distance=min_distance
-    )
+    layer = find_layer(atoms)
+    check_contents(atoms, layer, elements, min_distance=min_distance)
+    return outside_ranges(atoms, layer, ranges)
 
 
 def check_cell(atoms: Atoms) -> None:
@@ -113,10 +104,9 @@ def check_contents(
     layer: Layer | None,
     elements: Collection[int] | None = None,
     *,
-    ranges: Ranges | None = None,
     min_distance: float = 0.5,
-) -> str:
-    """The part of `check_structure` that comes after `find_layer`.
+) -> None:
+    """The part of `check_structure` that comes after `find_layer` and refuses.
 
     Parameters
     ----------
@@ -124,28 +114,55 @@ def check_contents(
         It passed `check_cell`.
     layer : Layer or None
         What `find_layer` found.
-    elements, ranges, min_distance
+    elements, min_distance
         As in `check_structure`.
-
-    Returns
-    -------
-    str
-        Why the structure lies outside the training range, or ''.
 
     Raises
     ------
     UnsupportedElementError, StructureError
     """
-    n, volume = len(atoms), room(atoms, layer)
     _check_elements(atoms.numbers, elements)
     check_ordered(atoms)
-    _check_size(n, volume)
-    _check_distances(atoms, *_close_box(atoms, layer), min_distance)
+    _check_size(len(atoms), room(atoms, layer))
+    _check_distances(atoms, *close_box(atoms, layer), min_distance)
+
+
+def outside_ranges(
+    atoms: Atoms,
+    layer: Layer | None,
+    ranges: Ranges | None = None,
+    symmetry: Symmetry | None = None,
+) -> str:
+    """Why a structure lies outside the training range, or ''.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        It passed `check_contents`.
+    layer : Layer or None
+        What `find_layer` found.
+    ranges
+        As in `check_structure`.
+    symmetry : Symmetry, optional
+        That of the crystal, if it is known already: to search a large one takes time.
+    """
     ranges = TRAINED if ranges is None else ranges
-    size = n
+    n = size = len(atoms)
     if layer is None and n > max(ranges.get('n_atoms', (math.inf,))):
-        size = primitive_size(atoms)  # A supercell is the crystal that it repeats.
-    return _outside(size, volume / n, ranges)
+        # A supercell is the crystal that it repeats.
+        size = primitive_size(atoms) if symmetry is None else symmetry.n_primitive
+    volume_per_atom = room(atoms, layer) / n
+    reasons = []
+    low, high = ranges.get('n_atoms', (0, math.inf))
+    if not low <= size <= high:
+        reasons.append(f'{size} atoms, in training {low:g} to {high:g}')
+    low, high = ranges.get('volume_per_atom', (0, math.inf))
+    if not low <= volume_per_atom <= high:
+        reasons.append(
+            f'volume per atom {volume_per_atom:.3g} A^3, in training {low:g} to {high:g} '
+            'A^3'
+        )
+    return '; '.join(reasons)
 
 
 def room(atoms: Atoms, layer: Layer | None) -> float:
@@ -153,71 +170,11 @@ def room(atoms: Atoms, layer: Layer | None) -> float:
     return float(atoms.cell.volume) if layer is None else layer.solid_volume(atoms)
 
 
-def _close_box(atoms: Atoms, layer: Layer | None) -> tuple[np.ndarray, np.ndarray]:
-    """Wrapped positions and the cell that close pairs are searched in."""
+def close_box(atoms: Atoms, layer: Layer | None) -> tuple[np.ndarray, np.ndarray]:
+    """Wrapped positions and the cell that close pairs are searched in, A."""
     if layer is None:
         return compact(atoms.positions, atoms.cell.array)[:2]
     return compact(*layer.standard_box(atoms, 2 * EDGE_RADIUS))[:2]
-
-
-def check_prediction(
-    initial: Atoms, relaxed: Atoms, *, residual: float = 0.0, layer: Layer | None = None
-) -> None:
-    """Refuse a relaxed structure that is no plausible crystal.
-
-    Parameters
-    ----------
-    initial : ase.Atoms
-        The input, which passed `check_structure`.
-    relaxed : ase.Atoms
-        The same atoms in the same order.
-    residual : float, A
-        Mean violation of the predicted distances' bounds that the solver left; default 0.
-    layer : Layer, optional
-        What `find_layer` found in ``initial``; default none, a crystal.
-
-    Raises
-    ------
-    PredictionError
-        Numbers that are not finite; handedness, volume or a length of the cell changed
-        beyond `VOLUME_RATIO` and `STRETCH`; atoms closer than `CONTACT` times the sum of
-        their covalent radii and closer than they were; distances that contradict each
-        other by more than `RESIDUAL`.
-
-    Examples
-    --------
-    >>> from ase.build import bulk
-    >>> check_prediction(bulk('Cu', a=3.9), bulk('Cu', a=3.6))
-    """
-    old, new = initial.cell.array, relaxed.cell.array
-    if not (np.isfinite(new).all() and np.isfinite(relaxed.positions).all()):
-        where = _first_not_finite(relaxed) or 'cell'
-        raise PredictionError(f'predicted {where}; {_KEPT}')
-    ratio = np.linalg.det(new) / np.linalg.det(old)
-    low, high = VOLUME_RATIO
-    if ratio <= 0:
-        raise PredictionError(f'the predicted cell is turned inside out; {_KEPT}')
-    if not low <= ratio <= high:
-        raise PredictionError(
-            f'predicted volume is {ratio:.3g} times that of the input, outside {low:g} to '
-            f'{high:g}; rescale the input to a plausible volume. {_KEPT}'
-        )
-    stretches = np.linalg.svd(np.linalg.solve(old, new), compute_uv=False)
-    low, high = STRETCH
-    if stretches[-1] < low or stretches[0] > high:
-        raise PredictionError(
-            f'predicted cell is stretched by {stretches[-1]:.3g} to {stretches[0]:.3g}, '
-            f'outside {low:g} to {high:g}; {_KEPT}'
-        )
-    if not residual <= RESIDUAL:
-        raise PredictionError(
-            f'predicted distances contradict each other by {residual:.3g} A on average, '
-            f'more than {RESIDUAL:g} A; use another model. {_KEPT}'
-        )
-    _check_contacts(initial, relaxed, layer)
-
-
-_KEPT = 'the input was kept'
 
 
 def _label(atoms: Atoms, index: int) -> str:
@@ -230,7 +187,7 @@ def _symbol(number: int) -> str:
     )
 
 
-def _first_not_finite(atoms: Atoms) -> str:
+def first_not_finite(atoms: Atoms) -> str:
     """'atom 17 (O): position x is nan' for the first such number, or ''."""
     bad = np.argwhere(~np.isfinite(atoms.positions))
     if len(bad) == 0:
@@ -251,7 +208,7 @@ def _check_numbers(atoms: Atoms) -> None:
     largest = np.abs(positions).max()
     if largest < FARTHEST:  # False for nan
         return
-    where = _first_not_finite(atoms)
+    where = first_not_finite(atoms)
     if where:
         raise StructureError(f'{where}; set it or remove the atom')
     atom, axis = np.argwhere(np.abs(positions) >= FARTHEST)[0]
@@ -318,7 +275,8 @@ def _check_size(n: int, volume: float) -> None:
         )
 
 
-def _name_pair(atoms: Atoms, i: int, j: int) -> str:
+def name_pair(atoms: Atoms, i: int, j: int) -> str:
+    """'atom 3 (O) and atom 17 (Ti)', as errors name two atoms."""
     if i == j:
         return f'{_label(atoms, i)} and its own periodic image'
     first, second = sorted((i, j))
@@ -331,7 +289,7 @@ def _check_distances(
     i, j, distance = close_pairs(positions, cell, max(min_distance, SEARCH_RADIUS))
     if len(i) == 0 or distance[0] >= min_distance:
         return
-    pair = _name_pair(atoms, i[0], j[0])
+    pair = name_pair(atoms, i[0], j[0])
     if distance[0] < 1e-3:
         raise StructureError(
             f'{pair} sit on one site (periodic images count); remove one of them'
@@ -340,46 +298,3 @@ def _check_distances(
         f'{pair} are {distance[0]:.3f} A apart, less than {min_distance:g} A; remove one '
         'or move them apart'
     )
-
-
-def _check_contacts(initial: Atoms, relaxed: Atoms, layer: Layer | None) -> None:
-    radii = CONTACT * covalent_radii[relaxed.numbers]
-    cutoff = 2 * radii.max()
-    i, j, distance = close_pairs(*_close_box(relaxed, layer), cutoff)
-    close = distance < radii[i] + radii[j]
-    if not close.any():
-        return
-    before = _smallest_by_pair(_close_box(initial, layer), cutoff)
-    for a, b, d in zip(i[close], j[close], distance[close], strict=True):
-        d0 = before.get((min(a, b), max(a, b)), math.inf)
-        if d < d0 - 1e-6:
-            was = 'farther' if d0 == math.inf else f'{d0:.3f} A'
-            raise PredictionError(
-                f'predicted {_name_pair(relaxed, a, b)} are {d:.3f} A apart, less than '
-                f'{CONTACT:g} times the sum of their covalent radii (before: {was}); '
-                f'{_KEPT}'
-            )
-
-
-def _smallest_by_pair(
-    box: tuple[np.ndarray, np.ndarray], cutoff: float
-) -> dict[tuple[int, int], float]:
-    """Distance of the nearest images of each pair within the cutoff, A."""
-    smallest: dict[tuple[int, int], float] = {}
-    for a, b, d in zip(*close_pairs(*box, cutoff), strict=True):
-        smallest.setdefault((min(a, b), max(a, b)), d)
-    return smallest
-
-
-def _outside(n_atoms: int, volume_per_atom: float, ranges: Ranges) -> str:
-    reasons = []
-    low, high = ranges.get('n_atoms', (0, math.inf))
-    if not low <= n_atoms <= high:
-        reasons.append(f'{n_atoms} atoms, in training {low:g} to {high:g}')
-    low, high = ranges.get('volume_per_atom', (0, math.inf))
-    if not low <= volume_per_atom <= high:
-        reasons.append(
-            f'volume per atom {volume_per_atom:.3g} A^3, in training {low:g} to {high:g} '
-            'A^3'
-        )
-    return '; '.join(reasons)

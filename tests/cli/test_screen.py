@@ -1,0 +1,31 @@
+"""``deeprelax screen``: words that make no sense, and what it says at the end."""
+
+import pytest
+from ase.build import bulk
+from ase.io import write
+
+from ase_deeprelax.cli.screen import PACK
+from ase_deeprelax.predict.predictor import WINDOW
+
+
+@pytest.mark.parametrize('shard', ['17/16', '0/16', '3', '1/0', 'a/b', '-1/2'])
+def test_a_part_that_makes_no_sense_is_refused(run, tmp_path, shard):
+    shown = run('screen', tmp_path / 'a.extxyz', tmp_path / 'out', f'--shard={shard}')
+    assert shown.exit_code == 2
+    assert '1/N to N/N' in shown.output
+    assert not (tmp_path / 'out').exists()
+
+
+def test_says_where_the_rows_are(run, tmp_path, tiny_model):
+    write(tmp_path / 'a.extxyz', bulk('NaCl', 'rocksalt', a=5.5))
+    words = ('screen', tmp_path / 'a.extxyz', tmp_path / 'out', '--model', tiny_model)
+    shown = run(*words)
+    assert shown.exit_code == 0, shown.output
+    assert '1 of 1 structures done, 0 of them quarantined' in shown.stdout
+    assert f'see: deeprelax results {tmp_path / "out"}' in shown.stdout
+    shown = run(*words, '--quiet')
+    assert (shown.exit_code, shown.stdout) == (0, '')
+
+
+def test_packs_are_those_of_the_function():
+    assert PACK == WINDOW
