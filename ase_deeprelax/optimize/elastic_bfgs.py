@@ -133,7 +133,7 @@ class ElasticBFGS(BFGS):
             self.update(x, -gradient, self.pos0, self.forces0)
             x, gradient = np.array(self.pos0), -np.array(self.forces0)
         else:
-            self.energy0 = float(energy)
+            self.energy0 = float(np.asarray(energy).item())
         step, _ = self.prepare_step(x, gradient)
         step *= min(1.0, longest / max(self._length(step), 1e-12))
         self.optimizable.set_x(x + step)

@@ -22,6 +22,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom
 from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.optimize.relaxation_step import energy_of
 from ase_deeprelax.optimize.stage import StageRecord, bare
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
@@ -97,10 +98,10 @@ class ProposedMove:
         energies : dict
             ``energy_before`` and ``energy_after``, eV.
         """
-        before, snapshot = float(optimizable.get_value()), self.freedom.snapshot()
+        before, snapshot = energy_of(optimizable), self.freedom.snapshot()
         try:
             self.apply()
-            after = float(optimizable.get_value())
+            after = energy_of(optimizable)
             rise, reason = (after - before) / len(self.before), ''
             if not np.isfinite(rise):
                 reason = f'the energy is {after} eV'

@@ -225,6 +225,8 @@ class DeepRelaxOptimizer(LateBinding):
             Without ``refine``: the refinement met numbers that are not finite.
         MissingDependencyError, ModelError
             A calculator or the model is not there.
+        ConfigError
+            No such optimizer can be made, or the restart file not be written.
         """
         if args and not np.isscalar(args[0]):
             return self.bind(args[0]).run(*args[1:], **kwargs)

@@ -156,7 +156,7 @@ class FiniteNumbers:
 
     def get_value(self) -> float:
         """The energy, eV; `RefinementError` where it is not finite."""
-        value = self._optimizable.get_value()
+        value = energy_of(self._optimizable)
         check_finite(self._atoms, value)
         return value
 
@@ -237,6 +237,16 @@ def _make(make: Callable, target: Atoms | Filter) -> Optimizer:
         ) from error
     _check_takes_steps(type(optimizer))
     return optimizer
+
+
+def energy_of(optimizable: Any) -> float:
+    """The energy, eV; some calculators give it as an array of one number.
+
+    Parameters
+    ----------
+    optimizable : ase.utils.abc.Optimizable
+    """
+    return float(np.asarray(optimizable.get_value()).item())
 
 
 def check_finite(atoms: Atoms, numbers: float | np.ndarray) -> None:

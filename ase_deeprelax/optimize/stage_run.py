@@ -21,6 +21,7 @@ from ase_deeprelax.optimize.relaxation_step import (
     GuardedOptimizer,
     calculator_name,
     check_finite,
+    energy_of,
     optimizer_name,
 )
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
@@ -124,7 +125,7 @@ class StageRun:
 
     def get_value(self) -> float:
         # Measured once: a calculator that failed is not called again, by the log either.
-        return self.live.get_value() if self.ordinary else self.value
+        return energy_of(self.live) if self.ordinary else self.value
 
     def get_gradient(self) -> np.ndarray:
         return self.live.get_gradient() if self.ordinary else self.gradient
@@ -146,15 +147,15 @@ class StageRun:
         """
         begun, self.measured = perf_counter(), bare(self.atoms)
         try:
-            value, gradient = self.live.get_value(), self.live.get_gradient()
+            value, gradient = energy_of(self.live), self.live.get_gradient()
         finally:
             self.seconds += perf_counter() - begun
         norm, volume = self.live.gradient_norm(gradient), abs(self.atoms.cell.volume)
         if not self.ordinary:
             self._check(value, gradient, norm, volume)
-        self.value, self.gradient = float(value), gradient
+        self.value, self.gradient = value, gradient
         energy = bare_calculator(self.atoms.calc).get_property('energy', self.atoms)
-        self.energy = float(energy)
+        self.energy = float(np.asarray(energy).item())
         if self.best is None or value < self.best['value']:
             self.best = {
                 'value': self.value,

@@ -255,6 +255,21 @@ def test_without_a_stress_the_cell_is_held_with_a_warning(tiny_model):
     assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.02
 
 
+class EnergyInAnArray(EMT):
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        for name in ('energy', 'free_energy'):
+            self.results[name] = np.array([self.results[name]])
+
+
+@pytest.mark.parametrize('options', [{}, {'refine': EnergyInAnArray()}])
+def test_an_energy_may_come_as_an_array(tiny_model, options):
+    atoms = alloy()
+    atoms.calc = EnergyInAnArray()
+    optimizer = DeepRelaxOptimizer(atoms, model=tiny_model, logfile='-', **options)
+    assert optimizer.run(fmax=0.02)
+
+
 def test_basin_hopping_takes_the_class(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.random.seed(0)  # noqa: NPY002 - ASE's own generator
