@@ -17,6 +17,7 @@ from ase_deeprelax.cli.app import (
     provenance,
     write_json,
 )
+from ase_deeprelax.cli.outputs import is_file
 
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
@@ -91,7 +92,8 @@ def results(
     if quarantined and export is not None:
         raise typer.BadParameter('quarantined structures have no relaxed one to export')
     need_pages(html_file)
-    check_outputs(json_file, html_file)
+    one_file = export is not None and is_file(export)
+    check_outputs(json_file, html_file, export if one_file else None)
     found = Results(out)
     if quarantined and sort == 'sigma':
         sort = 'position'

@@ -284,9 +284,13 @@ def find_model(name: str | Path) -> Path:
             f'{path} is a pickle, and loading one can run any code it holds; give a folder '
             f'with {WEIGHTS} and {CONFIG}, as save_model writes it'
         )
-    if (path / CONFIG).is_file():
+    try:
+        is_model, exists = (path / CONFIG).is_file(), path.exists()
+    except OSError as error:  # no file can have this name
+        raise ModelError(f'{str(name)[:80]!r} is no model: {error.strerror}') from error
+    if is_model:
         return path
-    if path.exists():
+    if exists:
         raise ModelError(
             f'{path} is not a model: there is no {CONFIG} in it; give the folder that '
             f'holds {WEIGHTS} and {CONFIG}'

@@ -14,7 +14,12 @@ from ase.db import connect
 from ase.io import write
 
 from ase_deeprelax import keys
-from ase_deeprelax.data.structure_files import columns_of, find_format, writable
+from ase_deeprelax.data.structure_files import (
+    DATABASES,
+    columns_of,
+    find_format,
+    writable,
+)
 from ase_deeprelax.screening.results import Results
 
 # Where the id of a structure stands in its info.
@@ -33,7 +38,8 @@ def export(
     named : iterable of (str, ase.Atoms)
         Ids and structures, for example of `chosen`.
     path : str or Path
-        A database (``.db``); an extxyz file; or a folder, for one file per structure.
+        A database (``.db``, ``.json``); an extxyz file; or a folder, for one file per
+        structure.
     form : str, optional
         Format of the files in a folder, as ``ase.io`` names it: ``vasp`` and ``aims``
         are inputs of DFT. Default 'cif'.
@@ -55,7 +61,9 @@ def export(
     form = find_format(path, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replaced(path) as part:
-        return _to_database(part, found) if form == 'db' else _to_file(part, found, form)
+        if form in DATABASES:
+            return _to_database(part, found, form)
+        return _to_file(part, found, form)
 
 
 def chosen(results: Results, table: Any) -> Iterator[tuple[str, Atoms]]:
@@ -81,9 +89,9 @@ def _named(id: str, atoms: Atoms) -> Atoms:
     return atoms
 
 
-def _to_database(path: Path, found: Iterable[Atoms]) -> int:
+def _to_database(path: Path, found: Iterable[Atoms], form: str) -> int:
     count = 0
-    with connect(path, type='db', append=False) as database:
+    with connect(path, type=form, append=False) as database:
         for atoms in found:
             columns, data = columns_of(atoms)
             database.write(atoms, columns, data)
