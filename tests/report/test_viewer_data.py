@@ -58,6 +58,12 @@ def test_atoms_on_the_boundary_are_drawn_on_all_of_it():
     assert len(lengths) == 54
 
 
+def test_a_displaced_crystal_is_drawn_whole():
+    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
+    atoms.rattle(0.08, seed=1)
+    assert len(scene('NaCl', atoms, atoms)['sites']) == 27
+
+
 def test_bonds_of_a_perovskite_join_metals_to_oxygen_only():
     sites = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
     atoms = Atoms('SrTiO3', scaled_positions=sites, cell=3 * [3.9], pbc=True)
