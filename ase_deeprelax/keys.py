@@ -56,7 +56,24 @@ def strip(atoms):
 def to_key_value_pairs(atoms):
     """The scalars of this package in ``atoms.info``, for ``ase.db``'s ``key_value_pairs``.
 
-    >>> db.write(atoms, key_value_pairs=to_key_value_pairs(atoms))  # doctest: +SKIP
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Relaxed by this package.
+
+    Returns
+    -------
+    dict of str to float or str
+        In the units of the names (A, A^3); without arrays, and without texts that read as
+        a number, which databases refuse.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> copper = bulk('Cu')
+    >>> copper.info |= {'deeprelax_sigma': 0.02, 'deeprelax_kind': 'bulk', 'mine': 1}
+    >>> to_key_value_pairs(copper)
+    {'deeprelax_sigma': 0.02, 'deeprelax_kind': 'bulk'}
     """
     return {name: value for name, value in ours(atoms).items() if _is_scalar(value)}
 

@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / 'results'
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 MARKS = re.compile(r'<!-- ([a-z-]+):begin -->\n(.*?)<!-- \1:end -->', re.DOTALL)
 NUMBER = re.compile(r'[-+]?\d')
+DECIMAL = re.compile(r'[-+]?\d+\.\d+')
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,15 @@ class View:
         First cell of each row that is shown, and what stands there instead.
     columns : dict of str to str
         The same of the titles of the columns.
+    digits : dict of str to int
+        Behind the point, for the numbers of a column, by its old title; default as many as
+        the result has.
     """
 
     result: str
     rows: dict[str, str]
     columns: dict[str, str]
+    digits: dict[str, int]
 
     def table(self):
         """Columns and rows, as in the parts of a result."""
@@ -49,10 +54,15 @@ class View:
         return {
             'columns': list(self.columns.values()),
             'rows': [
-                [name, *(rows[old][k] for k in places[1:])]
+                [name, *(self._cell(rows[old][k], table['columns'][k]) for k in places[1:])]
                 for old, name in self.rows.items()
             ],
         }
+
+    def _cell(self, text, title):
+        if title not in self.digits:
+            return text
+        return DECIMAL.sub(lambda found: f'{float(found[0]):.{self.digits[title]}f}', text)
 
 
 VIEWS = {
@@ -72,6 +82,12 @@ VIEWS = {
             'lattice_mae': 'lattice vectors / Å',
             'volume_mae': 'volume / Å³',
             'CPU ms, one by one': 'time / ms',
+        },
+        digits={
+            'coord_mae': 3,
+            'lattice_mae': 3,
+            'volume_mae': 2,
+            'CPU ms, one by one': 0,
         },
     )
 }

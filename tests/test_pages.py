@@ -54,6 +54,32 @@ SLOW = {'neighbours': pytest.mark.slow}
 WITH_CODE = [pytest.param(page, marks=SLOW.get(page, ())) for page in having('python')]
 
 
+# Blocks of packages that the tests do not install.
+OPTIONAL = ('atomate2', 'janus_core', 'torch_sim')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('package', OPTIONAL)
+def test_code_with_optional_packages_runs(package, tmp_path, monkeypatch):
+    [block] = [text for text in blocks('neighbours', 'py') if f'{package}' in text]
+    pytest.importorskip(package, reason=f'{package} is not installed')
+    monkeypatch.chdir(tmp_path)
+    first = (
+        'from ase.build import bulk\n'
+        'from ase.calculators.emt import EMT\n'
+        'from ase_deeprelax import DeepRelaxOptimizer, relax\n'
+    )
+    exec(compile(first + block, package, 'exec'), {})
+
+
+def test_every_block_is_run():
+    for page, text in PAGES.items():
+        kinds = set(re.findall(r'^```(\S+)$', text, flags=re.MULTILINE))
+        assert kinds <= {'python', 'py', 'bash', 'sh', 'text', 'yaml', 'mermaid'}, page
+        assert page == 'neighbours' or 'py' not in kinds
+    assert len(blocks('neighbours', 'py')) == len(OPTIONAL)
+
+
 @pytest.mark.parametrize('page', WITH_CODE)
 def test_code_runs_as_written(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -171,6 +197,14 @@ def test_readme_can_be_read_in_a_minute():
     assert len(rows) <= 6
     (figure,) = re.findall(r'!\[[^]]*\]\(([^)]+)\)', README)
     assert (ROOT / figure).stat().st_size < 100_000
+
+
+@pytest.mark.parametrize('name', ['figure', 'speed'])
+def test_figures_show_the_numbers_of_the_results(name):
+    text = (ROOT / f'docs/{name}.svg').read_text(encoding='utf-8')
+    (said,) = re.findall(r'drawn from ([^;]*); SHA-256', text)
+    script = {'figure': 'figure.py', 'speed': 'speed_figure.py'}[name]
+    assert render.drawn_from(*said.split(', ')) in text, f'run benchmarks/{script}'
 
 
 def test_links_of_the_readme_lead_somewhere():

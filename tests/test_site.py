@@ -22,6 +22,10 @@ def test_site_builds_without_warnings(tmp_path):
     for page in (ROOT / 'docs').glob('*.md'):
         folder = tmp_path if page.stem == 'index' else tmp_path / page.stem
         assert (folder / 'index.html').exists(), page.name
+    for notebook in (ROOT / 'tutorials').glob('[0-9]*.ipynb'):
+        page = (tmp_path / 'notebooks' / notebook.stem / 'index.html').read_text()
+        drawn = notebook.read_text().count('"image/png"')
+        assert page.count('jp-RenderedImage jp-OutputArea-output') == drawn, notebook.name
     reference = (tmp_path / 'api/index.html').read_text()
     for name in ('DeepRelaxOptimizer', 'Relaxation', 'relaxed structure', 'Examples'):
         assert name in reference

@@ -47,8 +47,8 @@ print('kind:', results[0].kind)
 # %%
 _, axis = plt.subplots(figsize=(3.4, 3), layout='constrained')
 axis.axline((3.1, 3.1), slope=1, color='0.7')
-for (name, pbe), result in zip(PBE.items(), results, strict=True):
-    axis.plot(pbe, result.atoms.cell.lengths()[0], 'o', label=name)
+for (name, pbe), result, marker in zip(PBE.items(), results, 'osD^vP', strict=True):
+    axis.plot(pbe, result.atoms.cell.lengths()[0], marker, label=name)
 axis.axhline(3.18, color='0.7', linestyle='--')
 axis.set(xlabel='a by PBE / Å', ylabel='a predicted from 3.18 Å / Å')
 axis.legend()
@@ -89,10 +89,16 @@ print(f'oxygen above the surface: {height[0]:.2f} Å; it was put at 1.60 Å')
 # %%
 _, axis = plt.subplots(figsize=(4, 2.8), layout='constrained')
 axis.axvline(0, color='0.7')
-colors = np.where(bottom, '0.6', np.where(slab.symbols == 'O', 'C3', 'C0'))
-axis.scatter(moves[:, 2], slab.positions[:, 2], c=colors)
+adsorbed = slab.symbols == 'O'
+for label, which, look in (
+    ('fixed', bottom, {'color': '0.6', 'marker': 's'}),
+    ('metal', ~bottom & ~adsorbed, {'color': 'C0', 'marker': 'o'}),
+    ('oxygen', adsorbed, {'color': 'C3', 'marker': '^'}),
+):
+    axis.scatter(moves[which, 2], slab.positions[which, 2], label=label, **look)
 axis.set(xlabel='move along z / Å', ylabel='height of the atom / Å')
-axis.set_title('grey: fixed, red: oxygen', fontsize=10)
+axis.locator_params(axis='x', nbins=5)
+axis.legend()
 plt.show()
 
 # %% [markdown]

@@ -72,9 +72,12 @@ def plot_bands(found):
         bands = one['bands']
         lines = axis.plot(bands['x'], bands['frequencies'], color=color)
         lines[0].set_label(name)
-    axis.set_xticks(bands['ticks'], bands['labels'])
+    ticks = {}  # where the path jumps from U to K, both are at one place
+    for x, label in zip(bands['ticks'], bands['labels'], strict=True):
+        ticks.setdefault(round(x, 6), []).append(label.replace('G', 'Γ'))
+    axis.set_xticks(list(ticks), ['|'.join(labels) for labels in ticks.values()])
     axis.set(ylabel='frequency / THz', xlim=(0, bands['x'][-1]))
-    axis.legend()
+    axis.legend(ncols=3, loc='lower left', bbox_to_anchor=(0, 1), frameon=False)
     plt.show()
 
 

@@ -94,7 +94,22 @@ def read_pairs(
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """Write pairs as JSON lines, gzipped where ``path`` ends in ``.gz``.
 
-    >>> write_pairs('mine.jsonl.gz', pairs)  # doctest: +SKIP
+    Parameters
+    ----------
+    path : str or Path
+        Overwritten.
+    pairs : iterable of Pair
+        See `make_pair`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ase.build import bulk
+    >>> pair = make_pair('Cu-1', bulk('Cu', a=3.5), bulk('Cu', a=3.6))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_pairs(f'{folder}/mine.jsonl.gz', [pair])
+    ...     len(read_pairs(f'{folder}/mine.jsonl.gz'))
+    1
     """
     path = Path(path)
     opener = gzip.open if path.suffix == '.gz' else open

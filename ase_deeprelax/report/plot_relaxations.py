@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 # Values that differ only in further digits are one: what symmetry holds moves 1e-22 A.
 DIGITS = 6
+# The axis of values that are all equal is so wide, A or without unit.
+SMALLEST = 0.01
 # Quantities with a histogram: their names in `Relaxation.to_row`, and labels of the axes.
 DRAWN = {
     'volume_ratio': 'volume, predicted over input',
@@ -49,7 +51,8 @@ def distributions(columns: Columns) -> Figure:
     figure, axes = panels_in_rows(len(drawn), most=2, shape=0.6)
     for ax, (name, found) in zip(axes, drawn.items(), strict=True):
         low, high = np.quantile(found, [0.001, 0.999])
-        ax.hist(np.clip(found, low, high), bins=40, color=BLUE)
+        high = max(high, low + SMALLEST)
+        ax.hist(np.clip(found, low, high), bins=40, range=(low, high), color=BLUE)
         ax.set(xlabel=DRAWN[name], ylabel='structures')
     return figure
 

@@ -51,10 +51,6 @@ def test_relax_calc(optimizer, relax_cell, fix, tmp_path):
 
 
 def test_default_model():
-    """The line of the documentation, where a model is shipped."""
-    from ase_deeprelax.models.store import DEFAULT, available_models
-
-    if DEFAULT not in available_models():
-        pytest.skip('no model is shipped yet')
+    """The line of the documentation, with the shipped model."""
     calc = matcalc.RelaxCalc(EMT(), optimizer=DeepRelaxOptimizer)
     assert calc.calc(gold())['is_converged']

@@ -47,10 +47,6 @@ def test_relax_job(relax_job, relax_cell, tiny_model):
 
 
 def test_default_model(relax_job):
-    """The line of the documentation, where a model is shipped."""
-    from ase_deeprelax.models.store import DEFAULT, available_models
-
-    if DEFAULT not in available_models():
-        pytest.skip('no model is shipped yet')
+    """The line of the documentation, with the shipped model."""
     doc = relax_job(gold(), relax_cell=True, opt_params={'optimizer': DeepRelaxOptimizer})
     assert doc['converged']

@@ -155,6 +155,16 @@ def test_nothing_is_loaded_from_elsewhere(page):
     assert all(a['href'].startswith('#') for _, a in elements if 'href' in a)
 
 
+def test_a_screen_reader_and_a_keyboard_reach_all_of_it(full_page, evaluated):
+    for path, _ in (full_page, evaluated):
+        read = Reader(path.read_text())
+        assert all(text.strip() for text in read.text['th'])
+        by_class = [(a.get('class', ''), a) for tag, a in read.elements if tag == 'div']
+        moved = [a for name, a in by_class if name.startswith(('scroll', 'pan'))]
+        assert moved
+        assert all(a['tabindex'] == '0' and a['aria-label'] for a in moved)
+
+
 def test_what_was_refused_is_in_the_table_with_its_reason(page, relaxations):
     html = page.read_text()
     assert 'refused' not in [scene['name'] for scene in scenes_of(html)]
