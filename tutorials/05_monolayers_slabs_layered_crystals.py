@@ -15,7 +15,7 @@
 #
 # A structure with vacuum needs care: the vacuum must stay, some atoms may be fixed to a
 # substrate, and the stress along the vacuum means nothing. Here the network is told what
-# may move, and what is held is not changed at all.
+# may move, and what is fixed is not changed at all.
 
 # %%
 import matplotlib.pyplot as plt
@@ -68,7 +68,7 @@ for vacuum in (6, 20):
 # ## A slab with an adsorbate
 #
 # Oxygen on Pt(111). The two lower layers are fixed, as is usual, to stand for the bulk.
-# With fixed atoms the cell is held too.
+# With fixed atoms the cell is fixed too.
 
 # %%
 slab = fcc111('Pt', (2, 2, 4), a=3.98, vacuum=8)
@@ -142,8 +142,8 @@ for scale in (0.97, 1.03):
 # correction.
 
 # %%
-held = relax(bulk_mos2(1.0), relax_cell=[1, 1, 0, 0, 0, 1])
-print(f'{held.kind}: c = {held.atoms.cell.lengths()[2]:.2f} Å')
+fixed = relax(bulk_mos2(1.0), relax_cell=[1, 1, 0, 0, 0, 1])
+print(f'{fixed.kind}: c = {fixed.atoms.cell.lengths()[2]:.2f} Å')
 
 # %% [markdown]
 # ## What is refused

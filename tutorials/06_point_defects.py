@@ -14,7 +14,7 @@
 # # Point defects
 #
 # A vacancy or a foreign atom moves its neighbours by tenths of an Å and the rest of the
-# crystal hardly at all. The cell is that of the crystal and is held. Here a substitution
+# crystal hardly at all. The cell is that of the crystal and is fixed. Here a substitution
 # and a vacancy are predicted in one shot and compared with a relaxation by CHGNet, a
 # universal potential. It also shows where a prediction should not be used: for atoms that
 # are right already.

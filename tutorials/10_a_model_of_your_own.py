@@ -14,7 +14,7 @@
 # # A model of your own
 #
 # Every model here is a PyTorch module with one contract: a batch of graphs in, a strain,
-# displacements and bond distances out. Neighbours, batches, symmetry, held cells, the
+# displacements and bond distances out. Neighbours, batches, symmetry, fixed cells, the
 # solver, checks and the optimizer are the same for all. This notebook writes a small
 # network in 60 lines, tests it with the conformance suite, finds a fault with it, and
 # trains the network.
@@ -75,7 +75,7 @@ torch.set_num_threads(1)
 # a strain. So the answer turns with the crystal, whatever the weights are. Sums over the
 # atoms of a crystal are means, so that a supercell has the strain of its cell.
 #
-# `free_strain` and `free_displacement` take away what is held. `zero_last` begins with
+# `free_strain` and `free_displacement` take away what is fixed. `zero_last` begins with
 # zeros, which mean "already relaxed".
 
 

@@ -25,6 +25,10 @@ def targets_of(
     sources: Sequence[Source], labels: dict[Source, Path], out: Path, form: str | None
 ) -> dict[Source, list[tuple[Path, str]]]:
     """The files that the structures of each source go to, and their formats."""
+    if str(out) == '-':
+        raise typer.BadParameter(
+            '--out: structures are written to files; --json - prints the table'
+        )
     if len(labels) < len(sources):
         twice = next(source for source in sources if sources.count(source) > 1)
         raise typer.BadParameter(f'{twice} is given twice')

@@ -140,10 +140,6 @@ def relax(
     _check_options(refine, chosen, judged=verify is not None or accept_below is not None)
     need_pages(html_file)
     relax_cell = relax_cell_of(cell)
-    if str(out) == '-':
-        raise typer.BadParameter(
-            '--out: structures are written to files; --json - prints the table'
-        )
     sources = find_sources(files)
     labels = labels_of(sources)
     targets = targets_of(sources, labels, out, form)

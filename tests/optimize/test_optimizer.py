@@ -625,10 +625,8 @@ def test_models(tiny_model):
 
 
 def test_shipped_model():
-    from ase_deeprelax.models.store import DEFAULT, available_models
+    from ase_deeprelax.models.store import DEFAULT
 
-    if DEFAULT not in available_models():
-        pytest.skip('no model is shipped yet')
     atoms = bulk('NaCl', 'rocksalt', a=5.9)
     volume = atoms.cell.volume
     assert DeepRelaxOptimizer(atoms, logfile=None).run() is True
