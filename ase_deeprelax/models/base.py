@@ -43,6 +43,17 @@ class ModelOutput:
     layers : tuple of (deformation, displacement)
         The prediction after each layer, the last one included, of a network that moves the
         structure layer by layer; else empty.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.data.convert import to_graph
+    >>> from ase_deeprelax.models import create_model
+    >>> model = create_model('paegnn', hidden=16, layers=2)
+    >>> graph, _ = to_graph(bulk('NaCl', 'rocksalt', a=5.6), model.spec)
+    >>> output = model(graph)
+    >>> tuple(output.deformation.shape), tuple(output.displacement.shape)
+    ((1, 3, 3), (2, 3))
     """
 
     deformation: torch.Tensor
@@ -79,6 +90,13 @@ class RelaxationModel(nn.Module):
         What is known about its errors; None for a new model.
     name, sha256 : str
         Of the weights, as `load_model` sets them; '' for a new model.
+
+    Examples
+    --------
+    >>> from ase_deeprelax.models import create_model
+    >>> model = create_model('egnn', hidden=16)
+    >>> isinstance(model, RelaxationModel), model.architecture, model.spec.cutoff
+    (True, 'egnn', 5.0)
     """
 
     spec: GraphSpec

@@ -135,7 +135,9 @@ def load_model(
 
     Examples
     --------
-    >>> load_model('default').card.metrics  # doctest: +SKIP
+    >>> model = load_model('deeprelax')
+    >>> model.architecture, model.card.learned[0], model.calibration.kinds[0]
+    ('paegnn', 'bulk', 'bulk')
     """
     folder = find_model(name)
     config = _read_config(folder)
@@ -304,7 +306,11 @@ def find_model(name: str | Path) -> Path:
 
 
 def available_models() -> dict[str, dict[str, Any]]:
-    """The shipped models: a dict from name to the content of its config, sorted by name."""
+    """The shipped models: a dict from name to the content of its config, sorted by name.
+
+    >>> list(available_models())
+    ['deeprelax', 'deeprelax-2', 'deeprelax-3', 'e3relax-h2', 'ensemble']
+    """
     return {
         path.parent.name: json.loads(path.read_text())
         for path in sorted(SHIPPED.glob(f'*/{CONFIG}'))
