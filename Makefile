@@ -51,7 +51,7 @@ format: .venv/installed-test
 
 # Measures tables of the pages again, and renders them: make results NAMES='table bench' PAIRS=...
 # Words in capitals in the commands of benchmarks/results/*.json are variables to give here.
-INPUTS := ALLOYS DEFECTS LAYERS LM26 MP_PAIRS PAIRS PANDEY POTENTIALS SEEDS SLABS SMALL TENSORNET
+INPUTS := ALLOYS DEFECTS LAYERED LAYERS MP_PAIRS PAIRS PANDEY POTENTIALS SEEDS SLABS SMALL TENSORNET
 NAMES ?= table
 results: .venv/installed
 	$(BIN)/python benchmarks/measure.py $(NAMES) \

@@ -2,11 +2,12 @@
 
     python benchmarks/measure.py table textbook --set PAIRS=pairs_wbm_dev.jsonl.gz
 
-Each result in ``benchmarks/results/`` holds its command. Words in capitals, such as PAIRS,
-are files and folders of yours: give them with ``--set``. The command runs in the folder
-above this one, and the tables in what it prints are parsed. Date, machine, versions,
-commit, hash of the weights and hashes of the files are written beside them. At the end all
-pages are rendered. ``--from FILE`` takes the output of one command that ran elsewhere.
+Each result in ``benchmarks/results/`` holds its command. Words in capitals, such as PAIRS
+but not the names of optimizers, are files and folders of yours: give them with ``--set``.
+The command runs in the folder above this one, and the tables in what it prints are parsed.
+Date, machine, versions, commit, hash of the weights and hashes of the files are written
+beside them. At the end all pages are rendered. ``--from FILE`` takes the output of one
+command that ran elsewhere.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import render
 
 from ase_deeprelax import available_models
 
-PLACEHOLDER = re.compile(r'\b[A-Z][A-Z_]{2,}\b')
+PLACEHOLDER = re.compile(r'(?<!--optimizer )\b[A-Z][A-Z_]{2,}\b')
 RULE = re.compile(r'\|(\s*:?-+:?\s*\|)+')
 
 
@@ -68,7 +69,11 @@ def _cells(line):
 
 
 def filled(command, values):
-    """The command with the files that stand for its words in capitals."""
+    """The command with the files that stand for its words in capitals.
+
+    >>> filled('savings.py PAIRS --optimizer FIRE', {'PAIRS': 'my pairs.jsonl'})
+    "savings.py 'my pairs.jsonl' --optimizer FIRE"
+    """
     missing = set(PLACEHOLDER.findall(command)) - values.keys()
     if missing:
         raise SystemExit(
