@@ -28,7 +28,12 @@ DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 # what keeps it busy.
 BATCH_EDGES = {'cpu': 10_000, 'cuda': 1_000_000}
 # How memory shortage reads where it is not a class of its own.
-OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'Failed to allocate')
+OUT_OF_MEMORY = (
+    'out of memory',
+    "can't allocate memory",
+    'Failed to allocate',
+    'bad_alloc',
+)
 
 
 @dataclass(frozen=True, eq=False)

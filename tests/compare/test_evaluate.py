@@ -393,7 +393,7 @@ def test_a_model_that_cannot_hold_the_cell_is_refused_before_the_work():
     def relax(atoms_list):
         raise AssertionError
 
-    with pytest.raises(ConfigError, match=r"'relax' does not take.*2 of 5 pairs is held"):
+    with pytest.raises(ConfigError, match=r"'relax' does not take.*2 of 5 pairs is fixed"):
         evaluate(kinds_of_pairs(), relax)
 
 

@@ -32,7 +32,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.models import create_model
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
-from ase_deeprelax.predict import checks, relax
+from ase_deeprelax.predict import relax, structure_checks
 from tests.faults.faces import (
     bits,
     both_faces,
@@ -192,7 +192,7 @@ def test_refused_with_calculator(item, tiny_model):
 @both_faces
 def test_18_more_than_fits_into_memory(face, tiny_model, monkeypatch):
     machine = {'SC_PHYS_PAGES': 500_000, 'SC_PAGE_SIZE': 4096}  # of 2 GB
-    monkeypatch.setattr(checks.os, 'sysconf', machine.__getitem__)
+    monkeypatch.setattr(structure_checks.os, 'sysconf', machine.__getitem__)
     atoms = bulk('Cu', cubic=True) * (12, 12, 12)
     before = bits(atoms)
     with pytest.raises(StructureError, match=r'6912 atoms need about \d GB, .* has 2 GB'):
