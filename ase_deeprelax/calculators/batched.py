@@ -127,7 +127,7 @@ class ChgnetBatch:
 def _split(
     structures: Sequence[Atoms],
     boxes: Sequence[Atoms],
-    energies: Sequence[float] | np.ndarray,
+    energies: Sequence[float | np.floating] | np.ndarray,
     forces: np.ndarray,
     stresses: Sequence[np.ndarray] | np.ndarray,
 ) -> list[dict[str, Any]]:

@@ -204,7 +204,7 @@ def _replace(
     recipe: Recipe,
 ) -> Atoms | None:
     """Another element on ``sites``: none that is there already, or atoms would merge."""
-    old = atoms.numbers[sites][0]
+    old = int(atoms.numbers[sites][0])
     candidates = np.array(sorted(set(elements) - set(atoms.numbers.tolist())))
     new = draw_element(candidates, old, rng, recipe.reach, recipe.bold)
     if new is None:
