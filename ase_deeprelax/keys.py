@@ -5,7 +5,14 @@ so none are written. Per-atom sigma goes into ``arrays`` (kept by extxyz) and in
 ``info`` (kept by .traj).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 PREFIX = 'deeprelax_'
 
@@ -32,7 +39,7 @@ STAGE = 'deeprelax_stage'  # info, str: 'predicted', or the refinement it is fro
 OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range, if it is
 
 
-def is_ours(name):
+def is_ours(name: object) -> bool:
     """Whether this package writes such a name; ``atoms.info`` may have names of any type.
 
     >>> is_ours('deeprelax_sigma'), is_ours(5)
@@ -41,19 +48,19 @@ def is_ours(name):
     return isinstance(name, str) and name.startswith(PREFIX)
 
 
-def ours(atoms):
+def ours(atoms: Atoms) -> dict[str, Any]:
     """What this package wrote into ``atoms.info``, as a new dictionary."""
     return {name: value for name, value in atoms.info.items() if is_ours(name)}
 
 
-def strip(atoms):
+def strip(atoms: Atoms) -> None:
     """Remove the names of this package from ``atoms.info`` and ``atoms.arrays``."""
     for store in (atoms.info, atoms.arrays):
         for name in list(filter(is_ours, store)):
             del store[name]
 
 
-def to_key_value_pairs(atoms):
+def to_key_value_pairs(atoms: Atoms) -> dict[str, Any]:
     """The scalars of this package in ``atoms.info``, for ``ase.db``'s ``key_value_pairs``.
 
     Parameters
@@ -78,7 +85,7 @@ def to_key_value_pairs(atoms):
     return {name: value for name, value in ours(atoms).items() if _is_scalar(value)}
 
 
-def _is_scalar(value):
+def _is_scalar(value: object) -> bool:
     """Whether a column of a database takes a value: no text that reads as a number."""
     if not isinstance(value, str):
         return np.isscalar(value)

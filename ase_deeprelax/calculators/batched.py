@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from ase_deeprelax.calculators.periodic import periodic_box
 
 
-def batch_potential(calculator, *, compile_model: bool = False) -> Callable:
+def batch_potential(
+    calculator: Any, *, compile_model: bool = False
+) -> Callable[[Sequence[Atoms]], list[dict[str, Any]]]:
     """The function from structures to energies, forces and stresses that batches need.
 
     Parameters
@@ -44,7 +48,7 @@ def batch_potential(calculator, *, compile_model: bool = False) -> Callable:
     return lambda structures: [_ask(calculator, atoms) for atoms in structures]
 
 
-def _ask(calculator, atoms):
+def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
     # A copy without the results of the last step, so that they cannot be taken for these.
     atoms = atoms.copy()
     atoms.calc = calculator
@@ -65,7 +69,7 @@ def _ask(calculator, atoms):
 class MatglBatch:
     """matgl's potentials, M3GNet and TensorNet, on many structures at once."""
 
-    def __init__(self, potential, compile_model):
+    def __init__(self, potential: Any, compile_model: bool):
         from matgl.ext.ase import Atoms2Graph
 
         self.potential = potential.eval().requires_grad_(False)
@@ -73,7 +77,7 @@ class MatglBatch:
         if compile_model:
             self.potential.model.compile(dynamic=True)
 
-    def __call__(self, structures):
+    def __call__(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Energies, forces and stresses of a list of Atoms."""
         import torch
         from matgl.utils.constants import EV_PER_ANG3_TO_GPA
@@ -93,10 +97,10 @@ class MatglBatch:
 class ChgnetBatch:
     """CHGNet on many structures at once."""
 
-    def __init__(self, potential):
+    def __init__(self, potential: Any):
         self.potential = potential
 
-    def __call__(self, structures):
+    def __call__(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Energies, forces and stresses of a list of Atoms."""
         from ase.units import GPa
         from pymatgen.io.ase import AseAtomsAdaptor
@@ -120,16 +124,20 @@ class ChgnetBatch:
         )
 
 
-def _split(structures, boxes, energies, forces, stresses):
+def _split(
+    structures: Sequence[Atoms],
+    boxes: Sequence[Atoms],
+    energies: Sequence[float | np.floating] | np.ndarray,
+    forces: np.ndarray,
+    stresses: Sequence[np.ndarray] | np.ndarray,
+) -> list[dict[str, Any]]:
     """One dictionary per structure; stresses as ASE's six numbers, per its own volume."""
     ends = np.cumsum([len(atoms) for atoms in structures])[:-1]
-    forces = np.split(np.asarray(forces, float), ends)
+    parts = np.split(np.asarray(forces, float), ends)
     voigt = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
     results = []
     for k, (atoms, box) in enumerate(zip(structures, boxes, strict=True)):
         stress = np.asarray(stresses[k], float)[voigt]
         stress = stress * (box.cell.volume / atoms.cell.volume)
-        results.append(
-            {'energy': float(energies[k]), 'forces': forces[k], 'stress': stress}
-        )
+        results.append({'energy': float(energies[k]), 'forces': parts[k], 'stress': stress})
     return results

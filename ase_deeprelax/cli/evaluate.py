@@ -69,7 +69,7 @@ def evaluate(
         int | None, typer.Option(min=1, help='Only this many pairs, spread over the file.')
     ] = None,
     device: DeviceOption = 'auto',
-):
+) -> None:
     """Measure models on PAIRS with known answers, side by side.
 
     What a pair says of its structure holds for the models too: layers stay layers, fixed

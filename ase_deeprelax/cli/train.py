@@ -1,11 +1,14 @@
 """``deeprelax train | label``: models from pairs, and pairs from a potential."""
 
+from __future__ import annotations
+
 import gzip
 import logging
 import math
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +20,10 @@ from ase_deeprelax.cli.app import (
     pip_line,
 )
 from ase_deeprelax.errors import MissingDependencyError, PairFileError, StructureError
+
+if TYPE_CHECKING:
+    from ase_deeprelax.train.datamodule import Composition
+    from ase_deeprelax.train.inputs import Series, Structures
 
 # Larger relaxed structures are not read.
 PARENT_ATOMS = 20
@@ -40,7 +47,7 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option('--set', help='KEY.KEY=VALUE, on top of CONFIG.')
     ] = None,
-):
+) -> None:
     """Train a model as CONFIG says."""
     with _training_tools():
         from ase_deeprelax.train.run import train as run
@@ -130,7 +137,7 @@ def label(
         bool, typer.Option('--compile', help='Compile a potential of matgl first.')
     ] = False,
     device: DeviceOption = 'auto',
-):
+) -> None:
     """Make training pairs: relax new structures with a potential.
 
     If it is interrupted, the same command goes on where it stopped. Inputs that failed are
@@ -181,7 +188,9 @@ def label(
     typer.echo(f'{series.name}: {pairs} pairs in {out}, {failed} inputs failed')
 
 
-def _structures(file, elements, settings):
+def _structures(
+    file: Path, elements: frozenset[int], settings: dict[str, Any]
+) -> Structures:
     """The series of given structures, of any size; of pairs, the unrelaxed ones."""
     from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.data.pairs import read_pairs
@@ -209,7 +218,13 @@ def _structures(file, elements, settings):
     return Structures(structures, elements, name, **settings)
 
 
-def _made_from(files, sources, kind, elements, settings):
+def _made_from(
+    files: Iterable[Path],
+    sources: list[str] | None,
+    kind: str,
+    elements: frozenset[int],
+    settings: dict[str, Any],
+) -> Series:
     """The series of structures of a kind that are made from relaxed ones."""
     from ase_deeprelax.train.datamodule import read_relaxed
     from ase_deeprelax.train.inputs import SERIES, Prototypes
@@ -228,7 +243,7 @@ def _made_from(files, sources, kind, elements, settings):
     return series
 
 
-def _knows_hubbard(potential):
+def _knows_hubbard(potential: str) -> bool:
     """Whether the energies that a potential was trained on had a Hubbard U.
 
     Its name says so: the Materials Project's trajectories, and what was made to go with
@@ -240,11 +255,11 @@ def _knows_hubbard(potential):
     return name in WITH_HUBBARD or 'm3gnet-mp' in weights
 
 
-def _compositions(files):
+def _compositions(files: Iterable[Path]) -> frozenset[Composition]:
     """The compositions that files of formulas name."""
     from ase_deeprelax.train.datamodule import read_compositions
 
-    excluded = set()
+    excluded: set[Composition] = set()
     for file in files:
         try:
             excluded |= read_compositions(file)
@@ -254,7 +269,7 @@ def _compositions(files):
 
 
 @contextmanager
-def _training_tools():
+def _training_tools() -> Generator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
@@ -264,7 +279,7 @@ def _training_tools():
 
 
 @contextmanager
-def _log_on_stderr():
+def _log_on_stderr() -> Generator[None]:
     """How far the work is, with the time."""
     log, handler = logging.getLogger('ase_deeprelax'), logging.StreamHandler()
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))

@@ -5,9 +5,12 @@ intra-cell pairs) get every crystal in this frame, so that their answer cannot d
 the user's orientation, handedness, origin, lattice vectors, periodic images or atom order.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ase_deeprelax.geometry.lattice import canonical_bases, reduced_basis
 
@@ -51,7 +54,9 @@ class CanonicalCrystal:
     shift: np.ndarray
 
 
-def canonicalize(numbers, positions, cell):
+def canonicalize(
+    numbers: ArrayLike, positions: np.ndarray, cell: np.ndarray
+) -> CanonicalCrystal:
     """Write a crystal in the canonical frame.
 
     The cell is Minkowski reduced with the most acute angles; of all its equivalent bases,
@@ -116,20 +121,22 @@ def canonicalize(numbers, positions, cell):
     )
 
 
-def _species(numbers):
+def _species(numbers: np.ndarray) -> list[np.ndarray]:
     """Indices of the atoms of each element, the rarest element first."""
     elements, counts = np.unique(numbers, return_counts=True)
     return [np.flatnonzero(numbers == elements[k]) for k in np.lexsort((elements, counts))]
 
 
-def _keys(frac, lengths):
+def _keys(frac: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """One integer per atom, in lexicographic order of its binned coordinates."""
     bins = np.floor(frac * (lengths / TOLERANCE) + _BIN_OFFSET).astype(np.int64)
     base = np.int64(1 << 20)  # room for vectors of 1000 A
     return (bins[..., 0] * base + bins[..., 1]) * base + bins[..., 2]
 
 
-def _first_in_order(frac, species, lengths):
+def _first_in_order(
+    frac: np.ndarray, species: list[np.ndarray], lengths: np.ndarray
+) -> tuple[np.integer, np.integer]:
     """Of all bases and origins, the pair whose list of atoms comes first.
 
     Species are compared one after the other, so that most candidates drop out while the
@@ -159,7 +166,7 @@ def _first_in_order(frac, species, lengths):
     return choice[0], origin[0]
 
 
-def _lexicographic_minima(lists):
+def _lexicographic_minima(lists: np.ndarray) -> np.ndarray:
     """Rows that equal the smallest row."""
     rows = np.arange(len(lists))
     for column in range(lists.shape[1]):

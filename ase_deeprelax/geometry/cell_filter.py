@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from ase import Atoms
 from ase.cell import Cell
@@ -107,7 +109,7 @@ class FreeCellFilter(FrechetCellFilter):
         before = np.linalg.solve(stretch.T, positions.T).T
         return np.concatenate([before, self.exp_cell_factor * self.logm(stretch)])
 
-    def set_positions(self, new: np.ndarray, **kwargs) -> None:
+    def set_positions(self, new: np.ndarray, **kwargs: Any) -> None:
         """Positions, and the logarithm of the strain as far as it is free."""
         atoms, layer = self.atoms, self.layer
         new = self._projected(new)
@@ -131,7 +133,7 @@ class FreeCellFilter(FrechetCellFilter):
             positions = positions - turns
         atoms.set_positions(positions, **kwargs)
 
-    def get_forces(self, **kwargs) -> np.ndarray:
+    def get_forces(self, **kwargs: Any) -> np.ndarray:
         """(n_atoms + 3, 3): forces, and those on the free strains of the cell."""
         stress = self.atoms.get_stress(**kwargs)
         rows, _ = self._utility.get_forces_frechet(

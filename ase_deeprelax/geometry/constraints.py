@@ -73,7 +73,9 @@ def constraint_labels(atoms: Atoms, movable: np.ndarray) -> np.ndarray:
 class Frozen:
     """Constraints and hidden atoms, at the new cell."""
 
-    def __init__(self, atoms, cell, positions, movable):
+    def __init__(
+        self, atoms: Atoms, cell: np.ndarray, positions: np.ndarray, movable: np.ndarray
+    ):
         # What is wholly fixed comes last, and stays to the last bit.
         self.constraints = sorted(atoms.constraints, key=lambda c: type(c) is FixAtoms)
         self.movable = movable
@@ -87,7 +89,7 @@ class Frozen:
             masses=atoms.get_masses(),
         )
 
-    def move(self, step):
+    def move(self, step: np.ndarray) -> np.ndarray:
         """(n_atoms, 3): positions after as much of the step as is allowed, A."""
         start = self.start.positions
         new = start + np.where(self.movable[:, None], step, 0.0)
@@ -103,7 +105,7 @@ class Frozen:
             f'no step satisfies these constraints together: {names}; remove one of them'
         )
 
-    def best_shift(self, step):
+    def best_shift(self, step: np.ndarray) -> np.ndarray:
         """(3,): the rigid shift after which least of the step is taken away, A."""
         if len(step) == 0 or (self.movable.all() and not self.constraints):
             return np.zeros(3)

@@ -1,6 +1,11 @@
 """Networks by name."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from ase_deeprelax.errors import ModelError
+from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.e3relax_h2 import e3relax_h2
 from ase_deeprelax.models.egnn import EGNN
 from ase_deeprelax.models.paegnn import PaEGNN
@@ -9,7 +14,7 @@ from ase_deeprelax.models.painn import PaiNN
 ARCHITECTURES = {'paegnn': PaEGNN, 'e3relax-h2': e3relax_h2, 'painn': PaiNN, 'egnn': EGNN}
 
 
-def create_model(architecture, **hyperparameters):
+def create_model(architecture: str, **hyperparameters: Any) -> RelaxationModel:
     """A new model with random weights.
 
     Parameters

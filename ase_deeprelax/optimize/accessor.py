@@ -5,6 +5,10 @@ assignment. Until something is assigned, ``hasattr(atoms, 'optimizer')`` is Fals
 plain ASE. `uninstall` takes it away again.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from ase import Atoms
 
 from ase_deeprelax.errors import warn
@@ -20,7 +24,7 @@ class OptimizerAccessor:
     take it along.
     """
 
-    def __get__(self, atoms, owner=None):
+    def __get__(self, atoms: Atoms | None, owner: type | None = None) -> Any:
         if atoms is None:
             return self
         try:
@@ -31,7 +35,7 @@ class OptimizerAccessor:
                 'assign one: atoms.optimizer = DeepRelaxOptimizer()'
             ) from None
 
-    def __set__(self, atoms, optimizer):
+    def __set__(self, atoms: Atoms, optimizer: Any) -> None:
         if isinstance(optimizer, type) or not hasattr(optimizer, 'run'):
             raise TypeError(
                 f'atoms.optimizer takes an optimizer, not {optimizer!r}: assign one, as '
@@ -41,14 +45,14 @@ class OptimizerAccessor:
             optimizer = optimizer.bind(atoms)
         atoms.__dict__[NAME] = optimizer
 
-    def __delete__(self, atoms):
+    def __delete__(self, atoms: Atoms) -> None:
         optimizer = self.__get__(atoms)
         del atoms.__dict__[NAME]
         if hasattr(optimizer, 'unbind'):
             optimizer.unbind()
 
 
-def install():
+def install() -> None:
     """Add ``Atoms.optimizer``; a second call changes nothing.
 
     Where something else already uses that name, it is left alone with a warning.
@@ -69,7 +73,7 @@ def install():
         )
 
 
-def uninstall():
+def uninstall() -> None:
     """Take ``Atoms.optimizer`` away again; optimizers already assigned stay attributes."""
     if isinstance(vars(Atoms).get(NAME), OptimizerAccessor):
         delattr(Atoms, NAME)

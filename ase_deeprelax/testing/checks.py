@@ -1,16 +1,20 @@
 """Invariances and promises that hold for every crystal."""
 
+from __future__ import annotations
+
 import copy
 from dataclasses import fields
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.build import bulk
 
 from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.geometry.symmetry import find_symmetry
-from ase_deeprelax.models.base import LOG_B_RANGE
+from ase_deeprelax.models.base import LOG_B_RANGE, ModelOutput, RelaxationModel
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.predict.forward import DTYPES
 from ase_deeprelax.testing.crystals import generic_crystals, symmetric_crystals
@@ -31,7 +35,9 @@ SIGMA_TOLERANCE = 1e-3
 SYMPREC = 1e-3
 
 
-def awaken(model, *, scale=0.05, seed=0):
+def awaken(
+    model: RelaxationModel, *, scale: float = 0.05, seed: int = 0
+) -> RelaxationModel:
     """A copy whose zero-initialised weights are random, so that it predicts something.
 
     Models start with read-outs of zero ("already relaxed"), on which every invariance
@@ -59,7 +65,7 @@ def awaken(model, *, scale=0.05, seed=0):
     return model
 
 
-def says_something(model, dtype):
+def says_something(model: RelaxationModel, dtype: str) -> None:
     """The checks below mean nothing for a model that moves nothing."""
     for result in predictions(model, dtype, generic_crystals(known_elements(model))[1:]):
         change = np.abs(result.deformation - np.eye(3)).max()
@@ -67,7 +73,7 @@ def says_something(model, dtype):
         expect(change > 1e-4, f'largest strain is {change:.1e}')
 
 
-def output_is_sound(model, dtype):
+def output_is_sound(model: RelaxationModel, dtype: str) -> None:
     """Shapes, types, ranges; nothing of the input is changed."""
     predictor = Predictor(model, device='cpu', dtype=dtype)
     spec, torch_dtype = predictor.model.spec, DTYPES[dtype]
@@ -101,7 +107,7 @@ def output_is_sound(model, dtype):
     _check_ranges(batch, output)
 
 
-def _check_ranges(batch, output):
+def _check_ranges(batch: CrystalGraph, output: ModelOutput) -> None:
     stretch = output.deformation
     expect(torch.allclose(stretch, stretch.mT, atol=1e-6), 'deformation is not symmetric')
     positive = (torch.linalg.eigvalsh(stretch) > 0).all()
@@ -118,16 +124,16 @@ def _check_ranges(batch, output):
     expect((bonds > 0).all(), 'an atom has no bond with a predicted distance')
 
 
-def ignores_orientation(model, dtype):
+def ignores_orientation(model: RelaxationModel, dtype: str) -> None:
     """Rotated and mirrored crystals relax to the rotated and mirrored structures."""
     for rotation in orthogonal_matrices(2):
         expect_same(model, dtype, lambda atoms, r=rotation: (rotated(atoms, r), r, None))
 
 
-def ignores_origin(model, dtype):
+def ignores_origin(model: RelaxationModel, dtype: str) -> None:
     """A rigid translation changes nothing."""
 
-    def move(atoms):
+    def move(atoms: Atoms) -> tuple[Atoms, np.ndarray, None]:
         moved = atoms.copy()
         moved.positions += [0.31, 1.77, -2.13]
         return moved, np.eye(3), None
@@ -135,11 +141,11 @@ def ignores_origin(model, dtype):
     expect_same(model, dtype, move)
 
 
-def ignores_order(model, dtype):
+def ignores_order(model: RelaxationModel, dtype: str) -> None:
     """Atoms may come in any order."""
     rng = np.random.default_rng(1)
 
-    def permute(atoms):
+    def permute(atoms: Atoms) -> tuple[Atoms, np.ndarray, np.ndarray]:
         order = rng.permutation(len(atoms))
         return atoms[order], np.eye(3), order
 
@@ -157,11 +163,11 @@ def ignores_order(model, dtype):
         )
 
 
-def ignores_images(model, dtype):
+def ignores_images(model: RelaxationModel, dtype: str) -> None:
     """Atoms may be written in any periodic image, and stay in it."""
     rng = np.random.default_rng(2)
 
-    def scatter(atoms):
+    def scatter(atoms: Atoms) -> tuple[Atoms, np.ndarray, None]:
         moved = atoms.copy()
         moved.positions += rng.integers(-3, 4, (len(atoms), 3)) @ atoms.cell.array
         return moved, np.eye(3), None
@@ -169,11 +175,13 @@ def ignores_images(model, dtype):
     expect_same(model, dtype, scatter)
 
 
-def ignores_lattice_vectors(model, dtype):
+def ignores_lattice_vectors(model: RelaxationModel, dtype: str) -> None:
     """Any three vectors that span the lattice will do, left-handed ones too."""
     for matrix in ([[1, 0, 0], [1, 1, 0], [-1, 2, 1]], [[0, 1, 0], [1, 0, 1], [0, 0, 1]]):
 
-        def choose(atoms, matrix=matrix):
+        def choose(
+            atoms: Atoms, matrix: list[list[int]] = matrix
+        ) -> tuple[Atoms, np.ndarray, None]:
             moved = atoms.copy()
             moved.set_cell(np.array(matrix) @ atoms.cell.array)
             return moved, np.eye(3), None
@@ -181,7 +189,7 @@ def ignores_lattice_vectors(model, dtype):
         expect_same(model, dtype, choose)
 
 
-def ignores_supercell(model, dtype):
+def ignores_supercell(model: RelaxationModel, dtype: str) -> None:
     """A 2x1x1 supercell relaxes as its cell does; for models that do not see the cell."""
     if model.spec.canonical:
         return
@@ -199,7 +207,7 @@ def ignores_supercell(model, dtype):
         )
 
 
-def ignores_company(model, dtype):
+def ignores_company(model: RelaxationModel, dtype: str) -> None:
     """What shares the batch does not matter."""
     for symmetry, crystals in both_kinds(model):
         together = predictions(model, dtype, crystals, symmetry)
@@ -211,7 +219,7 @@ def ignores_company(model, dtype):
             )
 
 
-def leaves_input_alone(model, dtype):
+def leaves_input_alone(model: RelaxationModel, dtype: str) -> None:
     """The atoms handed in are bit for bit what they were."""
     crystals = generic_crystals(known_elements(model))
     before = [atoms.copy() for atoms in crystals]
@@ -220,7 +228,7 @@ def leaves_input_alone(model, dtype):
         expect(atoms == copied, f'{copied.symbols} was changed')
 
 
-def keeps_single_atoms(model, dtype):
+def keeps_single_atoms(model: RelaxationModel, dtype: str) -> None:
     """In a cell of one atom only the cell can relax."""
     for name, structure in (('Cu', 'fcc'), ('Fe', 'bcc'), ('Po', 'sc')):
         atoms = bulk(name, structure, a=3.4)
@@ -230,7 +238,7 @@ def keeps_single_atoms(model, dtype):
         expect(np.isfinite(result.sigma), 'sigma is not finite')
 
 
-def keeps_space_group(model, dtype, n=100):
+def keeps_space_group(model: RelaxationModel, dtype: str, n: int = 100) -> None:
     """The space group is not lowered, by equivariance or, without it, by projection."""
     symmetry = 'keep' if model.spec.canonical else 'free'
     crystals = symmetric_crystals(n, known_elements(model))

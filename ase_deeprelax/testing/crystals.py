@@ -1,5 +1,9 @@
 """Crystals to try a model on: generic ones, and ones of high symmetry."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
@@ -8,7 +12,9 @@ from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal
 
 
-def generic_crystals(elements=(8, 12, 22, 38), seed=0):
+def generic_crystals(
+    elements: Sequence[int] = (8, 12, 22, 38), seed: int = 0
+) -> list[Atoms]:
     """A few small crystals without symmetry, in skewed cells.
 
     Returns
@@ -17,7 +23,7 @@ def generic_crystals(elements=(8, 12, 22, 38), seed=0):
         One, two, five and eight atoms.
     """
     rng = np.random.default_rng(seed)
-    a, b, c, d = (elements * 4)[:4]
+    a, b, c, d = (tuple(elements) * 4)[:4]
     crystals = [
         bulk('Cu', 'fcc', a=4.0),
         bulk('CuO', 'zincblende', a=4.6),
@@ -34,7 +40,9 @@ def generic_crystals(elements=(8, 12, 22, 38), seed=0):
     return crystals
 
 
-def symmetric_crystals(n, elements=(3, 8, 12, 13, 22, 26, 38, 50), seed=0):
+def symmetric_crystals(
+    n: int, elements: Sequence[int] = (3, 8, 12, 13, 22, 26, 38, 50), seed: int = 0
+) -> list[Atoms]:
     """Crystals of random prototypes, elements and lattice constants.
 
     Returns
@@ -59,20 +67,26 @@ def symmetric_crystals(n, elements=(3, 8, 12, 13, 22, 26, 38, 50), seed=0):
     return found
 
 
-def _perovskite(a_site, b_site, anion, a):
+def _perovskite(a_site: int, b_site: int, anion: int, a: float) -> Atoms:
     positions = [[0.5, 0.5, 0.5], [0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]
     numbers = [a_site, b_site, anion, anion, anion]
     return Atoms(numbers, cell=a * np.eye(3), scaled_positions=positions, pbc=True)
 
 
-def _wyckoff(symbols, basis, group, cell, setting=1):
+def _wyckoff(
+    symbols: list[str],
+    basis: Sequence[Sequence[float]],
+    group: int,
+    cell: list[float],
+    setting: int = 1,
+) -> Atoms:
     return crystal(
         symbols, basis, spacegroup=group, setting=setting, cellpar=cell, primitive_cell=True
     )
 
 
 # Each takes three free parameters between 0 and 1.
-_PROTOTYPES = (
+_PROTOTYPES: tuple[Callable[[float, float, float], Atoms], ...] = (
     lambda *_: bulk('Cu', 'fcc', a=3.6),
     lambda *_: bulk('Fe', 'bcc', a=2.9),
     lambda x, *_: bulk('Mg', 'hcp', a=3.2, c=3.2 * (1.5 + 0.3 * x)),

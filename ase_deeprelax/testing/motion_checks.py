@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from ase import Atoms
 from ase.build import mx2
 from ase.constraints import FixAtoms
 
+from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.result import Relaxation
 from ase_deeprelax.testing.crystals import generic_crystals, symmetric_crystals
 from ase_deeprelax.testing.predictions import (
     TOLERANCE,
@@ -21,7 +25,7 @@ from ase_deeprelax.testing.predictions import (
     rotated,
 )
 
-PARTS = ('in-plane', 'hydrostatic', [1, 0, 0, 0, 0, 1])
+PARTS: tuple[RelaxCell, ...] = ('in-plane', 'hydrostatic', [1, 0, 0, 0, 0, 1])
 
 
 def holds_what_is_held(model: RelaxationModel, dtype: str) -> None:
@@ -47,7 +51,9 @@ def holds_what_is_held(model: RelaxationModel, dtype: str) -> None:
         expect(same, f'{layer.symbols}: the vacuum vector changed')
 
 
-def _expect_held_strains(atoms: Atoms, deformation: np.ndarray, relax_cell) -> None:
+def _expect_held_strains(
+    atoms: Atoms, deformation: np.ndarray, relax_cell: RelaxCell
+) -> None:
     strain = deformation - np.eye(3)
     if relax_cell == 'hydrostatic':
         held = strain - np.trace(strain) / 3 * np.eye(3)
@@ -87,7 +93,7 @@ def ignores_the_box_of_a_layer(model: RelaxationModel, dtype: str) -> None:
             _expect_same_layer(first, other, np.eye(3), TOLERANCE[dtype], where)
 
 
-def _boxes(layer: Atoms):
+def _boxes(layer: Atoms) -> Iterator[Atoms]:
     cell = layer.cell.array
     for height, tilt, lift, pbc in (
         (15.0, 0.0, 0.0, True),
@@ -105,7 +111,7 @@ def _boxes(layer: Atoms):
         yield other
 
 
-def _layer_change(result) -> tuple[np.ndarray, np.ndarray]:
+def _layer_change(result: Relaxation) -> tuple[np.ndarray, np.ndarray]:
     """Stretch in the plane (3, 3), and displacements (n_atoms, 3) in A before it."""
     layer = find_layer(result.initial)
     if layer is None:
@@ -131,7 +137,9 @@ def ignores_orientation_of_a_layer(model: RelaxationModel, dtype: str) -> None:
             _expect_same_layer(first, other, rotation, TOLERANCE[dtype], where)
 
 
-def _expect_same_layer(first, other, rotation, tolerance, where) -> None:
+def _expect_same_layer(
+    first: Relaxation, other: Relaxation, rotation: np.ndarray, tolerance: float, where: str
+) -> None:
     """The layers agree, whatever the boxes."""
     (stretch, u), (other_stretch, other_u) = (_layer_change(x) for x in (first, other))
     rows = first.initial.cell.array[:2] @ rotation
@@ -161,7 +169,7 @@ def keeps_layer_group(model: RelaxationModel, dtype: str) -> None:
         expect(after >= before, f'{atoms.symbols}: {before} operations became {after}')
 
 
-def generic_layers(elements=(8, 12, 22, 38)) -> list[Atoms]:
+def generic_layers(elements: Sequence[int] = (8, 12, 22, 38)) -> list[Atoms]:
     """Layers without symmetry: of one plane of atoms, and of three."""
     rng = np.random.default_rng(7)
     a, b, c, _ = (tuple(elements) * 4)[:4]

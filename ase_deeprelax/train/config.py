@@ -1,7 +1,10 @@
 """The settings of a training run: one YAML file, checked before anything is loaded."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
@@ -151,7 +154,7 @@ MOST_TEXT, MOST_ENTRIES = 1 << 16, 10_000
 MOST_ERRORS = 10  # the message shows so many
 
 
-def load_config(path, overrides=()):
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     """Read and check a YAML file.
 
     Parameters
@@ -195,7 +198,7 @@ def load_config(path, overrides=()):
     return _resolve(config, base)
 
 
-def _read_yaml(path):
+def _read_yaml(path: Path) -> Any:
     """What a file holds, if that is not more than a configuration can be."""
     if not path.is_file():
         raise ConfigError(f'{path}: there is no such file')
@@ -213,7 +216,7 @@ def _read_yaml(path):
     return raw
 
 
-def _n_entries(data, known):
+def _n_entries(data: Any, known: dict[int, int]) -> int:
     """How many entries a configuration has, those behind its aliases counted each time."""
     if not isinstance(data, (dict, list)):
         return 1
@@ -224,13 +227,13 @@ def _n_entries(data, known):
     return known[id(data)]
 
 
-def _override(raw, override):
+def _override(raw: dict[str, Any], override: str) -> None:
     """Set one value in place; numbers in a key count the entries of a list."""
     key, equals, value = override.partition('=')
     if not equals:
         raise ConfigError(f'override {override!r} must read key=value')
     *parents, last = key.split('.')
-    section = raw
+    section: Any = raw
     try:
         for parent in parents:
             if isinstance(section, list):
@@ -242,7 +245,7 @@ def _override(raw, override):
         raise ConfigError(f'override {override!r} cannot be applied: {error}') from error
 
 
-def _resolve(config, base):
+def _resolve(config: TrainConfig, base: Path) -> TrainConfig:
     """The same settings with input paths taken relative to the YAML file."""
     data = config.data
     pairs = [s.model_copy(update={'path': base / s.path}) for s in data.pairs]

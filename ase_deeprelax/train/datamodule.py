@@ -1,28 +1,41 @@
 """Training samples: pairs and denoising pairs, augmented, as batches of graphs."""
 
+from __future__ import annotations
+
 import logging
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
 import torch
 from ase import Atoms
+from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ase_deeprelax.data.batching import collate, runs
-from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.data.convert import Frame, to_graph
+from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
+from ase_deeprelax.geometry.motion import Motion
 from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold
 from ase_deeprelax.train.sigterm import outlive_sigterm
 
+if TYPE_CHECKING:
+    from ase_deeprelax.train.config import Data, TrainConfig
+
 log = logging.getLogger(__name__)
 
+# What a reduced formula says, however it is written: ((Z, count), ...).
+Composition = tuple[tuple[int, int], ...]
 
-class PairGraphs(Dataset):
+
+class PairGraphs(Dataset[CrystalGraph]):
     """Pairs as graphs with targets; a key is ``(epoch, index)`` and decides what is random.
 
     Parameters
@@ -38,28 +51,36 @@ class PairGraphs(Dataset):
     dtype : torch.dtype
     """
 
-    def __init__(self, pairs, relaxed, spec, *, data=None, seed=0, dtype=torch.float32):
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        relaxed: Sequence[Pair],
+        spec: GraphSpec,
+        *,
+        data: Data | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.pairs, self.relaxed, self.spec = pairs, relaxed, spec
-        self.data: Any = data
-        self.seed, self.dtype = seed, dtype
+        self.data, self.seed, self.dtype = data, seed, dtype
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pairs) + len(self.relaxed)
 
-    def sizes(self):
+    def sizes(self) -> np.ndarray:
         """(n_samples,) atoms in each."""
         return np.array([len(pair.numbers) for pair in [*self.pairs, *self.relaxed]])
 
-    def __getitem__(self, index):
-        epoch, index = index
-        rng = np.random.default_rng((self.seed, epoch, index))
-        denoised = index >= len(self.pairs)
-        known = self.relaxed[index - len(self.pairs)] if denoised else self.pairs[index]
-        if denoised:
+    def __getitem__(self, index: tuple[int, int]) -> CrystalGraph:
+        epoch, k = index
+        rng = np.random.default_rng((self.seed, epoch, k))
+        denoised = k >= len(self.pairs)
+        known = self.relaxed[k - len(self.pairs)] if denoised else self.pairs[k]
+        if self.data is None:
+            pair, motion = known, known.motion()
+        elif denoised:
             pair = disturb(known, self.data.denoise, rng)
             pair, motion = hold(pair, self.data.hold, rng)
-        elif self.data is None:
-            pair, motion = known, known.motion()
         else:
             pair, motion = hold(known, self.data.hold, rng)
             pair = augment(pair, motion, self.data.augment, rng)
@@ -73,13 +94,13 @@ class PairGraphs(Dataset):
         graph.displacement_target = torch.from_numpy(displacement).to(self.dtype)
         return graph
 
-    def _graph(self, pair, motion):
+    def _graph(self, pair: Pair, motion: Motion) -> tuple[CrystalGraph, Frame]:
         return to_graph(
             pair.unrelaxed, self.spec, self.dtype, motion=motion, layer=pair.layer
         )
 
 
-def _relaxable(pairs, path):
+def _relaxable(pairs: Sequence[Pair], path: Path) -> list[Pair]:
     """The pairs without those that `relax` would refuse."""
     kept = []
     for pair in pairs:
@@ -96,7 +117,7 @@ def _relaxable(pairs, path):
     return kept
 
 
-class SizeBatches(Sampler):
+class SizeBatches(Sampler[list[tuple[int, int]]]):
     """Batches of similar sizes under a budget of atoms, in a new order each epoch.
 
     Neighbour sums are padded to the most neighbours in a batch, so that mixing two and
@@ -106,7 +127,15 @@ class SizeBatches(Sampler):
     """
 
     def __init__(
-        self, sizes, batch_atoms, seed, draw=None, epoch=0, *, skip=0, crystals=None
+        self,
+        sizes: np.ndarray,
+        batch_atoms: int,
+        seed: int,
+        draw: Callable[[np.random.Generator], np.ndarray] | None = None,
+        epoch: int = 0,
+        *,
+        skip: int = 0,
+        crystals: int | None = None,
     ):
         self.sizes, self.batch_atoms, self.seed = sizes, batch_atoms, seed
         self.crystals, self.skip = crystals, skip
@@ -116,17 +145,17 @@ class SizeBatches(Sampler):
         # must cut them where the uninterrupted one does.
         self._length = len(self.batches(0))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._length
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # A generator, because a loader with worker processes makes two iterators and takes
         # batches from the second one only: an epoch counts when its first batch is taken.
         (epoch, skip), self.epoch, self.skip = (self.epoch, self.skip), self.epoch + 1, 0
         for batch in self.batches(epoch)[skip:]:
             yield [(epoch, int(k)) for k in batch]
 
-    def batches(self, epoch):
+    def batches(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch))
         index = self.draw(rng)
         order = index[np.lexsort((rng.random(len(index)), self.sizes[index]))]
@@ -142,14 +171,16 @@ class PairData(lightning.LightningDataModule):
 
     trainer: Any
 
-    def __init__(self, config, spec):
+    def __init__(self, config: TrainConfig, spec: GraphSpec):
         super().__init__()
         self.config, self.spec = config, spec
         data = config.data
-        excluded = set()
+        excluded: set[Composition] = set()
         if data.exclude_formulas:
             excluded = read_compositions(data.exclude_formulas)
-        self.train, self.val, copies = [], [], []
+        self.train: list[Pair] = []
+        self.val: list[Pair] = []
+        copies: list[float] = []
         for source in data.pairs:
             # Not the tests, whose answers need not be there.
             wanted = ('train', 'val', '')
@@ -164,7 +195,7 @@ class PairData(lightning.LightningDataModule):
             copies += [source.copies] * len(train)
             self.val += spread([p for p in pairs if p.split == 'val'], source.val_limit)
         self.copies = np.array(copies)
-        self.relaxed = []
+        self.relaxed: list[Pair] = []
         for source in data.relaxed_structures:
             relaxed = read_relaxed(source.path, excluded, data.denoise.max_atoms)
             relaxed = _relaxable(relaxed, source.path)
@@ -175,13 +206,13 @@ class PairData(lightning.LightningDataModule):
             raise ConfigError('no training pair is left after splits and exclusions')
 
     @property
-    def elements(self):
+    def elements(self) -> list[int]:
         """Sorted atomic numbers seen in training."""
         return sorted(
             {int(z) for pair in [*self.train, *self.relaxed] for z in pair.numbers}
         )
 
-    def setup(self, stage=None):  # noqa: ARG002 - Lightning's signature
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
         """Make the two sets; Lightning calls it."""
         config, data = self.config, self.config.data
         dtype = torch.float64 if config.optimize.precision == '64' else torch.float32
@@ -190,7 +221,7 @@ class PairData(lightning.LightningDataModule):
         )
         self.val_set = PairGraphs(self.val, [], self.spec, dtype=dtype)
 
-    def train_dataloader(self):
+    def train_dataloader(self) -> DataLoader:
         n, m = len(self.train), len(self.relaxed)
         denoise = self.config.data.denoise
         share = denoise.share if m else 0
@@ -198,7 +229,7 @@ class PairData(lightning.LightningDataModule):
         chances = np.array([draw_weight(pair, denoise) for pair in self.relaxed])
         chances = chances / chances.sum() if m else chances
 
-        def draw(rng):
+        def draw(rng: np.random.Generator) -> np.ndarray:
             # A source with 1.5 copies gives each pair once or twice.
             times = np.floor(self.copies + rng.random(n)).astype(int)
             extra = n + rng.choice(m, drawn, p=chances) if m else []
@@ -215,14 +246,14 @@ class PairData(lightning.LightningDataModule):
         )
         return self._loader(self.train_set, sampler)
 
-    def val_dataloader(self):
+    def val_dataloader(self) -> DataLoader:
         data = self.config.data
         sampler = SizeBatches(
             self.val_set.sizes(), data.batch_atoms, 0, crystals=data.batch_crystals
         )
         return self._loader(self.val_set, sampler)
 
-    def _loader(self, dataset, sampler):
+    def _loader(self, dataset: PairGraphs, sampler: SizeBatches) -> DataLoader:
         workers = self.config.data.workers
         return DataLoader(
             dataset,
@@ -234,20 +265,22 @@ class PairData(lightning.LightningDataModule):
         )
 
 
-def composition(numbers):
-    """What a reduced formula says, however it is written: ((Z, count), ...)."""
+def composition(numbers: ArrayLike) -> Composition:
+    """What the reduced formula of these atomic numbers says."""
     elements, counts = np.unique(numbers, return_counts=True)
     return tuple(
         zip(elements.tolist(), (counts // np.gcd.reduce(counts)).tolist(), strict=True)
     )
 
 
-def read_compositions(path):
+def read_compositions(path: Path) -> set[Composition]:
     """The compositions of a file of formulas."""
     return {composition(Atoms(formula).numbers) for formula in path.read_text().split()}
 
 
-def read_relaxed(path, excluded, max_atoms):
+def read_relaxed(
+    path: str | Path, excluded: Collection[Composition], max_atoms: float
+) -> list[Pair]:
     """Relaxed structures of a file of JSON lines as pairs of themselves.
 
     Records hold ``id, formula, numbers, cell, frac``, or they are pairs, of which the

@@ -1,24 +1,35 @@
 """The loss, eqs. 11-15, with the corrections that the read-outs need."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
-from ase_deeprelax.models.base import apply_deformation, moved_vectors
+from ase_deeprelax.data.graph import CrystalGraph
+from ase_deeprelax.models.base import ModelOutput, apply_deformation, moved_vectors
 from ase_deeprelax.models.layers import mean_over_atoms
+
+if TYPE_CHECKING:
+    from ase_deeprelax.train.config import Loss
 
 # Scale of distances where none is learned, A: the usual error.
 FIXED_SCALE = 0.05
 
 
-def laplace_nll(distance, log_b, target):
+def laplace_nll(
+    distance: torch.Tensor, log_b: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
     """Negative log-likelihood of a Laplace distribution, eqs. 11-12; mean over edges."""
     if not len(target):
         return distance.sum()  # one-atom cells have no intra-cell pairs: a zero, not NaN
     return ((distance - target).abs() / log_b.exp() + log_b).mean() + math.log(2)
 
 
-def relaxation_loss(graph, prediction, weights):
+def relaxation_loss(
+    graph: CrystalGraph, prediction: ModelOutput, weights: Loss
+) -> dict[str, torch.Tensor]:
     """The terms of the loss and their weighted sum.
 
     Where a network says a structure after each layer, the terms of the structure are means
@@ -57,16 +68,18 @@ def relaxation_loss(graph, prediction, weights):
         'volume': volume,
         'displacement': displacement,
     }
-    if prediction.cross_index is not None:
-        cross = target_cross_distances(graph, prediction)
-        terms['cross_distance'] = distance_term(
-            prediction.cross_distance, prediction.cross_log_b, cross, weights
-        )
+    cross = cross_distances(prediction)
+    if cross is not None:
+        edges, distance, log_b = cross
+        target = target_cross_distances(graph, edges)
+        terms['cross_distance'] = distance_term(distance, log_b, target, weights)
     terms['loss'] = sum(getattr(weights, name) * value for name, value in terms.items())
     return terms
 
 
-def distance_term(distance, log_b, target, weights):
+def distance_term(
+    distance: torch.Tensor, log_b: torch.Tensor, target: torch.Tensor, weights: Loss
+) -> torch.Tensor:
     """Likelihood of the distances, or, with ``scales`` off, that of one fixed scale, so
     that both weigh alike (the paper's ablation without data uncertainty).
     """
@@ -75,18 +88,42 @@ def distance_term(distance, log_b, target, weights):
     return laplace_nll(distance, log_b, target)
 
 
-def structure_terms(graph, deformation, displacement):
+def targets(graph: CrystalGraph) -> tuple[torch.Tensor, torch.Tensor]:
+    """Deformations (n_graphs, 3, 3) and displacements (n_atoms, 3), A, to be learned."""
+    if graph.deformation_target is None or graph.displacement_target is None:
+        raise ValueError('this batch of graphs has no targets; only those of pairs have')
+    return graph.deformation_target, graph.displacement_target
+
+
+def cross_distances(
+    prediction: ModelOutput,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Edges, distances and log scales of cross distances; None of a model without them."""
+    index, distance = prediction.cross_index, prediction.cross_distance
+    if index is None:
+        return None
+    if distance is None or prediction.cross_log_b is None:
+        raise ValueError(
+            'the model gives cross_index without cross_distance and cross_log_b; it must '
+            'give all three of them, or none'
+        )
+    return index, distance, prediction.cross_log_b
+
+
+def structure_terms(
+    graph: CrystalGraph, deformation: torch.Tensor, displacement: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Lattice, volume and displacement terms of one predicted structure."""
-    target = graph.deformation_target
+    target, displacement_target = targets(graph)
     error = graph.cell @ (deformation - target)
     volume = torch.logdet(deformation) - torch.logdet(target)
-    missing = nearest_image(displacement - graph.displacement_target, graph)
+    missing = nearest_image(displacement - displacement_target, graph)
     # A mean over atoms, then over crystals: large cells do not outweigh small ones.
     drop = mean_over_atoms(missing.square().sum(1).add(1e-10).sqrt(), graph)
     return error.flatten(1).norm(dim=1).mean() / 3, volume.abs().mean(), drop.mean()
 
 
-def nearest_image(difference, graph):
+def nearest_image(difference: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """Differences between positions, (n_atoms, 3) in A, in their nearest periodic image.
 
     E3Relax-H2's periodicity-aware displacement loss: the image is chosen among those next
@@ -107,21 +144,20 @@ def nearest_image(difference, graph):
     return difference + shift
 
 
-def target_distances(graph, edges):
+def target_distances(graph: CrystalGraph, edges: torch.Tensor) -> torch.Tensor:
     """Relaxed distances of the given edges, A."""
-    target = graph.deformation_target, graph.displacement_target
-    vectors = moved_vectors(graph, graph.edge_vectors(), *target)
+    vectors = moved_vectors(graph, graph.edge_vectors(), *targets(graph))
     return vectors.index_select(0, edges).norm(dim=1)
 
 
-def target_cross_distances(graph, prediction):
+def target_cross_distances(graph: CrystalGraph, edges: torch.Tensor) -> torch.Tensor:
     """Distances of relaxed neighbours from the centres of the *strained* input, A.
 
     The paper takes the unrelaxed centre; that distance changes when the origin is moved.
     """
-    edges = prediction.cross_index
+    deformation, displacement = targets(graph)
     j, i = graph.edge_index.index_select(1, edges)
     vectors = graph.edge_vectors().index_select(0, edges)
-    vectors = vectors + graph.displacement_target.index_select(0, j)
+    vectors = vectors + displacement.index_select(0, j)
     graph_of_edge = graph.graph_of_atom.index_select(0, i)
-    return apply_deformation(vectors, graph.deformation_target, graph_of_edge).norm(dim=1)
+    return apply_deformation(vectors, deformation, graph_of_edge).norm(dim=1)

@@ -1,18 +1,31 @@
 """The Lightning module: a model with its loss, its optimizer and its schedule."""
 
+from __future__ import annotations
+
 import logging
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
 
-from ase_deeprelax.models.base import relaxed_structure
+from ase_deeprelax.data.graph import CrystalGraph
+from ase_deeprelax.models.base import ModelOutput, RelaxationModel, relaxed_structure
 from ase_deeprelax.models.heads import free_displacement
 from ase_deeprelax.models.layers import mean_over_atoms
-from ase_deeprelax.train.losses import relaxation_loss, target_cross_distances
+from ase_deeprelax.train.losses import (
+    cross_distances,
+    relaxation_loss,
+    target_cross_distances,
+    targets,
+)
 from ase_deeprelax.train.muon import muon_and_adamw
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+    from ase_deeprelax.train.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +33,13 @@ log = logging.getLogger(__name__)
 class RelaxationModule(lightning.LightningModule):
     """A model in training; see `train.config` for its settings."""
 
-    def __init__(self, model, config):
+    def __init__(self, model: RelaxationModel, config: TrainConfig):
         super().__init__()
         self.model, self.config = model, config
         self.elapsed = 0.0  # seconds of training, over all resumed parts
-        self._started = None
+        self._started: float | None = None
 
-    def training_step(self, graph, _):
+    def training_step(self, graph: CrystalGraph, _: int) -> torch.Tensor | None:
         prediction = self.model(graph)
         with torch.autocast(self.device.type, enabled=False):
             terms = relaxation_loss(graph, prediction, self.config.loss)
@@ -39,7 +52,7 @@ class RelaxationModule(lightning.LightningModule):
             return None
         return terms['loss']
 
-    def validation_step(self, graph, _):
+    def validation_step(self, graph: CrystalGraph, _: int) -> None:
         # Full precision, and not compiled a second time for it.
         with (
             torch.autocast(self.device.type, enabled=False),
@@ -48,10 +61,10 @@ class RelaxationModule(lightning.LightningModule):
             prediction = self.model(graph)
             terms = relaxation_loss(graph, prediction, self.config.loss)
             values = terms | structure_errors(graph, prediction)
-            if prediction.cross_index is not None:
+            if (cross := cross_distances(prediction)) is not None:
                 # Positions are the solver's: what it gets stands for them, as published.
-                cross = target_cross_distances(graph, prediction)
-                error = (prediction.cross_distance - cross).abs()
+                edges, distance = cross[:2]
+                error = (distance - target_cross_distances(graph, edges)).abs()
                 values['cross_distance_mae'] = error.sum() / max(1, len(error))
                 values['select'] = values['cross_distance_mae'] + values['lattice_mae']
         self.log_dict(
@@ -67,7 +80,7 @@ class RelaxationModule(lightning.LightningModule):
             batch_size=graph.n_graphs,
         )
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         o = self.config.optimize
         if o.muon_rate is None:
             optimizer = torch.optim.AdamW(
@@ -101,7 +114,7 @@ class RelaxationModule(lightning.LightningModule):
             }
         return optimizer
 
-    def on_train_batch_start(self, batch, batch_idx):  # noqa: ARG002
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         now = time.monotonic()
         if self._started is not None:
             self.elapsed += now - self._started
@@ -114,7 +127,7 @@ class RelaxationModule(lightning.LightningModule):
             for group in optimizer.param_groups:
                 group['lr'] = group['initial_lr'] * max(factor, 1e-3)
 
-    def on_before_optimizer_step(self, optimizer):
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """One step with gradients that are not finite would end the run in NaN."""
         groups = optimizer.param_groups
         gradients = [p.grad for g in groups for p in g['params'] if p.grad is not None]
@@ -122,39 +135,45 @@ class RelaxationModule(lightning.LightningModule):
             log.warning('step %d: gradients are not finite; skipped', self.global_step)
             optimizer.zero_grad()
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):  # noqa: ARG002
+    def on_train_batch_end(
+        self,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
         if self.fraction() >= 1:
             self.trainer.should_stop = True
 
-    def fraction(self):
+    def fraction(self) -> float:
         """How much of the budget of minutes or steps is used, 0 to 1."""
         o = self.config.optimize
         by_steps = self.global_step / o.max_steps if o.max_steps else 0
         by_time = self.elapsed / (60 * o.max_minutes) if o.max_minutes else 0
         return min(1.0, max(by_steps, by_time))
 
-    def on_validation_start(self):
+    def on_validation_start(self) -> None:
         self._pause = time.monotonic()
 
-    def on_validation_end(self):
+    def on_validation_end(self) -> None:
         if self._started is not None:
             self._started += time.monotonic() - self._pause
 
-    def on_save_checkpoint(self, checkpoint):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint['elapsed'] = self.elapsed
 
-    def on_load_checkpoint(self, checkpoint):
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.elapsed = checkpoint['elapsed']
 
 
-def structure_errors(graph, prediction):
+def structure_errors(
+    graph: CrystalGraph, prediction: ModelOutput
+) -> dict[str, torch.Tensor]:
     """Mean errors of the structures in a batch, and the number that selects a model.
 
     The sum of coordinate and lattice error: a model is not chosen for one of them.
     """
     cell, pos = relaxed_structure(graph, prediction.deformation, prediction.displacement)
-    target = graph.deformation_target, graph.displacement_target
-    cell1, pos1 = relaxed_structure(graph, *target)
+    cell1, pos1 = relaxed_structure(graph, *targets(graph))
     shift = free_displacement(pos - pos1, graph)
     coord = mean_over_atoms(shift.abs().mean(1), graph).mean()
     lattice = (cell - cell1).abs().mean()

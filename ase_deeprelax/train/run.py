@@ -18,6 +18,7 @@ A run, from top to bottom:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import check_writable
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.store import CONFIG, load_model, save_model
 from ase_deeprelax.predict.structure_checks import room
-from ase_deeprelax.train.config import load_config
+from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule
 from ase_deeprelax.train.sigterm import StopOnSigterm
@@ -48,7 +50,14 @@ from ase_deeprelax.train.sigterm import StopOnSigterm
 PRECISION: dict[str, Any] = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
 
 
-def train(config_path, *, overrides=(), resume=None, start=None, progress=True):
+def train(
+    config_path: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    resume: str | Path | None = None,
+    start: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
     """Train a model as a YAML file says.
 
     Parameters
@@ -114,7 +123,7 @@ def _check_checkpoint(path: str | Path) -> None:
 
 
 @contextmanager
-def _fast_arithmetic(threads):
+def _fast_arithmetic(threads: int | None) -> Generator[None]:
     """Subnormal numbers as zero, and a number of threads; afterwards all is as it was."""
     before = torch.get_num_threads()
     # Subnormal numbers slow matrix products several times; worker threads of the products
@@ -129,7 +138,13 @@ def _fast_arithmetic(threads):
         torch.set_num_threads(before)
 
 
-def _train(config_path, config, resume, start, progress):
+def _train(
+    config_path: str | Path,
+    config: TrainConfig,
+    resume: str | Path | None,
+    start: str | Path | None,
+    progress: bool,
+) -> Path:
     o = config.optimize
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     settings = dict(config.model)
@@ -179,7 +194,7 @@ def _train(config_path, config, resume, start, progress):
     return output / 'model'
 
 
-def _take_weights(model, start):
+def _take_weights(model: RelaxationModel, start: str | Path) -> None:
     """Start from another model's weights, which must be of the same form."""
     other = load_model(start)
     problem = '' if model.spec == other.spec else f'its graph is {other.spec}'
@@ -195,10 +210,16 @@ def _take_weights(model, start):
         )
 
 
-def _choose_weights(trainer, module, data):
+def _choose_weights(
+    trainer: lightning.Trainer, module: RelaxationModule, data: PairData
+) -> dict[str, float]:
     """Leave the better of the last and the best validated weights; their errors."""
     last = trainer.validate(module, data, verbose=False)[0]
-    best = next(c for c in trainer.checkpoint_callbacks if c.monitor is not None)
+    best = next(
+        callback
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+    )
     if best.best_model_score is not None and best.best_model_score < last['val/select']:
         checkpoint = torch.load(best.best_model_path, map_location='cpu', weights_only=True)
         module.load_state_dict(checkpoint['state_dict'])
@@ -206,7 +227,9 @@ def _choose_weights(trainer, module, data):
     return {name.removeprefix('val/'): value for name, value in last.items()}
 
 
-def ramped_average(decay, ramp=10):
+def ramped_average(
+    decay: float, ramp: int = 10
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """The exponential average of weights, which remembers few steps at first.
 
     With a fixed decay of 0.999, a training of a thousand steps would hand out weights that
@@ -235,16 +258,20 @@ def ramped_average(decay, ramp=10):
     0.75
     """
 
-    def average(averaged, weights, steps):
+    def average(
+        averaged: torch.Tensor, weights: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
         kept = torch.clamp((1 + steps) / (ramp + steps), max=decay)
         return kept * averaged + (1 - kept) * weights
 
     return average
 
 
-def _callbacks(config, output, validates, progress):
+def _callbacks(
+    config: TrainConfig, output: Path, validates: bool, progress: bool
+) -> list[lightning.Callback]:
     o = config.optimize
-    callbacks = [
+    callbacks: list[lightning.Callback] = [
         WeightAveraging(avg_fn=ramped_average(o.ema, o.ema_ramp)),
         LearningRateMonitor(),
         ModelCheckpoint(
@@ -267,7 +294,7 @@ def _callbacks(config, output, validates, progress):
     return callbacks
 
 
-def _learned(config, data):
+def _learned(config: TrainConfig, data: PairData) -> list[str]:
     """What may be asked of the model, in the words of `predict.prepare`."""
     samples, held = [*data.train, *data.relaxed], config.data.hold.probability > 0
     found = {
@@ -280,7 +307,13 @@ def _learned(config, data):
     return [what for what, there in found.items() if there]
 
 
-def _card(config, trainer, module, data, errors):
+def _card(
+    config: TrainConfig,
+    trainer: lightning.Trainer,
+    module: RelaxationModule,
+    data: PairData,
+    errors: dict[str, float],
+) -> dict[str, Any]:
     """What there is to know about the model, see `save_model`."""
     sizes = [len(pair) for pair in data.train]
     some = spread([p for p in data.train if all(p.pbc)] or data.train, 5000)

@@ -116,7 +116,7 @@ class ReferenceE3RelaxH2(RelaxationModel):
         self.axis_embedding = nn.Embedding(3, hidden)
         self.layers = nn.ModuleList(Layer(hidden, num_rbf, lmax) for _ in range(layers))
 
-    def forward(self, graph: CrystalGraph):
+    def forward(self, graph: CrystalGraph) -> ModelOutput:
         """ModelOutput for a batch of graphs.
 
         Raises
@@ -132,7 +132,7 @@ class ReferenceE3RelaxH2(RelaxationModel):
         log_b = torch.zeros_like(distance)
         return ModelOutput(*layers[-1], bonds, distance, log_b, layers=layers)
 
-    def structures(self, graph: CrystalGraph):
+    def structures(self, graph: CrystalGraph) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What the network says as published, layer by layer.
 
         Returns
@@ -178,7 +178,9 @@ class Layer(nn.Module):
         self.move = nn.Linear(hidden, 1, bias=False)
         self.move_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, state: State, edges: Edges, radial: RadialBasis, graph: CrystalGraph):
+    def forward(
+        self, state: State, edges: Edges, radial: RadialBasis, graph: CrystalGraph
+    ) -> State:
         s, v, axis_s, axis_v, pos, cell = state
         index = graph.graph_of_atom
         with torch.autocast(pos.device.type, enabled=False):
@@ -224,7 +226,7 @@ class Messages(nn.Module):
         edges: Edges,
         x: torch.Tensor,
         unit: torch.Tensor,
-    ):
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         j, i = edges.j, edges.i
         gate = torch.tanh(self.gate(self.angles(edges, unit)))
         m = self.atoms(s).index_select(0, j) * (self.radial(x) * (1 + gate)) / math.sqrt(3)

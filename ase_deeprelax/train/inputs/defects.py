@@ -176,7 +176,13 @@ def make_defect(
     return defect
 
 
-def _distort(defect, centre, number, core, rng):
+def _distort(
+    defect: Atoms,
+    centre: np.ndarray,
+    number: int,
+    core: list[int],
+    rng: np.random.Generator,
+) -> None:
     """Move one to four neighbours of the defect along their bonds to it, in place."""
     vectors, distances = get_distances(
         [centre], defect.positions, cell=defect.cell, pbc=defect.pbc

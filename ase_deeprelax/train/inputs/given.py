@@ -53,10 +53,10 @@ class Structures:
     hubbard: bool = True
     kind: str = 'bulk'
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.structures)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> tuple[str, Atoms | None, str]:
         """Id, structure or None, and why there is none or ''."""
         given = self.structures[k]
         if composition(given.numbers) in self.excluded:

@@ -95,7 +95,7 @@ class Series:
     hubbard: bool = True
     recipe: Any = field(default=None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         usable = [p for p in self.parents if self.usable(p)]
         object.__setattr__(self, 'parents', usable)
 

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bcc110, fcc100, fcc111, hcp0001
 from ase.constraints import FixAtoms
 from ase.data import atomic_numbers, covalent_radii, reference_states
+from pymatgen.core import Structure
 from pymatgen.core.surface import SlabGenerator
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
@@ -277,7 +278,7 @@ def lower_half(slab: Atoms) -> np.ndarray:
     return plane <= last if len(sizes) > 1 else np.zeros(len(slab), dtype=bool)
 
 
-def _cuts(crystal) -> np.ndarray:
+def _cuts(crystal: Structure) -> np.ndarray:
     """Heights between the atomic planes along the third vector, as fractions of it."""
     heights = np.sort(crystal.frac_coords[:, 2] % 1.0)
     gaps = np.diff(heights, append=heights[0] + 1.0)

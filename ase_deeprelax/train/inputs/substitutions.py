@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -70,7 +71,7 @@ class Substitutions(Series):
         """As in all files of bulk substitutions so far."""
         return f'substitution-{self.seed}'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = {composition(parent.numbers) for parent in self.parents}
         seen = {int(z) for parent in self.parents for z in parent.numbers}
         super().__post_init__()
@@ -125,7 +126,12 @@ class Monolayers(Substitutions):
     name = Series.name
 
 
-def substitute(parent, elements, rng, recipe=None):
+def substitute(
+    parent: Atoms,
+    elements: Collection[int],
+    rng: np.random.Generator,
+    recipe: Recipe | None = None,
+) -> Atoms | None:
     """A copy of a crystal with one or two elements replaced, its cell unchanged.
 
     Parameters
@@ -167,7 +173,13 @@ def substitute(parent, elements, rng, recipe=None):
     return child
 
 
-def draw_element(candidates, old, rng, reach, bold):
+def draw_element(
+    candidates: Sequence[int] | np.ndarray,
+    old: int,
+    rng: np.random.Generator,
+    reach: float,
+    bold: float,
+) -> np.integer | None:
     """One of ``candidates``, preferably a neighbour of ``old``; None of an empty list."""
     if not len(candidates):
         return None
@@ -177,16 +189,22 @@ def draw_element(candidates, old, rng, reach, bold):
     return rng.choice(candidates, p=weights / weights.sum())
 
 
-def _doubled(atoms):
+def _doubled(atoms: Atoms) -> Atoms:
     """Twice the cell, along its shortest periodic vector."""
     factors = np.ones(3, int)
     factors[np.argmin(np.where(atoms.pbc, atoms.cell.lengths(), np.inf))] = 2
     return make_supercell(atoms, np.diag(factors))
 
 
-def _replace(atoms, sites, elements, rng, recipe):
+def _replace(
+    atoms: Atoms,
+    sites: np.ndarray,
+    elements: Collection[int],
+    rng: np.random.Generator,
+    recipe: Recipe,
+) -> Atoms | None:
     """Another element on ``sites``: none that is there already, or atoms would merge."""
-    old = atoms.numbers[sites][0]
+    old = int(atoms.numbers[sites][0])
     candidates = np.array(sorted(set(elements) - set(atoms.numbers.tolist())))
     new = draw_element(candidates, old, rng, recipe.reach, recipe.bold)
     if new is None:
@@ -195,5 +213,5 @@ def _replace(atoms, sites, elements, rng, recipe):
     return atoms
 
 
-def _mendeleev(numbers):
+def _mendeleev(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.array([Element(chemical_symbols[z]).mendeleev_no for z in numbers])
