@@ -129,7 +129,7 @@ def layers_keep_their_promises(namespace):
     for result, pbe in zip(namespace['results'], namespace['PBE'].values(), strict=True):
         assert result.atoms.cell.lengths()[0] == pytest.approx(pbe, rel=0.015)
     assert not namespace['moves'][namespace['bottom']].any()
-    assert namespace['held'].atoms.cell.lengths()[2] == pytest.approx(12.29, abs=1e-9)
+    assert namespace['fixed'].atoms.cell.lengths()[2] == pytest.approx(12.29, abs=1e-9)
 
 
 def defects_keep_their_promises(namespace):
