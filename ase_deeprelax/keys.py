@@ -49,7 +49,7 @@ def is_ours(name: object) -> bool:
 
 
 def ours(atoms: Atoms) -> dict[str, Any]:
-    """What this package wrote into ``atoms.info``, as a new dictionary."""
+    """Return the entries of ``atoms.info`` that this package wrote, as a new dict."""
     return {name: value for name, value in atoms.info.items() if is_ours(name)}
 
 

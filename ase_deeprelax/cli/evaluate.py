@@ -72,9 +72,9 @@ def evaluate(
 ) -> None:
     """Measure models on PAIRS with known answers, side by side.
 
-    What a pair says of its structure holds for the models too: layers stay layers, fixed
-    atoms fixed, and a fixed cell is fixed. Where the pairs are of several kinds, each kind
-    has its own table.
+    What a pair says of its structure holds for the models too: layers stay layers, and
+    fixed atoms and fixed cells do not change. Where the pairs are of several kinds, each
+    kind has its own table.
 
     Beside them stand two answers that cost nothing: the input as it is (dummy), and scaled
     isotropically to the volume that its elements have on average (scaled_dummy).

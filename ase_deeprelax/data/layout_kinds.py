@@ -85,15 +85,15 @@ def with_kinds(pairs: list[Pair], name: str) -> list[Pair]:
     (True, 'defect')
     """
     name = name.lower()
-    held = [bool(np.abs(pair.cell1 - pair.cell0).max() < SAME_CELL) for pair in pairs]
-    if 'defect' not in name and not all(held):
-        held = [False] * len(pairs)
+    fixed = [bool(np.abs(pair.cell1 - pair.cell0).max() < SAME_CELL) for pair in pairs]
+    if 'defect' not in name and not all(fixed):
+        fixed = [False] * len(pairs)
     crystal = 'layered' if 'vdw' in name else ''
     return [
         replace(pair, fixed_cell=True, kind='defect', cell1=pair.cell0.copy())
         if cell_is_fixed
         else replace(pair, kind=crystal if all(pair.pbc) else 'monolayer')
-        for pair, cell_is_fixed in zip(pairs, held, strict=True)
+        for pair, cell_is_fixed in zip(pairs, fixed, strict=True)
     ]
 
 

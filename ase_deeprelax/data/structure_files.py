@@ -343,10 +343,6 @@ def _those_written(
 
 def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns of a database and its further data: what the atoms came with, and ours."""
-    ours = keys.to_key_value_pairs(atoms)
-    data = {
-        name: value
-        for name, value in atoms.info.items()
-        if keys.is_ours(name) and name not in ours
-    }
-    return dict(atoms.info.get(COLUMNS, {})) | ours, data
+    columns = keys.to_key_value_pairs(atoms)
+    data = {name: x for name, x in keys.ours(atoms).items() if name not in columns}
+    return dict(atoms.info.get(COLUMNS, {})) | columns, data

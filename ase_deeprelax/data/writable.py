@@ -1,4 +1,4 @@
-"""What a file format can hold of constraints, info and arrays; the rest is named."""
+"""Constraints, info and arrays are fitted to a file format; what is lost is named."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ HELD: dict[str, tuple[type, ...]] = {
     'vasp': (FixAtoms, FixScaled, FixCartesian),
 }
 
-# What extxyz files say of the structure itself, and results of a calculation: a reader
-# would take what the input had under these names for those of the relaxed structure.
+# Names that extxyz files use for the structure itself and for results of a calculation. A
+# reader would take what the input had under them for results of the relaxed structure.
 RESERVED = {'Lattice', 'Properties', 'pbc', 'pos', 'species', 'move_mask', *all_properties}
-# A name that stands in a line of an extxyz file, and what no line can hold.
+# The names that a line of an extxyz file can hold, and the characters that it cannot.
 NAME = re.compile(r'[A-Za-z_][\w.\-]*')
 ODD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 # Formats that keep info as JSON.
@@ -44,7 +44,7 @@ def writable(atoms: Atoms, form: str) -> Atoms:
     atoms : ase.Atoms
         Not changed.
     form : str
-        Name of the format as in ``ase.io.formats``.
+        Name of the format as in ``ase.io.formats``: 'extxyz', 'vasp', 'traj', 'cif'.
 
     Returns
     -------
@@ -129,20 +129,10 @@ def as_writable(atoms: Atoms, form: str) -> Atoms:
     """The atoms with the constraints that a file format can hold.
 
     Selective dynamics of POSCAR files (``FixScaled``) become ``FixCartesian`` for formats
-    that know only that, where both mean the same: all directions are held, or the lattice
+    that know only that, where both mean the same: all directions are fixed, or the lattice
     vectors lie along x, y and z. What is left out is logged as a warning, once per kind.
 
-    Parameters
-    ----------
-    atoms : ase.Atoms
-        Not changed.
-    form : str
-        Name of the format as in ``ase.io.formats``: 'extxyz', 'vasp', 'traj', 'cif'.
-
-    Returns
-    -------
-    ase.Atoms
-        The same object where it needs no change.
+    It takes and returns the same as `writable`.
 
     Examples
     --------

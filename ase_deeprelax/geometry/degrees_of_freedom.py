@@ -43,7 +43,7 @@ from ase_deeprelax.geometry.motion import (
 from ase_deeprelax.geometry.snapshot import Snapshot, assign, interrupts_wait
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
-# What `Freedom.kind` may be.
+# The values that `Freedom.kind` can have.
 KINDS = ('bulk', 'layer', 'bulk, cell fixed', 'layer, cell fixed')
 
 

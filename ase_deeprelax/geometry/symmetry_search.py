@@ -268,10 +268,8 @@ def find_operations(
 
     Returns
     -------
-    labels : (n_atoms,) int64
-        The primitive atom that each atom is an image of.
-    primitive : (3, 3), A
-        Reduced.
+    labels, primitive
+        As `find_translations` returns them; of a primitive cell the atoms and the cell.
     operations : Operations
         Of the primitive atoms.
     """

@@ -11,7 +11,7 @@ from ase_deeprelax.errors import ModelError
 
 # What a model can have been trained on; the card lists it as ``learned``.
 TASKS = ('bulk', 'layer', 'fixed cell', 'partly fixed cell', 'fixed atoms')
-# What files of models call these, in a part that is hashed.
+# Files of models have other names for two of them, in a part that is hashed.
 STORED = {'fixed cell': 'held cell', 'partly fixed cell': 'partly held cell'}
 RANGES = ('n_atoms', 'volume_per_atom')
 # The entries of the JSON file that a card has, by the name of the field. Files call the

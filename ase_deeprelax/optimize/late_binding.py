@@ -75,7 +75,7 @@ class LateBinding(Optimizer):
         raise NotImplementedError
 
     def _progress(self) -> dict[str, Any]:
-        """What a copy needs to go on from here."""
+        """Return the state from which a copy can go on."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
@@ -86,7 +86,7 @@ class LateBinding(Optimizer):
         raise AttributeError(message)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied with the atoms: no weights, no observers, no files that grow."""
+        """Return the state for copies: without weights, observers and open files."""
         kept = '_bound_later', '_appends', 'atoms', 'nsteps', 'max_steps', 'fmax'
         state = {name: self.__dict__[name] for name in kept if name in self.__dict__}
         state |= self._settings()

@@ -26,7 +26,7 @@ SAME_SITE = 1e-3
 # Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
 # each other.
 RUNAWAY = (0.2, 5.0)
-# What to choose in place of an optimizer that does not fit.
+# Errors recommend these in place of an optimizer that does not fit.
 OTHERS = "another optimizer, as 'BFGS' or 'FIRE'"
 # What can be written into a restart file as it is.
 PLAIN = (bool, int, float, str, np.generic, type(None))
