@@ -66,10 +66,10 @@ def is_simple(pair: Pair) -> bool:
     """Whether a structure is an element or a binary compound with a small cell.
 
     The textbook structures are among them: fcc, bcc, hcp, diamond, rocksalt, CsCl,
-    zincblende, wurtzite, fluorite; graphene, hexagonal BN, sheets as of MoS2.
+    zincblende, wurtzite, fluorite, rutile; graphene, hexagonal BN and MoS2, as sheets and
+    as layered crystals.
     """
-    n_elements = len(set(pair.numbers.tolist()))
-    return len(pair) <= 2 * n_elements and n_elements <= 2
+    return len(pair) <= 6 and len(set(pair.numbers.tolist())) <= 2
 
 
 def draw_weight(pair: Pair, settings: Denoise) -> float:

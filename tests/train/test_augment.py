@@ -126,4 +126,5 @@ def test_elements_and_simple_compounds_are_drawn_often():
     assert draw_weight(seed(bulk('NaCl', 'rocksalt', a=5.6)), settings_) == 5
     assert draw_weight(seed(bulk('NaCl', 'rocksalt', a=5.6, cubic=True)), settings_) == 1
     assert draw_weight(seed(graphene(vacuum=9)), settings_) == 60
-    assert not is_simple(seed(graphene(vacuum=9).repeat((2, 1, 1))))
+    assert is_simple(seed(mx2('MoS2', vacuum=5)))
+    assert not is_simple(seed(graphene(vacuum=9).repeat((2, 2, 1))))
