@@ -1,23 +1,15 @@
-"""Two predictions that cost nothing and that a model has to beat.
+"""Two predictions that cost nothing and that a model has to beat."""
 
-``element_volumes.json`` was written by::
+from __future__ import annotations
 
-    pairs = read_pairs('pairs_mp.jsonl.gz', 'train', ok_only=True)
-    table = {'source': '...', 'unit': 'A^3', 'volumes': fit_element_volumes(pairs)}
-    ELEMENT_VOLUMES.write_text(json.dumps(table, indent=1))
-"""
-
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 
 from ase_deeprelax.data.pair import Pair
-
-ELEMENT_VOLUMES = Path(__file__).with_name('element_volumes.json')
+from ase_deeprelax.geometry.element_volumes import usual_volume
 
 # Re-weighting steps of the fit, and the relative error below which weights stop growing.
 _STEPS = 30
@@ -62,11 +54,7 @@ class ScaledDummy:
     """
 
     def __init__(self, volumes: Mapping[str, float] | None = None) -> None:
-        if volumes is None:
-            volumes = json.loads(ELEMENT_VOLUMES.read_text(encoding='utf-8'))['volumes']
-        self._volumes = np.full(len(chemical_symbols), np.nan)
-        for symbol, volume in volumes.items():
-            self._volumes[atomic_numbers[symbol]] = volume
+        self._volumes = volumes
 
     def __call__(
         self, atoms_list: Iterable[Atoms], *, relax_cell: bool = True
@@ -78,7 +66,7 @@ class ScaledDummy:
         atoms = atoms.copy()
         if not relax_cell or not atoms.pbc.all():
             return atoms
-        ratio = self._volumes[atoms.numbers].sum() / atoms.get_volume()
+        ratio = usual_volume(atoms.numbers, self._volumes) / atoms.get_volume()
         if ratio > 0:  # not where an element is unknown: the sum is NaN
             atoms.set_cell(atoms.cell.array * ratio ** (1 / 3), scale_atoms=True)
         return atoms

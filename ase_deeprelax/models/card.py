@@ -13,7 +13,8 @@ from ase_deeprelax.errors import ModelError
 TASKS = ('bulk', 'layer', 'fixed cell', 'partly fixed cell', 'fixed atoms')
 # Files of models have other names for two of them, in a part that is hashed.
 STORED = {'fixed cell': 'held cell', 'partly fixed cell': 'partly held cell'}
-RANGES = ('n_atoms', 'volume_per_atom')
+# Models of before give the volume per atom, which says little without the elements.
+RANGES = ('n_atoms', 'volume_ratio', 'volume_per_atom')
 # The entries of the JSON file that a card has, by the name of the field. Files call the
 # two-pass prediction by its former name.
 KEYS = {'two_pass': 'second_look', 'ranges': 'range'}
@@ -35,7 +36,8 @@ class ModelCard:
         What was trained, of `TASKS`; other questions are flagged as out of distribution.
         Default 'bulk' alone.
     ranges : dict of str to (low, high)
-        Of ``n_atoms`` and of ``volume_per_atom`` (A^3) in training; default none, then
+        Of ``n_atoms`` in training, and of ``volume_ratio``: the volume over that which
+        crystals of these elements have on average (`usual_volume`). Default none, then
         those of the shipped training sets count.
     two_pass : bool
         Whether relaxed structures were among the inputs, so that the model can be applied
@@ -149,6 +151,6 @@ def _ranges(values: Any) -> dict[str, tuple[float, float]]:
     if not known:
         raise ModelError(
             f'range is {values!r:.60}; it must give two numbers for each of '
-            f'{" and ".join(RANGES)}'
+            f'{" and ".join(RANGES[:2])}'
         )
     return ranges

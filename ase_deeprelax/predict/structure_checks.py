@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 
 from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import StructureError, UnsupportedElementError
+from ase_deeprelax.geometry.element_volumes import usual_volume
 from ase_deeprelax.geometry.lattice import compact
 from ase_deeprelax.geometry.neighbors import close_pairs
 from ase_deeprelax.geometry.symmetry import Symmetry, primitive_size
@@ -23,7 +24,7 @@ SMALLEST_VOLUME = 1.0
 FARTHEST = 1e9
 # What the training sets hold (targets and inputs together, without 0.1 % of outliers).
 Ranges = Mapping[str, Collection[float]]
-TRAINED: Ranges = {'n_atoms': (1, 64), 'volume_per_atom': (4.0, 100.0)}
+TRAINED: Ranges = {'n_atoms': (1, 64), 'volume_ratio': (0.4, 3.0)}
 # Memory that a network of width 128 takes at its peak, measured, bytes per edge, and the
 # radius that edges are estimated with, A.
 BYTES_PER_EDGE = 6_000
@@ -48,8 +49,8 @@ def check_structure(
     elements : collection of int, optional
         Atomic numbers that the model was trained on; default: all of the periodic table.
     ranges : dict of str to (low, high), optional
-        Range of ``n_atoms`` and ``volume_per_atom`` (A^3) seen in training; default
-        `TRAINED`. A supercell counts as the primitive cell that it repeats.
+        Range of ``n_atoms`` and ``volume_ratio`` seen in training, see `ModelCard`;
+        default `TRAINED`. A supercell counts as the primitive cell that it repeats.
     min_distance : float, A
         Atoms closer than this are refused; default 0.5.
 
@@ -147,20 +148,20 @@ def outside_ranges(
         That of the crystal, if it is known already: to search a large one takes time.
     """
     ranges = TRAINED if ranges is None else ranges
-    n = size = len(atoms)
-    if layer is None and n > max(ranges.get('n_atoms', (math.inf,))):
+    size = len(atoms)
+    if layer is None and size > max(ranges.get('n_atoms', (math.inf,))):
         # A supercell is the crystal that it repeats.
         size = primitive_size(atoms) if symmetry is None else symmetry.n_primitive
-    volume_per_atom = room(atoms, layer) / n
     reasons = []
     low, high = ranges.get('n_atoms', (0, math.inf))
     if not low <= size <= high:
         reasons.append(f'{size} atoms, in training {low:g} to {high:g}')
-    low, high = ranges.get('volume_per_atom', (0, math.inf))
-    if not low <= volume_per_atom <= high:
+    low, high = ranges.get('volume_ratio', TRAINED['volume_ratio'])
+    ratio = volume_ratio(atoms, layer)
+    if ratio < low or ratio > high:  # not where an element has no usual volume: it is NaN
         reasons.append(
-            f'volume per atom {volume_per_atom:.3g} A^3, in training {low:g} to {high:g} '
-            'A^3'
+            f'volume {ratio:.2f} times that which crystals of these elements have on '
+            f'average, in training {low:g} to {high:g} times'
         )
     return '; '.join(reasons)
 
@@ -168,6 +169,11 @@ def outside_ranges(
 def room(atoms: Atoms, layer: Layer | None) -> float:
     """Volume of a crystal, A^3, or of a layer without its vacuum."""
     return float(atoms.cell.volume) if layer is None else layer.solid_volume(atoms)
+
+
+def volume_ratio(atoms: Atoms, layer: Layer | None) -> float:
+    """`room` over the volume that crystals of these elements have on average, or NaN."""
+    return room(atoms, layer) / usual_volume(atoms.numbers)
 
 
 def close_box(atoms: Atoms, layer: Layer | None) -> tuple[np.ndarray, np.ndarray]:

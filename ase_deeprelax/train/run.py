@@ -41,7 +41,7 @@ from ase_deeprelax.files import check_writable
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.store import CONFIG, load_model, save_model
-from ase_deeprelax.predict.structure_checks import room
+from ase_deeprelax.predict.structure_checks import volume_ratio
 from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule
@@ -316,8 +316,11 @@ def _card(
 ) -> dict[str, Any]:
     """What there is to know about the model, see `save_model`."""
     sizes = [len(pair) for pair in data.train]
-    some = spread([p for p in data.train if all(p.pbc)] or data.train, 5000)
-    volumes = [room(pair.unrelaxed, pair.layer) / len(pair) for pair in some]
+    some = [*spread(data.train, 5000), *spread(data.relaxed, 5000)]
+    ratios = np.array([volume_ratio(pair.unrelaxed, pair.layer) for pair in some])
+    ranges = {'n_atoms': [min(sizes), max(sizes)]}
+    if np.isfinite(ratios).any():  # else all hold elements without a usual volume
+        ranges['volume_ratio'] = np.nanquantile(ratios, [0.001, 0.999]).round(2).tolist()
     settings = config.model_dump(mode='json', exclude={'data', 'output', 'name'})
     return {
         'name': config.name,
@@ -326,10 +329,7 @@ def _card(
         'learned': _learned(config, data),
         # Only who has learned from relaxed inputs has something to say of its own answers.
         'second_look': bool(data.relaxed),
-        'range': {
-            'n_atoms': [min(sizes), max(sizes)],
-            'volume_per_atom': np.quantile(volumes, [0.001, 0.999]).round(2).tolist(),
-        },
+        'range': ranges,
         'training': {
             'sources': [
                 {'file': source.path.name, 'licence': source.licence}

@@ -345,7 +345,7 @@ def test_elements_that_the_model_has_not_seen(model, tmp_path):
 
 
 def test_outside_the_training_range_is_said_once(model, tmp_path):
-    card = {'elements': [22, 8], 'range': {'n_atoms': [1, 3], 'volume_per_atom': [1, 99]}}
+    card = {'elements': [22, 8], 'range': {'n_atoms': [1, 3], 'volume_ratio': [0.1, 9]}}
     save_model(model, tmp_path, card)
     small, large = (
         bulk('TiO', 'rocksalt', a=4.2),

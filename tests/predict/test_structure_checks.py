@@ -225,12 +225,14 @@ def test_more_than_fits_into_memory(monkeypatch):
 
 
 def test_what_lies_outside_the_training_range_is_said():
-    assert 'volume per atom' in check_structure(bulk('Cu', a=12.0))
-    assert 'volume per atom' in check_structure(bulk('Cu', a=2.2))
+    assert 'volume 37.31 times' in check_structure(bulk('Cu', a=12.0))
+    assert 'volume 0.23 times' in check_structure(bulk('Cu', a=2.2))
+    assert check_structure(bulk('C', 'diamond', a=3.57)) == ''  # 5.7 A^3 per atom
+    assert check_structure(bulk('Cs', 'bcc', a=6.2)) == ''  # 119 A^3 per atom
     large = bulk('Cu', cubic=True) * (3, 3, 3)
     assert check_structure(large) == ''  # The crystal has one atom in its primitive cell.
     large.positions[0] += 0.1
     assert check_structure(large) == '108 atoms, in training 1 to 64'
     assert check_structure(large, ranges={'n_atoms': [1, 200]}) == ''
-    ranges = {'n_atoms': [1, 20], 'volume_per_atom': [20, 30]}
+    ranges = {'n_atoms': [1, 20], 'volume_ratio': [1.5, 2]}
     assert check_structure(large, ranges=ranges).count(';') == 1
