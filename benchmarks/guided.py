@@ -53,9 +53,10 @@ def main():
     parser.add_argument('--model', default='default')
     parser.add_argument('--limit', type=int, default=500)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--split', help='default: all pairs of the file')
     parser.add_argument('--strength', type=float, help='eV/A; default: as calibrated')
     arguments = parser.parse_args()
-    pairs = sample(arguments.pairs, arguments.limit, arguments.seed)
+    pairs = sample(arguments.pairs, arguments.limit, arguments.seed, split=arguments.split)
     predictor = Predictor(arguments.model)
     potential = get_calculator(arguments.potential)
     name = arguments.potential.partition(':')[0]

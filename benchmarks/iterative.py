@@ -43,9 +43,9 @@ SHOWN = ('coord_mae', 'internal_mae', 'lattice_mae', 'volume_mae')
 CUT = ('coord_mae', 'lattice_mae', 'volume_mae')
 
 
-def sample(path, limit, seed, *, ok_only=False):
+def sample(path, limit, seed, *, ok_only=False, split=None):
     """``limit`` pairs; those of a smaller limit come first in those of a larger one."""
-    pairs = read_pairs(path, ok_only=ok_only)
+    pairs = read_pairs(path, split, ok_only=ok_only)
     order = np.random.default_rng(seed).permutation(len(pairs))
     return [pairs[k] for k in order[:limit]]
 
