@@ -71,13 +71,12 @@ def constraint_labels(atoms: Atoms, movable: np.ndarray) -> np.ndarray:
 
 
 class Frozen:
-    """Constraints and hidden atoms, at the new cell."""
+    """Constraints at the new cell; atoms that are not movable stay to the last bit."""
 
     def __init__(
         self, atoms: Atoms, cell: np.ndarray, positions: np.ndarray, movable: np.ndarray
     ):
-        # What is wholly fixed comes last, and stays to the last bit.
-        self.constraints = sorted(atoms.constraints, key=lambda c: type(c) is FixAtoms)
+        self.constraints = atoms.constraints
         self.movable = movable
         self.tolerance = 1e-12 * max(1.0, np.abs(positions).max(initial=0.0))
         # Constraints ask for masses, cell and the positions that they start from.

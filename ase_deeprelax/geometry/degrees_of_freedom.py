@@ -171,7 +171,7 @@ class Freedom:
                 cell, positions = self.layer.strain(atoms, change)
         if self.movable.all() and not atoms.constraints:
             return cell, positions + step
-        frozen = Frozen(atoms, cell, positions, self.movable)
+        frozen = Frozen(atoms, cell, positions, self.labels != 1)
         return cell, frozen.move(step + frozen.best_shift(step))
 
     @property

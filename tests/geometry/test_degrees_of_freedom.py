@@ -106,9 +106,12 @@ def test_as_much_as_possible_is_kept(name):
     assert lost(kept) <= lost(projected) + 1e-9
 
 
-def test_fixed_atoms_stay_to_the_last_bit():
+@pytest.mark.parametrize(
+    'fixed', [FixAtoms([0, 3]), FixScaled([0, 3], [True] * 3), FixCartesian([0, 3])]
+)
+def test_fixed_atoms_stay_to_the_last_bit(fixed):
     atoms = skewed()
-    atoms.set_constraint([FixAtoms([0, 3]), FixCom()])
+    atoms.set_constraint([fixed, FixCom()])
     start = atoms.positions.copy()
     s, u = prediction(len(atoms))
     _, positions = find_freedom(atoms).allowed(s, u)
