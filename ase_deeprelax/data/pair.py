@@ -12,7 +12,9 @@ from ase.geometry import find_mic
 from scipy.linalg import polar
 
 from ase_deeprelax.data.json_lines import check_text
+from ase_deeprelax.data.layer_halves import as_layers
 from ase_deeprelax.errors import PairFileError
+from ase_deeprelax.geometry.constraints import constraint_labels
 from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
@@ -181,8 +183,10 @@ def make_pair(
     ----------
     id : str
     unrelaxed, relaxed : ase.Atoms
-        Same atoms in the same order, lattice vectors in the same order. Periodicity and
-        fixed atoms (``FixAtoms``) are those of ``unrelaxed``.
+        Same atoms in the same order, lattice vectors in the same order. Fixed atoms are
+        those of ``unrelaxed``; one that is fixed along some axes only counts as free. So is
+        the periodicity, but for vacuum in both: such a pair is one of layers, as `relax`
+        takes them, and the height of the box of ``relaxed`` does not matter.
     ok, split, scale, fixed_cell, kind
         As in `Pair`.
 
@@ -218,6 +222,8 @@ def make_pair(
         )
     cell0, cell1 = unrelaxed.cell.array, relaxed.cell.array
     check_halves(f'pair {id!r}', unrelaxed.positions, relaxed.positions, cell0, cell1)
+    unrelaxed, relaxed = as_layers(unrelaxed, relaxed)
+    cell1 = relaxed.cell.array
     frac0 = np.linalg.solve(cell0.T, unrelaxed.positions.T).T
     frac1 = np.linalg.solve(cell1.T, relaxed.positions.T).T
     # Rows are vectors: the change is a stretch, then a rotation, which may mirror.
@@ -228,8 +234,9 @@ def make_pair(
             'of both structures in the same order'
         )
     fixed = fixed_atoms(unrelaxed)
-    if fixed.any():  # They say where the other atoms have gone: no drift is taken away.
-        shift = find_mic((frac1 - frac0) @ cell0, cell0, unrelaxed.pbc)[0]
+    if fixed.any():  # They say where the other atoms have gone.
+        shift = frac1 - frac0
+        shift = find_mic((shift - shift[fixed][0]) @ cell0, cell0)[0]
         shift = np.linalg.solve(cell0.T, np.where(fixed[:, None], 0.0, shift).T).T
     else:
         shift = nearest_shift(frac1 - frac0, cell0)
@@ -252,17 +259,13 @@ def make_pair(
 
 
 def fixed_atoms(atoms: Atoms) -> np.ndarray:
-    """(n_atoms,) bool: atoms that ``FixAtoms`` constraints hold.
+    """(n_atoms,) bool: atoms that constraints fix along all axes.
 
     >>> cu = Atoms('Cu2', constraint=FixAtoms([1]))
     >>> fixed_atoms(cu).tolist()
     [False, True]
     """
-    fixed = np.zeros(len(atoms), dtype=bool)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            fixed[constraint.index] = True
-    return fixed
+    return constraint_labels(atoms, np.ones(len(atoms), dtype=bool)) == 1
 
 
 def nearest_shift(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ from ase_deeprelax.errors import PairFileError
 __all__ = ['Pair', 'make_pair', 'pair_record', 'read_pairs', 'spread', 'write_pairs']
 
 Item = TypeVar('Item')
+
+# Vacuum vectors of a layer's two halves that differ by less than this are the same, A.
+SAME_BOX = 1e-4
 
 
 def read_pairs(
@@ -202,7 +206,7 @@ def _from_record(record: dict[str, Any], where: str) -> Pair:
         words[name] = str(record.get(name, ''))
     for name, word in words.items():
         check_text(word, name, where)
-    return Pair(
+    pair = Pair(
         **words,
         numbers=numbers,
         cell0=cell0,
@@ -215,6 +219,11 @@ def _from_record(record: dict[str, Any], where: str) -> Pair:
         fixed_cell=bool(record.get('fixed_cell', False)),
         fixed=fixed if fixed is not None and fixed.any() else None,
     )
+    across = ~np.array(pair.pbc)
+    if np.abs(cell1 - cell0)[across].max(initial=0.0) > SAME_BOX:
+        in_one_box = make_pair(pair.id, pair.unrelaxed, pair.relaxed)
+        pair = replace(pair, cell1=in_one_box.cell1, frac1=in_one_box.frac1)
+    return pair
 
 
 def _has_frames(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from ase.db import connect
 from ase.io.cif import parse_cif
 from joblib import Parallel, delayed, effective_n_jobs
 
-from ase_deeprelax.data.layout_kinds import as_layers, with_kinds
+from ase_deeprelax.data.layout_kinds import with_kinds
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.errors import PairFileError
 
@@ -263,7 +263,7 @@ def _check_formula(path: Path, atoms: Atoms, stated: Mapping[str, float]) -> Non
 
 def _pair(entry: Entry, halves: Sequence[Atoms], paths: Sequence[Path]) -> Pair:
     try:
-        return make_pair(entry.id, *as_layers(*halves), split=entry.split)
+        return make_pair(entry.id, *halves, split=entry.split)
     except PairFileError as error:
         a, b = (atoms.numbers for atoms in halves)
         hint = ''
