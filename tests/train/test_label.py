@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.constraints import FixedPlane, FixScaled
 
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.data.pair import make_pair
@@ -23,6 +24,7 @@ from ase_deeprelax.train.inputs import (
     DefectRecipe,
     Defects,
     FixedCells,
+    Given,
     Recipe,
     SlabRecipe,
     Slabs,
@@ -154,6 +156,30 @@ def test_given_structures(tmp_path, seeds):
     assert problems == {'composition excluded', 'element that the potential does not know'}
 
 
+def test_what_a_pair_cannot_say_is_no_input(tmp_path):
+    """Constraints along some axes, and crystals among layers: targets would be wrong."""
+    slab = fcc111('Cu', (1, 1, 3), a=3.7, vacuum=8)
+    slab.pbc = True
+    inputs = {'free': [], 'fixed': FixScaled([0], [True] * 3)}
+    inputs |= {'plane': FixedPlane([0], (0, 0, 1)), 'part': FixScaled([0], [0, 0, 1])}
+    given = []
+    for name, constraint in inputs.items():
+        atoms = slab.copy()
+        atoms.set_constraint(constraint)
+        given.append(Given(name, atoms))
+    given.append(Given('crystal', bulk('Cu', a=3.7)))
+    out = tmp_path / 'given.jsonl'
+    series = Structures(given, EMT_ELEMENTS, 'given', kind='monolayer')
+    assert run(out, series, count=None) == {'pairs': 2, 'failed': 3}
+    failed = out.with_suffix('.failed.jsonl').read_text().splitlines()
+    problems = [json.loads(line)['problem'] for line in failed]
+    for problem, word in zip(problems, ('FixedPlane', 'FixScaled', 'layer'), strict=True):
+        assert word in problem
+    for pair in read_pairs(out):
+        assert pair.pbc == (True, True, False)
+        assert (pair.fixed is not None) == pair.id.startswith('fixed')
+
+
 def test_lost_relaxations_are_kept_with_their_reason(tmp_path, series):
     out = tmp_path / 'few.jsonl'
     counts = run(out, series, steps=1)
@@ -190,7 +216,9 @@ def test_held_cells_and_fixed_atoms_stay_to_the_last_digit(tmp_path, held):
             assert same[pair.fixed].all()
             assert not same[~pair.fixed].all()
         _, atoms, _ = held[record['k']]
-        assert pair.pbc == tuple(atoms.pbc)
+        # Slabs are layers, also those that say they are periodic along the vacuum.
+        pbc = (True, True, False) if held.kind == 'slab' else tuple(atoms.pbc)
+        assert pair.pbc == pbc
         assert np.allclose(pair.unrelaxed.positions, atoms.positions, atol=1e-7)
         relaxed = pair.relaxed
         relaxed.calc = EMT()

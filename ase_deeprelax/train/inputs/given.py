@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 
 from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.train.datamodule import composition
-from ase_deeprelax.train.inputs.series import needs_hubbard
+from ase_deeprelax.train.inputs.series import KINDS, needs_hubbard
 
 
 @dataclass(frozen=True)
@@ -65,4 +67,19 @@ class Structures:
             return given.id, None, 'element that the potential does not know'
         if not self.hubbard and needs_hubbard(given.unrelaxed):
             return given.id, None, 'needs a Hubbard U'
-        return given.id, given.unrelaxed, ''
+        problem = _not_of_kind(given.unrelaxed, self.kind)
+        return given.id, None if problem else given.unrelaxed, problem
+
+
+def _not_of_kind(atoms: Atoms, kind: str) -> str:
+    """Why a pair could not tell what relaxed in a structure, or ''."""
+    if 'layer' in KINDS[kind].needs and find_layer(atoms) is None:
+        return f'not a layer, which the kind {kind} is; use the kind bulk or fixed-cell'
+    for constraint in atoms.constraints:
+        known = isinstance(constraint, (FixAtoms, FixScaled, FixCartesian, FixSymmetry))
+        if not known or not np.all(getattr(constraint, 'mask', True)):
+            return (
+                f'constraint {type(constraint).__name__}: a pair can say only that atoms '
+                'are fixed along all axes; fix them so, or remove the constraint'
+            )
+    return ''
