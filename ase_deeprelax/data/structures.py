@@ -113,15 +113,18 @@ def _array(values: Sequence[Any], *, numbers_only: bool) -> np.ndarray | None:
     return array if array.dtype.kind in ('biufU' if not numbers_only else 'biuf') else None
 
 
-def _held(flags: Sequence[Any]) -> list[FixAtoms | FixCartesian]:
-    """Constraints of selective dynamics, where True means free; None: free."""
+def _held(flags: Sequence[Any]) -> list[FixAtoms | FixScaled]:
+    """Constraints of selective dynamics, where True means free; None: free.
+
+    They act along the lattice vectors, as in VASP and in the POSCAR files that ASE reads.
+    """
     held: dict[tuple[bool, ...], list[int]] = {}
     for index, free in enumerate(flags):
         mask = tuple(not along for along in (free if free is not None else [True] * 3))
         if any(mask):
             held.setdefault(mask, []).append(index)
     return [
-        FixAtoms(indices) if all(mask) else FixCartesian(indices, mask)
+        FixAtoms(indices) if all(mask) else FixScaled(indices, mask)
         for mask, indices in held.items()
     ]
 

@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 from ase.build import bulk
-from ase.constraints import FixAtoms, FixCartesian, FixScaled
+from ase.constraints import FixAtoms, FixScaled
+from ase.io import read
 from pymatgen.core import DummySpecies, IStructure, Lattice, Species, Structure
 from pymatgen.electronic_structure.core import Magmom
 from pymatgen.io.ase import AseAtomsAdaptor
@@ -92,9 +93,26 @@ def test_selective_dynamics_are_constraints():
     first, second = atoms.constraints
     assert isinstance(first, FixAtoms)
     assert first.get_indices().tolist() == [0]
-    assert isinstance(second, FixCartesian)
+    assert isinstance(second, FixScaled)
     assert second.get_indices().tolist() == [1]
     assert second.mask.tolist() == [False, True, False]
+
+
+def test_selective_dynamics_mean_what_they_mean_in_a_file(tmp_path, tiny_model):
+    """Along lattice vectors, as VASP does it, by whichever way they come in."""
+    lattice = Lattice.from_parameters(4.2, 4.0, 4.4, 75, 80, 70)
+    structure = Structure(lattice, ['Na', 'Cl'], [[0, 0, 0], [0.45, 0.5, 0.52]])
+    flags = [[True, True, False], [True, True, True]]
+    structure.add_site_property('selective_dynamics', flags)
+    structure.to(str(tmp_path / 'POSCAR'), fmt='poscar')
+    answers = [
+        relax(given, model=tiny_model, relax_cell=False)
+        for given in (structure, read(tmp_path / 'POSCAR'))
+    ]
+    for answer in answers:
+        moves = answer.atoms.cell.scaled_positions(answer.displacement)
+        assert abs(moves[0, 2]) < 1e-12 < abs(moves[0, 0])
+    np.testing.assert_allclose(*(answer.displacement for answer in answers), atol=1e-6)
 
 
 def test_numbers_and_text_become_arrays():
