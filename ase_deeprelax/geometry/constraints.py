@@ -16,7 +16,7 @@ from ase.constraints import (
     FixSymmetry,
 )
 
-from ase_deeprelax.errors import UnsupportedConstraintError
+from ase_deeprelax.errors import StructureError, UnsupportedConstraintError
 from ase_deeprelax.geometry.free_strain import MAX_SWEEPS
 
 # Linear in the step, so that projecting a single large one is exact.
@@ -34,13 +34,27 @@ SUPPORTED = (
 
 
 def check_constraints(atoms: Atoms) -> None:
-    """Raise `UnsupportedConstraintError` for a constraint that is not in `SUPPORTED`."""
+    """Refuse constraints that are not in `SUPPORTED`, or name atoms that are not there.
+
+    Raises
+    ------
+    UnsupportedConstraintError, StructureError
+    """
     for constraint in atoms.constraints:
         if type(constraint) not in SUPPORTED:
             raise UnsupportedConstraintError(
                 f'constraint {type(constraint).__name__} cannot be honoured exactly by a '
                 'prediction in one step; remove it, or attach a calculator, with which '
                 'such a structure is relaxed ordinarily'
+            )
+        index = getattr(constraint, 'index', None)
+        if not isinstance(index, np.ndarray):
+            continue
+        absent = index[(index >= len(atoms)) | (index < -len(atoms))]
+        if len(absent):
+            raise StructureError(
+                f'constraint {type(constraint).__name__} names atom {absent[0]}, and there '
+                f'are {len(atoms)} atoms, from 0 to {len(atoms) - 1}; set it anew'
             )
 
 

@@ -31,7 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import logm
 
-from ase_deeprelax.errors import UnsupportedConstraintError
+from ase_deeprelax.errors import StructureError, UnsupportedConstraintError
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
 
 MASKS = st.lists(st.booleans(), min_size=6, max_size=6)
@@ -301,6 +301,15 @@ def test_refused_constraints(constraint):
     atoms = skewed()
     atoms.set_constraint([FixAtoms([0]), constraint])
     with pytest.raises(UnsupportedConstraintError, match=type(constraint).__name__):
+        find_freedom(atoms)
+
+
+@pytest.mark.parametrize('index', [8, -9])
+def test_constraints_on_atoms_that_are_not_there(index):
+    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
+    atoms.set_constraint([FixAtoms([-8]), FixCartesian([7, index])])
+    message = f'FixCartesian names atom {index}, .* 8 atoms'
+    with pytest.raises(StructureError, match=message):
         find_freedom(atoms)
 
 
