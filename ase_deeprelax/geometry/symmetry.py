@@ -15,7 +15,7 @@ from ase_deeprelax.geometry.crystal_images import Crystal, mean_by_label
 from ase_deeprelax.geometry.lattice import compact, reduced_basis
 from ase_deeprelax.geometry.motion import rotate_projection
 from ase_deeprelax.geometry.symmetry_search import find_operations, find_translations
-from ase_deeprelax.geometry.vacuum import Layer
+from ase_deeprelax.geometry.vacuum import VACUUM_GAP, Layer
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
 
@@ -173,8 +173,10 @@ def find_symmetry(
     return Symmetry(left @ right, operations.permutations, primitive, floating)
 
 
-def primitive_size(atoms: Atoms, symprec: float = SYMPREC) -> int:
-    """Number of atoms in the primitive cell.
+def primitive_size(
+    atoms: Atoms, symprec: float = SYMPREC, *, layer: Layer | None = None
+) -> int:
+    """Number of atoms in the primitive cell of a crystal or layer.
 
     Parameters
     ----------
@@ -182,6 +184,8 @@ def primitive_size(atoms: Atoms, symprec: float = SYMPREC) -> int:
         Its cell is taken as periodic along all three vectors.
     symprec : float, A
         Default 1e-2.
+    layer : Layer, optional
+        What `find_layer` found; default none, a crystal.
 
     Examples
     --------
@@ -189,8 +193,11 @@ def primitive_size(atoms: Atoms, symprec: float = SYMPREC) -> int:
     >>> primitive_size(bulk('Si', 'diamond', a=5.43, cubic=True) * (3, 3, 3))
     2
     """
-    cell = reduced_basis(atoms.cell.array) @ atoms.cell.array
-    crystal = Crystal(atoms.positions @ np.linalg.inv(cell), cell, atoms.numbers)
+    positions, cell = atoms.positions, atoms.cell.array
+    if layer is not None:  # The box of one that is not periodic may repeat it seamlessly.
+        positions, cell = layer.standard_box(atoms, VACUUM_GAP)
+    cell = reduced_basis(cell) @ cell
+    crystal = Crystal(positions @ np.linalg.inv(cell), cell, atoms.numbers)
     found = find_translations(crystal, symprec)
     return len(atoms) if found is None else int(found[0].max()) + 1
 

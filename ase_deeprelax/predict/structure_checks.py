@@ -145,13 +145,13 @@ def outside_ranges(
     ranges
         As in `check_structure`.
     symmetry : Symmetry, optional
-        That of the crystal, if it is known already: to search a large one takes time.
+        That of the structure, if it is known already: to search a large one takes time.
     """
     ranges = TRAINED if ranges is None else ranges
     size = len(atoms)
-    if layer is None and size > max(ranges.get('n_atoms', (math.inf,))):
-        # A supercell is the crystal that it repeats.
-        size = primitive_size(atoms) if symmetry is None else symmetry.n_primitive
+    if size > max(ranges.get('n_atoms', (math.inf,))):
+        # A supercell is the crystal, or the layer, that it repeats.
+        size = symmetry.n_primitive if symmetry else primitive_size(atoms, layer=layer)
     reasons = []
     low, high = ranges.get('n_atoms', (0, math.inf))
     if not low <= size <= high:

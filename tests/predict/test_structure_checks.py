@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule, niggli_reduce
+from ase.build import bulk, fcc111, molecule, mx2, niggli_reduce
 from ase.spacegroup import crystal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +14,10 @@ from ase_deeprelax.errors import (
     StructureError,
     UnsupportedElementError,
 )
+from ase_deeprelax.geometry.symmetry import find_symmetry
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict import structure_checks
-from ase_deeprelax.predict.structure_checks import check_structure
+from ase_deeprelax.predict.structure_checks import check_structure, outside_ranges
 from tests.strategies import crystals, orthogonal, prototypes, quick
 
 
@@ -236,3 +238,21 @@ def test_what_lies_outside_the_training_range_is_said():
     assert check_structure(large, ranges={'n_atoms': [1, 200]}) == ''
     ranges = {'n_atoms': [1, 20], 'volume_ratio': [1.5, 2]}
     assert check_structure(large, ranges=ranges).count(';') == 1
+
+
+@pytest.mark.parametrize('pbc', [True, False])
+@pytest.mark.parametrize('known', [True, False])
+def test_a_supercell_counts_as_what_it_repeats(pbc, known):
+    sheet = mx2('MoS2', vacuum=10) * (5, 5, 1)
+    # A crystal in this box would repeat one plane.
+    slab = fcc111('Cu', (5, 5, 3), vacuum=0)
+    slab.cell[2] = [0.0, 0.0, 1.5 * slab.positions[-1, 2]]
+    for atoms, size in ((sheet, 3), (slab, 3)):
+        atoms.pbc = True, True, pbc and atoms is sheet
+        layer = find_layer(atoms)
+        symmetry = find_symmetry(atoms, layer=layer) if known else None
+        few = {'n_atoms': (1, size)}
+        assert outside_ranges(atoms, layer, few, symmetry) == ''
+        fewer = {'n_atoms': (1, size - 1)}
+        said = outside_ranges(atoms, layer, fewer, symmetry)
+        assert said == f'{size} atoms, in training 1 to {size - 1}'
