@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator
 
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.cell_filter import free_cell
+from ase_deeprelax.geometry.constraints import constraint_labels
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.models.calibration import Calibration
@@ -96,7 +97,8 @@ def verify(
 def wanted_step(target: Any) -> float:
     """Mean move of the coordinates, A, by one step of Newton's method.
 
-    The Hessian is that of `ElasticBFGS`.
+    The Hessian is that of `ElasticBFGS`. Fixed atoms, which only follow the cell, do not
+    count.
 
     Parameters
     ----------
@@ -121,4 +123,5 @@ def wanted_step(target: Any) -> float:
     move = atoms.positions - before
     if not atoms.constraints:
         move -= move.mean(axis=0)
-    return float(np.abs(move).mean())
+    free = constraint_labels(atoms, np.ones(len(atoms), dtype=bool)) != 1
+    return float(np.abs(move[free] if free.any() else move).mean())

@@ -29,6 +29,8 @@ def refine(
 ) -> Iterator[tuple[str, Atoms, str]]:
     """Relax the structures of a table from their predictions to the potential's minimum.
 
+    The same part of their cells relaxes as in the screen.
+
     Parameters
     ----------
     results : Results
@@ -57,8 +59,10 @@ def refine(
     >>> tail = found.table(sort='sigma', descending=True, limit=500)  # doctest: +SKIP
     >>> ends = refine(found, tail, batch_potential(calc), 'tail.jsonl')  # doctest: +SKIP
     """
-    settings = {'potential': name, 'fmax': fmax, 'steps': steps}
-    settings |= {'screen': results.store.manifest()['settings']}
+    screen = results.store.manifest()['settings']
+    settings = {'potential': name, 'fmax': fmax, 'steps': steps, 'screen': screen}
+    asked = screen.get('relax_cell')
+    free = True if asked is None else asked
     with Journal(journal, settings) as kept:
         held = {
             # 'held' in screens of version 0.2.
@@ -74,7 +78,7 @@ def refine(
             todo,
             potential,
             optimizer=ElasticBFGS,
-            relax_cell=lambda id: not held[str(id)],
+            relax_cell=lambda id: False if held[str(id)] else free,
             fmax=fmax,
             steps=steps,
         )

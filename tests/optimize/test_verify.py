@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
@@ -71,6 +72,18 @@ def test_a_strained_cell_counts_unless_it_is_held(model):
     held = atoms.copy()
     held.calc = EMT()
     assert wanted_step(held) < 0.02
+
+
+def test_fixed_atoms_do_not_count():
+    """However many lie below: the verdict is on what may move."""
+    steps = []
+    for planes in (4, 15):
+        slab = fcc111('Cu', (1, 1, planes), vacuum=8)
+        slab.positions[-1, 2] += 0.3
+        slab.set_constraint(FixAtoms(range(planes - 1)))
+        slab.calc = EMT()
+        steps.append(wanted_step(slab))
+    assert steps[0] == pytest.approx(steps[1], rel=1e-3) == pytest.approx(0.05, rel=0.2)
 
 
 def test_the_optimizer_asks_after_its_prediction(model, capsys):

@@ -191,6 +191,23 @@ def test_a_part_is_refined_and_goes_on_after_a_stop(tmp_path, tiny_model):
         list(refine(found, table, potential, journal, steps=50))
 
 
+def test_refinements_free_what_the_screen_freed(tmp_path, tiny_model):
+    crystals = [bulk('Cu', a=3.7), bulk('Au', a=4.3)]
+    write(tmp_path / 'metals.extxyz', crystals)
+    asked = [1, 0, 0, 0, 0, 0]
+    out = tmp_path / 'out'
+    screen(tmp_path / 'metals.extxyz', out, model=tiny_model, relax_cell=asked)
+    found = Results(out)
+    potential = batch_potential(EMT())
+    ends = list(refine(found, found.table(), potential, tmp_path / 'tail.jsonl'))
+    for (_, atoms, problem), before in zip(ends, crystals, strict=True):
+        assert problem == ''
+        strain = np.linalg.solve(before.cell.array, atoms.cell.array) - np.eye(3)
+        assert abs(strain[0, 0]) > 0.005
+        strain[0, 0] = 0.0
+        assert np.abs(strain).max() < 1e-9
+
+
 def test_command_refines_what_it_exports(tmp_path, tiny_model, monkeypatch):
     emt_screen(tmp_path, tiny_model)
     monkeypatch.setattr(
