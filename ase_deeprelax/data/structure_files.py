@@ -158,7 +158,10 @@ def read_source(source: Source, form: str | None = None) -> list[Atoms]:
 
 def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
     if path.is_dir():
-        raise StructureError(f'is a folder without files of {", ".join(READ_SUFFIXES)}')
+        raise StructureError(
+            f'is a folder without files of {", ".join(READ_SUFFIXES)}; name other files by '
+            f"a pattern, as '{path}/*/POSCAR'"
+        )
     if path.exists() and not path.is_file():  # a pipe or a device: it may never end
         raise StructureError('is no regular file; save it to one, or pipe it in as "-"')
     named = path

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -224,6 +225,16 @@ def test_json_on_standard_output_is_alone_there(relaxed, tmp_path):
     assert not result.stderr
     result, _ = relaxed(tmp_path / 'a.cif', '--quiet')
     assert not result.output
+
+
+def test_a_folder_of_calculations_is_named_with_the_remedy(run, tmp_path, tiny_model):
+    (tmp_path / 'v_Cd' / 'Unperturbed').mkdir(parents=True)
+    write(tmp_path / 'v_Cd' / 'Unperturbed' / 'POSCAR', salt(), format='vasp')
+    words = ['--out', tmp_path / 'out', '--model', tiny_model]
+    result = run('relax', tmp_path / 'v_Cd', *words)
+    assert result.exit_code == 1
+    pattern = re.search(r"a pattern, as '(.*)'", result.stderr).group(1)
+    assert run('relax', pattern, *words).exit_code == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
