@@ -63,15 +63,13 @@ class LateBinding(Optimizer):
     def _take(self, atoms: Any) -> None:
         if isinstance(atoms, OptimizableAtoms):  # as ase.optimize.basin hands them over
             atoms = atoms.atoms
-        self._check(atoms)
         self._start(atoms)
 
-    def _check(self, atoms: Any) -> None:
-        """Refuse atoms that do not fit the settings."""
-        raise NotImplementedError
-
     def _start(self, atoms: Any) -> None:
-        """Make what belongs to the atoms; out of a pickle they may come half made."""
+        """Make what belongs to the atoms, or refuse those that do not fit the settings.
+
+        Out of a pickle atoms may come half made.
+        """
         raise NotImplementedError
 
     def _progress(self) -> dict[str, Any]:

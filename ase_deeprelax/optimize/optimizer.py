@@ -13,21 +13,18 @@ from ase import Atoms
 from ase.filters import Filter
 from ase.optimize.optimize import DEFAULT_MAX_STEPS
 
+from ase_deeprelax.calculators.attached import has_calculator
 from ase_deeprelax.files import check_writable
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 from ase_deeprelax.optimize.chain import Chain
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.late_binding import BINDING, LateBinding
 from ase_deeprelax.optimize.one_shot_model import OneShotModel
-from ase_deeprelax.optimize.relaxation_step import (
-    find_optimizer,
-    has_calculator,
-    optimizer_name,
-)
 from ase_deeprelax.optimize.restart import load_restart, save_restart
-from ase_deeprelax.optimize.stage import StageRecord, as_stages
+from ase_deeprelax.optimize.stage import Stage, StageRecord, as_stages
 from ase_deeprelax.optimize.verify import Verification
 
 
@@ -128,7 +125,8 @@ class DeepRelaxOptimizer(LateBinding):
     0.03
     """
 
-    settings = ('_model', '_refine', '_relax_cell', '_optimizer', '_energy_gate', '_guided')
+    settings = ('_model', '_refine', '_guided', '_judge')
+    settings += ('_relax_cell', '_optimizer', '_energy_gate')
 
     fmax: float
     restart: Any
@@ -153,8 +151,9 @@ class DeepRelaxOptimizer(LateBinding):
         dtype: str = 'float32',
         **kwargs: Any,
     ):
-        self._model = OneShotModel(model, symmetry, device, dtype, verify)
+        self._model = OneShotModel(model, symmetry, device, dtype)
         self._refine, self._guided = as_stages(refine, guided=guided), guided
+        self._judge = None if verify is None else Stage(verify)
         if verify is not None and self._refine:
             raise ValueError(
                 'verify judges a prediction alone; leave it out where refine goes on'
@@ -175,15 +174,12 @@ class DeepRelaxOptimizer(LateBinding):
 
     # --- for LateBinding ---------------------------------------------------------------
 
-    def _check(self, atoms: Any) -> None:
-        unwrap(atoms)  # refuses what holds no atoms
+    def _start(self, atoms: Any) -> None:
         if isinstance(atoms, Filter) and self._relax_cell is not None:
             raise ValueError(
                 f'relax_cell={_plain(self._relax_cell)!r} beside {type(atoms).__name__}: a '
                 'filter says itself whether the cell relaxes; leave relax_cell out'
             )
-
-    def _start(self, atoms: Any) -> None:
         self._chain = Chain(
             atoms,
             self._refine,
@@ -192,6 +188,7 @@ class DeepRelaxOptimizer(LateBinding):
             relax_cell=self._free_cell,
             model=self._model,
             guided=self._guided,
+            judge=self._judge,
         )
         self._state = None  # of an earlier run that goes on in the next one
         super().__init__(atoms, **self._ase)
@@ -250,7 +247,7 @@ class DeepRelaxOptimizer(LateBinding):
         if state is not None:
             self._chain.load_state_dict(state)
         self._chain.begin(fmax)
-        self.optimizable = self._chain
+        self.optimizable = self._chain.present
         return self._released(super().irun(fmax=fmax, steps=steps))
 
     def _released(self, states: Iterator[bool]) -> Generator[bool, None, None]:
@@ -264,6 +261,7 @@ class DeepRelaxOptimizer(LateBinding):
     def step(self) -> None:
         """Put the prediction into the atoms; once that is done, a step of refinement."""
         self._chain.step(self.fmax)
+        self.optimizable = self._chain.present
         if self._chain.over:
             self.max_steps = self.nsteps + 1  # this step was the last
         if self._chain.stages and self.restart is not None and self.comm.rank == 0:
@@ -273,7 +271,8 @@ class DeepRelaxOptimizer(LateBinding):
         """Whether the run is over: never with a number that is not finite."""
         atoms = unwrap(self.atoms)
         finite = all(np.isfinite(x).all() for x in (gradient, atoms.positions, atoms.cell))
-        return bool(finite and super().gradient_converged(gradient))
+        last = finite and not self._chain.waiting
+        return bool(last and super().gradient_converged(gradient))
 
     def log(self, gradient: np.ndarray) -> None:
         """Write a line; what became of the prediction stands at the end of it."""
@@ -283,7 +282,7 @@ class DeepRelaxOptimizer(LateBinding):
             values = *chain.one_shot.left, chain.one_shot.move.relaxation.sigma
         else:
             titles = 'Energy', 'fmax'
-            values = chain.get_value(), chain.gradient_norm(gradient)
+            values = chain.run.get_value(), chain.run.gradient_norm(gradient)
         name, clock = type(self).__name__, time.strftime('%H:%M:%S')
         if self.nsteps == 0:
             if decision := chain.target.decision(self._relax_cell):

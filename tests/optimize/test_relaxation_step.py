@@ -20,7 +20,8 @@ from ase.optimize.sciopt import SciPyFminBFGS
 from ase_deeprelax import DeepRelaxOptimizer, ElasticBFGS, Stage, keys
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning, RefinementError
 from ase_deeprelax.geometry.snapshot import Snapshot, assign
-from ase_deeprelax.optimize.relaxation_step import GuardedOptimizer, find_optimizer
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer
+from ase_deeprelax.optimize.relaxation_step import GuardedOptimizer
 
 NAMES = [n for n in ase.optimize.__all__ if n not in ('RestartError', 'ODE12r')]
 NAMES.append('ElasticBFGS')
