@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.snapshot import assign
 from ase_deeprelax.optimize.ase_optimizers import make_optimizer
 from ase_deeprelax.optimize.one_shot import OneShotStage
-from ase_deeprelax.optimize.one_shot_model import OneShotModel
+from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.refinable import check_refinable
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.stage_run import StageRun, get_origin, put_origin
@@ -39,19 +38,9 @@ class Chain:
     ----------
     given : ase.Atoms or ase.filters.Filter
         Not touched before `begin`.
-    stages : list of Stage
-        Empty: an ordinary relaxation, or the prediction alone.
-    optimizer : callable
-        Of stages that have none.
-    gate : float or None, eV/atom
-        How much a prediction may raise the energy.
-    relax_cell : callable
-        Returns what of the cell of bare atoms may change, see `find_freedom`.
-    model : OneShotModel
-    guided : bool or float
-        Of an ordinary relaxation, see `Stage`.
-    judge : Stage or None
-        With the potential that verifies a prediction which is not refined.
+    options : Options
+    bound_later : bool
+        Whether the optimizer was made without atoms.
 
     Attributes
     ----------
@@ -66,25 +55,12 @@ class Chain:
         What the judge says of the prediction.
     """
 
-    def __init__(
-        self,
-        given: Atoms | Filter,
-        stages: list[Stage],
-        *,
-        optimizer: Callable,
-        gate: float | None,
-        relax_cell: Callable[[], RelaxCell | None],
-        model: OneShotModel,
-        guided: bool | float,
-        judge: Stage | None,
-    ):
+    def __init__(self, given: Atoms | Filter, options: Options, *, bound_later: bool):
         self.given, self.atoms = given, unwrap(given)
-        self.one_shot = OneShotStage(given, relax_cell, model)
+        self._options, self._bound_later = options, bound_later
+        self.one_shot = OneShotStage(given, options, self._relax_cell)
         self.lines: list[str] = []
         self.verification: Verification | None = None
-        self._chosen, self._optimizer, self._gate = stages, optimizer, gate
-        self._relax_cell, self._model = relax_cell, model
-        self._guided, self._judge = guided, judge
         self._start: Atoms | None = None
         self._reset([])
 
@@ -106,6 +82,13 @@ class Chain:
     def target(self) -> Target:
         """What relaxes in stages that do not choose for themselves."""
         return self._target or find_target(self.given, self._relax_cell())
+
+    def _relax_cell(self) -> RelaxCell | None:
+        """What of the cell of bare atoms may change, see `find_freedom`."""
+        if self._options.relax_cell is not None:
+            return self._options.relax_cell
+        as_in_ase = not (self._bound_later or self._options.stages)
+        return False if as_in_ase and has_calculator(self.atoms) else None
 
     @property
     def records(self) -> list[StageRecord]:
@@ -147,7 +130,7 @@ class Chain:
         if not self._find_stages():
             return
         check_refinable(self.atoms)
-        for stage in self._chosen:
+        for stage in self._options.stages:
             stage.build_calculator()
         if self.run is None:
             self._enter_first(fmax)
@@ -176,9 +159,9 @@ class Chain:
 
     def _find_stages(self) -> bool:
         """Whether there is something to refine with: a calculator may come and go."""
-        stages = self._chosen
+        stages = self._options.stages
         if not stages and has_calculator(self.atoms):
-            stages = [Stage(None, guided=self._guided)]
+            stages = [Stage(None, guided=self._options.guided)]
         if len(stages) != len(self.stages):
             self._reset(stages)
         if stages and self._target is None:
@@ -189,7 +172,7 @@ class Chain:
     def _enter_first(self, fmax: float) -> None:
         """Enter the first stage that is needed, once all of them can be entered."""
         for stage in self.stages:
-            optimizer = stage.optimizer or self._optimizer
+            optimizer = stage.optimizer or self._options.optimizer
             make_optimizer(optimizer, self.target.fitted(optimizer).moving)
         self._done = []
         self._look_ahead(0)
@@ -197,8 +180,7 @@ class Chain:
             self._measure(self._enter(self._next), fmax)
 
     def _enter(self, index: int) -> StageRun:
-        stage = self.stages[index]
-        run = StageRun(index, stage, self.target, self._optimizer, self._model)
+        run = StageRun(index, self.stages[index], self.target, self._options)
         run.guide(self.one_shot.relaxation)
         self.run = run
         return run
@@ -219,7 +201,7 @@ class Chain:
         # Where all stages ended, no calculator could say anything about this structure.
         running = run.status == 'running'
         live = run.live if running else None
-        accepted = self.one_shot.try_once(live, self._gate, ordinary=run.ordinary)
+        accepted = self.one_shot.try_once(live, ordinary=run.ordinary)
         if accepted and running:
             run.begin_here()
             run.guide(self.one_shot.relaxation)
@@ -260,11 +242,12 @@ class Chain:
 
     def _verify(self) -> None:
         """Ask the judge, if there is one, about a prediction that is not refined."""
-        if self._judge is None:
+        judge = self._options.judge
+        if judge is None:
             return
-        calculator, relax_cell = self._judge.build_calculator(), self._relax_cell()
+        calibration, calculator = self._options.calibration, judge.build_calculator()
         self.verification = verify(
-            self.atoms, calculator, self._judge.name, self._model.calibration, relax_cell
+            self.atoms, calculator, judge.name, calibration, self._relax_cell()
         )
         self.atoms.info[keys.VERIFIED] = str(self.verification)
         self.lines.append(str(self.verification))

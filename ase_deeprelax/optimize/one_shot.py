@@ -22,7 +22,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
-from ase_deeprelax.optimize.one_shot_model import OneShotModel
+from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.relaxation_step import energy_of
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.result import Relaxation
@@ -139,9 +139,9 @@ class OneShotStage(Optimizable):
     Parameters
     ----------
     target : ase.Atoms or ase.filters.Filter
+    options : Options
     relax_cell : callable
         Returns what of the cell of bare atoms may change, see `find_freedom`.
-    model : OneShotModel
 
     Attributes
     ----------
@@ -158,11 +158,11 @@ class OneShotStage(Optimizable):
     def __init__(
         self,
         target: Atoms | Filter,
+        options: Options,
         relax_cell: Callable[[], RelaxCell | None],
-        model: OneShotModel,
     ):
         self.target, self.atoms = target, unwrap(target)
-        self._relax_cell, self._model = relax_cell, model
+        self._options, self._relax_cell = options, relax_cell
         self.record, self.outcome, self.note = None, '', ''
         self.relaxation: Relaxation | None = None
         self.pending = True
@@ -188,7 +188,7 @@ class OneShotStage(Optimizable):
             The structure is as it was.
         """
         relax_cell = self._relax_cell()
-        [relaxation] = self._model.predictor.relax(
+        [relaxation] = self._options.predictor.relax(
             [self.target], relax_cell=relax_cell, on_bad='raise'
         )
         before = bare(self.atoms)
@@ -247,17 +247,13 @@ class OneShotStage(Optimizable):
         move.apply()
         self._accepted(move, seconds=sum(move.relaxation.timings.values()))
 
-    def try_once(
-        self, live: Optimizable | None, gate: float | None, *, ordinary: bool
-    ) -> bool:
+    def try_once(self, live: Optimizable | None, *, ordinary: bool) -> bool:
         """Accept the prediction, or roll it back where energy or forces say no.
 
         Parameters
         ----------
         live : ase.utils.abc.Optimizable or None
             Gives energy and forces of the atoms; None: skip the energy check.
-        gate : float or None, eV/atom
-            See `ProposedMove.apply_if_lower`.
         ordinary : bool
             Whether errors of the calculator are raised; else the prediction is rolled back.
 
@@ -278,17 +274,17 @@ class OneShotStage(Optimizable):
             if live is None:
                 move.apply()
             else:
-                reason, energies = move.apply_if_lower(live, gate)
+                reason, energies = move.apply_if_lower(live, self._options.energy_gate)
         except Exception as error:
             if ordinary:
                 raise
             reason = f'{type(error).__name__}: {error}'
-        energies['seconds'] = perf_counter() - begun
+        numbers = {'seconds': perf_counter() - begun, **energies}
         if reason:
             note = f'prediction rolled back, {reason}'
-            self._refused('failed', ' (prediction rolled back)', note, reason, **energies)
+            self._refused('failed', ' (prediction rolled back)', note, reason, **numbers)
         else:
-            self._accepted(move, **energies)
+            self._accepted(move, **numbers)
         return not reason
 
     def _accepted(self, move: ProposedMove, **numbers: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +17,7 @@ from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
 from ase_deeprelax.optimize.ase_optimizers import optimizer_name
 from ase_deeprelax.optimize.guide import GuidedCalculator, bare_calculator, strength_for
-from ase_deeprelax.optimize.one_shot_model import OneShotModel
+from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.relaxation_step import (
     RUNAWAY,
     GuardedOptimizer,
@@ -56,10 +55,7 @@ class StageRun(Optimizable):
     target : Target
         What relaxes, unless the stage says something else. The atoms get the calculator of
         the stage.
-    optimizer : str or callable
-        Of stages that have none.
-    model : OneShotModel
-        Of the prediction that pulls in a guided stage.
+    options : Options
 
     Attributes
     ----------
@@ -79,18 +75,11 @@ class StageRun(Optimizable):
         The structure that was measured last.
     """
 
-    def __init__(
-        self,
-        index: int,
-        stage: Stage,
-        target: Target,
-        optimizer: str | Callable,
-        model: OneShotModel,
-    ):
-        self.index, self.stage, self._model = index, stage, model
+    def __init__(self, index: int, stage: Stage, target: Target, options: Options):
+        self.index, self.stage, self._options = index, stage, options
         self.ordinary = stage.calculator is None
         self.atoms = unwrap(target.moving)
-        self._optimizer = stage.optimizer or optimizer
+        self._optimizer = stage.optimizer or options.optimizer
         # For where nothing of this stage is kept.
         self._calculator_before = bare_calculator(self.atoms.calc)
         self.atoms.calc = self._calculator_before
@@ -268,7 +257,7 @@ class StageRun(Optimizable):
             return
         self.leave()
         if strength is True:
-            strength = strength_for(self.name.lower(), self._model.calibration)
+            strength = strength_for(self.name.lower(), self._options.calibration)
         self.atoms.calc = GuidedCalculator(self.atoms.calc, prediction, strength)
 
     def leave(self) -> None:
