@@ -95,21 +95,22 @@ class Chain:
         """`StageRecord` of the prediction and of each stage so far."""
         records = [] if self.one_shot.record is None else [self.one_shot.record]
         records += self._done
-        if self.run is not None and self.run.status == 'running':
+        if self.run is not None and not self.run.over:
             records.append(self.run.record)
         return records
 
     @property
     def waiting(self) -> bool:
         """Whether a stage is over and another one is to come."""
-        over = self.run is not None and self.run.status != 'running'
+        over = self.run is not None and self.run.over
         return over and self._next < len(self.stages)
 
     @property
-    def over(self) -> bool:
-        """Whether the last stage ended without convergence, and all else was tried."""
-        failed = self.run is not None and self.run.status not in ('running', 'converged')
-        return failed and not self.waiting and not self.one_shot.pending
+    def exhausted(self) -> bool:
+        """Whether the last stage ended without convergence, and nothing is left to try."""
+        if self.run is None or not self.run.over or self.run.status == 'converged':
+            return False
+        return not self.waiting and not self.one_shot.pending
 
     # --- going on ------------------------------------------------------------------------
 
@@ -148,11 +149,10 @@ class Chain:
             run = self._enter(self._next)
             self._measure(run, fmax)
             self.one_shot.note = f'{self._number(run.index)}, {run.title}'
-        elif self.one_shot.pending and self._predict(self.run, fmax):
-            pass
-        elif self.run.status == 'running':
-            self.run.step(fmax)
-            self._close_if_over(self.run)
+        elif self.one_shot.pending:
+            self._predict(self.run, fmax)
+        elif not self.run.over:
+            self._refine(self.run, fmax)
         info, outcome = self.atoms.info, self.one_shot.outcome
         if keys.STAGE in info and outcome not in info[keys.STAGE]:
             info[keys.STAGE] += outcome
@@ -170,8 +170,8 @@ class Chain:
         return bool(stages)
 
     def _enter_first(self, fmax: float) -> None:
-        """Enter the first stage that is needed, once all of them can be entered."""
-        for stage in self.stages:
+        """Enter the first stage that is needed, once optimizers for all can be made."""
+        for stage in self.stages:  # to be made anew for the structure that a stage meets
             optimizer = stage.optimizer or self._options.optimizer
             make_optimizer(optimizer, self.target.fitted(optimizer).moving)
         self._done = []
@@ -186,35 +186,39 @@ class Chain:
         return run
 
     def _go_on(self, run: StageRun, fmax: float) -> None:
-        """Go on with the stage in which the run before this one ended."""
-        if run.status == 'running':
-            run.guide(self.one_shot.relaxation)
-            if self.atoms != run.measured:  # the user moved them meanwhile
-                run.begin_here()
-        else:
+        """Go on with a stage whose structure was moved by others, or that was over."""
+        if run.over:
             former, run = run, self._enter(run.index)
             run.take_over(former)
+        else:
+            if self.atoms != run.measured:
+                run.begin_here()
+            run.guide(self.one_shot.relaxation)
         self._measure(run, fmax)
 
-    def _predict(self, run: StageRun, fmax: float) -> bool:
-        """Try the prediction; whether it is in the atoms."""
+    def _predict(self, run: StageRun, fmax: float) -> None:
+        """Try the prediction; where it is not taken, refine."""
         # Where all stages ended, no calculator could say anything about this structure.
-        running = run.status == 'running'
-        live = run.live if running else None
+        live = None if run.over else run.live
         accepted = self.one_shot.try_once(live, ordinary=run.ordinary)
-        if accepted and running:
-            run.begin_here()
-            run.guide(self.one_shot.relaxation)
-            self._measure(run, fmax)
-        return accepted
+        if run.over:
+            return
+        if accepted:
+            self._go_on(run, fmax)
+        else:
+            self._refine(run, fmax)
 
     def _measure(self, run: StageRun, fmax: float) -> None:
         run.measure(fmax)
         self._close_if_over(run)
 
+    def _refine(self, run: StageRun, fmax: float) -> None:
+        run.step(fmax)
+        self._close_if_over(run)
+
     def _close_if_over(self, run: StageRun) -> None:
         """Record a stage that is over, and find the one to come."""
-        if run.status == 'running' or run.nothing_new:
+        if not run.over or run.nothing_new:
             return
         number, record = self._number(run.index), run.record
         self._done.append(record)

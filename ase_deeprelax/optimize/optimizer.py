@@ -256,7 +256,7 @@ class DeepRelaxOptimizer(LateBinding):
         """Put the prediction into the atoms; once that is done, a step of refinement."""
         self._chain.step(self.fmax)
         self.optimizable = self._chain.present
-        if self._chain.over:
+        if self._chain.exhausted:
             self.max_steps = self.nsteps + 1  # this step was the last
         if self._chain.stages and self.restart is not None and self.comm.rank == 0:
             save_restart(self.restart, self._chain.state_dict())
@@ -265,8 +265,9 @@ class DeepRelaxOptimizer(LateBinding):
         """Whether the run is over: never with a number that is not finite."""
         atoms = unwrap(self.atoms)
         finite = all(np.isfinite(x).all() for x in (gradient, atoms.positions, atoms.cell))
-        last = finite and not self._chain.waiting
-        return bool(last and super().gradient_converged(gradient))
+        if not finite or self._chain.waiting:
+            return False
+        return bool(super().gradient_converged(gradient))
 
     def log(self, gradient: np.ndarray) -> None:
         """Write a line; what became of the prediction stands at the end of it."""

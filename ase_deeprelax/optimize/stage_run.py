@@ -61,6 +61,8 @@ class StageRun(Optimizable):
     ----------
     status, reason : str
         See `StageRecord`.
+    moving : ase.Atoms or ase.filters.Filter
+        What its optimizer moves.
     live : ase.utils.abc.Optimizable
         Energy and forces of the structure as it is.
     value, gradient : float, eV; array, eV/A
@@ -85,7 +87,7 @@ class StageRun(Optimizable):
         self.atoms.calc = self._calculator_before
         if not self.ordinary:
             self.atoms.calc = stage.build_calculator()
-        self._given = target
+        self._target = target
         self._aim()
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
         self.value, self.energy = np.nan, np.nan
@@ -97,12 +99,12 @@ class StageRun(Optimizable):
 
     def _aim(self) -> None:
         """Make filter and optimizer for the structure as it is."""
-        target = self._given.of_stage(
+        target = self._target.of_stage(
             self.stage.relax_cell, self.atoms.calc, self._optimizer
         )
-        self.target, self.kind = target.moving, target.kind
-        self.live = self.target.__ase_optimizable__()
-        self.guarded = GuardedOptimizer(self.target, self._optimizer)
+        self.moving, self.kind = target.moving, target.kind
+        self.live = self.moving.__ase_optimizable__()
+        self.guarded = GuardedOptimizer(self.moving, self._optimizer)
 
     @property
     def name(self) -> str:
@@ -116,6 +118,11 @@ class StageRun(Optimizable):
         """For the log and for ``atoms.info``."""
         name = optimizer_name(self._optimizer)
         return name if self.ordinary else f'{self.name}, {name}'
+
+    @property
+    def over(self) -> bool:
+        """Whether the stage has come to its end, good or bad."""
+        return self.status != 'running'
 
     @property
     def nothing_new(self) -> bool:
@@ -172,7 +179,7 @@ class StageRun(Optimizable):
                 'value': self.value,
                 'energy': self.energy,
                 'gradient': gradient.copy(),
-                'state': vars(Snapshot.take(self.target)),
+                'state': vars(Snapshot.take(self.moving)),
                 'info': self._info(),
                 'steps': self.steps,
             }
@@ -222,7 +229,7 @@ class StageRun(Optimizable):
             self.atoms.calc = self._calculator_before
         if self.best is None:
             return
-        Snapshot(**self.best['state']).restore(self.target)
+        Snapshot(**self.best['state']).restore(self.moving)
         self.value, self.energy = self.best['value'], self.best['energy']
         self.gradient = np.array(self.best['gradient'])
         for name in self._info():
@@ -246,7 +253,7 @@ class StageRun(Optimizable):
     def take_over(self, former: StageRun) -> None:
         """Go on with filter and optimizer of a run of this stage, unless that failed."""
         if former.status != 'failed':
-            self.target, self.live = former.target, former.live
+            self.moving, self.live = former.moving, former.live
             self.guarded = former.guarded
         self._goes_on = former.status == 'converged'
 
@@ -299,7 +306,7 @@ class StageRun(Optimizable):
         state = {name: getattr(self, name) for name in KEPT}
         return state | {
             'learnt': None if forget else self.guarded.state_dict(),
-            'origin': get_origin(self.target),
+            'origin': get_origin(self.moving),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,7 +314,7 @@ class StageRun(Optimizable):
         for name in KEPT:
             setattr(self, name, state[name])
         self.gradient = np.array(self.gradient, float)
-        put_origin(self.target, state['origin'])
+        put_origin(self.moving, state['origin'])
         if state['learnt'] is not None:
             self.guarded.load_state_dict(state['learnt'])
 
