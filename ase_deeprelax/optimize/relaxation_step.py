@@ -32,8 +32,6 @@ class GuardedOptimizer:
         With a calculator.
     optimizer : str or callable
         As `find_optimizer` takes it.
-    state : dict, optional
-        What `state_dict` of an earlier optimizer of this class gave, to go on from there.
 
     Raises
     ------
@@ -53,12 +51,7 @@ class GuardedOptimizer:
     True
     """
 
-    def __init__(
-        self,
-        target: Atoms | Filter,
-        optimizer: str | Callable,
-        state: dict[str, Any] | None = None,
-    ):
+    def __init__(self, target: Atoms | Filter, optimizer: str | Callable):
         self.target, self.name = target, optimizer_name(optimizer)
         self.optimizer = make_optimizer(optimizer, target)
         self.optimizer.optimizable = FiniteNumbers(self.optimizer.optimizable, target)
@@ -66,8 +59,6 @@ class GuardedOptimizer:
         plain: Any = Optimizer
         self._common = {*vars(plain(target, logfile=None)), 'max_steps', 'fmax', 'dump'}
         self._dumped = None
-        if state is not None:
-            self.load_state_dict(state)
         self.optimizer.dump = self._dump
 
     def step(self, fmax: float) -> None:
