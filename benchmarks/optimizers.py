@@ -37,7 +37,7 @@ from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.geometry.cell_filter import free_cell
 from ase_deeprelax.journal import Journal
-from ase_deeprelax.optimize.relaxation_step import find_optimizer
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer
 
 FMAX, STEPS = 0.05, 150
 KINDS = ['ElasticBFGS', 'BFGS', 'LBFGS', 'FIRE']

@@ -20,7 +20,6 @@ from ase_deeprelax import __version__, keys
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.journal import Journal
-from ase_deeprelax.optimize.verify import verify
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
 
@@ -100,6 +99,8 @@ class OneShot:
 
     def _verified(self, atoms: Atoms) -> str:
         """The verdict of the potential on a prediction, or the error that it raised."""
+        from ase_deeprelax.optimize.verify import verify
+
         name = str(self.verify).partition(':')[0]
         calibration = self.predictor.model.calibration
         try:

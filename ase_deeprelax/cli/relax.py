@@ -221,7 +221,7 @@ def _refiner(
     """The worker that refines predictions with calculators."""
     from ase_deeprelax.calculators.registry import get_calculator
     from ase_deeprelax.cli.refine import Refiner
-    from ase_deeprelax.optimize.relaxation_step import find_optimizer
+    from ase_deeprelax.optimize.ase_optimizers import find_optimizer
     from ase_deeprelax.optimize.stage import Stage
 
     device, symmetry = str(predictor.device), str(predictor.symmetry)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.metrics import Reference
 from ase_deeprelax.compare.predictor_adapter import (
@@ -33,7 +34,7 @@ from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.errors import ConfigError, DeepRelaxError, StructureError
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import spacegroup_number
-from ase_deeprelax.optimize.relaxation_step import calculator_name, check_refinable
+from ase_deeprelax.optimize.refinable import check_refinable
 from ase_deeprelax.optimize.target import find_target
 from ase_deeprelax.result import Relaxation
 

@@ -10,15 +10,12 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax import __version__
+from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.relaxation_run import run_relaxation
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
-from ase_deeprelax.optimize.relaxation_step import (
-    calculator_name,
-    find_optimizer,
-    optimizer_name,
-)
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
 

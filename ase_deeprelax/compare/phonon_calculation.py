@@ -18,6 +18,7 @@ from ase import Atoms
 from ase.cell import Cell
 from ase.units import kJ, mol
 
+from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.compare.schema import (
     Bands,
     DensityOfStates,
@@ -29,7 +30,6 @@ from ase_deeprelax.compare.schema import (
 from ase_deeprelax.errors import MissingDependencyError, RefinementError
 from ase_deeprelax.geometry.lattice import reduced_basis
 from ase_deeprelax.geometry.symmetry import SYMPREC
-from ase_deeprelax.optimize.relaxation_step import calculator_name
 
 # Frequencies below minus this are imaginary, and below it left out of thermal properties:
 # what remains of displacements, tolerances and single precision, THz.

@@ -19,11 +19,8 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.motion import project_strain
-from ase_deeprelax.optimize.relaxation_step import (
-    RUNAWAY,
-    GuardedOptimizer,
-    check_refinable,
-)
+from ase_deeprelax.optimize.refinable import check_refinable
+from ase_deeprelax.optimize.relaxation_step import RUNAWAY, GuardedOptimizer
 from ase_deeprelax.optimize.target import Target, find_target
 from ase_deeprelax.predict.prediction_checks import check_prediction
 

@@ -38,7 +38,7 @@ from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, summarise_runs
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.journal import Journal
-from ase_deeprelax.optimize.relaxation_step import find_optimizer, optimizer_name
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 
 
 def compare(

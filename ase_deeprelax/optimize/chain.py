@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,25 +10,23 @@ from ase.filters import Filter
 from ase.optimize import RestartError
 
 from ase_deeprelax import keys
+from ase_deeprelax.calculators.attached import has_calculator
 from ase_deeprelax.errors import warn
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.snapshot import assign
+from ase_deeprelax.optimize.ase_optimizers import make_optimizer
 from ase_deeprelax.optimize.one_shot import OneShotStage
-from ase_deeprelax.optimize.one_shot_model import OneShotModel
-from ase_deeprelax.optimize.relaxation_step import (
-    GuardedOptimizer,
-    check_refinable,
-    find_optimizer,
-    has_calculator,
-)
+from ase_deeprelax.optimize.options import Options
+from ase_deeprelax.optimize.refinable import check_refinable
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.stage_run import StageRun, get_origin, put_origin
 from ase_deeprelax.optimize.target import Target, find_target
+from ase_deeprelax.optimize.verify import Verification, verify
 
 
 class Chain:
-    """The stages of one structure, and how ASE's dynamics sees them.
+    """The stages of one structure, one after another.
 
     Stage 0 is the prediction. A stage that fails (its calculator raises or returns numbers
     that are not finite, the structure explodes or ends above where the stage began) is
@@ -42,46 +38,29 @@ class Chain:
     ----------
     given : ase.Atoms or ase.filters.Filter
         Not touched before `begin`.
-    stages : list of Stage
-        Empty: an ordinary relaxation, or the prediction alone.
-    optimizer : callable
-        Of stages that have none.
-    gate : float or None, eV/atom
-        How much a prediction may raise the energy.
-    relax_cell : callable
-        Returns what of the cell of bare atoms may change, see `find_freedom`.
-    model : OneShotModel
-    guided : bool or float
-        Of an ordinary relaxation, see `Stage`; default False.
+    options : Options
+    bound_later : bool
+        Whether the optimizer was made without atoms.
 
     Attributes
     ----------
     one_shot : OneShotStage
+    stages : list of Stage
+        Those of the refinement, the one of an ordinary relaxation included.
     run : StageRun or None
         The present stage of the refinement; None: it has not begun, or is not needed.
     lines : list of str
         For the log, which takes them away.
     verification : Verification or None
-        What a potential says of the prediction.
+        What the judge says of the prediction.
     """
 
-    def __init__(
-        self,
-        given: Atoms | Filter,
-        stages: list[Stage],
-        *,
-        optimizer: Callable,
-        gate: float | None,
-        relax_cell: Callable[[], RelaxCell | None],
-        model: OneShotModel,
-        guided: bool | float = False,
-    ):
+    def __init__(self, given: Atoms | Filter, options: Options, *, bound_later: bool):
         self.given, self.atoms = given, unwrap(given)
-        self._model, self.verification = model, None
-        self.one_shot = OneShotStage(self.atoms, lambda: model.propose(given, relax_cell()))
+        self._options, self._bound_later = options, bound_later
+        self.one_shot = OneShotStage(given, options, self._relax_cell)
         self.lines: list[str] = []
-        self._chosen, self._optimizer, self._gate = stages, optimizer, gate
-        self._relax_cell, self._guided = relax_cell, guided
+        self.verification: Verification | None = None
         self._start: Atoms | None = None
         self._reset([])
 
@@ -89,47 +68,49 @@ class Chain:
         self.stages = stages
         self.run: StageRun | None = None
         self._done: list[StageRecord] = []
-        self._index, self._next = -1, 0  # of the present stage, and of the one to come
+        self._next = 0  # index of the stage to come
         self._target: Target | None = None
-        self._goes_on = False  # whether the present stage had converged in an earlier run
 
     # --- where it stands -----------------------------------------------------------------
 
     @property
-    def ordinary(self) -> bool:
-        """Whether it refines with the calculator that the atoms have."""
-        return not self._chosen
+    def present(self) -> OneShotStage | StageRun:
+        """The present stage, through which ASE's dynamics sees the structure."""
+        return self.one_shot if self.run is None else self.run
 
     @property
     def target(self) -> Target:
         """What relaxes in stages that do not choose for themselves."""
         return self._target or find_target(self.given, self._relax_cell())
 
+    def _relax_cell(self) -> RelaxCell | None:
+        """What of the cell of bare atoms may change, see `find_freedom`."""
+        if self._options.relax_cell is not None:
+            return self._options.relax_cell
+        as_in_ase = not (self._bound_later or self._options.stages)
+        return False if as_in_ase and has_calculator(self.atoms) else None
+
     @property
     def records(self) -> list[StageRecord]:
         """`StageRecord` of the prediction and of each stage so far."""
         records = [] if self.one_shot.record is None else [self.one_shot.record]
         records += self._done
-        if self.run is not None and self.run.status == 'running':
+        if self.run is not None and not self.run.over:
             records.append(self.run.record)
         return records
 
     @property
     def waiting(self) -> bool:
         """Whether a stage is over and another one is to come."""
-        over = self.run is not None and self.run.status != 'running'
+        over = self.run is not None and self.run.over
         return over and self._next < len(self.stages)
 
     @property
-    def over(self) -> bool:
-        """Whether the last stage ended without convergence, and all else was tried."""
-        failed = self.run is not None and self.run.status not in ('running', 'converged')
-        return failed and not self.waiting and not self.one_shot.pending
-
-    @property
-    def _is_needed(self) -> bool:
-        """Whether there is a stage that is not superfluous."""
-        return self.run is not None or self._next < len(self.stages)
+    def exhausted(self) -> bool:
+        """Whether the last stage ended without convergence, and nothing is left to try."""
+        if self.run is None or not self.run.over or self.run.status == 'converged':
+            return False
+        return not self.waiting and not self.one_shot.pending
 
     # --- going on ------------------------------------------------------------------------
 
@@ -142,36 +123,45 @@ class Chain:
             No calculator could say anything about this structure.
         MissingDependencyError, ModelError
             A calculator is not there: known now, and not after hours in the stages before.
+        ConfigError
+            An optimizer cannot be made for this structure.
         """
         if self._start is None:
             self._start = bare(self.atoms)
-        if self._find_stages():
-            check_refinable(self.atoms)
-            self._begin_stages(fmax)
+        if not self._find_stages():
+            return
+        check_refinable(self.atoms)
+        for stage in self._options.stages:
+            stage.build_calculator()
+        if self.run is None:
+            self._enter_first(fmax)
+        elif not self.waiting:
+            self._go_on(self.run, fmax)
 
     def step(self, fmax: float) -> None:
         """Take the one step of the prediction; after it, a step of refinement."""
-        if self._find_stages() and self.run is None and self._is_needed:
-            self._begin_stages(fmax)
+        if self._find_stages() and self.run is None and self._next < len(self.stages):
+            self._enter_first(fmax)  # the calculator came after the run had begun
         if self.run is None:
             self.one_shot.accept()
             self._verify()
         elif self.waiting:
-            title = self._enter_next(fmax).title
-            self.one_shot.note = f'{self._number(self._index)}, {title}'
-        elif self.one_shot.pending and self._predict(self.run, fmax):
-            pass
-        elif self.run.status == 'running':
-            self._guard(self.run, partial(self.run.step, self._own_fmax(fmax)), fmax)
+            run = self._enter(self._next)
+            self._measure(run, fmax)
+            self.one_shot.note = f'{self._number(run.index)}, {run.title}'
+        elif self.one_shot.pending:
+            self._predict(self.run, fmax)
+        elif not self.run.over:
+            self._refine(self.run, fmax)
         info, outcome = self.atoms.info, self.one_shot.outcome
         if keys.STAGE in info and outcome not in info[keys.STAGE]:
             info[keys.STAGE] += outcome
 
     def _find_stages(self) -> bool:
         """Whether there is something to refine with: a calculator may come and go."""
-        stages = self._chosen
+        stages = self._options.stages
         if not stages and has_calculator(self.atoms):
-            stages = [Stage(None, guided=self._guided)]
+            stages = [Stage(None, guided=self._options.guided)]
         if len(stages) != len(self.stages):
             self._reset(stages)
         if stages and self._target is None:
@@ -179,108 +169,71 @@ class Chain:
             self._target = self.target
         return bool(stages)
 
-    def _begin_stages(self, fmax: float) -> None:
-        if not self.ordinary:
-            for stage in self.stages:
-                stage.build_calculator()
-        if self.run is None:
-            self._check_optimizers()
-            self._done, self._index = [], -1
-            self._look_ahead()
-            if self._is_needed:
-                self._enter_next(fmax)
-        elif not self.waiting:
-            if self.run.status != 'running':
-                self._enter_again(self.run)
-            else:
-                self.run.guide(self.one_shot.relaxation)
-                if self.atoms != self.run.measured:  # the user moved them meanwhile
-                    self.run.begin_here()
-            self._guard(self.run, self.run.measure, fmax)
-
-    def _check_optimizers(self) -> None:
-        """Refuse what cannot be made before anything moves."""
-        for stage in self.stages:
-            optimizer = find_optimizer(stage.optimizer or self._optimizer)
-            GuardedOptimizer(self.target.fitted(optimizer).moving, optimizer)
-
-    def _predict(self, run: StageRun, fmax: float) -> bool:
-        """Try the prediction; whether it is in the atoms."""
-        # Where all stages ended, no calculator could say anything about this structure.
-        running = run.status == 'running'
-        live = run.live if running else None
-        accepted = self.one_shot.try_once(live, self._gate, ordinary=self.ordinary)
-        if accepted and running:
-            run.begin_here()
-            run.guide(self.one_shot.relaxation)
-            self._guard(run, run.measure, fmax)
-        return accepted
-
-    def _verify(self) -> None:
-        self.verification = self._model.verify(self.atoms, self._relax_cell())
-        if self.verification is not None:
-            self.atoms.info[keys.VERIFIED] = str(self.verification)
-            self.lines.append(str(self.verification))
-
-    def release(self) -> None:
-        """Leave the bare calculator in the atoms, with what it calculated last."""
-        if self.run is not None:
-            self.run.leave()
+    def _enter_first(self, fmax: float) -> None:
+        """Enter the first stage that is needed, once optimizers for all can be made."""
+        for stage in self.stages:  # to be made anew for the structure that a stage meets
+            optimizer = stage.optimizer or self._options.optimizer
+            make_optimizer(optimizer, self.target.fitted(optimizer).moving)
+        self._done = []
+        self._look_ahead(0)
+        if self._next < len(self.stages):
+            self._measure(self._enter(self._next), fmax)
 
     def _enter(self, index: int) -> StageRun:
-        self._index, self._goes_on = index, False
-        self.run = StageRun(
-            self.stages[index],
-            self.target,
-            self._optimizer,
-            self._model,
-            ordinary=self.ordinary,
-        )
-        self.run.guide(self.one_shot.relaxation)
-        return self.run
-
-    def _enter_next(self, fmax: float) -> StageRun:
-        run = self._enter(self._next)
-        self._guard(run, run.measure, fmax)
+        run = StageRun(index, self.stages[index], self.target, self._options)
+        run.guide(self.one_shot.relaxation)
+        self.run = run
         return run
 
-    def _enter_again(self, last: StageRun) -> None:
-        """Enter the last stage anew for another run, with what its optimizer has learnt."""
-        run = self._enter(self._index)
-        if last.status != 'failed':
-            run.take_over(last)
-        self._goes_on = last.status == 'converged'
-
-    def _guard(self, run: StageRun, act: Callable[[], None], fmax: float) -> None:
-        """Act in the present stage: an error ends it, and so does success."""
-        try:
-            act()
-        except Exception as error:
-            if self.ordinary:
-                raise
-            run.fail(error)
+    def _go_on(self, run: StageRun, fmax: float) -> None:
+        """Go on with a stage whose structure was moved by others, or that was over."""
+        if run.over:
+            former, run = run, self._enter(run.index)
+            run.take_over(former)
         else:
-            run.end(self._own_fmax(fmax))
-        nothing_new = self._goes_on and run.status == 'converged' and run.steps == 0
-        if run.status != 'running' and not nothing_new:
-            self._close(run.record)
+            if self.atoms != run.measured:
+                run.begin_here()
+            run.guide(self.one_shot.relaxation)
+        self._measure(run, fmax)
 
-    def _close(self, record: StageRecord) -> None:
-        number = self._number(self._index)
+    def _predict(self, run: StageRun, fmax: float) -> None:
+        """Try the prediction; where it is not taken, refine."""
+        # Where all stages ended, no calculator could say anything about this structure.
+        live = None if run.over else run.live
+        accepted = self.one_shot.try_once(live, ordinary=run.ordinary)
+        if run.over:
+            return
+        if accepted:
+            self._go_on(run, fmax)
+        else:
+            self._refine(run, fmax)
+
+    def _measure(self, run: StageRun, fmax: float) -> None:
+        run.measure(fmax)
+        self._close_if_over(run)
+
+    def _refine(self, run: StageRun, fmax: float) -> None:
+        run.step(fmax)
+        self._close_if_over(run)
+
+    def _close_if_over(self, run: StageRun) -> None:
+        """Record a stage that is over, and find the one to come."""
+        if not run.over or run.nothing_new:
+            return
+        number, record = self._number(run.index), run.record
         self._done.append(record)
-        if not self.ordinary:  # else ASE still looks at forces, until the run is over
-            self.release()
+        if not run.ordinary:  # else ASE still looks at forces, until the run is over
+            run.leave()
             self.lines.append(f'{number}, {record}')
         if record.status == 'failed':
             warn(f'{number} ({record.name}) failed and was rolled back: {record.reason}')
-        self._look_ahead()
+        self._look_ahead(run.index + 1)
 
-    def _look_ahead(self) -> None:
-        """Find the next stage to run; those that are superfluous are recorded."""
-        self._next = self._index + 1
-        for stage in self.stages[self._next :]:
-            limits = {'sigma': stage.min_sigma, 'error': stage.min_error}
-            reason = self.one_shot.suffices(limits, refined=self.run is not None)
+    def _look_ahead(self, index: int) -> None:
+        """Find the stage to come, from an index on; superfluous ones are recorded."""
+        self._next = index
+        for stage in self.stages[index:]:
+            reason = self.one_shot.suffices(stage, refined=self.run is not None)
             if not reason:
                 break
             record = StageRecord(stage.name, status='skipped', reason=reason)
@@ -291,9 +244,22 @@ class Chain:
     def _number(self, index: int) -> str:
         return f'stage {index + 1} of {len(self.stages)}'
 
-    def _own_fmax(self, fmax: float) -> float:
-        own = self.stages[self._index].fmax
-        return fmax if own is None else own
+    def _verify(self) -> None:
+        """Ask the judge, if there is one, about a prediction that is not refined."""
+        judge = self._options.judge
+        if judge is None:
+            return
+        calibration, calculator = self._options.calibration, judge.build_calculator()
+        self.verification = verify(
+            self.atoms, calculator, judge.name, calibration, self._relax_cell()
+        )
+        self.atoms.info[keys.VERIFIED] = str(self.verification)
+        self.lines.append(str(self.verification))
+
+    def release(self) -> None:
+        """Leave the bare calculator in the atoms, with what it calculated last."""
+        if self.run is not None:
+            self.run.leave()
 
     # --- restart and copies --------------------------------------------------------------
 
@@ -305,22 +271,21 @@ class Chain:
         copied : bool
             For a copy of the atoms: light, and tied to no starting point.
         """
-        stages = None
+        stages, run = None, self.run
         if self.stages:
             stages = {
-                'index': self._index,
+                'index': -1 if run is None else run.index,
                 'next': self._next,
                 'origin': get_origin(self.target.moving),
                 'done': [record.to_state() for record in self._done],
-                'run': None if self.run is None else self.run.state_dict(copied=copied),
+                'run': None if run is None else run.state_dict(copied=copied),
             }
+        guides = any(stage.guided for stage in self.stages)
         return {
             'began': None if copied else self._start,
             'atoms': bare(self.atoms),
             'info': keys.ours(self.atoms),
-            'one_shot': self.one_shot.state_dict(
-                guides=any(stage.guided for stage in self.stages)
-            ),
+            'one_shot': self.one_shot.state_dict(guides=guides),
             'stages': stages,
         }
 
@@ -358,19 +323,6 @@ class Chain:
             if stages['run'] is not None:
                 self._enter(stages['index']).load_state_dict(stages['run'])
             self._next = stages['next']
-
-    # --- ASE's Optimizable: that of the present stage ------------------------------------
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.one_shot if self.run is None else self.run, name)
-
-    def converged(self, gradient: np.ndarray, fmax: float) -> bool:
-        """Whether the last stage is, and none is to come."""
-        present = self.one_shot if self.run is None else self.run
-        return present.converged(gradient, fmax) and not self.waiting
-
-    def iterimages(self) -> Any:
-        return self.atoms.iterimages()
 
 
 def _same_place(one: Atoms, two: Atoms) -> bool:

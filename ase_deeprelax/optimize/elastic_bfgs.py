@@ -8,7 +8,6 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixSymmetry
 from ase.filters import UnitCellFilter
-from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
 
 from ase_deeprelax.geometry.cell_filter import FreeCellFilter
@@ -217,6 +216,8 @@ def model_hessian(target: Atoms | UnitCellFilter) -> np.ndarray:
     >>> model_hessian(bulk('Si')).shape, model_hessian(FrechetCellFilter(bulk('Si'))).shape
     ((6, 6), (15, 15))
     """
+    from ase.neighborlist import neighbor_list  # loads a part of SciPy
+
     atoms = target if isinstance(target, Atoms) else target.atoms
     n = len(atoms)
     i, j, distance, vector = neighbor_list('ijdD', atoms, CUTOFF)

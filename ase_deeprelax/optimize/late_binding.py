@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from ase.optimize.optimize import OptimizableAtoms, Optimizer
 
@@ -12,16 +12,15 @@ BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
 class LateBinding(Optimizer):
     """Binding, forgetting and copying of an optimizer.
 
-    A class of this kind names in ``settings`` the attributes that belong to the optimizer
-    whatever its atoms are, and makes the others in `_start`. In ``_ase`` are the arguments
-    of ASE's ``Optimizer``.
+    Two attributes belong to the optimizer whatever its atoms are: ``_ase`` holds the
+    arguments of ASE's ``Optimizer``, ``_options`` all others. What belongs to the atoms is
+    made in `_start`.
     """
-
-    settings: ClassVar[tuple[str, ...]] = ()
 
     atoms: Any
     nsteps: int
     _ase: dict[str, Any]
+    _options: Any
     _bound_later: bool  # whether it was made without atoms
     _appends: bool  # whether the trajectory holds frames of other atoms
 
@@ -58,20 +57,18 @@ class LateBinding(Optimizer):
         self.__dict__.update(settings, _bound_later=True, _appends=False, atoms=None)
 
     def _settings(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ('_ase', *self.settings)}
+        return {'_ase': self._ase, '_options': self._options}
 
     def _take(self, atoms: Any) -> None:
         if isinstance(atoms, OptimizableAtoms):  # as ase.optimize.basin hands them over
             atoms = atoms.atoms
-        self._check(atoms)
         self._start(atoms)
 
-    def _check(self, atoms: Any) -> None:
-        """Refuse atoms that do not fit the settings."""
-        raise NotImplementedError
-
     def _start(self, atoms: Any) -> None:
-        """Make what belongs to the atoms; out of a pickle they may come half made."""
+        """Make what belongs to the atoms, or refuse those that do not fit the settings.
+
+        Out of a pickle atoms may come half made.
+        """
         raise NotImplementedError
 
     def _progress(self) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from ase_deeprelax.errors import (
     UnsupportedConstraintError,
     warn,
 )
-from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom
+from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.relaxation_step import energy_of
-from ase_deeprelax.optimize.stage import StageRecord, bare
-from ase_deeprelax.predict import Predictor
+from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.result import Relaxation
 
 # After these errors a structure can still be refined, without a prediction.
@@ -128,37 +128,6 @@ class ProposedMove:
         atoms.info[keys.VOLUME_RATIO] = self.volume_ratio
 
 
-def propose_move(
-    target: Atoms | Filter, relax_cell: RelaxCell | None, predictor: Predictor
-) -> ProposedMove:
-    """Predict for a structure, within what filters and constraints leave free.
-
-    Parameters
-    ----------
-    target : ase.Atoms or ase.filters.Filter
-    relax_cell : bool, str, array or None
-        For bare Atoms, see `find_freedom`.
-    predictor : Predictor
-
-    Returns
-    -------
-    ProposedMove
-
-    Raises
-    ------
-    StructureError, UnsupportedConstraintError, PredictionError
-        The structure is as it was.
-    """
-    [relaxation] = predictor.relax([target], relax_cell=relax_cell, on_bad='raise')
-    freedom = find_freedom(target, relax_cell)
-    before = bare(freedom.atoms)
-    before.info = dict(freedom.atoms.info)
-    after = before.copy()
-    after.set_cell(relaxation.atoms.cell)
-    after.positions = relaxation.atoms.positions
-    return ProposedMove(freedom, before, after, relaxation)
-
-
 class OneShotStage(Optimizable):
     """State of the one-shot stage: pending, accepted, rolled back or skipped.
 
@@ -169,9 +138,10 @@ class OneShotStage(Optimizable):
 
     Parameters
     ----------
-    atoms : ase.Atoms
-    propose : callable
-        Returns a `ProposedMove` for the atoms as they are.
+    target : ase.Atoms or ase.filters.Filter
+    options : Options
+    relax_cell : callable
+        Returns what of the cell of bare atoms may change, see `find_freedom`.
 
     Attributes
     ----------
@@ -185,8 +155,14 @@ class OneShotStage(Optimizable):
         The prediction, once it was accepted; kept for guided stages.
     """
 
-    def __init__(self, atoms: Atoms, propose: Callable[[], ProposedMove]):
-        self.atoms, self._propose = atoms, propose
+    def __init__(
+        self,
+        target: Atoms | Filter,
+        options: Options,
+        relax_cell: Callable[[], RelaxCell | None],
+    ):
+        self.target, self.atoms = target, unwrap(target)
+        self._options, self._relax_cell = options, relax_cell
         self.record, self.outcome, self.note = None, '', ''
         self.relaxation: Relaxation | None = None
         self.pending = True
@@ -203,26 +179,52 @@ class OneShotStage(Optimizable):
             self._move = self._propose()
         return self._move
 
+    def _propose(self) -> ProposedMove:
+        """Predict, within what filters and constraints leave free.
+
+        Raises
+        ------
+        StructureError, UnsupportedConstraintError, PredictionError
+            The structure is as it was.
+        """
+        relax_cell = self._relax_cell()
+        [relaxation] = self._options.predictor.relax(
+            [self.target], relax_cell=relax_cell, on_bad='raise'
+        )
+        before = bare(self.atoms)
+        before.info = dict(self.atoms.info)
+        after = before.copy()
+        after.set_cell(relaxation.atoms.cell)
+        after.positions = relaxation.atoms.positions
+        return ProposedMove(
+            find_freedom(self.target, relax_cell), before, after, relaxation
+        )
+
     @property
     def left(self) -> tuple[float, float]:
         """The largest displacement, A, and strain, %, that are still to be made."""
         move = self.move
         return (0.0, 0.0) if self._written else (move.dmax, move.strain)
 
-    def suffices(self, limits: dict[str, float | None], *, refined: bool) -> str:
+    def suffices(self, stage: Stage, *, refined: bool) -> str:
         """Why the prediction is good enough without a stage, or ''.
 
         Parameters
         ----------
-        limits : dict
-            ``sigma`` and ``error``, A: what they have to be below; None: whatever they are.
+        stage : Stage
+            It has limits on sigma and error, or none.
         refined : bool
             Whether the atoms were moved since; else the prediction is made if need be.
         """
-        for name, limit in limits.items():
-            value = np.inf if limit is None else self._uncertainty(name, refined=refined)
-            if limit is not None and value < limit:
-                title = 'sigma' if name == 'sigma' else 'the expected error'
+        limits = [
+            ('sigma', 'sigma', stage.min_sigma),
+            ('error', 'the expected error', stage.min_error),
+        ]
+        for name, title, limit in limits:
+            if limit is None:
+                continue
+            value = self._uncertainty(name, refined=refined)
+            if value < limit:
                 return f'{title} {value:.4f} A is below {limit:g} A'
         return ''
 
@@ -245,17 +247,13 @@ class OneShotStage(Optimizable):
         move.apply()
         self._accepted(move, seconds=sum(move.relaxation.timings.values()))
 
-    def try_once(
-        self, live: Optimizable | None, gate: float | None, *, ordinary: bool
-    ) -> bool:
+    def try_once(self, live: Optimizable | None, *, ordinary: bool) -> bool:
         """Accept the prediction, or roll it back where energy or forces say no.
 
         Parameters
         ----------
         live : ase.utils.abc.Optimizable or None
             Gives energy and forces of the atoms; None: skip the energy check.
-        gate : float or None, eV/atom
-            See `ProposedMove.apply_if_lower`.
         ordinary : bool
             Whether errors of the calculator are raised; else the prediction is rolled back.
 
@@ -276,17 +274,17 @@ class OneShotStage(Optimizable):
             if live is None:
                 move.apply()
             else:
-                reason, energies = move.apply_if_lower(live, gate)
+                reason, energies = move.apply_if_lower(live, self._options.energy_gate)
         except Exception as error:
             if ordinary:
                 raise
             reason = f'{type(error).__name__}: {error}'
-        energies['seconds'] = perf_counter() - begun
+        numbers = {'seconds': perf_counter() - begun, **energies}
         if reason:
             note = f'prediction rolled back, {reason}'
-            self._refused('failed', ' (prediction rolled back)', note, reason, **energies)
+            self._refused('failed', ' (prediction rolled back)', note, reason, **numbers)
         else:
-            self._accepted(move, **energies)
+            self._accepted(move, **numbers)
         return not reason
 
     def _accepted(self, move: ProposedMove, **numbers: float) -> None:

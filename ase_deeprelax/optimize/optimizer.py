@@ -17,17 +17,13 @@ from ase_deeprelax.files import check_writable
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 from ase_deeprelax.optimize.chain import Chain
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.late_binding import BINDING, LateBinding
-from ase_deeprelax.optimize.one_shot_model import OneShotModel
-from ase_deeprelax.optimize.relaxation_step import (
-    find_optimizer,
-    has_calculator,
-    optimizer_name,
-)
+from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.restart import load_restart, save_restart
-from ase_deeprelax.optimize.stage import StageRecord, as_stages
+from ase_deeprelax.optimize.stage import Stage, StageRecord, as_stages
 from ase_deeprelax.optimize.verify import Verification
 
 
@@ -128,8 +124,6 @@ class DeepRelaxOptimizer(LateBinding):
     0.03
     """
 
-    settings = ('_model', '_refine', '_relax_cell', '_optimizer', '_energy_gate', '_guided')
-
     fmax: float
     restart: Any
 
@@ -153,15 +147,22 @@ class DeepRelaxOptimizer(LateBinding):
         dtype: str = 'float32',
         **kwargs: Any,
     ):
-        self._model = OneShotModel(model, symmetry, device, dtype, verify)
-        self._refine, self._guided = as_stages(refine, guided=guided), guided
-        if verify is not None and self._refine:
+        self._options = Options(
+            model=model,
+            symmetry=symmetry,
+            device=device,
+            dtype=dtype,
+            relax_cell=None if relax_cell is None else check_relax_cell(relax_cell),
+            stages=as_stages(refine, guided=guided),
+            optimizer=find_optimizer(optimizer),
+            energy_gate=energy_gate,
+            guided=guided,
+            judge=None if verify is None else Stage(verify),
+        )
+        if verify is not None and self._options.stages:
             raise ValueError(
                 'verify judges a prediction alone; leave it out where refine goes on'
             )
-        self._relax_cell = None if relax_cell is None else check_relax_cell(relax_cell)
-        self._optimizer = find_optimizer(optimizer)
-        self._energy_gate = energy_gate
         self._ase: dict[str, Any] = {
             'restart': restart,
             'logfile': logfile,
@@ -175,24 +176,14 @@ class DeepRelaxOptimizer(LateBinding):
 
     # --- for LateBinding ---------------------------------------------------------------
 
-    def _check(self, atoms: Any) -> None:
-        unwrap(atoms)  # refuses what holds no atoms
-        if isinstance(atoms, Filter) and self._relax_cell is not None:
+    def _start(self, atoms: Any) -> None:
+        asked = self._options.relax_cell
+        if isinstance(atoms, Filter) and asked is not None:
             raise ValueError(
-                f'relax_cell={_plain(self._relax_cell)!r} beside {type(atoms).__name__}: a '
+                f'relax_cell={_plain(asked)!r} beside {type(atoms).__name__}: a '
                 'filter says itself whether the cell relaxes; leave relax_cell out'
             )
-
-    def _start(self, atoms: Any) -> None:
-        self._chain = Chain(
-            atoms,
-            self._refine,
-            optimizer=self._optimizer,
-            gate=self._energy_gate,
-            relax_cell=self._free_cell,
-            model=self._model,
-            guided=self._guided,
-        )
+        self._chain = Chain(atoms, self._options, bound_later=self._bound_later)
         self._state = None  # of an earlier run that goes on in the next one
         super().__init__(atoms, **self._ase)
 
@@ -250,7 +241,7 @@ class DeepRelaxOptimizer(LateBinding):
         if state is not None:
             self._chain.load_state_dict(state)
         self._chain.begin(fmax)
-        self.optimizable = self._chain
+        self.optimizable = self._chain.present
         return self._released(super().irun(fmax=fmax, steps=steps))
 
     def _released(self, states: Iterator[bool]) -> Generator[bool, None, None]:
@@ -264,7 +255,8 @@ class DeepRelaxOptimizer(LateBinding):
     def step(self) -> None:
         """Put the prediction into the atoms; once that is done, a step of refinement."""
         self._chain.step(self.fmax)
-        if self._chain.over:
+        self.optimizable = self._chain.present
+        if self._chain.exhausted:
             self.max_steps = self.nsteps + 1  # this step was the last
         if self._chain.stages and self.restart is not None and self.comm.rank == 0:
             save_restart(self.restart, self._chain.state_dict())
@@ -273,7 +265,9 @@ class DeepRelaxOptimizer(LateBinding):
         """Whether the run is over: never with a number that is not finite."""
         atoms = unwrap(self.atoms)
         finite = all(np.isfinite(x).all() for x in (gradient, atoms.positions, atoms.cell))
-        return bool(finite and super().gradient_converged(gradient))
+        if not finite or self._chain.waiting:
+            return False
+        return bool(super().gradient_converged(gradient))
 
     def log(self, gradient: np.ndarray) -> None:
         """Write a line; what became of the prediction stands at the end of it."""
@@ -283,10 +277,10 @@ class DeepRelaxOptimizer(LateBinding):
             values = *chain.one_shot.left, chain.one_shot.move.relaxation.sigma
         else:
             titles = 'Energy', 'fmax'
-            values = chain.get_value(), chain.gradient_norm(gradient)
+            values = chain.run.get_value(), chain.run.gradient_norm(gradient)
         name, clock = type(self).__name__, time.strftime('%H:%M:%S')
         if self.nsteps == 0:
-            if decision := chain.target.decision(self._relax_cell):
+            if decision := chain.target.decision(self._options.relax_cell):
                 self.logfile.write(f'{decision}\n')
             columns = ' '.join(f'{title:>15}' for title in titles)
             self.logfile.write(f'{" " * len(name)}  {"Step":>4} {"Time":>8} {columns}\n')
@@ -299,12 +293,13 @@ class DeepRelaxOptimizer(LateBinding):
 
     def todict(self) -> dict[str, Any]:
         """What goes into the header of a trajectory."""
+        options = self._options
         return super().todict() | {
-            'model': self._model.name,
-            'symmetry': self._model.symmetry,
-            'relax_cell': _plain(self._relax_cell),
-            'refinement': optimizer_name(self._optimizer),
-            'stages': [stage.name for stage in self._refine],
+            'model': options.model_name,
+            'symmetry': options.symmetry,
+            'relax_cell': _plain(options.relax_cell),
+            'refinement': optimizer_name(options.optimizer),
+            'stages': [stage.name for stage in options.stages],
         }
 
     @property
@@ -339,14 +334,6 @@ class DeepRelaxOptimizer(LateBinding):
     def _traj_is_empty(self) -> bool:
         # A trajectory of several structures holds the first frame of each of them.
         return self._appends or super()._traj_is_empty()
-
-    def _free_cell(self) -> RelaxCell | None:
-        """What of the cell of bare Atoms may change, see `find_freedom`."""
-        if self._relax_cell is not None:
-            return self._relax_cell
-        atoms = unwrap(self.atoms)
-        as_in_ase = not (self._bound_later or self._refine) and has_calculator(atoms)
-        return False if as_in_ase else None
 
 
 def _plain(relax_cell: Any) -> Any:

@@ -14,7 +14,7 @@ from ase.calculators.calculator import Calculator
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.geometry.symmetry import spacegroup_number
-from ase_deeprelax.optimize.relaxation_step import find_optimizer, optimizer_name
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.filters import Filter
+from ase.utils.abc import Optimizable
 
 from ase_deeprelax import keys
+from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.errors import DeepRelaxError, RefinementError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
-from ase_deeprelax.optimize.guide import GuidedCalculator, bare_calculator
-from ase_deeprelax.optimize.one_shot_model import OneShotModel
+from ase_deeprelax.optimize.ase_optimizers import optimizer_name
+from ase_deeprelax.optimize.guide import GuidedCalculator, bare_calculator, strength_for
+from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.relaxation_step import (
     RUNAWAY,
     GuardedOptimizer,
-    calculator_name,
     check_finite,
     energy_of,
-    optimizer_name,
 )
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.target import Target
@@ -39,28 +39,30 @@ KEPT = ('status', 'reason', 'steps', 'seconds', 'value', 'energy', 'gradient', '
 KEPT += ('best', 'measured')
 
 
-class StageRun:
+class StageRun(Optimizable):
     """A stage at work: its steps, what was measured, the best structure so far.
+
+    A stage without a calculator of its own is an ordinary relaxation with the one that the
+    atoms have, and raises its errors. In all others energies and forces are checked; an
+    error, or what is wrong with these numbers, ends the stage, and the structure goes back
+    to the best one.
 
     Parameters
     ----------
+    index : int
+        Of the stage in its chain.
     stage : Stage
     target : Target
         What relaxes, unless the stage says something else. The atoms get the calculator of
         the stage.
-    optimizer : str or callable
-        Of stages that have none.
-    model : OneShotModel
-        Of the prediction that pulls in a guided stage.
-    ordinary : bool
-        An ordinary relaxation is done with the calculator that the atoms have, and raises
-        its errors; otherwise energies and forces are checked, and what is wrong with them
-        ends the stage, as `fail` does.
+    options : Options
 
     Attributes
     ----------
     status, reason : str
         See `StageRecord`.
+    moving : ase.Atoms or ase.filters.Filter
+        What its optimizer moves.
     live : ase.utils.abc.Optimizable
         Energy and forces of the structure as it is.
     value, gradient : float, eV; array, eV/A
@@ -75,24 +77,17 @@ class StageRun:
         The structure that was measured last.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        target: Target,
-        optimizer: str | Callable,
-        model: OneShotModel,
-        *,
-        ordinary: bool,
-    ):
-        self.stage, self.ordinary, self._model = stage, ordinary, model
+    def __init__(self, index: int, stage: Stage, target: Target, options: Options):
+        self.index, self.stage, self._options = index, stage, options
+        self.ordinary = stage.calculator is None
         self.atoms = unwrap(target.moving)
-        self._optimizer = stage.optimizer or optimizer
+        self._optimizer = stage.optimizer or options.optimizer
         # For where nothing of this stage is kept.
         self._calculator_before = bare_calculator(self.atoms.calc)
         self.atoms.calc = self._calculator_before
-        if not ordinary:
+        if not self.ordinary:
             self.atoms.calc = stage.build_calculator()
-        self._given = target
+        self._target = target
         self._aim()
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
         self.value, self.energy = np.nan, np.nan
@@ -100,56 +95,79 @@ class StageRun:
         self.start: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.measured: Atoms | None = None
+        self._goes_on = False  # whether the stage had converged in an earlier run
 
     def _aim(self) -> None:
         """Make filter and optimizer for the structure as it is."""
-        target = self._given.of_stage(
+        target = self._target.of_stage(
             self.stage.relax_cell, self.atoms.calc, self._optimizer
         )
-        self.target, self.kind = target.moving, target.kind
-        self.live = self.target.__ase_optimizable__()
-        self.guarded = GuardedOptimizer(self.target, self._optimizer)
+        self.moving, self.kind = target.moving, target.kind
+        self.live = self.moving.__ase_optimizable__()
+        self.guarded = GuardedOptimizer(self.moving, self._optimizer)
+
+    @property
+    def name(self) -> str:
+        """Of the calculator."""
+        if self.ordinary:
+            return calculator_name(bare_calculator(self.atoms.calc))
+        return self.stage.name
 
     @property
     def title(self) -> str:
         """For the log and for ``atoms.info``."""
         name = optimizer_name(self._optimizer)
-        return name if self.ordinary else f'{self.stage.name}, {name}'
+        return name if self.ordinary else f'{self.name}, {name}'
 
-    # --- ASE's Optimizable ---------------------------------------------------------------
+    @property
+    def over(self) -> bool:
+        """Whether the stage has come to its end, good or bad."""
+        return self.status != 'running'
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith('_'):  # on the way out of a pickle there is nothing yet
-            raise AttributeError(name)
-        return getattr(self.live, name)
-
-    def get_value(self) -> float:
-        # Measured once: a calculator that failed is not called again, by the log either.
-        return energy_of(self.live) if self.ordinary else self.value
-
-    def get_gradient(self) -> np.ndarray:
-        return self.live.get_gradient() if self.ordinary else self.gradient
-
-    def converged(self, gradient: np.ndarray, fmax: float) -> bool:
-        if self.ordinary:
-            return self.live.converged(gradient, fmax)
-        return self.status == 'converged'
+    @property
+    def nothing_new(self) -> bool:
+        """Whether it had converged in an earlier run, and is so still."""
+        return self._goes_on and self.status == 'converged' and self.steps == 0
 
     # --- the stage -----------------------------------------------------------------------
 
-    def measure(self) -> None:
+    def measure(self, fmax: float) -> None:
         """Get energy and forces of the structure as it is.
 
-        Raises
-        ------
-        RefinementError
-            They are not finite, or the structure exploded.
+        Parameters
+        ----------
+        fmax : float, eV/A
+            Of stages that have none.
         """
-        begun, self.measured = perf_counter(), bare(self.atoms)
+        self._attempt(fmax, moves=False)
+
+    def step(self, fmax: float) -> None:
+        """Take a step of the stage's optimizer, and measure; ``fmax`` as in `measure`."""
+        self._attempt(fmax, moves=True)
+
+    def _attempt(self, fmax: float, *, moves: bool) -> None:
+        """Move where asked to, and measure; an error or success ends the stage."""
+        if self.stage.fmax is not None:
+            fmax = self.stage.fmax
+        begun = perf_counter()
         try:
-            value, gradient = energy_of(self.live), self.live.get_gradient()
+            if moves:
+                self.guarded.step(fmax)
+                self.steps += 1
+                self.atoms.info |= {keys.STAGE: self.title, keys.KIND: self.kind}
+            self._measure()
+        except Exception as error:
+            if self.ordinary:
+                raise
+            self._fail(error)
+        else:
+            self._end(fmax)
         finally:
             self.seconds += perf_counter() - begun
+
+    def _measure(self) -> None:
+        self.measured = bare(self.atoms)
+        value, gradient = energy_of(self.live), self.live.get_gradient()
         norm, volume = self.live.gradient_norm(gradient), abs(self.atoms.cell.volume)
         if not self.ordinary:
             self._check(value, gradient, norm, volume)
@@ -161,7 +179,7 @@ class StageRun:
                 'value': self.value,
                 'energy': self.energy,
                 'gradient': gradient.copy(),
-                'state': vars(Snapshot.take(self.target)),
+                'state': vars(Snapshot.take(self.moving)),
                 'info': self._info(),
                 'steps': self.steps,
             }
@@ -186,49 +204,8 @@ class StageRun:
                 'times that at the start of the stage'
             )
 
-    def step(self, fmax: float) -> None:
-        """Take a step of the stage's optimizer, and measure."""
-        begun = perf_counter()
-        try:
-            self.guarded.step(fmax)
-        finally:
-            self.seconds += perf_counter() - begun
-        self.steps += 1
-        self.atoms.info |= {keys.STAGE: self.title, keys.KIND: self.kind}
-        self.measure()
-
-    def take_over(self, last: StageRun) -> None:
-        """Go on with the filter and the optimizer of a run that is over."""
-        self.target, self.live = last.target, last.live
-        self.guarded = last.guarded
-
-    def begin_here(self) -> None:
-        """Forget where it began: the structure was moved by something else."""
-        self.start = self.best = None
-        if self.stage.relax_cell is not None and self.steps == 0:
-            # What a stage of its own holds is held at this cell, not at that before it.
-            self._aim()
-
-    def guide(self, prediction: Relaxation | None) -> None:
-        """Let a prediction, if there is one, pull in a guided stage."""
-        if not self.stage.guided or prediction is None:
-            return
-        self.leave()
-        calculator, strength = self.atoms.calc, self.stage.guided
-        name = calculator_name(calculator) if self.ordinary else self.stage.name
-        self.atoms.calc = self._model.guided(calculator, name, prediction, strength)
-
-    def leave(self) -> None:
-        """Leave the bare calculator in the atoms, with what it calculated last."""
-        self.atoms.calc = bare_calculator(self.atoms.calc)
-
-    def end(self, fmax: float) -> None:
-        """Give the stage its status where it is over.
-
-        Parameters
-        ----------
-        fmax : float, eV/A
-        """
+    def _end(self, fmax: float) -> None:
+        """Give the stage its status where it is over."""
         limit = self.stage.steps
         if self.live.converged(self.gradient, fmax):
             self.status, self.reason = 'converged', ''
@@ -241,9 +218,9 @@ class StageRun:
         begun = self.value if self.start is None else self.start['value']
         rise = (self.value - begun) / len(self.atoms)
         if rise > UPHILL and not self.ordinary:
-            self.fail(f'went uphill by {rise:.6f} eV/atom')
+            self._fail(f'went uphill by {rise:.6f} eV/atom')
 
-    def fail(self, error: Exception | str) -> None:
+    def _fail(self, error: Exception | str) -> None:
         """End the stage, and go back to the best structure."""
         known = isinstance(error, (str, DeepRelaxError))
         self.status = 'failed'
@@ -252,7 +229,7 @@ class StageRun:
             self.atoms.calc = self._calculator_before
         if self.best is None:
             return
-        Snapshot(**self.best['state']).restore(self.target)
+        Snapshot(**self.best['state']).restore(self.moving)
         self.value, self.energy = self.best['value'], self.best['energy']
         self.gradient = np.array(self.best['gradient'])
         for name in self._info():
@@ -264,28 +241,57 @@ class StageRun:
         info = self.atoms.info
         return {name: info[name] for name in (keys.STAGE, keys.KIND) if name in info}
 
+    # --- beside the prediction, and between runs -----------------------------------------
+
+    def begin_here(self) -> None:
+        """Forget where it began: the structure was moved by something else."""
+        self.start = self.best = None
+        if self.stage.relax_cell is not None and self.steps == 0:
+            # What a stage of its own holds is held at this cell, not at that before it.
+            self._aim()
+
+    def take_over(self, former: StageRun) -> None:
+        """Go on with filter and optimizer of a run of this stage, unless that failed."""
+        if former.status != 'failed':
+            self.moving, self.live = former.moving, former.live
+            self.guarded = former.guarded
+        self._goes_on = former.status == 'converged'
+
+    def guide(self, prediction: Relaxation | None) -> None:
+        """Let a prediction, if there is one, pull in a guided stage."""
+        strength = self.stage.guided
+        if not strength or prediction is None:
+            return
+        self.leave()
+        if strength is True:
+            strength = strength_for(self.name.lower(), self._options.calibration)
+        self.atoms.calc = GuidedCalculator(self.atoms.calc, prediction, strength)
+
+    def leave(self) -> None:
+        """Leave the bare calculator in the atoms, with what it calculated last."""
+        self.atoms.calc = bare_calculator(self.atoms.calc)
+
     @property
     def record(self) -> StageRecord:
         """What became of the stage so far."""
-        known = self.start is not None
-        before = None if self.start is None else self.start['energy']
-        calculator, pulled = self.atoms.calc, None
-        if known and isinstance(calculator, GuidedCalculator):
-            pulled = calculator.pulled(self.atoms)
+        numbers: dict[str, Any] = {}
+        if self.start is not None:
+            numbers = {
+                'energy_before': self.start['energy'],
+                'energy_after': self.energy,
+                'fmax': float(self.live.gradient_norm(self.gradient)),
+            }
+            if isinstance(self.atoms.calc, GuidedCalculator):
+                numbers['pulled'] = self.atoms.calc.pulled(self.atoms)
         return StageRecord(
-            name=calculator_name(bare_calculator(calculator))
-            if self.ordinary
-            else self.stage.name,
+            name=self.name,
             optimizer=optimizer_name(self._optimizer),
             status=self.status,
             reason=self.reason,
             steps=self.steps,
-            energy_before=before,
-            energy_after=self.energy if known else None,
-            fmax=float(self.live.gradient_norm(self.gradient)) if known else None,
             seconds=self.seconds,
             atoms=bare(self.atoms),
-            pulled=pulled,
+            **numbers,
         )
 
     def state_dict(self, *, copied: bool = False) -> dict[str, Any]:
@@ -300,7 +306,7 @@ class StageRun:
         state = {name: getattr(self, name) for name in KEPT}
         return state | {
             'learnt': None if forget else self.guarded.state_dict(),
-            'origin': get_origin(self.target),
+            'origin': get_origin(self.moving),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -308,9 +314,38 @@ class StageRun:
         for name in KEPT:
             setattr(self, name, state[name])
         self.gradient = np.array(self.gradient, float)
-        put_origin(self.target, state['origin'])
+        put_origin(self.moving, state['origin'])
         if state['learnt'] is not None:
             self.guarded.load_state_dict(state['learnt'])
+
+    # --- ASE's Optimizable: the structure as the dynamics sees it ------------------------
+
+    def ndofs(self) -> int:
+        return self.live.ndofs()
+
+    def get_x(self) -> np.ndarray:
+        return self.live.get_x()
+
+    def set_x(self, x: np.ndarray) -> None:
+        self.live.set_x(x)
+
+    def get_value(self) -> float:
+        # Measured once: a calculator that failed is not called again, by the log either.
+        return energy_of(self.live) if self.ordinary else self.value
+
+    def get_gradient(self) -> np.ndarray:
+        return self.live.get_gradient() if self.ordinary else self.gradient
+
+    def gradient_norm(self, gradient: np.ndarray) -> float:
+        return self.live.gradient_norm(gradient)
+
+    def converged(self, gradient: np.ndarray, fmax: float) -> bool:
+        if self.ordinary:
+            return self.live.converged(gradient, fmax)
+        return self.status == 'converged'
+
+    def iterimages(self) -> Any:
+        return self.live.iterimages()
 
 
 def get_origin(target: Atoms | Filter) -> dict[str, np.ndarray]:

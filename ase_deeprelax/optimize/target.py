@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -12,16 +11,13 @@ from ase import Atoms
 from ase.filters import Filter, FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.optimize.cellawarebfgs import CellAwareBFGS
 
+from ase_deeprelax.calculators.attached import calculator_name, has_stress
 from ase_deeprelax.errors import StructureError, warn
 from ase_deeprelax.geometry.cell_filter import FreeCellFilter, free_cell
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
-from ase_deeprelax.optimize.relaxation_step import (
-    calculator_name,
-    find_optimizer,
-    has_stress,
-)
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer, inside_partial
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +83,16 @@ class Target:
                 'warning, and a calculator with a stress relaxes the cell too'
             )
             target = find_target(atoms, False)
-        return target.fitted(find_optimizer(optimizer))
+        return target.fitted(optimizer)
 
-    def fitted(self, optimizer: Callable) -> Target:
+    def fitted(self, optimizer: str | Callable) -> Target:
         """The target that an optimizer can take, unless the user made the filter.
 
         ASE's ``CellAwareBFGS`` takes no bare Atoms, and no filter but one of true strains.
         """
         if self.given:
             return self
-        kind = optimizer.func if isinstance(optimizer, partial) else optimizer
+        kind = inside_partial(find_optimizer(optimizer))
         true_strains = isinstance(kind, type) and issubclass(kind, CellAwareBFGS)
         if isinstance(self.moving, FrechetCellFilter):
             factor = 1.0 if true_strains else float(len(self.moving.atoms))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -44,6 +43,8 @@ class Database(OneFormat):
         yield connect(self.path, type='db', use_lock_file=False)
 
     def _row_numbers(self, database: Any) -> Sequence[int] | np.ndarray:  # noqa: ARG002
+        import sqlite3
+
         uri = f'{self.path.absolute().as_uri()}?mode=ro'
         try:
             with closing(sqlite3.connect(uri, uri=True)) as file:

@@ -25,7 +25,7 @@ from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.compare.summary import quartiles
 from ase_deeprelax.data.pairs import make_pair, read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
-from ase_deeprelax.optimize.relaxation_step import find_optimizer
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer
 
 SHARED = Path(__file__).parents[2] / '../shared'
 FMAX = 0.02

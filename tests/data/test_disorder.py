@@ -12,7 +12,7 @@ from ase.io import read, write
 from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
-from ase_deeprelax.optimize.relaxation_step import check_refinable
+from ase_deeprelax.optimize.refinable import check_refinable
 from ase_deeprelax.predict import relax
 
 CIF = """data_a

@@ -259,6 +259,22 @@ def test_errors_of_the_atoms_own_calculator_are_raised(one_shot):
     assert np.isfinite(place(atoms)).all()
 
 
+def test_an_error_that_passes_is_raised_too(one_shot):
+    """Though the calculator would answer when it is asked again."""
+
+    class Passing(Faulty):
+        def calculate(self, *args, **kwargs):
+            if self.calls >= self.n:
+                self.wrong = lambda results: None
+            super().calculate(*args, **kwargs)
+
+    atoms = alloy()
+    atoms.calc = Passing(4, crash)
+    with pytest.raises(ZeroDivisionError, match='SCF'):
+        one_shot(atoms).run()
+    assert atoms.calc.calls == 4
+
+
 # --- 52 --------------------------------------------------------------------------------
 
 

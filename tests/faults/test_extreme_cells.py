@@ -15,7 +15,7 @@ import torch
 
 from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.models import create_model
-from ase_deeprelax.optimize.relaxation_step import check_refinable
+from ase_deeprelax.optimize.refinable import check_refinable
 from ase_deeprelax.predict import relax
 from tests.faults.extreme import extreme_cells
 

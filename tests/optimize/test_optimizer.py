@@ -632,3 +632,17 @@ def test_shipped_model():
     assert DeepRelaxOptimizer(atoms, logfile=None).run() is True
     assert atoms.info[keys.MODEL] == DEFAULT
     assert 0.7 < atoms.cell.volume / volume < 1.05
+
+
+def test_copies_take_a_shipped_model_along_by_its_name():
+    for given in ('deeprelax', load_model('deeprelax')):
+        atoms = rocksalt()
+        optimizer = DeepRelaxOptimizer(atoms, model=given, logfile=None)
+        assert optimizer.run() is True
+        data = pickle.dumps(optimizer)
+        assert len(data) < 20_000
+        twin = pickle.loads(data)
+        twin.atoms.set_cell(rocksalt().cell)
+        twin.atoms.set_positions(rocksalt().positions)
+        assert twin.run() is True
+        assert np.array_equal(twin.atoms.positions, atoms.positions)

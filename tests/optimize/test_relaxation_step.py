@@ -20,7 +20,8 @@ from ase.optimize.sciopt import SciPyFminBFGS
 from ase_deeprelax import DeepRelaxOptimizer, ElasticBFGS, Stage, keys
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning, RefinementError
 from ase_deeprelax.geometry.snapshot import Snapshot, assign
-from ase_deeprelax.optimize.relaxation_step import GuardedOptimizer, find_optimizer
+from ase_deeprelax.optimize.ase_optimizers import find_optimizer
+from ase_deeprelax.optimize.relaxation_step import GuardedOptimizer
 
 NAMES = [n for n in ase.optimize.__all__ if n not in ('RestartError', 'ODE12r')]
 NAMES.append('ElasticBFGS')
@@ -52,7 +53,9 @@ def test_restarted_after_each_step_it_goes_the_same_way(name):
     origin = target.orig_cell.copy()
     for _ in range(8):
         guarded.step(0.02)
-        again = GuardedOptimizer(target, name, state)
+        again = GuardedOptimizer(target, name)
+        if state is not None:
+            again.load_state_dict(state)
         again.step(0.02)
         state = decode(encode(again.state_dict()), always_array=False)
         np.testing.assert_allclose(place(parts), place(whole), rtol=0, atol=1e-10)

@@ -1,0 +1,30 @@
+"""What a calculator calls itself, and what it can give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+
+def has_calculator(atoms: Atoms) -> bool:
+    """Whether forces of a moved structure can be had; stored results give none."""
+    return atoms.calc is not None and not isinstance(atoms.calc, SinglePointCalculator)
+
+
+def has_stress(calculator: Any) -> bool:
+    """Whether a calculator gives the stress, which a relaxation of the cell needs."""
+    known = getattr(calculator, 'implemented_properties', None)
+    return known is None or 'stress' in known
+
+
+def calculator_name(calculator: Any) -> str:
+    """What a calculator calls itself, or else its class.
+
+    >>> from ase.calculators.emt import EMT
+    >>> calculator_name(EMT()), calculator_name(None)
+    ('emt', 'NoneType')
+    """
+    name = getattr(calculator, 'name', None)
+    return name if isinstance(name, str) else type(calculator).__name__
