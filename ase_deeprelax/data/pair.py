@@ -11,6 +11,7 @@ from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 from scipy.linalg import polar
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.json_lines import check_text
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
@@ -76,6 +77,13 @@ class Pair:
     fixed: np.ndarray | None = None
     kind: str = ''
     src: str = ''
+
+    def __repr__(self) -> str:
+        kind = self.kind or ('bulk' if all(self.pbc) else 'layer')
+        formula = chemical_formula(self.unrelaxed)
+        volumes = (abs(np.linalg.det(cell)) for cell in (self.cell1, self.cell0))
+        ratio = f'volume x {np.divide(*volumes):.3f}'
+        return f'Pair({self.id!r}, {formula}, {len(self)} atoms, {kind}, {ratio})'
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -242,7 +250,7 @@ def make_pair(
         frac1=frac0 + shift,
         ok=bool(ok),
         split=split,
-        formula=unrelaxed.get_chemical_formula('hill'),
+        formula=chemical_formula(unrelaxed),
         scale=float(scale),
         pbc=tuple(unrelaxed.pbc.tolist()),
         fixed_cell=bool(fixed_cell),

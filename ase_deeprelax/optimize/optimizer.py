@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.filters import Filter
 from ase.optimize.optimize import DEFAULT_MAX_STEPS
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.files import check_writable
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
@@ -172,6 +173,13 @@ class DeepRelaxOptimizer(LateBinding):
         self._bound_later, self._appends, self.atoms = atoms is None, False, None
         if atoms is not None:
             self._take(atoms)
+
+    def __repr__(self) -> str:
+        parts = [] if self.atoms is None else [chemical_formula(unwrap(self.atoms))]
+        parts.append(f'model={self._model.name!r}')
+        if self._refine:
+            parts.append(f'refine={self._refine}')
+        return f'{type(self).__name__}({", ".join(parts)})'
 
     # --- for LateBinding ---------------------------------------------------------------
 

@@ -203,6 +203,12 @@ class Predictor:
         self.two_pass = self.card.two_pass
         self.timings = dict.fromkeys(PARTS, 0.0)
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix('torch.')
+        return (
+            f'Predictor({self.name!r}, {self.device}, {dtype}, symmetry={self.symmetry!r})'
+        )
+
     @property
     def settings(self) -> Settings:
         """What `prepare` and `finish` need to know."""

@@ -15,6 +15,7 @@ from ase.data.colors import jmol_colors
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, models_of
 from ase_deeprelax.compare.tables import count
 from ase_deeprelax.compare.uncertainty import risk_coverage
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.report.style import (
     BLUE,
@@ -192,7 +193,7 @@ def uncertain_bonds(relaxation: Relaxation) -> Figure:
     ax.margins(0.12)
     ax.axis('off')
     figure.colorbar(lines, ax=ax, label='sigma of the bond / Å', shrink=0.8)
-    ax.set_title(f'{atoms.get_chemical_formula()}, sigma {relaxation.sigma:.3f} Å')
+    ax.set_title(f'{chemical_formula(atoms)}, sigma {relaxation.sigma:.3f} Å')
     return figure
 
 

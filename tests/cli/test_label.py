@@ -149,7 +149,7 @@ def test_given_structures_come_from_all_files_that_relax_takes(label, tmp_path, 
     result = label(out, source=('--given', given))
     assert result.exit_code == 0, result.output
     pairs = read_pairs(out)
-    assert [pair.formula for pair in pairs] == ['ClNa', 'MgO']
+    assert [pair.formula for pair in pairs] == ['NaCl', 'MgO']
     ids = ['@0', '@1'] if form == 'extxyz' else ['@ClNa.cif', '@MgO.cif']
     for k, pair in enumerate(pairs):
         assert pair.id == f'mine{ids[k]}-mine.{form}-{k}'
