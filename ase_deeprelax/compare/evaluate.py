@@ -253,8 +253,7 @@ def kind_of(pair: Pair) -> str:
     """The kind under which tables count a pair.
 
     >>> from ase.build import bulk
-    >>> from ase_deeprelax.data.formula import chemical_formula
-    from ase_deeprelax.data.pair import make_pair
+    >>> from ase_deeprelax.data.pair import make_pair
     >>> cu = bulk('Cu')
     >>> [kind_of(make_pair('x', cu, cu, fixed_cell=held)) for held in (False, True)]
     ['bulk', 'fixed-cell']
