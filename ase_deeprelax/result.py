@@ -174,6 +174,8 @@ class Relaxation(MSONable):
     def to_row(self) -> dict[str, str | int | float | bool]:
         """One flat row of a table: numbers and text by name, nan where not known.
 
+        Examples
+        --------
         >>> import pandas  # doctest: +SKIP
         >>> pandas.DataFrame([result.to_row() for result in results])  # doctest: +SKIP
         """

@@ -129,6 +129,7 @@ def evaluate_all(
     Parameters
     ----------
     pairs : list of Pair
+        As `read_pairs` gives them.
     models : dict of str to model
         What to call them, and what `evaluate` takes as its ``model``.
     device, jobs, progress

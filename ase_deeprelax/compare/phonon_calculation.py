@@ -65,6 +65,7 @@ def phonons(
     atoms : ase.Atoms
         Relaxed; periodic along all three vectors.
     calculator : ase Calculator
+        Gives the forces on displaced atoms.
     min_length : float, A
         No atom sees its own displacement nearer than this; default 10.
     max_atoms : int

@@ -35,7 +35,9 @@ class Pair:
     Attributes
     ----------
     id : str
+        What tables and reports call it.
     numbers : (n_atoms,) int64
+        Atomic numbers.
     cell0, cell1 : (3, 3), A
         Row vectors; ``cell1`` is turned so that ``cell0 -> cell1`` is a pure stretch.
     frac0, frac1 : (n_atoms, 3)
@@ -46,6 +48,7 @@ class Pair:
     split : str
         ``'train'``, ``'val'``, ``'test'`` or '' where the file does not say.
     formula : str
+        As the file says it; default ''.
     scale : float
         Isotropic factor for ``cell0`` that brings its volume close; default 1.
     pbc : tuple of 3 bool
@@ -60,6 +63,13 @@ class Pair:
         default ''.
     src : str
         The collection that the pair comes from; default ''.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> pair = make_pair('mp-30', bulk('Cu', a=3.5), bulk('Cu', a=3.6))
+    >>> len(pair), float(pair.relaxed.get_volume())
+    (1, 11.66)
     """
 
     id: str
@@ -83,7 +93,8 @@ class Pair:
         formula = chemical_formula(self.unrelaxed)
         volumes = (abs(np.linalg.det(cell)) for cell in (self.cell1, self.cell0))
         ratio = f'volume x {np.divide(*volumes):.3f}'
-        return f'Pair({self.id!r}, {formula}, {len(self)} atoms, {kind}, {ratio})'
+        n_atoms = f'{len(self)} atom{"s" * (len(self) != 1)}'
+        return f'Pair({self.id!r}, {formula}, {n_atoms}, {kind}, {ratio})'
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -188,6 +199,7 @@ def make_pair(
     Parameters
     ----------
     id : str
+        What tables and reports call it.
     unrelaxed, relaxed : ase.Atoms
         Same atoms in the same order, lattice vectors in the same order. Periodicity and
         fixed atoms (``FixAtoms``) are those of ``unrelaxed``.
@@ -197,6 +209,7 @@ def make_pair(
     Returns
     -------
     Pair
+        With the deformation and the displacements between the two.
 
     Raises
     ------

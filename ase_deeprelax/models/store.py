@@ -309,6 +309,8 @@ def find_model(name: str | Path) -> Path:
 def available_models() -> dict[str, dict[str, Any]]:
     """The shipped models: a dict from name to the content of its config, sorted by name.
 
+    Examples
+    --------
     >>> list(available_models())
     ['deeprelax', 'deeprelax-2', 'deeprelax-3', 'e3relax-h2', 'ensemble']
     """

@@ -76,6 +76,7 @@ class ElasticBFGS(BFGS):
     Parameters
     ----------
     atoms : ase.Atoms or ase.filters.Filter
+        With a calculator; a cell filter lets the cell relax too.
     **kwargs
         As for ``ase.optimize.BFGS``. ``maxstep``, default 0.2, limits both the move of an
         atom, A, and the strain. ``alpha``, eV/A^2, replaces the model; default none.

@@ -167,7 +167,7 @@ class StageRecord:
         prediction, that of the first stage. None: not known.
     fmax : float or None, eV/A
         Largest force at the end, generalised ones of the cell included.
-    seconds : float
+    seconds : float, s
         Wall time.
     atoms : ase.Atoms or None
         The structure at the end, bare.
@@ -175,6 +175,11 @@ class StageRecord:
         Of a guided stage: how far the potential pulled the structure away from the
         prediction, and the prediction away from the potential's minimum, see
         `GuidedCalculator.pulled`.
+
+    Examples
+    --------
+    >>> StageRecord('emt', 'BFGS', 'converged', steps=4)
+    StageRecord(emt, BFGS: converged, 4 steps, ...)
     """
 
     name: str

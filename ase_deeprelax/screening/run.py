@@ -43,6 +43,12 @@ class Screen:
         That could not be read or relaxed.
     stopped : bool
         Whether SIGTERM ended the run before its work was done.
+
+    Examples
+    --------
+    >>> done = Screen(Path('run1'), 1000, 1000, 3, stopped=False)
+    >>> f'{done.n_done} of {done.n_structures}, {done.n_quarantined} of them with a problem'
+    '1000 of 1000, 3 of them with a problem'
     """
 
     out: Path
@@ -103,6 +109,7 @@ def screen(
     Returns
     -------
     Screen
+        How many structures are done; ``results`` gives the rows.
 
     Raises
     ------
