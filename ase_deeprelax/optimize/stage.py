@@ -162,6 +162,7 @@ class StageRecord:
     reason : str
         Why it is not converged, or ''.
     steps : int
+        Made in this stage.
     energy_before, energy_after : float or None, eV
         By the calculator of the stage, without the pull of a guided one; for the
         prediction, that of the first stage. None: not known.

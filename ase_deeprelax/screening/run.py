@@ -35,6 +35,7 @@ class Screen:
     Attributes
     ----------
     out : Path
+        Its folder.
     n_structures : int
         Of the source.
     n_done : int
