@@ -106,9 +106,10 @@ for name, result in sorted(zip(compounds, results, strict=True), key=lambda x: -
 # ## A calculator decides
 #
 # With a calculator the prediction is the first step, and an ordinary ASE optimizer goes on
-# from there, in the same `run`. A prediction that raises the energy is taken back: it may
-# cost one step, but it cannot make the result worse. The calculator here is EMT, ASE's
-# simple potential for a few metals, and the crystal is an alloy in the cell of pure copper.
+# from there, in the same `run`. A prediction that raises the energy is rolled back (the
+# atoms are again where they were): it may cost one step, but it cannot make the result
+# worse. The calculator here is EMT, ASE's simple potential for a few metals, and the
+# crystal is an alloy in the cell of pure copper.
 
 # %%
 from ase.calculators.emt import EMT

@@ -137,7 +137,7 @@ print('calls of CHGNet:', calls, 'from the unrelaxed cell,', fewer, 'from the pr
 # Look at the line of the one-shot answer before you use a prediction of a dilute defect.
 # The cell holds 63 atoms, of which 57 were right already. A network that is wrong by 0.02 Å
 # for each of these loses more energy than it gains at the other six. With a calculator
-# attached this cannot happen: a prediction that raises the energy is taken back.
+# attached this cannot happen: a prediction that raises the energy is rolled back.
 
 # %% tags=["measured"]
 safe = vacancy.copy()

@@ -45,7 +45,7 @@ def evaluate(
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option('--json', help='Write the figures there too.')
+        Path | None, typer.Option('--json', help='Write the numbers there too.')
     ] = None,
     html_file: Annotated[
         Path | None,

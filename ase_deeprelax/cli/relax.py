@@ -66,15 +66,15 @@ def relax(
     verify: Annotated[
         str | None,
         typer.Option(
-            help='One call of this potential (NAME or NAME:WEIGHTS) for each prediction '
-            'says whether it lies within the own error of the potential.'
+            help='Check each prediction with one call of this potential (NAME or '
+            'NAME:WEIGHTS): does it lie within the error of the potential?'
         ),
     ] = None,
     refine: Annotated[
         str | None,
         typer.Option(
-            help='Relax on from the predictions with calculators, one after another: NAME '
-            'or NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
+            help='Relax further, from the predictions, with calculators, one after '
+            'another: NAME or NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
         ),
     ] = None,
     guided: Annotated[

@@ -178,7 +178,7 @@ def layers(tmp_path_factory):
 
 
 @needs_potential
-@pytest.mark.parametrize('kind', ['fixed-cell', 'monolayer', 'slab', 'defect'])
+@pytest.mark.parametrize('kind', ['fixed-cell', 'monolayer', 'slab', 'defect', 'alloy'])
 def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path, kind):
     out = tmp_path / 'pairs.jsonl'
     source = ('--relaxed', layers if kind == 'monolayer' else seeds)
@@ -191,7 +191,7 @@ def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path
     assert all(r['series'].startswith(f'{kind}-0-') for r in made + lost)
     for record in made:
         assert record['kind'] == kind
-        assert record.get('fixed_cell', False) == (kind != 'monolayer')
+        assert record.get('fixed_cell', False) == (kind not in ('monolayer', 'alloy'))
         if kind == 'monolayer':
             assert record['cell1'][2] == record['cell0'][2]
             assert record['cell1'][0] != record['cell0'][0]
