@@ -48,7 +48,7 @@ def calibrate(
     """Fit expected errors and 90 % intervals of a model to PAIRS with known answers.
 
     Writes a copy of the model with the new calibration to --out. The table says how often
-    the intervals hold the true values; for it, each half of a file is compared with a fit to
+    the intervals hold the true values, when each half of a file is compared with a fit to
     the other half.
     """
     from dataclasses import replace

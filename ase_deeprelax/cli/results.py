@@ -65,8 +65,8 @@ def results(
     refine: Annotated[
         str | None,
         typer.Option(
-            help='Export them relaxed further with a potential, to 0.05 eV/A in at most 500 '
-            'steps: NAME or NAME:WEIGHTS (chgnet, tensornet, ...).'
+            help='Export them relaxed further with a potential, to 0.05 eV/A in at most '
+            '500 steps: NAME or NAME:WEIGHTS (chgnet, tensornet, ...).'
         ),
     ] = None,
     json_file: Annotated[

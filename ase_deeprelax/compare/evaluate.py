@@ -132,8 +132,12 @@ def evaluate_all(
         As `read_pairs` gives them.
     models : dict of str to model
         What to call them, and what `evaluate` takes as its ``model``.
-    device, jobs, progress
-        As `evaluate` takes them.
+    device : str
+        Default 'auto': a GPU where there is one.
+    jobs : int, optional
+        Processes that measure the errors, as `evaluate` takes them.
+    progress : bool
+        Show a bar; default False.
 
     Returns
     -------

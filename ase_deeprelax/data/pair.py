@@ -203,8 +203,16 @@ def make_pair(
     unrelaxed, relaxed : ase.Atoms
         Same atoms in the same order, lattice vectors in the same order. Periodicity and
         fixed atoms (``FixAtoms``) are those of ``unrelaxed``.
-    ok, split, scale, fixed_cell, kind
-        As in `Pair`.
+    ok : bool
+        Default True; this and the rest as in `Pair`.
+    split : str
+        Default ''.
+    scale : float
+        Default 1.
+    fixed_cell : bool
+        Default False.
+    kind : str
+        Default ''.
 
     Returns
     -------

@@ -91,8 +91,16 @@ def screen(
         See `open_source`.
     out : str or Path
         Folder of the screen; made, or continued.
-    model, device, dtype, symmetry, relax_cell
-        See `relax`.
+    model : str, path or RelaxationModel
+        See `relax`, as for the next four.
+    device : str
+        Default 'auto'.
+    dtype : 'float32' or 'float64'
+        Default 'float32'.
+    symmetry : 'keep' or 'free'
+        Default 'keep'.
+    relax_cell : bool, str or array, optional
+        Default: all of a crystal, the plane of a layer.
     workers : int
         Processes of this machine, each with the model and its share of the cores; they
         take several GPUs in turn. Default 1: this process.
