@@ -26,7 +26,6 @@ from pathlib import Path
 from ase.build import bulk
 from ase.spacegroup import crystal
 
-from ase_deeprelax.compare.comparison_tables import both_starts_table
 from ase_deeprelax.compare.phonons import compare_phonons
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.report import plot, plot_phonons
@@ -97,21 +96,27 @@ crystals = {
 # else your computer does.
 #
 # `out` is a folder that keeps every finished run. If the cell is stopped and run again, it
-# continues there, and more crystals, calculators and optimizers can be added. The table
-# shows the runs from the prediction beside those without it; `comparison_text(result)`
-# prints all tables.
+# continues there, and more crystals, calculators and optimizers can be added. Printed is
+# how many calls the relaxations from the prediction take, in per cent of those without it,
+# and how often they end at the same energy (within 2 meV per atom), at a lower or at a
+# higher one. `ase_deeprelax.compare.comparison_tables.comparison_text(result)` gives all
+# tables.
 
 # %% tags=["measured"]
 optimizers = ['FIRE', 'BFGS', 'ElasticBFGS']
 result = compare(
     crystals, ['chgnet'], optimizers=optimizers, fmax=0.05, out=folder / 'runs'
 )
-print(both_starts_table(result).as_text())
+for row in result['summary']:
+    both = row['both']
+    print(
+        f'{row["optimizer"]:<11} {both["median_calls_ratio"]:4.0%} of the calls; energies: '
+        f'same {both["equal"]:.0%}, lower {both["lower"]:.0%}, higher {both["higher"]:.0%}'
+    )
 
 # %% [markdown]
-# The table shows medians and, in brackets, quartiles of the runs that converged. *Lower*
-# and *higher* count the relaxations that ended at another energy than without the
-# prediction. Before you believe a median, look at the numbers behind it:
+# These are medians over six crystals. Before you believe a median, look at the numbers
+# behind it:
 
 # %% tags=["measured"]
 calls = {
@@ -144,9 +149,10 @@ plot.calls_saved(result)
 #   is saved beside FIRE is saved by this optimizer, and the rest by the prediction.
 # - With BFGS and ElasticBFGS, the prediction saves next to nothing for WSe2, or costs
 #   calls. The reason is shown below: the two relaxations end at different structures.
-# - There are two averages: the table divides the median number of calls with the prediction
-#   by the median number without it, and the line in the box is the median of the ratios of
-#   the single crystals. Where crystals differ as much as here, say which one you mean.
+# - There are two averages: the numbers above divide the median number of calls with the
+#   prediction by the median number without it, and the line in the box is the median of the
+#   ratios of the single crystals. Where crystals differ as much as here, say which one you
+#   mean.
 # - Six crystals show how to measure, not how much is saved on average. The page
 #   docs/speed.md has the numbers for a hundred crystals, and `deeprelax compare` measures
 #   them for yours.

@@ -135,7 +135,7 @@ def evaluate_all(
     device : str
         Default 'auto': a GPU where there is one.
     jobs : int, optional
-        Processes that measure the errors, as `evaluate` takes them.
+        Processes that compare structures; default one per core.
     progress : bool
         Show a bar; default False.
 

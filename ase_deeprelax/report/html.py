@@ -98,7 +98,7 @@ def write_report(
             about += models
             first.append(relaxed.headline(relaxed.columns_of(good), len(rows) - len(good)))
         else:  # a few of the pairs
-            about += [f'In the viewer: {line}' for line in models]
+            about += [f'In the viewer: m{line[1:]}' for line in models]
             shown = shown._replace(title='Structures in the viewer')
         parts.append(shown)
     if comparison is not None:
