@@ -76,7 +76,9 @@ def test_a_report_shows_the_worst_to_turn_by_hand(run, tmp_path, tiny_model, mon
     result = run('evaluate', tmp_path / 'pairs.jsonl', *words)
     assert result.exit_code == 0, result.output
     text = page.read_text()
+    assert '<h1>Accuracy of predictions</h1>' in text
     assert 'Accuracy on pairs' in text
+    assert 'In the viewer: model tiny' in text
     assert 'NaCl, off by 0.' in text
     assert 'MgO, off by 0.' in text
     assert 'CaO, off by' not in text
