@@ -24,6 +24,7 @@ from ase_deeprelax.report.style import (
     GREY,
     INK,
     MORE,
+    legend,
     log,
     nothing,
     panels,
@@ -149,7 +150,7 @@ def risk_coverage_curve(evaluation: AnyEvaluation) -> Figure:
         ax.plot(*_points(best), color=GREY, ls=DASHED, label='best possible order')
     ax.set(xlabel='most certain structures / %', ylabel='mean error of coordinates / Å')
     ax.set(xlim=(0, 100), ylim=(0, None))
-    ax.legend(loc='upper left')
+    legend(figure, ax)
     return figure
 
 
