@@ -15,6 +15,7 @@ from ase.io.jsonio import decode, encode
 from ase.spacegroup import Spacegroup
 from monty.json import MontyDecoder, MontyEncoder, MSONable
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.structures import as_structure
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Relaxation(MSONable):
     >>> from ase_deeprelax import relax
     >>> result = relax(bulk('NaCl', 'rocksalt', a=5.9))
     >>> result.to_row()['formula'], result.ok
-    ('ClNa', True)
+    ('NaCl', True)
     >>> Relaxation.from_dict(result.as_dict()).sigma == result.sigma
     True
     """
@@ -124,16 +125,18 @@ class Relaxation(MSONable):
     source: IStructure | None = None
 
     def __repr__(self) -> str:
-        formula = self.initial.get_chemical_formula()
+        formula = chemical_formula(self.initial)
         if not self.ok:
             return f'Relaxation({formula}, failed: {self.problem})'
+        n_atoms = f'{len(self.initial)} atom{"s" * (len(self.initial) != 1)}'
         ood = ', out of distribution' if self.ood else ''
         error = f'expected error {self.error:.3f} A'
         if math.isnan(self.error):
             error = f'sigma {self.sigma:.3f} A'
         return (
-            f'Relaxation({formula}, {self.kind}, volume x {self.volume_ratio:.3f}, '
-            f'dmax {self.dmax:.3f} A, {error}, model {self.model!r}{ood})'
+            f'Relaxation({formula}, {n_atoms}, {self.kind}, '
+            f'volume x {self.volume_ratio:.3f}, dmax {self.dmax:.3f} A, '
+            f'{error}, model {self.model!r}{ood})'
         )
 
     @property
@@ -171,12 +174,14 @@ class Relaxation(MSONable):
     def to_row(self) -> dict[str, str | int | float | bool]:
         """One flat row of a table: numbers and text by name, nan where not known.
 
+        Examples
+        --------
         >>> import pandas  # doctest: +SKIP
         >>> pandas.DataFrame([result.to_row() for result in results])  # doctest: +SKIP
         """
         n = len(self.initial)
         return {
-            'formula': self.initial.get_chemical_formula(),
+            'formula': chemical_formula(self.initial),
             'n_atoms': n,
             'kind': self.kind,
             'ok': self.ok,
@@ -278,7 +283,7 @@ def encode_atoms(atoms: Atoms) -> str:
                 'atoms.info[%r] of %s is a %s, which JSON cannot hold; it is left out of '
                 'the record',
                 key,
-                atoms.symbols,
+                chemical_formula(atoms),
                 type(value).__name__,
             )
     return encode(atoms)

@@ -15,6 +15,9 @@ function complete() {
   document.querySelectorAll('.jp-RenderedImage img[alt^="No description"]').forEach((image) => {
     image.alt = 'Figure that the cell above draws';
   });
+  document.querySelectorAll('.md-typeset table:not([class]) td').forEach((cell) => {
+    cell.classList.add(cell.textContent.length < 28 ? 'short' : cell.textContent.length > 60 ? 'long' : 'middle');
+  });
   // A cell without text is no head of a column.
   document.querySelectorAll('.md-typeset th:empty').forEach((cell) => {
     cell.replaceWith(document.createElement('td'));

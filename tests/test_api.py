@@ -15,7 +15,7 @@ griffe = pytest.importorskip('griffe', reason="pip install -e '.[docs]'")
 ROOT = Path(__file__).parents[1]
 NAMES = re.findall(r'^::: (\S+)', (ROOT / 'docs/api.md').read_text(), flags=re.MULTILINE)
 # Without a unit: ratios and places.
-PLAIN = {'deformation', 'novelty', 'fingerprint', 'guided', 'relax_cell', 'dtype'}
+PLAIN = {'deformation', 'scale', 'novelty', 'fingerprint', 'guided', 'relax_cell', 'dtype'}
 UNIT = re.compile(r'\b(A|A\^3|eV|eV/A|eV/A\^2|eV/atom|s|K|int)\b')
 NUMBERS = re.compile(r'\bfloat\b|array|Tensor')
 

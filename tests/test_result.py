@@ -13,6 +13,7 @@ from monty.json import MontyDecoder, MontyEncoder, jsanitize
 from pymatgen.core import Lattice, Structure
 
 from ase_deeprelax import Relaxation
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.predict import relax
 
 ARRAYS = (
@@ -100,7 +101,7 @@ def test_monty_and_so_jobflow_can_store_it(result):
 def test_one_line(result):
     assert '\n' not in repr(result)
     assert len(repr(result)) < 300
-    assert result.initial.get_chemical_formula() in repr(result)
+    assert chemical_formula(result.initial) in repr(result)
     assert ('failed' in repr(result)) == (not result.ok)
 
 

@@ -15,8 +15,8 @@
 #
 # A crystal that is not in any database yet is usually made from one that is: other elements
 # in a known structure. Its lattice constants and positions are then wrong, and finding the
-# right ones is the first thing any calculation does. Here a network says them in one shot,
-# and how far to trust it.
+# right ones (relaxing the crystal) is the first step of almost every calculation. Here a
+# network predicts them in one shot, and says how far to trust the prediction.
 
 # %%
 import numpy as np
@@ -45,10 +45,10 @@ perovskite = Atoms(
 )
 
 # %% [markdown]
-# An optimizer that is assigned to atoms is theirs. It needs no calculator: the log shows
-# the largest displacement that is still to be made and the uncertainty, both in Å. By
-# default the space group is kept, and here it holds every atom in its place: only the cell
-# changes.
+# An optimizer that is assigned to `atoms.optimizer` is bound to these atoms, and `run`
+# changes them. It needs no calculator. The log shows what is still to be done: the largest
+# displacement in Å and the strain in %; and sigma, the uncertainty in Å. By default the
+# space group is kept. Here this leaves every atom in its place, and only the cell changes.
 
 # %%
 atoms = perovskite.copy()
@@ -58,18 +58,22 @@ atoms.optimizer.run()
 print(f'a = {atoms.cell.lengths()[0]:.3f} Å, measured 3.905 Å; it was 4.000 Å')
 
 # %% [markdown]
-# What is known about the prediction travels with the atoms, also into `.extxyz` and `.traj`
-# files: flat names that begin with `deeprelax_`.
+# What is known about the prediction is written into `atoms.info`, under names that begin
+# with `deeprelax_`. It stays there when the atoms are written to `.extxyz` and `.traj`
+# files. `error` is the expected error of the coordinates in Å. `sigma` is the uncertainty
+# that the network itself gives: it ranks structures, but it is not an error bar.
 
 # %%
-for key in ('deeprelax_sigma', 'deeprelax_dmax', 'deeprelax_volume_ratio'):
+for name in ('error', 'sigma', 'dmax', 'volume_ratio'):
+    key = f'deeprelax_{name}'
     print(f'{key:<24} {atoms.info[key]:.3f}')
 
 # %% [markdown]
 # ## A record instead of a change
 #
-# `relax` leaves what it is given alone and returns a `Relaxation`. This wurtzite cell was
-# rattled, so that its atoms move as well:
+# `relax` does not change its input. It returns a `Relaxation`, a record of the answer. The
+# atoms of this wurtzite cell were displaced at random (rattled), so that not only the cell
+# changes:
 
 # %%
 wurtzite = bulk('ZnS', 'wurtzite', a=3.25, c=5.21)
@@ -84,8 +88,9 @@ print('sigma of each atom', np.round(result.sigma_atoms, 3))
 # %% [markdown]
 # ## Many at once
 #
-# A list goes through the network in batches, which costs milliseconds each. Sigma ranks
-# what comes back: look at the top of the list first, or send it to an ordinary relaxation.
+# A list goes through the network in batches, and each structure takes milliseconds. Sort
+# the answers by sigma, and look first at those with the largest one, or relax them with a
+# calculator.
 
 # %%
 compounds = ['NaCl', 'KBr', 'MgO', 'LiF', 'CaO', 'AgCl']
@@ -101,9 +106,10 @@ for name, result in sorted(zip(compounds, results, strict=True), key=lambda x: -
 # ## A calculator decides
 #
 # With a calculator the prediction is the first step, and an ordinary ASE optimizer goes on
-# from there, in the same `run`. Where the prediction raises the energy it is taken back, so
-# that it can cost one step but not spoil a result. The calculator here is ASE's toy EMT, on
-# an alloy in the cell of pure copper.
+# from there, in the same `run`. A prediction that raises the energy is rolled back (the
+# atoms are again where they were): it may cost one step, but it cannot make the result
+# worse. The calculator here is EMT, ASE's simple potential for a few metals, and the
+# crystal is an alloy in the cell of pure copper.
 
 # %%
 from ase.calculators.emt import EMT

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Is it worth it? A comparison with iterative optimizers
 #
-# A prediction saves something where the relaxation after it needs fewer calls of the
-# calculator and ends no higher. Both are measured here on six crystals, with CHGNet
-# (`pip install 'ase-deeprelax[chgnet,phonopy,plot]'`) in the place of DFT: the same lines
-# serve for your structures and your calculator. It takes a minute on one core.
+# A prediction is worth it if the relaxation after it needs fewer calls of the calculator,
+# and does not end at a higher energy. Both are measured here on six crystals, with the
+# potential CHGNet in the place of DFT (`pip install 'ase-deeprelax[chgnet,phonopy,plot]'`).
+# Use the same lines for your structures and your calculator. It takes a minute on one core.
 
 # %%
 import tempfile
@@ -26,7 +26,6 @@ from pathlib import Path
 from ase.build import bulk
 from ase.spacegroup import crystal
 
-from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.phonons import compare_phonons
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.report import plot, plot_phonons
@@ -89,27 +88,35 @@ crystals = {
 }
 
 # %% [markdown]
-# ## Every way down
+# ## Relax each crystal in every way
 #
-# Each crystal is relaxed with each optimizer, positions and cell, twice: from where it is,
-# and from its prediction. Counted are calls of the calculator, the first one included: they
-# are what costs, and they do not depend on what else your computer does. The time of the
-# prediction is part of the time of the runs that start from it.
+# Each crystal is relaxed with each optimizer, positions and cell, twice: from the unrelaxed
+# structure, and from its prediction. What counts is the number of calls of the calculator,
+# the first one included. They are what costs time, and their number does not depend on what
+# else your computer does.
 #
-# `out` keeps every finished run: the same line, started again, goes on where it stopped,
-# and more crystals, calculators and optimizers can be added to it.
+# `out` is a folder that keeps every finished run. If the cell is stopped and run again, it
+# continues there, and more crystals, calculators and optimizers can be added. Printed is
+# how many calls the relaxations from the prediction take, in per cent of those without it,
+# and how often they end at the same energy (within 2 meV per atom), at a lower or at a
+# higher one. `ase_deeprelax.compare.comparison_tables.comparison_text(result)` gives all
+# tables.
 
 # %% tags=["measured"]
 optimizers = ['FIRE', 'BFGS', 'ElasticBFGS']
 result = compare(
     crystals, ['chgnet'], optimizers=optimizers, fmax=0.05, out=folder / 'runs'
 )
-print(comparison_text(result))
+for row in result['summary']:
+    both = row['both']
+    print(
+        f'{row["optimizer"]:<11} {both["median_calls_ratio"]:4.0%} of the calls; energies: '
+        f'same {both["equal"]:.0%}, lower {both["lower"]:.0%}, higher {both["higher"]:.0%}'
+    )
 
 # %% [markdown]
-# Medians and quartiles are over converged runs; what failed or did not converge is counted
-# apart, and whatever ended higher in energy than without a prediction is named. Before you
-# believe a median, look at what it is made of:
+# These are medians over six crystals. Before you believe a median, look at the numbers
+# behind it:
 
 # %% tags=["measured"]
 calls = {
@@ -132,45 +139,49 @@ plot.calls_saved(result)
 # %% [markdown]
 # How to read it:
 #
-# - Every run ends with a call that finds the forces small. KCl is predicted so well that
-#   this one call is all there is; it cannot get better than that, nor much better than
-#   the five or six calls of a cell with two atoms.
-# - BFGS learns the shape of the valley on its way and leaves less to save than FIRE, which
-#   starts each valley slowly. Compare with the optimizer that you would use.
-# - ElasticBFGS, which `DeepRelaxOptimizer` takes by itself, begins with springs between
-#   near atoms and needs a handful of calls from anywhere. From the unrelaxed structure to
-#   the fewest calls it is the optimizer that saves most, and the prediction the rest.
-# - With WSe2 BFGS and ElasticBFGS take more calls from the prediction than without it. Look
-#   where they go before you count: below.
-# - Two averages, two answers: the table compares the median number of calls with the median
-#   number of calls, the line in the box is the median of each crystal's own ratio. Where
-#   crystals differ as much as here, say which one you mean.
-# - Six crystals say how to measure, not how much is saved on average. The page
-#   docs/speed.md has that figure for hundreds, and `deeprelax compare` makes it for yours.
+# - Every run needs at least one call, which finds that the forces are small. A cell with
+#   two atoms, such as that of KCl, needs only five or six calls in any case, so that there
+#   is not much to save.
+# - BFGS learns the curvature of the energy from its steps, and so there is less to save
+#   than with FIRE, which starts slowly. Compare with the optimizer that you would use.
+# - ElasticBFGS, the default of `DeepRelaxOptimizer`, begins with a model of the curvature
+#   (springs between near atoms) and needs a handful of calls from any start. Most of what
+#   is saved beside FIRE is saved by this optimizer, and the rest by the prediction.
+# - With BFGS and ElasticBFGS, the prediction saves next to nothing for WSe2, or costs
+#   calls. The reason is shown below: the two relaxations end at different structures.
+# - There are two averages: the numbers above divide the median number of calls with the
+#   prediction by the median number without it, and the line in the box is the median of the
+#   ratios of the single crystals. Where crystals differ as much as here, say which one you
+#   mean.
+# - Six crystals show how to measure, not how much is saved on average. The page
+#   docs/speed.md has the numbers for a hundred crystals, and `deeprelax compare` measures
+#   them for yours.
 #
-# The way down of one crystal:
+# Energy and forces during the relaxations of one crystal:
 
 # %%
 plot.convergence(result, 'chgnet', 'SnSe in GeS')
 
 # %% [markdown]
-# With the prediction a curve begins where it is without one after some calls. The dashed
-# line is fmax; a curve that ended above it would be an unconverged run.
+# The curve from the prediction begins at an energy that the other one reaches only after
+# several calls. The dashed line is fmax: a curve that ends above it would be a run that did
+# not converge.
 #
 # ## Did it end in the same place?
 #
-# Calls are worth nothing where the end is another one. Energies before, of the prediction
-# alone, and of the relaxation from it, above the relaxation without it:
+# Fewer calls are worth nothing if the relaxation ends at another structure. This figure
+# shows energies: of the unrelaxed structure, of the prediction alone, and after the
+# relaxation from the prediction. Zero is the relaxation without a prediction.
 
 # %%
 plot.energy_boxes(result)
 
 # %% [markdown]
-# The prediction alone has taken away most of the energy. After the relaxation the energies
-# should agree to a few meV per atom. Where they do not, there are two explanations, and
-# fmax tells them apart. The layers of WSe2 are held together by next to nothing in CHGNet,
-# which knows no dispersion forces, so that forces are small long before the minimum, and
-# two relaxations stop at different places of the same slope:
+# The prediction alone is near zero already. After the relaxation the energies should agree
+# to a few meV per atom. If they do not, there are two explanations, and a smaller fmax
+# tells them apart. One is a flat energy: CHGNet knows no dispersion forces, so that almost
+# nothing holds the layers of WSe2 together. Forces are below fmax long before the minimum,
+# and two relaxations stop at different distances of the layers:
 
 
 # %% tags=["measured"]
@@ -189,13 +200,14 @@ print('fmax 0.01')
 ends_of(strict, 'WSe2 in MoS2', 'BFGS')
 
 # %% [markdown]
-# With a smaller fmax both go all the way to the same minimum. (Its c is far above the 13 Å
-# of the real crystal: that is CHGNet's answer, and the prediction, which learned from DFT
-# relaxations, was nearer.) Had they stayed apart, they would lie in different minima:
-# another tilt or another distortion. Then the lower one is the better answer, from
-# whichever start it came, and the calls of the two should not be compared.
+# With a smaller fmax both reach the same minimum. (Its c is far above the 13 Å of the real
+# crystal: that is CHGNet's answer, and the prediction, which learned from DFT relaxations,
+# was nearer.) The other explanation is two different minima, such as another tilt of
+# octahedra. Then the lower one is the better answer, whichever start it came from, and the
+# calls of the two should not be compared.
 #
-# How far the cells were off, before and after the prediction, as CHGNet sees it:
+# How far the cells were off before and after the prediction, beside the cells that CHGNet
+# finds:
 
 # %%
 plot.lattice_parity(result)
@@ -230,13 +242,13 @@ plot_phonons.thermal_properties(tight, name, 'chgnet')
 
 # %% [markdown]
 # All three are stable, and the two relaxed ones the same. The optical bands of the
-# predicted cell lie within 30 % of theirs: good enough to ask whether a compound is
-# stable, not for its thermal conductivity.
+# predicted cell are higher, by up to a third. This is good enough to ask whether a compound
+# is stable, but not for its thermal conductivity.
 #
 # ## The report
 #
-# Tables, figures and every crystal before and after, to be turned by hand, in one HTML file
-# that needs no network:
+# One HTML file holds the tables, the figures, and every crystal before and after, to be
+# turned with the mouse. It opens without a network:
 
 # %%
 report = write_report(folder / 'report.html', result)
@@ -252,6 +264,6 @@ print(*sorted(path.name for path in folder.glob('*.html')))
 #     --phonons --html report.html --json result.json --out runs
 # ```
 #
-# With `--batched` (in Python `batched=True`) relaxations of many structures share the
-# forward passes of the potential. Where time and not the number of calls matters, that is
-# the rival to beat.
+# With `--batched` (in Python `batched=True`) many structures are relaxed together, in
+# shared forward passes of the potential. If time and not the number of calls matters,
+# compare with these.

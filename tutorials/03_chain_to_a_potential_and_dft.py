@@ -14,10 +14,10 @@
 # # A chain: prediction, potential, DFT
 #
 # A prediction costs milliseconds, a step of a potential some tenths of a second, one of DFT
-# minutes. Each is good enough to spare the next one steps: the prediction brings a crystal
-# near the minimum, the potential nearer, and DFT says the last word. Here such a chain
-# relaxes a crystal, is told when to skip a part of itself, survives calculators that fail,
-# and goes on after an interruption.
+# minutes. Each one saves steps of the next: the prediction brings a crystal near the
+# minimum, the potential nearer, and DFT gives the final answer. This notebook relaxes a
+# crystal with such a chain, skips stages where they are not needed, shows what happens when
+# a calculator fails, and continues after an interruption.
 
 # %%
 import tempfile
@@ -41,14 +41,15 @@ folder = Path(tempfile.mkdtemp())
 warnings.filterwarnings('ignore', module='chgnet')  # of how it makes its tensors
 
 # %% [markdown]
-# ## The last word
+# ## The last calculator
 #
-# It is GPAW's, a DFT code that installs from the package index (docs/chain.md says which
+# It is GPAW, a DFT code that installs from the package index (docs/chain.md says which
 # system packages it needs). The settings are coarse, so that a step takes seconds; real
-# work needs 500 eV and three times as many k-points along each axis. `dedecut` is no luxury
-# where cells relax: without it the stress is wrong by what the cutoff leaves out, and an
-# optimizer may walk uphill. Any other calculator of ASE can stand here: Quantum ESPRESSO,
-# VASP, FHI-aims. Without GPAW the chain ends with CHGNet again, at smaller forces.
+# work needs 500 eV and three times as many k-points along each axis. `dedecut` is needed
+# where cells relax: it corrects the stress for the finite cutoff, without which an
+# optimizer may go to a higher energy. Any other calculator of ASE can stand here: Quantum
+# ESPRESSO, VASP, FHI-aims. Without GPAW the chain ends with CHGNet again, at smaller
+# forces.
 
 # %% tags=["measured"]
 if find_spec('gpaw'):
@@ -67,9 +68,9 @@ else:
 # %% [markdown]
 # ## One chain
 #
-# AlAs in the cell of ZnS, six per cent too small. Each stage has a calculator, by name or
-# as an object or as a function that makes one, and its own fmax, optimizer and number of
-# steps; what it does not say is that of the optimizer and of `run`.
+# AlAs in the cell of ZnS, six per cent too small. Each stage has a calculator, given by
+# name, as an object, or as a function that makes one. It may have its own fmax, optimizer
+# and number of steps; otherwise those of `DeepRelaxOptimizer` and of `run` count.
 
 # %% tags=["measured"]
 atoms = bulk('AlAs', 'zincblende', a=5.41)
@@ -80,9 +81,9 @@ atoms.optimizer = DeepRelaxOptimizer(
 print('converged:', atoms.optimizer.run())
 
 # %% [markdown]
-# The log is that of any ASE optimizer, with a line where something else begins. What each
-# part did is also a record: energies (each calculator has its own zero), steps, largest
-# force, space group, time, and the structure at its end.
+# The log is that of any ASE optimizer, with a line where a new stage begins. `stages` holds
+# a record of each: energies (each calculator has its own zero), steps, largest force, space
+# group, time, and the structure at its end.
 
 # %% tags=["measured"]
 records = atoms.optimizer.stages
@@ -91,10 +92,10 @@ for record in records:
     print(f'{record.name:<10}  {record.status}, {record.steps:2} steps, a = {a:.3f} Å')
 
 # %% [markdown]
-# The trajectory holds every structure of the way. The prediction goes most of it in one
-# step, CHGNet ends near the 5.73 Å that PBE has when it is converged. With so few k-points
-# GPAW's answer is another one, and the last calculator moves the cell there: a chain is as
-# good as its end.
+# The trajectory holds the structure after every step. The prediction makes most of the
+# change in one step, and CHGNet ends near 5.73 Å, the value of well converged PBE. With so
+# few k-points GPAW has another minimum, and the last stage moves the cell there: the result
+# of a chain is as good as its last calculator.
 
 # %%
 frames = read(folder / 'chain.traj', ':')
@@ -112,10 +113,10 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# Without prediction and potential the last calculator does all of the work, here with the
-# same optimizer. A crystal of
-# two atoms has only its volume to find, and half a dozen calls find it from anywhere, so
-# that there is little to save, or nothing; docs/speed.md counts it for more crystals.
+# Without prediction and potential, the last calculator does all of the work, here with the
+# same optimizer. This crystal of two atoms has only its volume to find. Half a dozen calls
+# find it from any start, so that there is little or nothing to save. docs/speed.md counts
+# calls for more crystals.
 
 # %% tags=["measured"]
 alone = bulk('AlAs', 'zincblende', a=5.41)
@@ -132,8 +133,9 @@ print(f'difference in energy: {difference:.3f} eV')
 # %% [markdown]
 # ## Only where it is needed
 #
-# Sigma is the prediction's own estimate of its error, in Å. A stage with `min_sigma` is
-# skipped where sigma is below: of thousands of crystals only the doubtful ones are sent on.
+# Sigma is the uncertainty of the prediction, in Å. A stage with `min_sigma` is skipped
+# where sigma is below this number: of thousands of crystals, only the uncertain ones go on
+# to the potential. (`min_error` does the same with the expected error.)
 
 # %% tags=["measured"]
 for name, a in (('KCl', 5.64), ('AgCl', 5.2)):
@@ -151,11 +153,11 @@ for name, a in (('KCl', 5.64), ('AgCl', 5.2)):
 #
 # ## When a calculator fails
 #
-# Calculators fail in the middle of the night: an element is unknown, a self-consistency
-# loop does not converge, a potential leaves the region that it was fitted in. EMT, ASE's
-# toy potential of a few metals, fails here. A stage that fails is rolled back, a warning
-# and its record say why, and the next one goes on from there. In the same way a prediction
-# is rolled back that raises the energy, as the first stage sees it.
+# Calculators fail: an element is unknown, a self-consistency loop does not converge, a
+# potential gives nonsense far from its training data. Here EMT, ASE's simple potential for
+# a few metals, fails. A stage that fails is rolled back, a warning and its record say why,
+# and the next stage goes on from there. In the same way, a prediction that raises the
+# energy of the first calculator is rolled back.
 
 # %%
 sulphide = bulk('ZnS', 'wurtzite', a=3.250, c=5.207)  # in the cell of ZnO
@@ -171,14 +173,15 @@ for record in sulphide.optimizer.stages:
 print(*(entry.message for entry in said if issubclass(entry.category, DeepRelaxWarning)))
 
 # %% [markdown]
-# `run` is True where the last stage that ran has converged. Whether all did, the records
-# say; and `atoms.info['deeprelax_stage']`, which stays with the atoms, says what they are.
+# `run` returns True if the last stage that ran has converged. The records say whether all
+# did, and `atoms.info['deeprelax_stage']`, which stays with the atoms, names the last
+# stage.
 #
 # ## After an interruption
 #
-# A chain that ends with DFT runs for hours, and queues have limits. With `restart` every
-# step is written down. The script below is killed in the middle of its second stage, by a
-# stand-in for the queue, and then simply started again:
+# A chain that ends with DFT runs for hours, and queues have limits. With `restart` the
+# state is written to a file after every step. The script below is stopped in the middle of
+# its second stage, as a queue would do, and then simply started again:
 
 
 # %% tags=["measured"]
@@ -217,8 +220,8 @@ print(len(read(folder / 'restarted.traj', ':')), 'structures in the end')
 tell(records)
 
 # %% [markdown]
-# It went on in the middle of the stage, with what the optimizer had learnt, and ends where
-# it would have ended without the interruption:
+# It continued in the middle of the stage, with all that the optimizer had learned, and ends
+# at the same structure as without the interruption:
 
 # %% tags=["measured"]
 (folder / 'chain.json').unlink()
@@ -230,9 +233,9 @@ print(f'largest difference: {abs(restarted.positions - in_one_go.positions).max(
 # %% [markdown]
 # ## With constraints and filters
 #
-# All that the chain does keeps to the filter and the constraints of the atoms. A film of
-# ZnS that grows on a substrate takes over its in-plane lattice and is free along the third
-# direction only: a mask says so, for the prediction as for every stage.
+# Every stage keeps to the filter and the constraints of the atoms, and so does the
+# prediction. A film of ZnS that grows on a substrate takes over the in-plane lattice of the
+# substrate, and is free along the third direction only. A mask says so:
 
 # %%
 film = bulk('ZnS', 'wurtzite', a=3.70, c=5.80)
@@ -248,10 +251,9 @@ for record in optimizer.stages:
     print(f'{record.name:<10}  a = {a:.2f} Å, c = {c:.2f} Å')
 
 # %% [markdown]
-# A stage can have a freedom of its own: `relax_cell=False` for atoms in a cell that stands
-# still, or a function that makes a filter, such as
-# `partial(FrechetCellFilter, hydrostatic_strain=True)`. Here CHGNet first moves the atoms
-# in the predicted cell, then everything:
+# A stage can have its own rule for the cell: `relax_cell=False` fixes it, or a function
+# that makes a filter, such as `partial(FrechetCellFilter, hydrostatic_strain=True)`. Here
+# CHGNet first moves the atoms in the predicted cell, then everything:
 
 # %% tags=["measured"]
 both = bulk('ZnS', 'wurtzite', a=3.250, c=5.207)

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Train on your own pairs
 #
-# Whoever relaxes crystals has training data: what went into each relaxation and what came
-# out of it. This notebook makes such pairs, trains a network on them from nothing, then
-# starts from the shipped model instead, and asks structures that neither has seen which is
-# better. It takes two minutes on one core; the same lines with more data make a real model.
+# If you have relaxed crystals, you have training data: the structure before and after each
+# relaxation. This notebook makes such pairs and trains a network on them, first from random
+# weights, then from the shipped model. It then tests both on structures that neither has
+# seen. It takes two minutes on one core; the same lines with more data make a real model.
 
 # %%
 import csv
@@ -53,10 +53,10 @@ logging.getLogger('lightning.pytorch').setLevel(logging.WARNING)
 # %% [markdown]
 # ## Pairs
 #
-# A pair is a structure before and after its relaxation. Yours lie in trajectories: the
-# first and the last frame, `make_pair(name, frames[0], frames[-1])`. Here they are made:
-# alloys of two metals in the cell of one of them, strained and rattled, and relaxed by EMT,
-# ASE's toy potential, in the place of DFT.
+# A pair is a structure before and after its relaxation. You find yours in trajectories, as
+# the first and the last frame: `make_pair(name, frames[0], frames[-1])`. Here they are
+# made: alloys of two metals in the cell of one of them, strained and rattled, and relaxed
+# with EMT, ASE's simple potential for metals, in the place of DFT.
 
 
 # %%
@@ -83,10 +83,10 @@ def relaxed(atoms):
 
 
 # %% [markdown]
-# Each pair belongs to one split: `train` is learned from, `val` chooses the weights and
-# says when to stop, `test` is looked at once. Split by chemistry and not at random:
-# structures of one alloy in all three would ask the model what it was told. Five of the
-# fifteen systems are kept from training.
+# Each pair belongs to one split. The network learns from `train`; `val` decides which
+# weights are kept and when to stop; `test` is used once, at the end. Split by chemistry and
+# not at random: if structures of one alloy were in all three, the test would only ask what
+# the model was told. Five of the fifteen systems are kept from training.
 
 # %%
 SPLITS = {
@@ -107,9 +107,9 @@ for split in ('train', 'val', 'test'):
     print(f'{split:<5}', len(read_pairs(folder / 'pairs.jsonl.gz', split)))
 
 # %% [markdown]
-# What is there to learn? How far the cells and the atoms went, and an eye on the tails:
-# a volume that doubles or an atom that moves by two Å is more often a wrong pair than a
-# lesson.
+# Look at the data before you train: how much do the cells and the atoms change? Check the
+# extremes. A pair whose volume doubles, or with an atom that moves by two Å, is more often
+# wrong than useful.
 
 # %%
 targets = [pair.targets() for pair in pairs]
@@ -124,9 +124,9 @@ right.set(xlabel='displacement / Å', ylabel='atoms')
 plt.show()
 
 # %% [markdown]
-# ## From nothing
+# ## From random weights
 #
-# One file says everything about a training; all settings and their defaults are in
+# One file holds all settings of a training; their names and their defaults are in
 # `ase_deeprelax/train/config.py`. The network is small because the data are few. With
 # 10,000 pairs and an hour, take `hidden: 128, layers: 4, cutoff: 5.0`, batches of 400
 # atoms, a learning rate of 1e-3 and the default `ema`.
@@ -159,9 +159,9 @@ print(sorted(path.name for path in scratch.iterdir()))
 #
 # The errors on the validation split are what to look at, in `runs/scratch/csv` or in
 # TensorBoard. They should fall steeply at first and flatten as the learning rate goes to
-# zero. Still falling at the end: more steps. Rising while the training loss falls: more
-# data, a smaller network or more augmentation. The weights that are kept are the best that
-# were validated, not the last.
+# zero. If they still fall at the end, take more steps. If they rise while the training loss
+# falls, take more data, a smaller network or more augmentation. The weights with the
+# smallest validation error are kept, not the last ones.
 
 
 # %%
@@ -192,13 +192,14 @@ plot_curves('scratch')
 # ## From the shipped model
 #
 # The shipped model has seen 69,000 DFT relaxations of everything from oxides to alloys. It
-# knows bonds and volumes, but not what EMT makes of them, as it would not know another
-# functional, pressure, or your kind of defect. Starting from its weights takes fewer pairs
-# and steps, a lower learning rate (large steps forget), and its hyperparameters: `start`
-# copies weights, the config still says the network.
+# knows bonds and volumes as DFT gives them, but not as EMT does; in the same way it does
+# not know another functional, pressure, or your kind of defect. A training that starts from
+# its weights needs fewer pairs and fewer steps. The learning rate should be lower, because
+# large steps forget what was learned. The hyperparameters must be those of the shipped
+# model: `start` copies the weights only.
 #
 # To see what this is worth, suppose that there were only eleven pairs to train on, one or
-# two of each system. Orange and green see the same eleven:
+# two of each system. The orange and the green curve are trained on the same eleven pairs:
 
 # %%
 few = 'data.pairs.0.limit=11'
@@ -228,9 +229,10 @@ plot_curves('scratch', 'scratch-few', 'tuned')
 #
 # ## Which is best?
 #
-# Three systems that no training has seen, and Dummy, which takes the input for the answer,
-# as the measure. `deeprelax evaluate test.jsonl.gz --model runs/scratch/model` prints these
-# figures and more: bond lengths, volumes, matches, space groups.
+# The test has three systems that no training has seen. *Dummy* takes the input for the
+# answer, and shows how large the errors are without a model. `deeprelax evaluate
+# test.jsonl.gz --model runs/scratch/model` prints these numbers and more: bond lengths,
+# volumes, matches, space groups.
 
 # %%
 test = read_pairs(folder / 'pairs.jsonl.gz', 'test')
@@ -256,13 +258,14 @@ plt.show()
 
 # %% [markdown]
 # The shipped model takes more than half of the error away without having seen a single EMT
-# relaxation. Eleven pairs and sixty steps make it clearly better than that, and than the
-# small network that had eleven pairs and no start. That network needs more of both, and
-# gets there because this family of alloys is simple: with eighty pairs it is the best of
-# all. The richer the chemistry and the fewer the pairs, the more the start counts.
+# relaxation. With eleven pairs and sixty steps it becomes clearly better, and better than
+# the small network that was trained on eleven pairs from random weights. That network needs
+# more pairs and steps. With eighty pairs it is the best of all, because this family of
+# alloys is simple. The richer the chemistry and the fewer the pairs, the more it helps to
+# start from the shipped model.
 #
-# A few pairs must span what will be asked. Tuned on twelve pairs of only three of the
-# systems, the shipped model became worse than it was, and the validation curve, of two
+# A few pairs must cover what will be asked later. Trained on twelve pairs of only three of
+# the systems, the shipped model became worse than it was, and the validation curve, of two
 # systems, did not warn.
 
 # %%
@@ -277,13 +280,13 @@ print('a fifth worse than tuned:   ', ', '.join(worse))
 print('best of all:                ', min(total, key=total.get))
 
 # %% [markdown]
-# ## Whom to trust
+# ## Which answers to trust
 #
 # A model says how sure it is: sigma, in Å, for each bond, atom and structure. It is learned
 # with the distances, from the same pairs. On the test structures it should rise with the
-# error. Here it says the right size of the errors, and the worst two structures have large
-# ones, but it ranks the others poorly: all these alloys are alike, and eighty pairs do not
-# teach what makes one of them hard. Look at this plot before you sort by sigma.
+# error. Here sigma has the right size, and it is large for the two worst structures. But it
+# ranks the others poorly: all these alloys are alike, and eighty pairs do not teach what
+# makes one of them difficult. Look at this plot before you sort by sigma.
 
 # %%
 results = relax([pair.unrelaxed for pair in test], model=scratch)
@@ -300,8 +303,8 @@ axis.set(xlim=(0, 0.05), ylim=0)
 plt.show()
 
 # %% [markdown]
-# A model also keeps what it was trained on, and says what lies beyond it: structures
-# outside the range of sizes and densities are flagged, elements that it never saw refused.
+# A model also knows what it was trained on, and says what lies outside: structures outside
+# the range of sizes and densities are flagged, elements that it never saw refused.
 
 # %%
 dense = bulk('Cu', cubic=True)
@@ -315,8 +318,8 @@ except DeepRelaxError as error:
 # %% [markdown]
 # ## Use it
 #
-# Ordered Cu3Au in the cell of copper, by the network that never saw the two together, and
-# by EMT:
+# Ordered Cu3Au in the cell of copper, relaxed by the network, which never saw these two
+# elements together, and by EMT:
 
 # %%
 atoms = bulk('Cu', cubic=True)

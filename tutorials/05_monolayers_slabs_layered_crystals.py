@@ -14,8 +14,8 @@
 # # Monolayers, slabs and layered crystals
 #
 # A structure with vacuum needs care: the vacuum must stay, some atoms may be fixed to a
-# substrate, and the stress along the vacuum means nothing. Here the network is told what
-# may move, and what is fixed is not changed at all.
+# substrate, and the stress along the vacuum means nothing. The network is told what may
+# move, and what is fixed is not changed at all.
 
 # %%
 import matplotlib.pyplot as plt
@@ -31,7 +31,8 @@ from ase_deeprelax.errors import DeepRelaxError
 # ## Monolayers
 #
 # Six compounds in the cell of MoS2. `mx2` makes a layer with `pbc` False along the vacuum.
-# A POSCAR, which knows three periodic directions only, is recognised by its gap.
+# In a POSCAR all three directions are periodic: there a layer is recognised by its wide
+# gap.
 
 # %%
 PBE = {'MoS2': 3.18, 'MoSe2': 3.32, 'MoTe2': 3.55, 'WS2': 3.19, 'WSe2': 3.32, 'WTe2': 3.55}
@@ -102,8 +103,8 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# Without constraints a slab is a layer whose cell in the plane is free. For a surface of a
-# crystal this is not what you want: fix the lower layers, or hold the cell with
+# Without constraints a slab is treated as a layer whose cell may change in the plane. For a
+# surface of a crystal this is not what you want: fix the lower layers, or the cell, with
 # `relax_cell=False`.
 
 # %%
@@ -136,9 +137,9 @@ for scale in (0.97, 1.03):
     print(f'from {scale:.2f} times that: a = {a:.3f} Å, c = {c:.2f} Å')
 
 # %% [markdown]
-# *a* is 1 % too long and *c* up to 3 %, as by PBE, and *c* depends a little on where it
-# began. For other layered crystals it depends more. If you know *c*, hold it with a mask of
-# strains (xx, yy, zz, yz, xz, xy). If not, refine with a calculator that has a dispersion
+# *a* is 1 % too long and *c* up to 3 %, as in PBE, and *c* depends a little on the start.
+# For other layered crystals it depends more. If you know *c*, fix it with a mask of strains
+# (xx, yy, zz, yz, xz, xy). If not, refine with a calculator that has a dispersion
 # correction.
 
 # %%

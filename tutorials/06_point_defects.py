@@ -35,8 +35,9 @@ warnings.filterwarnings('ignore', module='chgnet')  # of how it makes its tensor
 # %% [markdown]
 # ## The crystal first
 #
-# The defect must be made in a crystal that is relaxed, with the method that comes after.
-# Else the whole cell is under stress, and that is what would be relaxed. MgO by CHGNet:
+# Make the defect in a crystal that was relaxed with the same method that relaxes the
+# defect. Otherwise the whole cell is under stress, and the relaxation shows this stress and
+# not the defect. Here MgO is relaxed by CHGNet:
 
 # %% tags=["measured"]
 chgnet = get_calculator('chgnet')
@@ -50,7 +51,7 @@ host.calc = None
 # %% [markdown]
 # ## A substitution
 #
-# Calcium, which is larger than magnesium, in its place. `relax_cell=False` holds the cell.
+# Calcium takes the place of magnesium, and it is larger. `relax_cell=False` fixes the cell.
 
 # %% tags=["measured"]
 substituted = host.copy()
@@ -105,13 +106,14 @@ for name, atoms in ends.items():
     print(f'{name:<9} moves the neighbours outwards by {neighbours[name]:.3f} Å')
 
 # %% [markdown]
-# The six oxygen neighbours of calcium are pushed outwards by both, by about as much.
-# Further out the moves are small, and so are their errors in Å, but not in per cent.
+# Both push the six oxygen neighbours of calcium outwards, by about the same distance.
+# Farther out the moves are small. The errors there are small in Å, but not in per cent of
+# the move.
 #
 # ## A vacancy
 #
-# One oxygen atom less. Where it was, its neighbours see no bond. The network gets no mark
-# of a defect: it sees the missing neighbours.
+# One oxygen atom is taken away. The network is not told that there is a defect: it sees
+# atoms that lack a neighbour.
 
 # %% tags=["measured"]
 vacancy = host.copy()
@@ -132,10 +134,10 @@ for name, energy in zip(names, energies, strict=True):
 print('calls of CHGNet:', calls, 'from the unrelaxed cell,', fewer, 'from the prediction')
 
 # %% [markdown]
-# Look at this line before you use a prediction of a dilute defect. The cell holds 63 atoms
-# of which 57 were right already. A network that is wrong by 0.02 Å for each of these loses
-# more energy than it gains at the six. With a calculator attached this cannot happen: a
-# prediction that raises the energy is taken back.
+# Look at the line of the one-shot answer before you use a prediction of a dilute defect.
+# The cell holds 63 atoms, of which 57 were right already. A network that is wrong by 0.02 Å
+# for each of these loses more energy than it gains at the other six. With a calculator
+# attached this cannot happen: a prediction that raises the energy is rolled back.
 
 # %% tags=["measured"]
 safe = vacancy.copy()
@@ -152,8 +154,8 @@ for record in optimizer.stages:
 #
 # Many defects break the symmetry of their site. Relaxations from the perfect positions miss
 # such structures, so people begin from several distorted ones (as ShakeNBreak does). A
-# prediction then does the coarse part: the atoms near the vacancy are displaced by up to
-# 0.3 Å here, in five ways, and each is answered in the same call.
+# prediction then does the first, coarse part of the relaxation. Here the atoms near the
+# vacancy are displaced by up to 0.3 Å, in five ways, and one call answers all five.
 
 # %%
 rng = np.random.default_rng(0)
@@ -183,8 +185,9 @@ for before, answer in zip(distorted, answers, strict=True):
     print(f'before {pair[0]:.3f}   after {pair[1]:.3f}   sigma {answer.sigma:.3f}')
 
 # %% [markdown]
-# Most of the distortion is gone after one shot. Which of the ends is lowest in energy, a
-# potential or DFT must say: refine the answers, here the first one with FIRE and CHGNet.
+# Most of the distortion is gone after one shot. A potential or DFT has to say which of the
+# structures is lowest in energy: refine the answers, here the first one with FIRE and
+# CHGNet.
 
 # %% tags=["measured"]
 last = answers[0].atoms

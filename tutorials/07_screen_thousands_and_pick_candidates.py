@@ -15,8 +15,8 @@
 #
 # Which cubic perovskites ABX₃ grow on strontium titanate without strain? Their lattice
 # constants have to agree within half a percent. This notebook writes about a thousand
-# candidates, relaxes them all in one shot, keeps the answers that can be trusted,
-# relaxes the most promising ones on with a potential, and says what DFT should look at
+# candidates, relaxes them all in one shot, keeps the answers that can be trusted, relaxes
+# the most promising ones further with a potential, and chooses what DFT should calculate
 # first.
 
 # %%
@@ -102,8 +102,8 @@ print(f'a million: {hours:.1f} hours, or {60 * hours / 32:.0f} minutes on 32 mac
 # %% [markdown]
 # ## The results
 #
-# A table with a row for each structure: of pyarrow, here of pandas. Structures are read
-# when they are asked for.
+# The results are a table with a row for each structure (of pyarrow, turned into pandas
+# here). The structures themselves are read when they are asked for.
 
 # %%
 table = done.results.table()
@@ -116,12 +116,13 @@ rows[['name', 'a', 'error', 'novelty', 'ood']].head(4).round(3)
 distributions(table.to_pydict())
 
 # %% [markdown]
-# ## A gate, and a window
+# ## Two conditions: a trusted answer, and a lattice that fits
 #
-# Two conditions make the gate: the expected error is small, and the structure is not out
-# of distribution. The window is relative to SrTiO₃ as the same network sees it, so that
-# a common error of the functional cancels. In the figure each dot is a candidate; those
-# in colour passed the gate and lie in the window.
+# An answer is trusted (it passes the *gate*) if its expected error is small and the
+# structure is not out of distribution. It fits if its lattice constant lies in a *window*
+# around that of SrTiO₃, which the same network predicts, so that a common error of the
+# functional cancels. In the figure each dot is a candidate; those in colour pass the gate
+# and lie in the window.
 
 # %%
 GATE, WINDOW = 0.05, 0.005
@@ -150,8 +151,8 @@ plt.show()
 #
 # ## The promising part, refined
 #
-# CHGNet relaxes the candidates that fit, and the substrate, from their predictions on,
-# many at a time. From a shell: `deeprelax results run1 ... --refine chgnet --export
+# CHGNet relaxes the candidates that fit, and the substrate, many at a time. It starts from
+# the predictions. From a shell: `deeprelax results run1 ... --refine chgnet --export
 # refined.db`.
 
 # %%
@@ -174,8 +175,8 @@ kept = best[best.after.abs() < WINDOW]
 print(f'{len(kept)} of {len(best)} still fit, SrTiO3 itself among them')
 
 # %% [markdown]
-# The bars are the 90 % intervals of the predictions. Where CHGNet's value lies outside,
-# one of the two is wrong, and DFT has to say which.
+# The bars are the 90 % intervals of the predictions. Where the value of CHGNet lies
+# outside, one of the two is probably wrong, and DFT has to say which.
 
 # %%
 _, ax = plt.subplots(figsize=(6, 3.8), layout='constrained')
@@ -195,9 +196,9 @@ plt.show()
 # ## What the network does not know
 #
 # The least certain candidates did not pass the gate, and some of them may fit. `select`
-# picks those whose DFT relaxations teach the network most: uncertain, and unlike each
-# other. From a shell, `deeprelax select uncertain/*.cif --count 6` writes them as POSCAR
-# files; with DFT they become the pairs of the next training (tutorial 4).
+# picks those whose DFT relaxations would teach the network most: uncertain ones that are
+# unlike each other. From a shell, `deeprelax select uncertain/*.cif --count 6` writes them
+# as POSCAR files; with DFT they become the pairs of the next training (tutorial 4).
 
 # %%
 doubtful = done.results.table(sort='error', descending=True, limit=100)
@@ -213,8 +214,8 @@ for k in select(answers, 6):
 # %% [markdown]
 # ## A page for colleagues
 #
-# The same as `deeprelax results run1 --html screen.html`: distributions, and the most
-# uncertain structures to turn by hand, in one file.
+# One file with distributions, and the most uncertain structures to turn with the mouse.
+# From a shell: `deeprelax results run1 --html screen.html`.
 
 # %%
 page = write_screen_page(folder / 'screen.html', done.results)

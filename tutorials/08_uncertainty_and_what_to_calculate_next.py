@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Read the uncertainty, calibrate it, choose what to calculate next
 #
-# A prediction is worth as much as what is known about its error. This notebook looks at
-# the numbers that come with each prediction, fits them anew to structures of one's own, and
-# picks the candidates whose DFT relaxation would teach the network most.
+# A prediction is useful only if you know how far to trust it. This notebook looks at the
+# numbers that come with each prediction, fits them anew to your own structures, and picks
+# the candidates whose DFT relaxation would teach the network most.
 
 # %%
 import warnings
@@ -38,11 +38,11 @@ from ase_deeprelax.report.plot_uncertainty import uncertain_bonds
 warnings.filterwarnings('ignore', category=DeepRelaxWarning)
 
 # %% [markdown]
-# ## What a prediction says of itself
+# ## The numbers that come with a prediction
 #
 # `error` is the expected mean error of the coordinates. The intervals hold the true value
-# in 90 % of all cases. `novelty` above 1 means that atoms are unlike all that the network
-# has seen.
+# in 90 % of all cases. A `novelty` above 1 means that some atoms are unlike those that the
+# network has seen.
 
 # %%
 PBE = {'NaCl': 5.70, 'KBr': 6.73, 'MgO': 4.26, 'AgCl': 5.61, 'SrO': 5.20, 'TiN': 4.25}
@@ -58,8 +58,8 @@ for (name, pbe), result in zip(PBE.items(), results, strict=True):
     )
 
 # %% [markdown]
-# The bonds of a structure are not equally sure. In zincite that holds a foreign atom, those
-# around it are the least certain ones.
+# Some bonds of a structure are less certain than others. In zincite (ZnO) with one Cd atom,
+# those around this atom are the least certain.
 
 # %%
 zincite = bulk('ZnO', 'wurtzite', a=3.25, c=5.2, u=0.38).repeat((2, 2, 1))
@@ -67,12 +67,12 @@ zincite.symbols[0] = 'Cd'
 uncertain_bonds(relax(zincite))
 
 # %% [markdown]
-# ## Structures of one's own
+# ## Structures of your own
 #
 # The shipped numbers were fitted to DFT of the Materials Project and others. Where your
-# structures or your functional differ, fit them anew. Here EMT, ASE's toy potential, stands
-# for another functional: its alloys differ from those of PBE, and the intervals have to say
-# so.
+# structures or your functional differ, fit them anew. Here EMT, ASE's simple potential for
+# metals, stands for another functional: its alloys differ from those of PBE, so that the
+# intervals have to be wider.
 
 
 # %%

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Phonons of a predicted structure
 #
-# A minimum has no imaginary phonons. So phonons test a predicted structure in a way that
-# lattice constants do not: are its atoms in a minimum of the potential, and is that minimum
-# as stiff as it should be? Here the forces are those of CHGNet, and phonopy makes phonons
-# of them.
+# At a minimum of the energy no phonon frequency is imaginary. So phonons test a predicted
+# structure in a way that lattice constants do not: are its atoms in a minimum of the
+# potential, and is this minimum as stiff as it should be? Here CHGNet gives the forces, and
+# phonopy calculates the phonons from them.
 
 # %%
 import warnings
@@ -36,8 +36,9 @@ chgnet = get_calculator('chgnet')
 # %% [markdown]
 # ## Predicted and refined
 #
-# MgO in the cell of CaO. The prediction alone, and refined by CHGNet until the forces are
-# small. The supercell is small, so that this takes seconds; real work needs 10 Å or more.
+# MgO in the cell of CaO: as it is, predicted in one shot, and refined by CHGNet until the
+# forces are small. The supercell is small, so that this takes seconds; real work needs 10 Å
+# or more.
 
 # %% tags=["measured"]
 unrelaxed = bulk('MgO', 'rocksalt', a=4.81)
@@ -57,11 +58,11 @@ for name, atoms in ends.items():
 
 
 # %% [markdown]
-# As it was, 13 % too long, most modes are imaginary: phonons mean nothing before a
-# relaxation. The prediction is 1 % longer than the minimum of CHGNet. It is stable. The
-# highest frequency is within 3 % of that of the refined crystal, the optical modes at G are
-# softer by 15 %. Frequencies follow the volume, so refine before you publish a phonon. To
-# see whether a crystal is stable at all, the prediction is enough here.
+# In the cell of CaO, which is 13 % too long, most modes are imaginary: phonons mean nothing
+# before a relaxation. The prediction is 1 % longer than the minimum of CHGNet. It is
+# stable. The highest frequency is within 3 % of that of the refined crystal, the optical
+# modes at G are softer by 15 %. Frequencies follow the volume, so refine before you publish
+# a phonon. To see whether a crystal is stable at all, the prediction is enough here.
 
 
 # %%
@@ -87,7 +88,8 @@ plot_bands(found)
 # ## An imaginary mode, and what to do
 #
 # Cubic BaTiO3 is no minimum at low temperature: titanium moves off its centre. A prediction
-# keeps the space group of its input, and cannot know better. Phonons say so.
+# keeps the space group of its input, and so it stays cubic. The phonons show that this is
+# no minimum.
 
 # %% tags=["measured"]
 cubic = Atoms(

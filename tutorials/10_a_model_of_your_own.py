@@ -13,11 +13,11 @@
 # %% [markdown]
 # # A model of your own
 #
-# Every model here is a PyTorch module with one contract: a batch of graphs in, a strain,
-# displacements and bond distances out. Neighbours, batches, symmetry, fixed cells, the
-# solver, checks and the optimizer are the same for all. This notebook writes a small
-# network in 60 lines, tests it with the conformance suite, finds a fault with it, and
-# trains the network.
+# A model is a PyTorch module that takes a batch of graphs and returns a strain,
+# displacements and bond distances. Everything else is the same for all models: neighbours,
+# batches, symmetry, fixed cells, the solver, the checks and the optimizer. This notebook
+# writes a small network in 60 lines, tests it with the conformance suite, shows a fault
+# that the suite finds, and trains the network.
 
 # %%
 import logging
@@ -136,9 +136,10 @@ print('volume ratio, untrained:', relax(salt, model=model).volume_ratio)
 # %% [markdown]
 # ## The conformance suite
 #
-# `testing.CHECKS` go through the same predictor as a user's structures. `awaken` gives
-# random values to the read-outs that begin with zeros: a model that moves nothing passes
-# all tests of invariance.
+# `testing.CHECKS` are tests that every model has to pass: the answer must turn with the
+# crystal, must not depend on the order of atoms, and so on. `awaken` gives random values to
+# the last layers, which begin with zeros: a model that moves nothing would pass all of
+# these tests.
 
 
 # %%
@@ -157,9 +158,9 @@ def conforms(model):
 conforms(testing.awaken(model, scale=0.25))
 
 # %% [markdown]
-# A fault that is made easily: sums where means belong. The strain of a supercell is then
-# that of its cell, times the number of cells. Nobody sees it on a validation set of unit
-# cells. The check of supercells sees it:
+# A fault that is easily made: sums over atoms in the place of means. The strain of a
+# supercell is then that of its cell, times the number of cells. A validation set of unit
+# cells does not show this, but the check of supercells does:
 
 
 # %%
@@ -183,7 +184,7 @@ except AssertionError as error:
 # %% [markdown]
 # ## Training
 #
-# With its name in `ARCHITECTURES` the network can be trained and loaded as any other one.
+# Once its name is in `ARCHITECTURES`, the network can be trained and loaded like any other.
 # The pairs are like those of tutorial 4, but fewer: alloys of two metals, relaxed by EMT.
 
 
@@ -243,10 +244,11 @@ learned = errors[2] < 0.5 * errors[0]
 print('the small network takes more than half of the error away:', learned)
 
 # %% [markdown]
-# It has learned one potential for six metals, from sixty pairs, and knows nothing else. The
-# shipped model has seen DFT of all kinds, and none of these. To make a network better than
-# this one, let it pass messages more than once, and give atoms vectors as well as numbers:
-# `ase_deeprelax/models/paegnn.py` is the next step.
+# The small network has learned one potential for six metals, from sixty pairs, and knows
+# nothing else. The shipped model has seen many kinds of DFT relaxations, but none with this
+# potential. To make a network better than this one, let it pass messages more than once,
+# and give atoms vectors as well as numbers: `ase_deeprelax/models/paegnn.py` is the next
+# step.
 #
 # ## How fast
 

@@ -105,9 +105,9 @@ CellOption = Annotated[
     str,
     typer.Option(
         metavar='free|fixed|in-plane|hydrostatic|MASK',
-        help='What of the cells relaxes. free: all of it, of a layer its plane, of a layer '
-        'with fixed atoms nothing. MASK: six 0 or 1 with commas between, for the strains '
-        'xx,yy,zz,yz,xz,xy.',
+        help='What of the cell may change. free: all of it; of a layer, its plane; of a '
+        'layer with fixed atoms, nothing. MASK: six 0 or 1 with commas between, for the '
+        'strains xx,yy,zz,yz,xz,xy.',
     ),
 ]
 

@@ -48,8 +48,8 @@ def calibrate(
     """Fit expected errors and 90 % intervals of a model to PAIRS with known answers.
 
     Writes a copy of the model with the new calibration to --out. The table says how often
-    the intervals hold the true values, where each half of a file is covered by a fit to the
-    other half.
+    the intervals hold the true values, when each half of a file is compared with a fit to
+    the other half.
     """
     from dataclasses import replace
 

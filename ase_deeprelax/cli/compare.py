@@ -68,7 +68,7 @@ def compare(
     ] = None,
     device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, ...')] = 'cpu',
 ) -> None:
-    """Relax STRUCTURES from where they are and from their prediction, and compare.
+    """Relax STRUCTURES as they are and from their predictions, and compare the two.
 
     Every structure is relaxed (positions and cell, unless --cell says otherwise) with every
     calculator and optimizer; the vacuum of layers and slabs stays, and constraints are

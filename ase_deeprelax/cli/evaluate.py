@@ -45,7 +45,7 @@ def evaluate(
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option('--json', help='Write the figures there too.')
+        Path | None, typer.Option('--json', help='Write the numbers there too.')
     ] = None,
     html_file: Annotated[
         Path | None,
@@ -144,13 +144,15 @@ def _rivals(
 
 def _worst(pairs: Sequence['Pair'], rivals: dict[str, Any], result: Any) -> dict[str, Any]:
     """Relaxations by the first rival where its coordinates are farthest off, by name."""
+    from ase_deeprelax.compare.comparison_tables import structure_title
     from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
 
     name, rival = next(iter(rivals.items()))
-    errors = [row['errors'][name]['coord_mae'] for row in result['structures']]
+    rows = result['structures']
+    errors = [row['errors'][name]['coord_mae'] for row in rows]
     order = sorted(range(len(pairs)), key=errors.__getitem__, reverse=True)[:WORST]
     relaxed = predict_pairs(PredictorAdapter(rival), [pairs[k] for k in order])
     return {
-        f'{pairs[k].formula}, {pairs[k].id}, off by {errors[k]:.3f} Å': relaxation
+        f'{structure_title(rows[k])}, off by {errors[k]:.3f} Å': relaxation
         for k, relaxation in zip(order, relaxed, strict=True)
     }

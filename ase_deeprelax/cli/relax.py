@@ -30,6 +30,7 @@ from ase_deeprelax.cli.app import (
 )
 from ase_deeprelax.cli.frames import labels_of, read_frames
 from ase_deeprelax.cli.outputs import check_room, is_file, targets_of, write_to
+from ase_deeprelax.data.formula import chemical_formula
 
 # The limits of a refinement.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
@@ -65,15 +66,15 @@ def relax(
     verify: Annotated[
         str | None,
         typer.Option(
-            help='One call of this potential (NAME or NAME:WEIGHTS) for each prediction '
-            'says whether it lies within the own error of the potential.'
+            help='Check each prediction with one call of this potential (NAME or '
+            'NAME:WEIGHTS): does it lie within the error of the potential?'
         ),
     ] = None,
     refine: Annotated[
         str | None,
         typer.Option(
-            help='Relax on from the predictions with calculators, one after another: NAME '
-            'or NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
+            help='Relax further, from the predictions, with calculators, one after '
+            'another: NAME or NAME:WEIGHTS, with commas between (chgnet,tensornet:FOLDER).'
         ),
     ] = None,
     guided: Annotated[
@@ -242,7 +243,7 @@ def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
     """The numbers of a structure for the table, ready for JSON."""
     info = {} if atoms is None else atoms.info
     return {
-        'formula': initial.get_chemical_formula('metal', empirical=True),
+        'formula': chemical_formula(initial),
         'n_atoms': len(initial),
         'ok': atoms is not None,
         'kind': info.get(keys.KIND, ''),

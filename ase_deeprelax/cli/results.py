@@ -50,7 +50,7 @@ def results(
         typer.Option(min=1, help=f'Only so many rows; default all, {SHOWN} are printed.'),
     ] = None,
     quarantined: Annotated[
-        bool, typer.Option('--quarantined', help='What could not be read or relaxed.')
+        bool, typer.Option('--quarantined', help='Show what could not be read or relaxed.')
     ] = False,
     export: Annotated[
         Path | None,
@@ -65,8 +65,8 @@ def results(
     refine: Annotated[
         str | None,
         typer.Option(
-            help='Export them relaxed on with a potential, to 0.05 eV/A in at most 500 '
-            'steps: NAME or NAME:WEIGHTS (chgnet, tensornet, ...).'
+            help='Export them relaxed further with a potential, to 0.05 eV/A in at most '
+            '500 steps: NAME or NAME:WEIGHTS (chgnet, tensornet, ...).'
         ),
     ] = None,
     json_file: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ase_deeprelax.cli.app import DeviceOption, ModelOption, shows_progress
+from ase_deeprelax.data.formula import chemical_formula
 
 # A folder for each structure, in the form that DFT codes and ASE read.
 POSCAR = 'POSCAR'
@@ -62,7 +63,7 @@ def select(
         rows.append(
             [
                 target.parent.name,
-                atoms.get_chemical_formula('metal', empirical=True),
+                chemical_formula(atoms),
                 str(len(atoms)),
                 f'{results[k].error:.3f}',
                 results[k].ood,

@@ -29,6 +29,7 @@ from ase_deeprelax.compare.schema import (
     StructureRow,
 )
 from ase_deeprelax.data.disorder import check_ordered
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.errors import ConfigError, DeepRelaxError, StructureError
@@ -157,7 +158,7 @@ class Case:
             reference = {'spacegroup': _spacegroup(relaxed), **geometry(relaxed)}
         return {
             'id': self.id,
-            'formula': self.atoms.get_chemical_formula('metal', empirical=True),
+            'formula': chemical_formula(self.atoms),
             'n_atoms': len(self.atoms),
             'spacegroup': self.spacegroup,
             'kind': self.kind,

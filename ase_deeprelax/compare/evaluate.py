@@ -35,6 +35,8 @@ from ase_deeprelax.compare.uncertainty import (
     risk_coverage,
     uncertain_share,
 )
+from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.one_line import one_line
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.result import Relaxation
@@ -101,7 +103,7 @@ def evaluate(
     found = evaluate_all(
         pairs, {'model': model}, device=device, jobs=jobs, progress=progress
     )
-    return {
+    result: Evaluation = {
         'version': found['version'],
         'n': found['n'],
         'n_ok': found['n_ok'],
@@ -111,6 +113,7 @@ def evaluate(
         'kinds': found['kinds'],
         'structures': found['structures'],
     }
+    return one_line(result, _line('a model', pairs))
 
 
 def evaluate_all(
@@ -126,10 +129,15 @@ def evaluate_all(
     Parameters
     ----------
     pairs : list of Pair
+        As `read_pairs` gives them.
     models : dict of str to model
         What to call them, and what `evaluate` takes as its ``model``.
-    device, jobs, progress
-        As `evaluate` takes them.
+    device : str
+        Default 'auto': a GPU where there is one.
+    jobs : int, optional
+        Processes that compare structures; default one per core.
+    progress : bool
+        Show a bar; default False.
 
     Returns
     -------
@@ -200,7 +208,7 @@ def evaluate_all(
         record['risk_coverage'] = risk_coverage(certain, errors)
         record['uncertain_20'] = uncertain_share(certain, errors)
     ok = [row for pair, row in zip(pairs, rows, strict=True) if pair.ok]
-    return {
+    result: ManyEvaluation = {
         'version': VERSION,
         'n': len(pairs),
         'n_ok': len(ok),
@@ -221,7 +229,7 @@ def evaluate_all(
         'structures': [
             {
                 'id': pair.id,
-                'formula': pair.formula,
+                'formula': chemical_formula(pair.unrelaxed),
                 'n_atoms': len(pair.numbers),
                 'ok': pair.ok,
                 'kind': kinds[k],
@@ -238,6 +246,12 @@ def evaluate_all(
             for k, (pair, row) in enumerate(zip(pairs, rows, strict=True))
         ],
     }
+    return one_line(result, _line(', '.join(records), pairs))
+
+
+def _line(named: str, pairs: Sequence[Pair]) -> str:
+    n = f'{len(pairs)} pair{"s" * (len(pairs) != 1)}'
+    return f'<evaluation of {named} on {n}; evaluation_text shows the tables>'
 
 
 def kind_of(pair: Pair) -> str:

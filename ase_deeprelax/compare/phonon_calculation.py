@@ -27,6 +27,8 @@ from ase_deeprelax.compare.schema import (
     Phonons,
     Thermal,
 )
+from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.one_line import one_line
 from ase_deeprelax.errors import MissingDependencyError, RefinementError
 from ase_deeprelax.geometry.lattice import reduced_basis
 from ase_deeprelax.geometry.symmetry import SYMPREC
@@ -63,6 +65,7 @@ def phonons(
     atoms : ase.Atoms
         Relaxed; periodic along all three vectors.
     calculator : ase Calculator
+        Gives the forces on displaced atoms.
     min_length : float, A
         No atom sees its own displacement nearer than this; default 10.
     max_atoms : int
@@ -102,7 +105,7 @@ def phonons(
     found, residual = _force_constants(atoms, calculator, matrix, displacement)
     imaginary, bands = _imaginary(found, matrix), _bands(found, initial.cell)
     dos, thermal = _mesh(found)
-    return {
+    result: Phonons = {
         'fmax': residual,
         'supercell': matrix.tolist(),
         'n_supercell': len(found.supercell),
@@ -115,6 +118,9 @@ def phonons(
         'thermal': thermal,
         'seconds': perf_counter() - start,
     }
+    where = f'{chemical_formula(atoms)} in a supercell of {result["n_supercell"]} atoms'
+    line = f'<phonons of {where}, {imaginary["n"]} imaginary modes>'
+    return one_line(result, line)
 
 
 def choose_supercell(
@@ -237,7 +243,7 @@ def _forces(cell: Any, calculator: Any) -> np.ndarray:
     if not np.isfinite(forces).all():
         raise RefinementError(
             f'{calculator_name(calculator)}: forces on the displaced atoms of '
-            f'{atoms.get_chemical_formula()} are not finite; use another calculator'
+            f'{chemical_formula(atoms)} are not finite; use another calculator'
         )
     return forces
 

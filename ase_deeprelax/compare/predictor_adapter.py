@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError, PredictionError
 from ase_deeprelax.result import Relaxation
@@ -196,7 +197,8 @@ def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Pred
 
 def _check_atoms(name: str, given: Atoms, predicted: Atoms) -> None:
     if not np.array_equal(given.numbers, predicted.numbers):
+        asked, got = (chemical_formula(x, reduced=False) for x in (given, predicted))
         raise PredictionError(
-            f'{name}: the model gave {predicted.get_chemical_formula()} with its atoms in '
-            f'another order or number than {given.get_chemical_formula() or "the input"}'
+            f'{name}: the model gave {got} with its atoms in another order or number than '
+            f'{asked or "the input"}'
         )

@@ -35,6 +35,8 @@ from ase_deeprelax.compare.schema import (
     Start,
 )
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, summarise_runs
+from ase_deeprelax.compare.tables import count
+from ase_deeprelax.data.one_line import one_line
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.journal import Journal
@@ -163,7 +165,7 @@ def compare(
         batches = BatchedRuns(adapter, made, fmax, steps, journal)
         batch_rows = batches.relax_all(cases, runs) if batched else []
     predictions = [_with_energies(row, rows) for row, rows in done]
-    return {
+    result: Comparison = {
         'version': VERSION,
         'settings': {
             **decisive,
@@ -183,6 +185,8 @@ def compare(
         'batched': batch_rows,
         'summary': summarise_runs(predictions, runs, ENERGY_TOLERANCE),
     }
+    what = f'{len(runs)} relaxations of {count(len(cases))}'
+    return one_line(result, f'<comparison: {what}; comparison_text shows the tables>')
 
 
 @dataclass(frozen=True)

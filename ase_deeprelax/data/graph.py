@@ -41,7 +41,7 @@ class GraphSpec:
         return asdict(self)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CrystalGraph:
     """One crystal, or a batch of them, as tensors; cells are row vectors.
 
@@ -90,6 +90,10 @@ class CrystalGraph:
     displacement_target: torch.Tensor | None = None
     batch: torch.Tensor | None = None
     ptr: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        batch = f'{self.n_graphs} graphs, ' if self.n_graphs > 1 else ''
+        return f'CrystalGraph({batch}{self.num_nodes} atoms, {self.num_edges} edges)'
 
     @property
     def graph_of_atom(self) -> torch.Tensor:

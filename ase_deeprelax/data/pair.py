@@ -11,6 +11,7 @@ from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 from scipy.linalg import polar
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.json_lines import check_text
 from ase_deeprelax.data.layer_halves import as_layers
 from ase_deeprelax.errors import PairFileError
@@ -36,7 +37,9 @@ class Pair:
     Attributes
     ----------
     id : str
+        What tables and reports call it.
     numbers : (n_atoms,) int64
+        Atomic numbers.
     cell0, cell1 : (3, 3), A
         Row vectors; ``cell1`` is turned so that ``cell0 -> cell1`` is a pure stretch.
     frac0, frac1 : (n_atoms, 3)
@@ -47,6 +50,7 @@ class Pair:
     split : str
         ``'train'``, ``'val'``, ``'test'`` or '' where the file does not say.
     formula : str
+        As the file says it; default ''.
     scale : float
         Isotropic factor for ``cell0`` that brings its volume close; default 1.
     pbc : tuple of 3 bool
@@ -61,6 +65,13 @@ class Pair:
         default ''.
     src : str
         The collection that the pair comes from; default ''.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> pair = make_pair('mp-30', bulk('Cu', a=3.5), bulk('Cu', a=3.6))
+    >>> len(pair), float(pair.relaxed.get_volume())
+    (1, 11.66)
     """
 
     id: str
@@ -78,6 +89,14 @@ class Pair:
     fixed: np.ndarray | None = None
     kind: str = ''
     src: str = ''
+
+    def __repr__(self) -> str:
+        kind = self.kind or ('bulk' if all(self.pbc) else 'layer')
+        formula = chemical_formula(self.unrelaxed)
+        volumes = (abs(np.linalg.det(cell)) for cell in (self.cell1, self.cell0))
+        ratio = f'volume x {np.divide(*volumes):.3f}'
+        n_atoms = f'{len(self)} atom{"s" * (len(self) != 1)}'
+        return f'Pair({self.id!r}, {formula}, {n_atoms}, {kind}, {ratio})'
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -182,17 +201,27 @@ def make_pair(
     Parameters
     ----------
     id : str
+        What tables and reports call it.
     unrelaxed, relaxed : ase.Atoms
         Same atoms in the same order, lattice vectors in the same order. Fixed atoms are
         those of ``unrelaxed``; one that is fixed along some axes only counts as free. So is
         the periodicity, but for vacuum in both: such a pair is one of layers, as `relax`
         takes them, and the height of the box of ``relaxed`` does not matter.
-    ok, split, scale, fixed_cell, kind
-        As in `Pair`.
+    ok : bool
+        Default True; this and the rest as in `Pair`.
+    split : str
+        Default ''.
+    scale : float
+        Default 1.
+    fixed_cell : bool
+        Default False.
+    kind : str
+        Default ''.
 
     Returns
     -------
     Pair
+        With the deformation and the displacements between the two.
 
     Raises
     ------
@@ -249,7 +278,7 @@ def make_pair(
         frac1=frac0 + shift,
         ok=bool(ok),
         split=split,
-        formula=unrelaxed.get_chemical_formula('hill'),
+        formula=chemical_formula(unrelaxed),
         scale=float(scale),
         pbc=tuple(unrelaxed.pbc.tolist()),
         fixed_cell=bool(fixed_cell),

@@ -21,6 +21,7 @@ from ase.db import connect
 from ase.io.cif import parse_cif
 from joblib import Parallel, delayed, effective_n_jobs
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.layout_kinds import with_kinds
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.errors import PairFileError
@@ -254,10 +255,10 @@ def _check_formula(path: Path, atoms: Atoms, stated: Mapping[str, float]) -> Non
         and max(units) < 1.01 * min(units)
     ):
         return
+    held = chemical_formula(atoms, reduced=False)
     formula = ' '.join(f'{symbol}{number:g}' for symbol, number in stated.items())
     raise PairFileError(
-        f'{path}: holds {atoms.get_chemical_formula()}, but says that it is {formula}; it '
-        'may be truncated'
+        f'{path}: holds {held}, but says that it is {formula}; it may be truncated'
     )
 
 

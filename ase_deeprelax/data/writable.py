@@ -13,6 +13,8 @@ from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 from ase.io.jsonio import encode
 
+from ase_deeprelax.data.formula import chemical_formula
+
 log = logging.getLogger(__name__)
 
 # The constraints that ASE writes into a format; other formats hold none.
@@ -72,7 +74,7 @@ def writable(atoms: Atoms, form: str) -> Atoms:
     if lost:
         log.warning(
             '%s: %s files cannot hold %s; it is left out',
-            atoms.symbols,
+            chemical_formula(atoms),
             form,
             ', '.join(lost),
         )
@@ -160,7 +162,7 @@ def as_writable(atoms: Atoms, form: str) -> Atoms:
                 'constraint %s of %s is not written: files of the format %s cannot hold '
                 "it; write '.traj' or ase's '.json' to keep it",
                 name,
-                atoms.symbols,
+                chemical_formula(atoms),
                 form,
             )
     if kept == atoms.constraints:

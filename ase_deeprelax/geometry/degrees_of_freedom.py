@@ -74,7 +74,7 @@ def unwrap(target: Atoms | Filter) -> Atoms:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Freedom:
     """The directions in which a structure may move.
 
@@ -102,6 +102,10 @@ class Freedom:
     strain: StrainRule | None
     labels: np.ndarray
     movable: np.ndarray
+
+    def __repr__(self) -> str:
+        n_fixed = int((self.labels != 0).sum())
+        return f'Freedom({self.kind}, {len(self.labels)} atoms, {n_fixed} of them not free)'
 
     @cached_property
     def motion(self) -> Motion:

@@ -39,7 +39,7 @@ _LARGEST_INDEX = 4
 _FEW_ATOMS = 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layer:
     """A layer or slab: periodic along two lattice vectors, vacuum along the third.
 
@@ -63,6 +63,10 @@ class Layer:
     turns: np.ndarray
     vacuum: float
     found_by: str
+
+    def __repr__(self) -> str:
+        n = len(self.turns)
+        return f'Layer({n} atoms, vacuum {self.vacuum:.1f} A, by {self.found_by})'
 
     def in_one_piece(self, atoms: Atoms) -> np.ndarray:
         """(n_atoms, 3): positions, A, with the layer in one piece."""

@@ -13,7 +13,7 @@ from ase_deeprelax.models.calibration import Calibration
 from ase_deeprelax.models.card import ModelCard
 
 
-@dataclass
+@dataclass(repr=False)
 class ModelOutput:
     """The prediction of a network for a batch, in the frame of its graphs.
 
@@ -67,6 +67,12 @@ class ModelOutput:
     features: torch.Tensor | None = None
     layers: tuple = ()
 
+    def __repr__(self) -> str:
+        n_graphs, n_atoms = len(self.deformation), len(self.displacement)
+        return (
+            f'ModelOutput({n_graphs} graphs, {n_atoms} atoms, {len(self.distance)} bonds)'
+        )
+
 
 # One range for log b in loss and solver (the reference has two): 0.1 mA to 7 A.
 LOG_B_RANGE = (-9.0, 2.0)
@@ -106,6 +112,16 @@ class RelaxationModel(nn.Module):
     calibration: Calibration | None = None
     name: str = ''
     sha256: str = ''
+
+    def __repr__(self) -> str:
+        n = sum(parameter.numel() for parameter in self.parameters())
+        name = f'{self.name!r}, ' if self.name else ''
+        cutoff = f'cutoff {self.spec.cutoff:g} A' if hasattr(self, 'spec') else 'no spec'
+        return f'{type(self).__name__}({name}{n:,} parameters, {cutoff})'
+
+    def __str__(self) -> str:
+        """All layers, as torch prints them."""
+        return super().__repr__()
 
     def forward(self, graph: CrystalGraph) -> ModelOutput:
         """Predict for a batch of graphs, see `CrystalGraph` and `ModelOutput`."""

@@ -78,7 +78,7 @@ class PotentialErrors:
     step: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Environments:
     """The surroundings of atoms that the model knows: mean and spread of its features.
 
@@ -100,6 +100,10 @@ class Environments:
     whitening: np.ndarray
     limit: dict[str, float] = field(default_factory=dict)
     elements: frozenset[tuple[int, int]] = frozenset()
+
+    def __repr__(self) -> str:
+        n_pairs = f'{len(self.elements)} pairs of elements'
+        return f'Environments({len(self.mean)} features, {n_pairs})'
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """(n_atoms,): Mahalanobis distance of features (n_atoms, F) over sqrt(F).
@@ -130,7 +134,7 @@ def element_pairs(numbers: np.ndarray) -> list[tuple[int, int]]:
     return list(combinations(np.unique(numbers).tolist(), 2))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """What is known about the errors of a model.
 
@@ -157,6 +161,11 @@ class Calibration:
     laws: dict[str, ErrorLaw]
     environments: Environments
     potentials: dict[str, PotentialErrors] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        n = sum(file.get('n', 0) for file in self.fitted_on)
+        beside = f', beside {", ".join(self.potentials)}' if self.potentials else ''
+        return f'Calibration({n} structures: {"; ".join(self.kinds)}{beside})'
 
     @property
     def kinds(self) -> tuple[str, ...]:

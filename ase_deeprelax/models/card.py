@@ -20,7 +20,7 @@ RANGES = ('n_atoms', 'volume_ratio', 'volume_per_atom')
 KEYS = {'two_pass': 'second_look', 'ranges': 'range'}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelCard:
     """What there is to know about a model; all entries have a default.
 
@@ -85,6 +85,12 @@ class ModelCard:
             training=_typed(data, 'training', dict, {}),
             metrics=_typed(data, 'metrics', dict, {}),
             members=_texts(data, 'members'),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f'ModelCard({self.name!r}, {len(self.elements)} elements, '
+            f'learned: {", ".join(self.learned)})'
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from ase_deeprelax.data.one_line import one_line
 from ase_deeprelax.errors import ModelError, warn
 from ase_deeprelax.files import write_atomically
 from ase_deeprelax.models import create_model
@@ -308,13 +309,16 @@ def find_model(name: str | Path) -> Path:
 def available_models() -> dict[str, dict[str, Any]]:
     """The shipped models: a dict from name to the content of its config, sorted by name.
 
+    Examples
+    --------
     >>> list(available_models())
     ['deeprelax', 'deeprelax-2', 'deeprelax-3', 'e3relax-h2', 'ensemble']
     """
-    return {
+    found = {
         path.parent.name: json.loads(path.read_text())
         for path in sorted(SHIPPED.glob(f'*/{CONFIG}'))
     }
+    return one_line(found, f'<configs of {", ".join(found)}>')
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

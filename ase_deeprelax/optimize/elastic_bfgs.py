@@ -36,7 +36,7 @@ SYMMETRIC = STRAINS.T @ STRAINS
 
 
 class ElasticBFGS(BFGS):
-    r"""BFGS that begins with a model of the curvature, of bonds and of strain.
+    """BFGS that begins with a model of the curvature, of bonds and of strain.
 
     Quasi-Newton methods spend most of their steps on finding out how stiff things are.
     ASE's ``BFGS`` takes all coordinates for stretched bonds (70 eV/A^2), the cell included,
@@ -44,16 +44,15 @@ class ElasticBFGS(BFGS):
     moves by 2 % a step at most. Here each pair of atoms at a distance r below 5 A has a
     spring that is stiffer the shorter it is,
 
-    .. math:: k(r) = 35\,\mathrm{eV/A^2}\; e^{(1.5\,\mathrm{A} - r) / 0.42\,\mathrm{A}},
+        k(r) = 35 eV/A^2 exp((1.5 A - r) / 0.42 A),
 
     and the first Hessian is the second derivative of
 
-    .. math:: E = \tfrac12 \sum_{i<j} k(r_{ij})\,
-        \delta_{ij}^T \left[0.9\, n_{ij} n_{ij}^T + 0.1\right] \delta_{ij}, \qquad
-        \delta_{ij} = u_j - u_i + \varepsilon\, r_{ij},
+        E = 1/2 sum over pairs of k(r) (0.9 (n . d)^2 + 0.1 d . d),
+        d = u_j - u_i + strain r_ij,
 
-    with moves u of the atoms, strain epsilon of the cell and unit vectors n along the
-    pairs. So strain, atoms and the coupling between them are of one piece, and diamond, a
+    with moves u of the atoms, the strain of the cell and unit vectors n along the pairs. So
+    strain, atoms and the coupling between them are of one piece, and diamond, a
     molecule in its crystal and a soft metal all begin at their own stiffness. The first
     step, at most half as long as the others may be, measures the scale of the whole model,
     by 2 or 1/2 at most. A step after which the energy is higher by more than 0.05 eV is
@@ -75,6 +74,7 @@ class ElasticBFGS(BFGS):
     Parameters
     ----------
     atoms : ase.Atoms or ase.filters.Filter
+        With a calculator; a cell filter lets the cell relax too.
     **kwargs
         As for ``ase.optimize.BFGS``. ``maxstep``, default 0.2, limits both the move of an
         atom, A, and the strain. ``alpha``, eV/A^2, replaces the model; default none.

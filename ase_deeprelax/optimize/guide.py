@@ -1,9 +1,9 @@
-r"""Relaxation under a potential and a prediction at once.
+"""Relaxation under a potential and a prediction at once.
 
 Network and potential are two estimates of one structure, with errors of their own. The most
 probable structure given both minimises
 
-.. math:: E(r, L) + c \sum_{ij} \rho(d_{ij} - \hat d_{ij}) / b_{ij},
+    E + c sum over bonds of rho(d - d_network) / b,
 
 the energy of the potential and the negative logarithm of the network's own Laplace density
 of the distances (eqs. 11-20 of DeepRelax), smooth at its tip (``rho`` is quadratic up to

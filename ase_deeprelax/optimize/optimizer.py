@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.filters import Filter
 from ase.optimize.optimize import DEFAULT_MAX_STEPS
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.files import check_writable
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
@@ -38,17 +39,13 @@ class DeepRelaxOptimizer(LateBinding):
     stays as it is: see `degrees_of_freedom`. Of the cell the same moves in the prediction
     and the refinement:
 
-    ==================================  ==============================================
-    what is optimized                   what of its cell relaxes
-    ==================================  ==============================================
-    a filter around Atoms               what the filter frees
-    Atoms with ``relax_cell=``          what that says
-    ``DeepRelaxOptimizer(atoms)``,      nothing, as in all of ASE's optimizers
-    with a calculator, no ``refine``
-    else: a crystal                     all of it
-    a layer or slab                     its two lattice vectors; none with fixed atoms
-    a molecule or wire, refined         nothing
-    ==================================  ==============================================
+    - of a filter around Atoms: what the filter frees;
+    - of Atoms with ``relax_cell=``: what that says;
+    - of ``DeepRelaxOptimizer(atoms)`` with a calculator and without ``refine``: nothing, as
+      in all of ASE's optimizers;
+    - of any other crystal: all of it;
+    - of any other layer or slab: its two lattice vectors, or nothing if atoms are fixed;
+    - of a molecule or wire, which is only refined: nothing.
 
     The vacuum vector of a layer stays, unless the user's own filter moves it in the
     refinement. The first line of the log says what was decided where it may be unexpected,
@@ -74,12 +71,14 @@ class DeepRelaxOptimizer(LateBinding):
     Parameters
     ----------
     atoms : ase.Atoms or ase.filters.Filter, optional
+        What is relaxed, in place. Default: what it is bound to later.
     restart : str or Path, optional
         JSON file of the refinement's state, written after each step, read if it exists.
         Atoms that are as they were at the very start are moved to where it stopped.
     logfile : file, str or Path, optional
         Default '-', standard output.
     trajectory : Trajectory, str or Path, optional
+        File that gets the structure after each step; default none.
     append_trajectory : bool
         Default False: an existing file is overwritten.
     refine : str, ase Calculator, callable, Stage or a list of them, optional
@@ -98,7 +97,7 @@ class DeepRelaxOptimizer(LateBinding):
         Whether the prediction keeps the space group, default 'keep'.
     relax_cell : bool, str or array, optional
         What of the cell of bare Atoms may change: True, False, 'in-plane', 'hydrostatic'
-        or a mask, as `relax` takes it. Default: see the table above.
+        or a mask, as `relax` takes it. Default: see the list above.
     optimizer : str or callable
         The refinement's optimizer: the name of one in ``ase.optimize``, its class, or
         anything that makes one from ``(atoms, logfile=None)``, as
@@ -173,6 +172,13 @@ class DeepRelaxOptimizer(LateBinding):
         self._bound_later, self._appends, self.atoms = atoms is None, False, None
         if atoms is not None:
             self._take(atoms)
+
+    def __repr__(self) -> str:
+        parts = [] if self.atoms is None else [chemical_formula(unwrap(self.atoms))]
+        parts.append(f'model={self._model.name!r}')
+        if self._refine:
+            parts.append(f'refine={self._refine}')
+        return f'{type(self).__name__}({", ".join(parts)})'
 
     # --- for LateBinding ---------------------------------------------------------------
 

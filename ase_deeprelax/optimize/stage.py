@@ -99,6 +99,18 @@ class Stage:
         name = getattr(self.calculator, 'name', None)
         return name if isinstance(name, str) else optimizer_name(self.calculator)
 
+    def __repr__(self) -> str:
+        changed = {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.kw_only and entry.init and getattr(self, entry.name) != entry.default
+        }
+        if self.optimizer is not None:
+            changed['optimizer'] = optimizer_name(find_optimizer(self.optimizer))
+        return (
+            f'Stage({", ".join([self.name, *(f"{k}={v!r}" for k, v in changed.items())])})'
+        )
+
     def build_calculator(self) -> Calculator:
         """The calculator itself, made at the first call and kept."""
         if self._built is None:
@@ -134,7 +146,7 @@ def as_stages(refine: Any, *, guided: bool | float = False) -> list[Stage]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StageRecord:
     """What became of a stage.
 
@@ -150,12 +162,13 @@ class StageRecord:
     reason : str
         Why it is not converged, or ''.
     steps : int
+        Made in this stage.
     energy_before, energy_after : float or None, eV
         By the calculator of the stage, without the pull of a guided one; for the
         prediction, that of the first stage. None: not known.
     fmax : float or None, eV/A
         Largest force at the end, generalised ones of the cell included.
-    seconds : float
+    seconds : float, s
         Wall time.
     atoms : ase.Atoms or None
         The structure at the end, bare.
@@ -163,6 +176,11 @@ class StageRecord:
         Of a guided stage: how far the potential pulled the structure away from the
         prediction, and the prediction away from the potential's minimum, see
         `GuidedCalculator.pulled`.
+
+    Examples
+    --------
+    >>> StageRecord('emt', 'BFGS', 'converged', steps=4)
+    StageRecord(emt, BFGS: converged, 4 steps, ...)
     """
 
     name: str
@@ -209,6 +227,9 @@ class StageRecord:
     def to_state(self) -> dict[str, Any]:
         """The arguments it was made with, for `Chain.state_dict`."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    def __repr__(self) -> str:
+        return f'StageRecord({self})'
 
     def __str__(self) -> str:
         """One line, as in the log."""

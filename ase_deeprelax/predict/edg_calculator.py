@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import nearest_shift
 from ase_deeprelax.errors import PredictionError, StructureError
 from ase_deeprelax.models.base import RelaxationModel
@@ -120,6 +121,10 @@ class EDGCalculator(Calculator):
         else:
             self._model = prediction
 
+    def __repr__(self) -> str:
+        prediction = self._model if self.relaxation is None else self.relaxation
+        return f'EDGCalculator({prediction!r})'
+
     def set(self, **parameters: Any) -> dict[str, Any]:
         """Change ``tolerance``, ``force_constant`` or ``knee``.
 
@@ -198,7 +203,7 @@ class EDGCalculator(Calculator):
         if len(atoms) != len(expected):
             raise StructureError(
                 f'{len(atoms)} atoms, and a prediction for {len(expected)} '
-                f'({expected.symbols}); {_ANEW}'
+                f'({chemical_formula(expected, reduced=False)}); {_ANEW}'
             )
         if (atoms.pbc != expected.pbc).any():
             raise StructureError(

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ase_deeprelax.data.convert import Frame
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.geometry.degrees_of_freedom import Freedom
 from ase_deeprelax.models.calibration import Calibration, Environments
@@ -87,7 +88,7 @@ def check_error(atoms: Atoms, error: float, accept_below: float | None) -> None:
         return
     known = f'is {error:.3f} A, not' if np.isfinite(error) else 'is not known to be'
     raise PredictionError(
-        f'{atoms.get_chemical_formula()}: the expected error of the prediction {known} '
+        f'{chemical_formula(atoms)}: the expected error of the prediction {known} '
         f'below accept_below={accept_below:g} A; relax this structure with a potential or '
         'with DFT'
     )

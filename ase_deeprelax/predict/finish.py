@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax import __version__
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.errors import PredictionError, StructureError
 from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
 from ase_deeprelax.predict.forward import StructureOutput
@@ -131,7 +132,7 @@ def _move(prepared: Prepared, output: StructureOutput) -> Move:
     """Deformation and displacement in the input's orientation, order and space group."""
     if not output.finite:
         raise PredictionError(
-            f'{prepared.initial.get_chemical_formula()}: model {prepared.settings.name!r} '
+            f'{chemical_formula(prepared.initial)}: model {prepared.settings.name!r} '
             'returned numbers that are not finite; use another model or float64'
         )
     with timed(prepared.timings, 'symmetry'):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ase_deeprelax.data.formula import chemical_formula
+
 log = logging.getLogger(__name__)
 
 _named: set[str] = set()
@@ -31,7 +33,7 @@ def name_ignored(atoms: Atoms, structure: Any = None) -> None:
             log.warning(
                 '%s: the input has %s, which the prediction does not depend on; they are '
                 'kept. Further inputs are not named',
-                atoms.symbols,
+                chemical_formula(atoms),
                 what,
             )
 

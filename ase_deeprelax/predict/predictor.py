@@ -81,6 +81,7 @@ def relax(
     device : str
         'cpu', 'cuda', 'cuda:1'; default 'auto': a GPU where there is one.
     dtype : 'float32' or 'float64'
+        Of the network; default 'float32'.
     symmetry : 'keep' or 'free'
         Whether strain and displacements are projected on the input's space group;
         default 'keep'.
@@ -101,7 +102,8 @@ def relax(
 
     Returns
     -------
-    Relaxation, or a list of them in the order of the input
+    Relaxation or list of Relaxation
+        One for a single structure, else a list in the order of the input.
 
     Raises
     ------
@@ -142,7 +144,9 @@ class Predictor:
     device : str
         Default 'auto': a GPU where there is one.
     dtype : 'float32' or 'float64'
+        Of the network; default 'float32'.
     symmetry : 'keep' or 'free'
+        Whether answers keep the space group; default 'keep'.
     accept_below : float, optional, A
         See `relax`.
     batch_edges : int, optional
@@ -202,6 +206,12 @@ class Predictor:
         self.sha256 = self.model.sha256
         self.two_pass = self.card.two_pass
         self.timings = dict.fromkeys(PARTS, 0.0)
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix('torch.')
+        return (
+            f'Predictor({self.name!r}, {self.device}, {dtype}, symmetry={self.symmetry!r})'
+        )
 
     @property
     def settings(self) -> Settings:

@@ -15,9 +15,14 @@ MOST_ROWS = 500
 MEANING = (
     'Mean absolute errors: coord_mae of the positions, with cells aligned and without '
     'drift; internal_mae of the displacements at the reference cell; bond_mae of the '
-    'distances; lattice_mae of the lattice vectors; volume_mae of the volume of the cell. '
-    'Dummy takes the input for the answer; scaled Dummy gives its cell the volume that its '
-    'elements have on average.'
+    'distances; lattice_mae of the lattice vectors; volume_mae of the volume of the cell; '
+    'relative_volume of the volume, as a share of it; metric_error of the products of the '
+    'lattice vectors with each other. match_rate is the share of structures that pymatgen '
+    'finds equal to the reference, rmsd the distance of their atoms in units of the cube '
+    'root of the volume per atom (1 without a match), spacegroup_kept and spacegroup_right '
+    'the shares with the space group of the input and of the reference. Dummy takes the '
+    'input for the answer; scaled Dummy gives its cell the volume that its elements have '
+    'on average.'
 )
 _UNITS = {'A': 'Å', 'A^3': 'Å³'}
 

@@ -91,12 +91,14 @@ def write_report(
         named = relaxed.named(relaxations)
         rows = {name: relaxed.row_of(result) for name, result in named.items()}
         good = [row for row in rows.values() if row['ok']]
-        about += relaxed.models_of(good)
+        models = relaxed.models_of(good)
         scenes = relaxed.scenes_of(named)
         shown = relaxed.relaxed_section(rows, scenes)
         if evaluation is None:
+            about += models
             first.append(relaxed.headline(relaxed.columns_of(good), len(rows) - len(good)))
         else:  # a few of the pairs
+            about += [f'In the viewer: m{line[1:]}' for line in models]
             shown = shown._replace(title='Structures in the viewer')
         parts.append(shown)
     if comparison is not None:
@@ -113,8 +115,15 @@ def write_report(
     if evaluation is not None:
         first += headlines.of_evaluation(evaluation)
         parts.append(accuracy(evaluation))
-    title = 'Crystal relaxation in one shot'
-    return write_page(path, title, about, scenes, parts, first=first)
+    return write_page(
+        path, _title(comparison, evaluation), about, scenes, parts, first=first
+    )
+
+
+def _title(comparison: Comparison | None, evaluation: AnyEvaluation | None) -> str:
+    if comparison is not None:
+        return 'Relaxations with and without a prediction'
+    return 'Relaxed structures' if evaluation is None else 'Accuracy of predictions'
 
 
 def write_page(

@@ -87,7 +87,7 @@ def calls_saved(comparison: Comparison) -> Figure:
         diagonal(ax, everything)
         log(ax, 'x', 'y')
     axes[0].set(ylabel='calls with prediction')
-    axes[0].legend(loc='upper left')
+    legend(figure, axes[0])
     boxes(axes[-1], ratios, names, colors, vertical=False)
     axes[-1].axvline(1, color=INK, lw=0.7)
     axes[-1].set(

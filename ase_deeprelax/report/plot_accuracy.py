@@ -138,7 +138,7 @@ def calibration(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
     rank = models_of(evaluation)[method]['spearman_sigma']
     if rank is not None:
         ax.set_title(f'rank correlation {rank:.2f}, {count(len(rows))}')
-    ax.legend(loc='lower right')
+    legend(figure, ax)
     return figure
 
 

@@ -15,6 +15,7 @@ from ase.data.colors import jmol_colors
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, models_of
 from ase_deeprelax.compare.tables import count
 from ase_deeprelax.compare.uncertainty import risk_coverage
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.report.style import (
     BLUE,
@@ -23,6 +24,7 @@ from ase_deeprelax.report.style import (
     GREY,
     INK,
     MORE,
+    legend,
     log,
     nothing,
     panels,
@@ -148,7 +150,7 @@ def risk_coverage_curve(evaluation: AnyEvaluation) -> Figure:
         ax.plot(*_points(best), color=GREY, ls=DASHED, label='best possible order')
     ax.set(xlabel='most certain structures / %', ylabel='mean error of coordinates / Å')
     ax.set(xlim=(0, 100), ylim=(0, None))
-    ax.legend(loc='upper left')
+    legend(figure, ax)
     return figure
 
 
@@ -192,7 +194,7 @@ def uncertain_bonds(relaxation: Relaxation) -> Figure:
     ax.margins(0.12)
     ax.axis('off')
     figure.colorbar(lines, ax=ax, label='sigma of the bond / Å', shrink=0.8)
-    ax.set_title(f'{atoms.get_chemical_formula()}, sigma {relaxation.sigma:.3f} Å')
+    ax.set_title(f'{chemical_formula(atoms)}, sigma {relaxation.sigma:.3f} Å')
     return figure
 
 

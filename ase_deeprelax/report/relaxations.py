@@ -10,6 +10,7 @@ from ase import Atoms
 
 from ase_deeprelax import keys
 from ase_deeprelax.compare.tables import WIDE_DASH, Table, count, number
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import fixed_atoms
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
 from ase_deeprelax.report.plot_relaxations import DRAWN, Columns, distributions, finite
@@ -33,7 +34,7 @@ def named(
     if isinstance(relaxations, Mapping):
         return {str(name): result for name, result in relaxations.items()}
     return {
-        f'{result.initial.get_chemical_formula()}, {k}': result
+        f'{chemical_formula(result.initial)}, {k}': result
         for k, result in enumerate(relaxations)
     }
 

@@ -271,8 +271,11 @@ def legend(figure: Figure, ax: Axes) -> None:
     once = dict(zip(names, handles, strict=True))
     if not once:
         return
+    # About what an entry takes, in inches: its line, and letters of 7 points.
+    wide = 0.45 + 0.055 * max(map(len, once))
+    columns = min(len(once), max(1, int(figure.get_figwidth() / wide)))
     placed = figure.legend(
-        once.values(), once.keys(), loc='outside upper left', ncols=len(once)
+        once.values(), once.keys(), loc='outside upper left', ncols=columns
     )
     for handle in filter(None, placed.legend_handles):
         handle.set(alpha=1, linewidth=1.8)

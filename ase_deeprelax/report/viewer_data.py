@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import fixed_atoms
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.neighbors import neighbor_list
@@ -82,7 +83,7 @@ def scene(
     fixed = fixed_atoms(before)
     return {
         'name': str(name),
-        'formula': before.get_chemical_formula(),
+        'formula': chemical_formula(before),
         'notes': notes or {},
         'cell': _rounded(drawn.cell),
         'deformation': _rounded(deformation, 9),

@@ -62,6 +62,9 @@ class Results:
         self.plan = self.store.plan()
         self.packs = sorted(self.store.done())
 
+    def __repr__(self) -> str:
+        return f'Results({str(self.store.out)!r}, {len(self):,} structures)'
+
     def __len__(self) -> int:
         return sum(map(self.plan.size, self.packs))
 

@@ -35,6 +35,7 @@ class Screen:
     Attributes
     ----------
     out : Path
+        Its folder.
     n_structures : int
         Of the source.
     n_done : int
@@ -43,6 +44,12 @@ class Screen:
         That could not be read or relaxed.
     stopped : bool
         Whether SIGTERM ended the run before its work was done.
+
+    Examples
+    --------
+    >>> done = Screen(Path('run1'), 1000, 1000, 3, stopped=False)
+    >>> f'{done.n_done} of {done.n_structures}, {done.n_quarantined} of them with a problem'
+    '1000 of 1000, 3 of them with a problem'
     """
 
     out: Path
@@ -84,8 +91,16 @@ def screen(
         See `open_source`.
     out : str or Path
         Folder of the screen; made, or continued.
-    model, device, dtype, symmetry, relax_cell
-        See `relax`.
+    model : str, path or RelaxationModel
+        See `relax`, as for the next four.
+    device : str
+        Default 'auto'.
+    dtype : 'float32' or 'float64'
+        Default 'float32'.
+    symmetry : 'keep' or 'free'
+        Default 'keep'.
+    relax_cell : bool, str or array, optional
+        Default: all of a crystal, the plane of a layer.
     workers : int
         Processes of this machine, each with the model and its share of the cores; they
         take several GPUs in turn. Default 1: this process.
@@ -103,6 +118,7 @@ def screen(
     Returns
     -------
     Screen
+        How many structures are done; ``results`` gives the rows.
 
     Raises
     ------

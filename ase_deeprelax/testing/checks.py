@@ -12,6 +12,7 @@ from ase.build import bulk
 
 from ase_deeprelax.data.batching import collate
 from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.models.base import LOG_B_RANGE, ModelOutput, RelaxationModel
@@ -159,7 +160,7 @@ def ignores_order(model: RelaxationModel, dtype: str) -> None:
         error = np.abs(one.sigma_atoms[order] / two.sigma_atoms - 1).max()
         expect(
             error < SIGMA_TOLERANCE,
-            f'sigma of {one.atoms.symbols} differs by {error:.1e} of itself',
+            f'sigma of {chemical_formula(one.atoms)} differs by {error:.1e} of itself',
         )
 
 
@@ -213,7 +214,7 @@ def ignores_company(model: RelaxationModel, dtype: str) -> None:
         together = predictions(model, dtype, crystals, symmetry)
         for atoms, one in zip(crystals, together, strict=True):
             (alone,) = predictions(model, dtype, [atoms], symmetry)
-            where = f'{atoms.symbols} alone'
+            where = f'{chemical_formula(atoms)} alone'
             expect_close(
                 alone, one.deformation, one.displacement, BATCH_TOLERANCE[dtype], where
             )
@@ -225,7 +226,7 @@ def leaves_input_alone(model: RelaxationModel, dtype: str) -> None:
     before = [atoms.copy() for atoms in crystals]
     predictions(model, dtype, crystals)
     for atoms, copied in zip(crystals, before, strict=True):
-        expect(atoms == copied, f'{copied.symbols} was changed')
+        expect(atoms == copied, f'{chemical_formula(copied)} was changed')
 
 
 def keeps_single_atoms(model: RelaxationModel, dtype: str) -> None:
@@ -249,4 +250,7 @@ def keeps_space_group(model: RelaxationModel, dtype: str, n: int = 100) -> None:
             len(find_symmetry(structure, SYMPREC).rotations)
             for structure in (atoms, result.atoms)
         )
-        expect(after >= before, f'{atoms.symbols}: {before} operations became {after}')
+        expect(
+            after >= before,
+            f'{chemical_formula(atoms)}: {before} operations became {after}',
+        )

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import mx2
 from ase.constraints import FixAtoms
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.geometry.vacuum import find_layer
@@ -36,19 +37,19 @@ def holds_what_is_held(model: RelaxationModel, dtype: str) -> None:
     for atoms in generic_crystals(elements):
         (result,) = predictions(model, dtype, [atoms], relax_cell=False)
         same = np.array_equal(result.atoms.cell.array, atoms.cell.array)
-        expect(same, f'{atoms.symbols}: the fixed cell changed')
+        expect(same, f'{chemical_formula(atoms)}: the fixed cell changed')
         held = atoms.copy()
         held.set_constraint(FixAtoms([0]))
         (result,) = predictions(model, dtype, [held], relax_cell=False)
         same = np.array_equal(result.atoms.positions[0], atoms.positions[0])
-        expect(same, f'{atoms.symbols}: the fixed atom moved')
+        expect(same, f'{chemical_formula(atoms)}: the fixed atom moved')
         for relax_cell in PARTS:
             (result,) = predictions(model, dtype, [atoms], relax_cell=relax_cell)
             _expect_held_strains(atoms, result.deformation, relax_cell)
     for layer in generic_layers(elements):
         (result,) = predictions(model, dtype, [layer])
         same = np.array_equal(result.atoms.cell.array[2], layer.cell.array[2])
-        expect(same, f'{layer.symbols}: the vacuum vector changed')
+        expect(same, f'{chemical_formula(layer)}: the vacuum vector changed')
 
 
 def _expect_held_strains(
@@ -63,7 +64,10 @@ def _expect_held_strains(
     else:
         held = [strain[1, 1], strain[2, 2], strain[0, 2], strain[1, 2]]
     largest = np.abs(held).max()
-    expect(largest < 1e-12, f'{atoms.symbols}, {relax_cell!r}: fixed strain {largest:.1e}')
+    expect(
+        largest < 1e-12,
+        f'{chemical_formula(atoms)}, {relax_cell!r}: fixed strain {largest:.1e}',
+    )
 
 
 def tells_fixed_atoms_apart(model: RelaxationModel, dtype: str) -> None:
@@ -77,7 +81,7 @@ def tells_fixed_atoms_apart(model: RelaxationModel, dtype: str) -> None:
         two.set_constraint(FixAtoms(mask=fixed[order]))
         before, after = predictions(model, dtype, [one, two], relax_cell=False)
         displacement = before.displacement[order]
-        where = f'{atoms.symbols} with fixed atoms in another order'
+        where = f'{chemical_formula(atoms)} with fixed atoms in another order'
         expect_close(after, before.deformation, displacement, TOLERANCE[dtype], where)
 
 
@@ -89,7 +93,8 @@ def ignores_the_box_of_a_layer(model: RelaxationModel, dtype: str) -> None:
         boxes = list(_boxes(layer))
         first, *others = predictions(model, dtype, [layer, *boxes])
         for other in others:
-            where = f'{layer.symbols} in a box of {other.initial.cell[2].round(1)} A'
+            box = other.initial.cell[2].round(1)
+            where = f'{chemical_formula(layer)} in a box of {box} A'
             _expect_same_layer(first, other, np.eye(3), TOLERANCE[dtype], where)
 
 
@@ -115,7 +120,7 @@ def _layer_change(result: Relaxation) -> tuple[np.ndarray, np.ndarray]:
     """Stretch in the plane (3, 3), and displacements (n_atoms, 3) in A before it."""
     layer = find_layer(result.initial)
     if layer is None:
-        raise AssertionError(f'{result.initial.symbols} is no layer any more')
+        raise AssertionError(f'{chemical_formula(result.initial)} is no layer any more')
     old, new = (
         np.array([*(layer.basis[:2] @ atoms.cell.array), layer.normal])
         for atoms in (result.initial, result.atoms)
@@ -133,7 +138,7 @@ def ignores_orientation_of_a_layer(model: RelaxationModel, dtype: str) -> None:
             turned = rotated(layer, rotation)
             turned.cell[:] = turned.cell.array[[2, 0, 1]]
             (other,) = predictions(model, dtype, [turned])
-            where = f'{layer.symbols}, turned'
+            where = f'{chemical_formula(layer)}, turned'
             _expect_same_layer(first, other, rotation, TOLERANCE[dtype], where)
 
 
@@ -166,7 +171,10 @@ def keeps_layer_group(model: RelaxationModel, dtype: str) -> None:
         before, after = (
             len(find_symmetry(x, labels=labels).rotations) for x in (atoms, result.atoms)
         )
-        expect(after >= before, f'{atoms.symbols}: {before} operations became {after}')
+        expect(
+            after >= before,
+            f'{chemical_formula(atoms)}: {before} operations became {after}',
+        )
 
 
 def generic_layers(elements: Sequence[int] = (8, 12, 22, 38)) -> list[Atoms]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from ase import Atoms
 
+from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.predict import Predictor
@@ -60,7 +61,7 @@ def expect_same(model: RelaxationModel, dtype: str, change: Change) -> None:
         after = predictions(model, dtype, [new for new, *_ in changed], symmetry)
         for one, two, (_, r, order) in zip(before, after, changed, strict=True):
             displacement = one.displacement if order is None else one.displacement[order]
-            where = f'{one.atoms.symbols} (symmetry={symmetry!r})'
+            where = f'{chemical_formula(one.atoms)} (symmetry={symmetry!r})'
             expect_close(
                 two, r.T @ one.deformation @ r, displacement @ r, TOLERANCE[dtype], where
             )

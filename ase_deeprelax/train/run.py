@@ -63,6 +63,7 @@ def train(
     Parameters
     ----------
     config_path : path
+        A YAML file, see `train.config.TrainConfig`.
     overrides : iterable of str
         ``'key.key=value'``, see `load_config`.
     resume : path, optional

@@ -76,10 +76,12 @@ def test_a_report_shows_the_worst_to_turn_by_hand(run, tmp_path, tiny_model, mon
     result = run('evaluate', tmp_path / 'pairs.jsonl', *words)
     assert result.exit_code == 0, result.output
     text = page.read_text()
+    assert '<h1>Accuracy of predictions</h1>' in text
     assert 'Accuracy on pairs' in text
-    assert 'ClNa, NaCl, off by 0.' in text
-    assert 'MgO, MgO, off by 0.' in text
-    assert 'CaO, CaO, off by' not in text
+    assert 'In the viewer: model tiny' in text
+    assert 'NaCl, off by 0.' in text
+    assert 'MgO, off by 0.' in text
+    assert 'CaO, off by' not in text
     # The headline is that of all pairs, not of the few that are shown.
     assert 'structures relaxed' not in text
 

@@ -149,7 +149,7 @@ def test_given_structures_come_from_all_files_that_relax_takes(label, tmp_path, 
     result = label(out, source=('--given', given))
     assert result.exit_code == 0, result.output
     pairs = read_pairs(out)
-    assert [pair.formula for pair in pairs] == ['ClNa', 'MgO']
+    assert [pair.formula for pair in pairs] == ['NaCl', 'MgO']
     ids = ['@0', '@1'] if form == 'extxyz' else ['@ClNa.cif', '@MgO.cif']
     for k, pair in enumerate(pairs):
         assert pair.id == f'mine{ids[k]}-mine.{form}-{k}'
@@ -178,7 +178,7 @@ def layers(tmp_path_factory):
 
 
 @needs_potential
-@pytest.mark.parametrize('kind', ['fixed-cell', 'monolayer', 'slab', 'defect'])
+@pytest.mark.parametrize('kind', ['fixed-cell', 'monolayer', 'slab', 'defect', 'alloy'])
 def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path, kind):
     out = tmp_path / 'pairs.jsonl'
     source = ('--relaxed', layers if kind == 'monolayer' else seeds)
@@ -191,7 +191,7 @@ def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path
     assert all(r['series'].startswith(f'{kind}-0-') for r in made + lost)
     for record in made:
         assert record['kind'] == kind
-        assert record.get('fixed_cell', False) == (kind != 'monolayer')
+        assert record.get('fixed_cell', False) == (kind not in ('monolayer', 'alloy'))
         if kind == 'monolayer':
             assert record['cell1'][2] == record['cell0'][2]
             assert record['cell1'][0] != record['cell0'][0]

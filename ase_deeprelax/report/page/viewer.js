@@ -53,8 +53,8 @@
   }
   function range(list) {
     const known = list.filter((x) => x !== null);
-    const low = $('colour').value === 'sigma' ? Math.min(...known) : 0;
-    const high = Math.max(...known);
+    if ($('colour').value === 'displacement') return [0, Math.max(...known, 0.01)]; // else noise has colours
+    const low = Math.min(...known), high = Math.max(...known);
     return [low, high > low ? high : low + 1e-3];
   }
   function colourOf(atom) {

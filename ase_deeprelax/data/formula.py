@@ -1,0 +1,53 @@
+"""Chemical formulas as they are printed: metals first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import gcd
+
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.formula import Formula
+
+# The order of Table VI of the IUPAC nomenclature of inorganic chemistry (2005), which goes
+# through the groups of the periodic table; pymatgen's `iupac_ordering` is the same.
+ORDER = (
+    'Rn Xe Kr Ar Ne He Fr Cs Rb K Na Li Ra Ba Sr Ca Mg Be '
+    'Lr No Md Fm Es Cf Bk Cm Am Pu Np U Pa Th Ac '
+    'Lu Yb Tm Er Ho Dy Tb Gd Eu Sm Pm Nd Pr Ce La Y Sc '
+    'Hf Zr Ti Ta Nb V W Mo Cr Re Tc Mn Os Ru Fe Ir Rh Co Pt Pd Ni Au Ag Cu Hg Cd Zn '
+    'Tl In Ga Al B Pb Sn Ge Si C Bi Sb As P N H Po Te Se S O At I Br Cl F'
+)
+_RANK = {symbol: rank for rank, symbol in enumerate(ORDER.split())}
+
+
+def chemical_formula(atoms: Atoms, *, reduced: bool = True) -> str:
+    """The formula of a structure, in the order of elements that IUPAC recommends.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    reduced : bool, default True
+        One formula unit; False: all atoms.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> rocksalt = Atoms('Cl4Na4')
+    >>> chemical_formula(rocksalt), chemical_formula(rocksalt, reduced=False)
+    ('NaCl', 'Na4Cl4')
+    >>> [chemical_formula(Atoms(name)) for name in ('CH4', 'AlLaO3', 'O2Si', 'O4SNa2')]
+    ['CH4', 'LaAlO3', 'SiO2', 'Na2SO4']
+    """
+    counts = Counter(_symbol(number) for number in atoms.numbers.tolist())
+    unit = gcd(*counts.values()) if reduced else 1
+    ordered = sorted(counts, key=lambda symbol: (_RANK.get(symbol, len(_RANK)), symbol))
+    return str(Formula.from_dict({symbol: counts[symbol] // unit for symbol in ordered}))
+
+
+def _symbol(number: int) -> str:
+    """The symbol of an atomic number, 'X' where there is no such element."""
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else 'X'
