@@ -175,9 +175,9 @@ class DeepRelaxOptimizer(LateBinding):
 
     def __repr__(self) -> str:
         parts = [] if self.atoms is None else [chemical_formula(unwrap(self.atoms))]
-        parts.append(f'model={self._model.name!r}')
-        if self._refine:
-            parts.append(f'refine={self._refine}')
+        parts.append(f'model={self._options.model_name!r}')
+        if self._options.stages:
+            parts.append(f'refine={self._options.stages}')
         return f'{type(self).__name__}({", ".join(parts)})'
 
     # --- for LateBinding ---------------------------------------------------------------
