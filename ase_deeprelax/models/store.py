@@ -276,7 +276,7 @@ def _load_once(
 
 def find_model(name: str | Path) -> Path:
     """Folder of a model given by name or path; ``ModelError`` where there is none."""
-    shipped = available_models()
+    shipped = [path.parent.name for path in _shipped_configs()]
     if isinstance(name, str):
         resolved = DEFAULT if name == 'default' else name
         if resolved in shipped:
@@ -312,13 +312,14 @@ def available_models() -> dict[str, dict[str, Any]]:
     Examples
     --------
     >>> list(available_models())
-    ['deeprelax', 'deeprelax-2', 'deeprelax-3', 'e3relax-h2', 'ensemble']
+    ['deeprelax', 'deeprelax-2', 'e3relax-h2', 'ensemble']
     """
-    found = {
-        path.parent.name: json.loads(path.read_text())
-        for path in sorted(SHIPPED.glob(f'*/{CONFIG}'))
-    }
+    found = {path.parent.name: json.loads(path.read_text()) for path in _shipped_configs()}
     return one_line(found, f'<configs of {", ".join(found)}>')
+
+
+def _shipped_configs() -> list[Path]:
+    return sorted(SHIPPED.glob(f'*/{CONFIG}'))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

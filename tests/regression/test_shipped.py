@@ -53,7 +53,7 @@ def answers(model):
 
 
 def test_models_are_shipped():
-    assert MODELS == ['deeprelax', 'deeprelax-2', 'deeprelax-3', 'e3relax-h2', 'ensemble']
+    assert MODELS == ['deeprelax', 'deeprelax-2', 'e3relax-h2', 'ensemble']
 
 
 @pytest.mark.parametrize('model', MODELS)
