@@ -73,7 +73,7 @@ def check_structure(
     >>> check_structure(bulk('Cu'))
     ''
     >>> check_structure(bulk('Cu', a=12.0))
-    'volume per atom 432 A^3, in training 4 to 100 A^3'
+    'volume 37.31 times that which crystals of these elements have on average, ...'
     """
     check_cell(atoms)
     layer = find_layer(atoms)

@@ -10,7 +10,9 @@ from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 
 from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.vacuum import find_layer
+from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.datamodule import composition
 from ase_deeprelax.train.inputs.series import KINDS, needs_hubbard
 
@@ -73,6 +75,10 @@ class Structures:
 
 def _not_of_kind(atoms: Atoms, kind: str) -> str:
     """Why a pair could not tell what relaxed in a structure, or ''."""
+    try:
+        check_cell(atoms)
+    except StructureError as error:
+        return str(error)
     if 'layer' in KINDS[kind].needs and find_layer(atoms) is None:
         return f'not a layer, which the kind {kind} is; use the kind bulk or fixed-cell'
     for constraint in atoms.constraints:
