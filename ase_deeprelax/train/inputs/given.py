@@ -75,12 +75,14 @@ class Structures:
 
 def _not_of_kind(atoms: Atoms, kind: str) -> str:
     """Why a pair could not tell what relaxed in a structure, or ''."""
-    try:
-        check_cell(atoms)
-    except StructureError as error:
-        return str(error)
-    if 'layer' in KINDS[kind].needs and find_layer(atoms) is None:
-        return f'not a layer, which the kind {kind} is; use the kind bulk or fixed-cell'
+    if 'layer' in KINDS[kind].needs:
+        try:
+            check_cell(atoms)
+            layer = find_layer(atoms)
+        except StructureError as error:
+            return str(error)
+        if layer is None:
+            return f'not a layer, which the kind {kind} is; use the kind bulk or fixed-cell'
     for constraint in atoms.constraints:
         known = isinstance(constraint, (FixAtoms, FixScaled, FixCartesian, FixSymmetry))
         if not known or not np.all(getattr(constraint, 'mask', True)):
