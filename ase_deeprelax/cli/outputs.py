@@ -41,12 +41,6 @@ def targets_of(
             source: [(out / f'{name}.{suffix}', name_of) for suffix, name_of in found]
             for source, name in _names(labels).items()
         }
-        readable = {
-            source: [(_readable(path, name_of), name_of) for path, name_of in group]
-            for source, group in targets.items()
-        }
-        if len({tuple(group) for group in readable.values()}) == len(targets):
-            targets = readable
     # Not resolve(), which raises for links that lead to themselves.
     inputs = {os.path.realpath(source.path) for source in sources}
     for target in (target for group in targets.values() for target, _ in group):
@@ -62,19 +56,6 @@ def _format(path: Path, form: str | None) -> str:
         return find_format(path, form)
     except ConfigError as error:
         raise typer.BadParameter(f'--out {error}') from error
-
-
-def _readable(path: Path, form: str) -> Path:
-    """The path, in lower case where ASE takes ``POSCAR.cif`` for a file of VASP."""
-    from ase.io.formats import UnknownFileTypeError, filetype
-
-    for name in (path.name, path.name.lower()):
-        try:
-            if filetype(name, read=False) == form:
-                return path.with_name(name)
-        except UnknownFileTypeError:
-            continue
-    return path
 
 
 def _names(labels: dict[Source, Path]) -> dict[Source, str]:

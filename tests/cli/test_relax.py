@@ -35,7 +35,7 @@ def test_relaxes_whatever_ase_reads_into_a_folder(run, salts, tiny_model):
     written = sorted(str(p.relative_to(salts / 'out')) for p in salts.glob('out/**/*.*'))
     assert written == sorted(
         f'{stem}.{suffix}'
-        for stem in ('one', 'many', 'a/poscar', 'b/poscar')
+        for stem in ('one', 'many', 'a/POSCAR', 'b/POSCAR')
         for suffix in ('cif', 'extxyz')
     )
     expected = relax(read(salts / 'many.extxyz', ':'), tiny_model)
@@ -94,30 +94,9 @@ def test_outputs_stay_in_the_folder_where_inputs_lie_beside_it(
     result = run('relax', 'POSCAR', '../b/POSCAR', '--out', 'out', '--model', tiny_model)
     assert result.exit_code == 0, result.output
     assert sorted(str(p) for p in Path('out').glob('**/*.cif')) == [
-        'out/a/poscar.cif',
-        'out/b/poscar.cif',
+        'out/a/POSCAR.cif',
+        'out/b/POSCAR.cif',
     ]
-
-
-@pytest.mark.parametrize('name', ['POSCAR', 'CONTCAR_slab', 'my_OUTCAR.vasp', 'a.vasp'])
-def test_ase_reads_the_outputs_by_their_names(run, salts, tiny_model, name):
-    """It takes whatever has POSCAR in its name for a file of VASP."""
-    file = salts / name
-    file.write_bytes((salts / 'a' / 'POSCAR').read_bytes())
-    result = run('relax', file, '--out', salts / 'out', '--model', tiny_model)
-    assert result.exit_code == 0, result.output
-    outputs = sorted((salts / 'out').iterdir())
-    assert [path.suffix for path in outputs] == ['.cif', '.extxyz']
-    assert len({len(read(path)) for path in outputs}) == 1
-
-
-def test_names_that_differ_by_case_keep_it(run, salts, tiny_model):
-    for name in ('POSCAR', 'poscar.vasp'):
-        (salts / name).write_bytes((salts / 'a' / 'POSCAR').read_bytes())
-    files = [salts / name for name in ('POSCAR', 'poscar.vasp')]
-    result = run('relax', *files, '--out', salts / 'out', '--model', tiny_model)
-    assert result.exit_code == 0, result.output
-    assert len(list((salts / 'out').iterdir())) == 4
 
 
 def test_bad_files_are_reported_and_the_others_go_on(run, salts, tiny_model):
