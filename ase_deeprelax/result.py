@@ -16,6 +16,7 @@ from ase.spacegroup import Spacegroup
 from monty.json import MontyDecoder, MontyEncoder, MSONable
 
 from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.structures import as_structure
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Relaxation(MSONable):
         formula = chemical_formula(self.initial)
         if not self.ok:
             return f'Relaxation({formula}, failed: {self.problem})'
-        n_atoms = f'{len(self.initial)} atom{"s" * (len(self.initial) != 1)}'
+        n_atoms = count(len(self.initial), 'atom')
         ood = ', out of distribution' if self.ood else ''
         error = f'expected error {self.error:.3f} A'
         if math.isnan(self.error):

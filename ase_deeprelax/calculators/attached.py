@@ -1,4 +1,4 @@
-"""What a calculator calls itself, and what it can give."""
+"""The name of a calculator, and the results that it can give."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def has_stress(calculator: Any) -> bool:
 
 
 def calculator_name(calculator: Any) -> str:
-    """What a calculator calls itself, or else its class.
+    """The name that a calculator gives itself, or else that of its class.
 
     >>> from ase.calculators.emt import EMT
     >>> calculator_name(EMT()), calculator_name(None)

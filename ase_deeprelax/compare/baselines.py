@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.geometry.element_volumes import usual_volume
+from ase_deeprelax.geometry.element_volumes import by_number, element_volumes
 
 # Re-weighting steps of the fit, and the relative error below which weights stop growing.
 _STEPS = 30
@@ -54,7 +54,7 @@ class ScaledDummy:
     """
 
     def __init__(self, volumes: Mapping[str, float] | None = None) -> None:
-        self._volumes = volumes
+        self._volumes = element_volumes() if volumes is None else by_number(volumes)
 
     def __call__(
         self, atoms_list: Iterable[Atoms], *, relax_cell: bool = True
@@ -66,7 +66,7 @@ class ScaledDummy:
         atoms = atoms.copy()
         if not relax_cell or not atoms.pbc.all():
             return atoms
-        ratio = usual_volume(atoms.numbers, self._volumes) / atoms.get_volume()
+        ratio = self._volumes[atoms.numbers].sum() / atoms.get_volume()
         if ratio > 0:  # not where an element is unknown: the sum is NaN
             atoms.set_cell(atoms.cell.array * ratio ** (1 / 3), scale_atoms=True)
         return atoms

@@ -16,7 +16,8 @@ from ase_deeprelax.compare.schema import (
     SummaryRow,
     check_version,
 )
-from ase_deeprelax.compare.tables import Cell, Table, count, number, quartiles_text
+from ase_deeprelax.compare.tables import Cell, Table, number, quartiles_text
+from ase_deeprelax.data.one_line import count
 
 _MEV = 1000
 

@@ -36,7 +36,7 @@ from ase_deeprelax.compare.uncertainty import (
     uncertain_share,
 )
 from ase_deeprelax.data.formula import chemical_formula
-from ase_deeprelax.data.one_line import one_line
+from ase_deeprelax.data.one_line import count, one_line
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.result import Relaxation
@@ -250,8 +250,8 @@ def evaluate_all(
 
 
 def _line(named: str, pairs: Sequence[Pair]) -> str:
-    n = f'{len(pairs)} pair{"s" * (len(pairs) != 1)}'
-    return f'<evaluation of {named} on {n}; evaluation_text shows the tables>'
+    what = f'{named} on {count(len(pairs), "pair")}'
+    return f'<evaluation of {what}; evaluation_text shows the tables>'
 
 
 def kind_of(pair: Pair) -> str:

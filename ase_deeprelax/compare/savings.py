@@ -35,8 +35,7 @@ from ase_deeprelax.compare.schema import (
     Start,
 )
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, summarise_runs
-from ase_deeprelax.compare.tables import count
-from ase_deeprelax.data.one_line import one_line
+from ase_deeprelax.data.one_line import count, one_line
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.journal import Journal

@@ -132,12 +132,3 @@ def quartiles_text(values: Quartiles | None, form: str, unit: float = 1) -> str 
     # z: a number that rounds to zero has no sign.
     low, middle, high = (x if x is None else f'{unit * x:z{form}}' for x in numbers)
     return None if middle is None else f'{middle} ({low} to {high})'
-
-
-def count(n: int, noun: str = 'structure') -> str:
-    """A number of things, in words.
-
-    >>> count(1), count(2, 'pair')
-    ('1 structure', '2 pairs')
-    """
-    return f'{n:,} {noun}{"" if n == 1 else "s"}'

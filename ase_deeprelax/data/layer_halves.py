@@ -1,4 +1,4 @@
-"""Both halves of a pair as layers, where there is vacuum."""
+"""The two structures of a pair become layers in one box, where there is vacuum."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def as_layers(unrelaxed: Atoms, relaxed: Atoms) -> tuple[Atoms, Atoms]:
     layer = _layer(unrelaxed)
     if layer is None or _layer(relaxed) is None:
         return unrelaxed, relaxed
-    # Of the vectors of the cell, the plane of the layer has a part of all but one.
+    # A vector of the cell that has no part in the two of the layer leads across it.
     across = ~layer.basis[:2].any(axis=0)
     if not across.any():
         return unrelaxed, relaxed

@@ -1,4 +1,4 @@
-"""Large results that are shown as one line in a Python session."""
+"""Objects and large results are shown as one line in a Python session."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ class _OneLine(dict[Any, Any]):
 
     def __repr__(self) -> str:
         return self.line
+
+
+def count(n: int, noun: str = 'structure') -> str:
+    """A number of things, in words.
+
+    >>> count(1), count(2, 'pair')
+    ('1 structure', '2 pairs')
+    """
+    return f'{n:,} {noun}{"" if n == 1 else "s"}'
 
 
 def one_line(record: T, line: str) -> T:

@@ -14,6 +14,7 @@ from scipy.linalg import polar
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.json_lines import check_text
 from ase_deeprelax.data.layer_halves import as_layers
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.geometry.constraints import constraint_labels
 from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
@@ -95,7 +96,7 @@ class Pair:
         formula = chemical_formula(self.unrelaxed)
         volumes = (abs(np.linalg.det(cell)) for cell in (self.cell1, self.cell0))
         ratio = f'volume x {np.divide(*volumes):.3f}'
-        n_atoms = f'{len(self)} atom{"s" * (len(self) != 1)}'
+        n_atoms = count(len(self), 'atom')
         return f'Pair({self.id!r}, {formula}, {n_atoms}, {kind}, {ratio})'
 
     def __len__(self) -> int:

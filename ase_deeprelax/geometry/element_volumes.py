@@ -1,4 +1,4 @@
-"""What volume a crystal has on average, from its elements alone.
+"""The average volume of a crystal, from its elements alone.
 
 The table ``element_volumes.json`` was written by::
 
@@ -21,16 +21,15 @@ from numpy.typing import ArrayLike
 ELEMENT_VOLUMES = Path(__file__).with_name('element_volumes.json')
 
 
-def usual_volume(numbers: ArrayLike, volumes: Mapping[str, float] | None = None) -> float:
+def usual_volume(numbers: ArrayLike) -> float:
     """Sum of the volumes that the elements of a structure have on average, A^3.
+
+    The table was fitted to relaxed crystals of the Materials Project.
 
     Parameters
     ----------
     numbers : (n_atoms,) int
         Atomic numbers.
-    volumes : dict of str to float, optional
-        A^3 per atom by chemical symbol; default the table shipped with the package, fitted
-        to relaxed crystals of the Materials Project.
 
     Returns
     -------
@@ -42,16 +41,17 @@ def usual_volume(numbers: ArrayLike, volumes: Mapping[str, float] | None = None)
     >>> round(usual_volume([6, 6]), 1)  # diamond has 11.4 A^3
     12.5
     """
-    table = _shipped() if volumes is None else _by_number(volumes)
-    return float(table[np.asarray(numbers, dtype=int)].sum())
+    return float(element_volumes()[np.asarray(numbers, dtype=int)].sum())
 
 
 @cache
-def _shipped() -> np.ndarray:
-    return _by_number(json.loads(ELEMENT_VOLUMES.read_text(encoding='utf-8'))['volumes'])
+def element_volumes() -> np.ndarray:
+    """(119,) A^3 per atom by atomic number; NaN where an element is not in the table."""
+    return by_number(json.loads(ELEMENT_VOLUMES.read_text(encoding='utf-8'))['volumes'])
 
 
-def _by_number(volumes: Mapping[str, float]) -> np.ndarray:
+def by_number(volumes: Mapping[str, float]) -> np.ndarray:
+    """(119,): volumes by chemical symbol as an array; NaN where there is none."""
     table = np.full(len(chemical_symbols), np.nan)
     for symbol, volume in volumes.items():
         table[atomic_numbers[symbol]] = volume

@@ -117,6 +117,6 @@ def optimizer_name(optimizer: str | Callable) -> str:
 
 
 def inside_partial(optimizer: Callable) -> Callable:
-    """What a ``functools.partial`` calls; any other callable as it is."""
+    """The function inside a ``functools.partial``; any other callable as it is."""
     # By type: LBFGS has a method called func.
     return optimizer.func if isinstance(optimizer, partial) else optimizer

@@ -84,7 +84,7 @@ class Chain:
         return self._target or find_target(self.given, self._relax_cell())
 
     def _relax_cell(self) -> RelaxCell | None:
-        """What of the cell of bare atoms may change, see `find_freedom`."""
+        """The part of the cell of bare atoms that may change, see `find_freedom`."""
         if self._options.relax_cell is not None:
             return self._options.relax_cell
         as_in_ase = not (self._bound_later or self._options.stages)
@@ -198,7 +198,7 @@ class Chain:
 
     def _predict(self, run: StageRun, fmax: float) -> None:
         """Try the prediction; where it is not taken, refine."""
-        # Where all stages ended, no calculator could say anything about this structure.
+        # After the last stage no calculator is left that could check the energy.
         live = None if run.over else run.live
         accepted = self.one_shot.try_once(live, ordinary=run.ordinary)
         if run.over:

@@ -1,4 +1,4 @@
-"""What a user asked of an optimizer; the model is loaded when it is first needed."""
+"""The options of an optimizer; the model is loaded when it is first needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structures for which no calculator could give energy and forces."""
+"""Structures are refused for which no calculator could give energy and forces."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ase import Atoms
 from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.neighbors import close_pairs
+from ase_deeprelax.predict.structure_checks import first_not_finite, name_pair
 
 # Atoms closer than this are on one site, A: calculators drop such pairs, or divide by zero.
 SAME_SITE = 1e-3
@@ -35,11 +36,8 @@ def check_refinable(atoms: Atoms) -> None:
         raise StructureError('0 atoms: there is nothing to relax')
     if not np.isfinite(atoms.cell).all():
         raise StructureError(f'cell {atoms.cell.tolist()} is not finite; set another one')
-    for i, axis in np.argwhere(~np.isfinite(atoms.positions)):
-        raise StructureError(
-            f'{_label(atoms, i)}: position {"xyz"[axis]} is {atoms.positions[i, axis]}; '
-            'set it to a number'
-        )
+    if where := first_not_finite(atoms):
+        raise StructureError(f'{where}; set it to a number')
     vectors = atoms.cell.array[atoms.pbc]
     if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
         raise StructureError(f'cell {atoms.cell.tolist()} has no volume; set another one')
@@ -47,9 +45,5 @@ def check_refinable(atoms: Atoms) -> None:
     first, second, _ = close_pairs(atoms.positions, atoms.cell.array, SAME_SITE, atoms.pbc)
     for i, j in zip(first, second, strict=True):
         raise StructureError(
-            f'{_label(atoms, i)} and {_label(atoms, j)} are on one site; remove or move one'
+            f'{name_pair(atoms, i, j)} are on one site; remove or move one'
         )
-
-
-def _label(atoms: Atoms, index: int) -> str:
-    return f'atom {index} ({atoms.symbols[index]})'

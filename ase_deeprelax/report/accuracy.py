@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, MethodFigures, models_of
 from ase_deeprelax.compare.evaluation_tables import SHOWN, errors_by_method
-from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, count, number
+from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, number
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report import plot_accuracy, plot_uncertainty
 from ase_deeprelax.report.html_blocks import FigureBlock, Section, figure_block
 

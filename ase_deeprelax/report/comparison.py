@@ -18,7 +18,8 @@ from ase_deeprelax.compare.comparison_tables import (
     warnings_of,
 )
 from ase_deeprelax.compare.schema import Comparison
-from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, count, number
+from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, number
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
 from ase_deeprelax.report.relaxations import notes

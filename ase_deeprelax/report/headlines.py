@@ -6,7 +6,7 @@ from ase_deeprelax.compare.evaluate import cuts
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation
 from ase_deeprelax.compare.evaluation_schema import models_of as methods_of
 from ase_deeprelax.compare.schema import Comparison
-from ase_deeprelax.compare.tables import count
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report.plot_accuracy import method_name
 
 

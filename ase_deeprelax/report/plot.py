@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ase_deeprelax.compare.schema import Comparison, Geometry, RunRow
-from ase_deeprelax.compare.tables import count
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, models_of
-from ase_deeprelax.compare.tables import count
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,

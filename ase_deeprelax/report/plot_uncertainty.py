@@ -13,9 +13,9 @@ from ase.data import atomic_numbers, covalent_radii
 from ase.data.colors import jmol_colors
 
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, models_of
-from ase_deeprelax.compare.tables import count
 from ase_deeprelax.compare.uncertainty import risk_coverage
 from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.report.style import (
     BLUE,

@@ -9,8 +9,9 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax import keys
-from ase_deeprelax.compare.tables import WIDE_DASH, Table, count, number
+from ase_deeprelax.compare.tables import WIDE_DASH, Table, number
 from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import fixed_atoms
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
 from ase_deeprelax.report.plot_relaxations import DRAWN, Columns, distributions, finite

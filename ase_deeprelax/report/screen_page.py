@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ase_deeprelax.compare.tables import Table, count
+from ase_deeprelax.compare.tables import Table
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report.html import write_page
 from ase_deeprelax.report.html_blocks import Section, link, places
 from ase_deeprelax.report.relaxation_table import relaxation_table

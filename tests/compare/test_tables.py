@@ -3,7 +3,8 @@ import pytest
 from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.evaluation_tables import evaluation_text
 from ase_deeprelax.compare.schema import VERSION, check_version
-from ase_deeprelax.compare.tables import Link, Table, count, number, quartiles_text
+from ase_deeprelax.compare.tables import Link, Table, number, quartiles_text
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import ConfigError
 
 
