@@ -15,9 +15,8 @@ TASKS = ('bulk', 'layer', 'fixed cell', 'partly fixed cell', 'fixed atoms')
 STORED = {'fixed cell': 'held cell', 'partly fixed cell': 'partly held cell'}
 # Models of before give the volume per atom, which says little without the elements.
 RANGES = ('n_atoms', 'volume_ratio', 'volume_per_atom')
-# The entries of the JSON file that a card has, by the name of the field. Files call the
-# two-pass prediction by its former name.
-KEYS = {'two_pass': 'second_look', 'ranges': 'range'}
+# Entries of the JSON file that have another name there than in a card.
+KEYS = {'saw_relaxed': 'second_look', 'ranges': 'range'}
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,9 +38,9 @@ class ModelCard:
         Of ``n_atoms`` in training, and of ``volume_ratio``: the volume over that which
         crystals of these elements have on average (`usual_volume`). Default none, then
         those of the shipped training sets count.
-    two_pass : bool
-        Whether relaxed structures were among the inputs, so that the model can be applied
-        to its own answers (`predict.two_pass`); default False.
+    saw_relaxed : bool
+        Whether relaxed structures were among the inputs in training, so that the model can
+        be applied to its own predictions (`predict.passes`); default False.
     training : dict
         Data with licences, counts, settings, history.
     metrics : dict
@@ -52,7 +51,7 @@ class ModelCard:
     Examples
     --------
     >>> card = ModelCard.from_dict({'elements': [8, 22], 'second_look': True})
-    >>> card.elements, card.learned, card.two_pass
+    >>> card.elements, card.learned, card.saw_relaxed
     ((8, 22), ('bulk',), True)
     """
 
@@ -61,7 +60,7 @@ class ModelCard:
     elements: tuple[int, ...] = ()
     learned: tuple[str, ...] = ('bulk',)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    two_pass: bool = False
+    saw_relaxed: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
@@ -81,7 +80,7 @@ class ModelCard:
             elements=_elements(data.get('elements') or ()),
             learned=_learned(_texts(data, 'learned')) or ('bulk',),
             ranges=_ranges(data.get('range') or {}),
-            two_pass=_typed(data, 'second_look', bool, False),
+            saw_relaxed=_typed(data, 'second_look', bool, False),
             training=_typed(data, 'training', dict, {}),
             metrics=_typed(data, 'metrics', dict, {}),
             members=_texts(data, 'members'),
@@ -100,7 +99,7 @@ class ModelCard:
             'licence': self.licence,
             'elements': list(self.elements),
             'learned': [STORED.get(task, task) for task in self.learned],
-            'second_look': self.two_pass,
+            'second_look': self.saw_relaxed,
             'range': {name: list(limits) for name, limits in self.ranges.items()},
             'training': self.training,
             'metrics': self.metrics,

@@ -97,7 +97,7 @@ class Ensemble(RelaxationModel):
             name='',
             elements=tuple(sorted(set.intersection(*seen))) if seen else (),
             learned=tuple(learned),
-            two_pass=all(card.two_pass for card in cards),
+            saw_relaxed=all(card.saw_relaxed for card in cards),
         )
 
     def forward(self, graph: CrystalGraph) -> ModelOutput:

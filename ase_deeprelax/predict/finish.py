@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -10,55 +12,78 @@ from ase import Atoms
 
 from ase_deeprelax import __version__
 from ase_deeprelax.data.formula import chemical_formula
-from ase_deeprelax.errors import PredictionError, StructureError
+from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
 from ase_deeprelax.predict.forward import StructureOutput
 from ase_deeprelax.predict.info import write_info
+from ase_deeprelax.predict.passes import Move
 from ase_deeprelax.predict.prediction_checks import check_change, check_prediction
 from ase_deeprelax.predict.prepare import PARTS, Prepared, Settings, graph_of, timed
 from ase_deeprelax.predict.shrinkage import shrink
 from ase_deeprelax.predict.structure_checks import room
-from ase_deeprelax.predict.two_pass import Move, add_second, second_weight
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
 
-def prepare_second_pass(prepared: Prepared, output: StructureOutput) -> Prepared | None:
-    """The prediction of a first pass, ready for a second one.
+def move_of(prepared: Prepared, output: StructureOutput) -> Move:
+    """What the network wants, in the input's orientation, order and space group.
 
     Parameters
     ----------
     prepared : Prepared
     output : StructureOutput
-        Of the first pass.
+        Of its graph.
 
     Returns
     -------
-    Prepared or None
-        With the graph of the predicted structure; None where no second pass is wanted: the
-        prediction is close to the input, or atoms have lost their neighbours.
+    Move
 
     Raises
     ------
     PredictionError
-        The first pass leads to no plausible cell.
+        The network returned numbers that are not finite.
     """
-    move = _move(prepared, output)
-    if not second_weight(move[0]):
-        return None
+    if not output.finite:
+        raise PredictionError(
+            f'{chemical_formula(prepared.initial)}: model {prepared.settings.name!r} '
+            'returned numbers that are not finite; use another model or float64'
+        )
+    with timed(prepared.timings, 'symmetry'):
+        move = prepared.frame.to_user(output.deformation, output.displacement)
+        if prepared.symmetry is None:
+            return move
+        # The first prediction has the symmetry of the input, so this holds for all passes.
+        return prepared.symmetry.project(*move)
+
+
+def prepare_again(prepared: Prepared, move: Move) -> Prepared:
+    """The structure that a move leads to, ready for the next pass.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The input.
+    move : Move
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    PredictionError
+        The move leads to no plausible cell.
+    StructureError
+        Atoms have lost their neighbours.
+    """
     atoms = _placed(prepared.initial, *prepared.freedom.allowed(*move))
-    check_change(prepared.initial, atoms, residual=output.residual)
-    try:
-        with timed(prepared.timings, 'graph'):
-            graph, frame = graph_of(atoms, prepared.freedom, prepared.settings)
-    except StructureError:
-        return None
+    check_change(prepared.initial, atoms)
+    with timed(prepared.timings, 'graph'):
+        graph, frame = graph_of(atoms, prepared.freedom, prepared.settings)
     return replace(prepared, graph=graph, frame=frame)
 
 
 def finish(
-    prepared: Prepared,
-    output: StructureOutput,
-    second: tuple[Prepared, StructureOutput] | None = None,
+    prepared: Prepared, output: StructureOutput, moves: Sequence[Move]
 ) -> Relaxation:
     """The result of what network and solver have found.
 
@@ -66,10 +91,10 @@ def finish(
     ----------
     prepared : Prepared
     output : StructureOutput
-        Of its graph.
-    second : tuple of Prepared and StructureOutput, optional
-        What `prepare_second_pass` made of the first pass, and its output. Where it cannot
-        be used, the first pass alone counts.
+        Of its graph, in the first pass.
+    moves : sequence of Move
+        From the input to the predictions of the first pass, of the first two passes, and so
+        on. The last one that is plausible counts.
 
     Returns
     -------
@@ -78,16 +103,12 @@ def finish(
     Raises
     ------
     PredictionError
-        The predicted structure is no plausible one, see `check_prediction`.
+        No predicted structure is a plausible one, see `check_prediction`.
     """
-    first = _move(prepared, output)
-    if second is not None:
-        try:
-            move = add_second(first, _move(*second), second_weight(first[0]))
+    for move in moves[:0:-1]:
+        with suppress(PredictionError):
             return _result(prepared, output, move)
-        except PredictionError:
-            pass
-    return _result(prepared, output, first)
+    return _result(prepared, output, moves[0])
 
 
 def failed(
@@ -126,21 +147,6 @@ def failed(
         timings=dict.fromkeys(PARTS, 0.0) if prepared is None else prepared.timings,
         source=source,
     )
-
-
-def _move(prepared: Prepared, output: StructureOutput) -> Move:
-    """Deformation and displacement in the input's orientation, order and space group."""
-    if not output.finite:
-        raise PredictionError(
-            f'{chemical_formula(prepared.initial)}: model {prepared.settings.name!r} '
-            'returned numbers that are not finite; use another model or float64'
-        )
-    with timed(prepared.timings, 'symmetry'):
-        move = prepared.frame.to_user(output.deformation, output.displacement)
-        if prepared.symmetry is None:
-            return move
-        # The first prediction has the symmetry of the input, so this holds for both passes.
-        return prepared.symmetry.project(*move)
 
 
 def _result(prepared: Prepared, output: StructureOutput, move: Move) -> Relaxation:

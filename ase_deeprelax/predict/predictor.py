@@ -32,6 +32,7 @@ from ase_deeprelax.predict.forward import (
     resolve_device,
     run_model,
 )
+from ase_deeprelax.predict.passes import MAX_PASSES
 from ase_deeprelax.predict.prepare import PARTS, Prepared, Settings
 from ase_deeprelax.predict.window import Window
 from ase_deeprelax.result import Relaxation
@@ -157,9 +158,9 @@ class Predictor:
     ----------
     timings : dict of str to float, s
         Wall time of the latest `relax` by part: checks, symmetry, graph, network, solver.
-    two_pass : bool
-        Whether predictions far from the input go through the network a second time
-        (`predict.two_pass`); default as the card of the model says; may be set.
+    max_passes : int
+        How often a structure goes through the network at most (`predict.passes`); default
+        `MAX_PASSES`, or 1 where the model saw no relaxed inputs in training; may be set.
 
     Examples
     --------
@@ -204,7 +205,7 @@ class Predictor:
         self.card = self.model.card
         self.name = self.model.name or type(self.model).__name__
         self.sha256 = self.model.sha256
-        self.two_pass = self.card.two_pass
+        self.max_passes = MAX_PASSES if self.card.saw_relaxed else 1
         self.timings = dict.fromkeys(PARTS, 0.0)
 
     def __repr__(self) -> str:
@@ -227,7 +228,7 @@ class Predictor:
             learned=self.card.learned,
             calibration=self.model.calibration,
             accept_below=self.accept_below,
-            shrinks=self.card.two_pass,
+            shrinks=self.card.saw_relaxed,
         )
 
     def relax(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ase_deeprelax.predict.two_pass import Move
+from ase_deeprelax.predict.passes import Move
 
 # Ratios of move and uncertainty at which half of the move is left: of the strain, and of
 # the displacement of an atom. Chosen on the validation parts of the training sets, on

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ase import Atoms
 
 from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
-from ase_deeprelax.predict.finish import failed, finish, prepare_second_pass
+from ase_deeprelax.predict.finish import failed, finish, move_of, prepare_again
 from ase_deeprelax.predict.forward import StructureOutput
+from ase_deeprelax.predict.passes import Passes
 from ase_deeprelax.predict.prepare import Prepared, copy_of, prepare
 
 if TYPE_CHECKING:
@@ -50,34 +51,48 @@ class Window:
         self.errors: dict[int, DeepRelaxError] = {}
         self._done: dict[int, Relaxation] = {}
         self._prepared: dict[int, Prepared] = {}
+        self._passes: dict[int, Passes] = {}
 
     def results(self) -> list[Relaxation]:
         """The result of each structure, in their order; of those in `errors`, the input."""
         for index, structure in enumerate(self.structures):
             with self._alone(index):
                 self._prepared[index] = prepare(structure, self.settings, self.relax_cell)
-        first: dict[int, StructureOutput] = {}
-        again: dict[int, Prepared] = {}
-        for index, output in self.predictor.outputs(self._prepared):
-            prepared, second = self._prepared[index], None
-            with self._alone(index):
-                if isinstance(output, PredictionError):
-                    raise output
-                if self.predictor.two_pass:
-                    second = prepare_second_pass(prepared, output)
-                if second is None:
-                    self._finish(index, output)
-            if second is not None:
-                first[index], again[index] = output, second
-        for index, output in self.predictor.outputs(again):
-            second = again.pop(index)
-            usable = isinstance(output, StructureOutput)
-            with self._alone(index):
-                self._finish(index, first.pop(index), (second, output) if usable else None)
+        waiting = dict(self._prepared)
+        while waiting:
+            following: dict[int, Prepared] = {}
+            for index, output in self.predictor.outputs(waiting):
+                with self._alone(index):
+                    again = self._take(index, waiting.pop(index), output)
+                    if again is None:
+                        self._finish(index)
+                    else:
+                        following[index] = again
+            waiting = following
         return [self._done[index] for index in range(len(self.structures))]
 
-    def _finish(self, index: int, *outputs: Any) -> None:
-        self._done[index] = finish(self._prepared[index], *outputs)
+    def _take(
+        self, index: int, asked: Prepared, output: StructureOutput | PredictionError
+    ) -> Prepared | None:
+        """Take in what a pass has found; the structure of the next one, or None."""
+        passes = self._passes.get(index)
+        if passes is None:
+            if isinstance(output, PredictionError):
+                raise output
+            passes = self._passes[index] = Passes(output)
+        elif isinstance(output, PredictionError) or not output.finite:
+            return None
+        passes.add(move_of(asked, output))
+        if len(passes.moves) == self.predictor.max_passes or not passes.next_weight:
+            return None
+        try:
+            return prepare_again(self._prepared[index], passes.moves[-1])
+        except DeepRelaxError:  # the predictions before it hold, or are refused at the end
+            return None
+
+    def _finish(self, index: int) -> None:
+        passes = self._passes.pop(index)
+        self._done[index] = finish(self._prepared[index], passes.output, passes.moves)
         self._close(index)
 
     def _close(self, index: int) -> None:

@@ -38,6 +38,9 @@ class Source(Section):
     val_limit: int | None = Field(None, ge=0, description='validate on this many')
     src: list[str] | None = Field(None, description='collections to use; default all')
     copies: float = Field(1, gt=0, description='how often each pair comes in an epoch')
+    predicted_by: str | None = Field(
+        None, description='model whose one-pass answers to the inputs are the inputs'
+    )
 
 
 class RelaxedStructures(Section):

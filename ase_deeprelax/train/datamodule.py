@@ -24,6 +24,7 @@ from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.geometry.motion import Motion
 from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold
+from ase_deeprelax.train.recycle import recycled
 from ase_deeprelax.train.sigterm import outlive_sigterm
 
 if TYPE_CHECKING:
@@ -191,6 +192,8 @@ class PairData(lightning.LightningDataModule):
             train = [p for p in pairs if p.split != 'val']
             train = [p for p in train if composition(p.numbers) not in excluded]
             train = spread(train, source.limit)
+            if source.predicted_by is not None:
+                train = recycled(train, source.predicted_by)
             self.train += train
             copies += [source.copies] * len(train)
             self.val += spread([p for p in pairs if p.split == 'val'], source.val_limit)

@@ -265,7 +265,7 @@ def test_card_comes_back_whole():
         elements=(1, 8),
         learned=('bulk', 'layer'),
         ranges={'n_atoms': (1.0, 20.0)},
-        two_pass=True,
+        saw_relaxed=True,
         training={'pairs': 3},
         metrics={'val': 0.1},
         members=('a', 'b'),

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.models.store import load_model, save_model
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.predict.two_pass import (
-    LARGEST_WEIGHT,
+from ase_deeprelax.predict.passes import (
+    MAX_PASSES,
     STRAINS,
-    add_second,
-    second_weight,
+    followed_by,
+    next_weight,
+    part_of,
 )
 from ase_deeprelax.testing import symmetric_crystals
 from tests.strategies import orthogonal, quick, seeds
@@ -55,12 +56,26 @@ def metric(cell, positions):
 
 @quick
 @given(seeds())
-def test_a_whole_second_answer_is_one_move_after_the_other(seed):
+def test_one_move_after_the_other_is_one_move(seed):
     rng = np.random.default_rng(seed)
     crystal, first, second = inputs(rng), answer(rng), answer(rng)
     both = moved(*moved(*crystal, first), second)
-    at_once = moved(*crystal, add_second(first, second, 1.0))
+    at_once = moved(*crystal, followed_by(first, second))
     assert np.allclose(metric(*at_once), metric(*both), atol=1e-9)
+
+
+@quick
+@given(seeds(), st.floats(0, 1))
+def test_parts_of_a_move_add_up(seed, weight):
+    rng = np.random.default_rng(seed)
+    crystal, whole = inputs(rng), answer(rng)
+    strain, displacement = part_of(whole, weight)
+    rest, remaining = part_of(whole, 1 - weight)
+    assert np.allclose(strain @ rest, whole[0])
+    assert np.allclose(displacement + remaining, whole[1])
+    for one, other in zip(part_of(whole, 1.0), whole, strict=True):
+        assert np.allclose(one, other)
+    assert np.allclose(moved(*crystal, part_of(whole, 0.0))[0], crystal[0])
 
 
 @quick
@@ -68,7 +83,7 @@ def test_a_whole_second_answer_is_one_move_after_the_other(seed):
 def test_what_is_added_is_a_strain_without_rotation_and_drift(seed, weight):
     rng = np.random.default_rng(seed)
     first, second = answer(rng), answer(rng)
-    deformation, displacement = add_second(first, second, weight)
+    deformation, displacement = followed_by(first, part_of(second, weight))
     assert np.allclose(deformation, deformation.T, atol=1e-12)
     assert np.linalg.eigvalsh(deformation).min() > 0
     assert np.allclose(displacement.mean(axis=0), 0, atol=1e-12)
@@ -81,9 +96,9 @@ def test_what_is_added_is_a_strain_without_rotation_and_drift(seed, weight):
 def test_adding_turns_with_the_crystal(seed, turn, weight):
     rng, rotation = np.random.default_rng(seed), orthogonal(turn)
     first, second = answer(rng), answer(rng)
-    s, u = add_second(first, second, weight)
+    s, u = followed_by(first, part_of(second, weight))
     turned = [(rotation.T @ a @ rotation, b @ rotation) for a, b in (first, second)]
-    s1, u1 = add_second(*turned, weight)
+    s1, u1 = followed_by(turned[0], part_of(turned[1], weight))
     assert np.allclose(s1, rotation.T @ s @ rotation, atol=1e-10)
     assert np.allclose(u1, u @ rotation, atol=1e-10)
 
@@ -91,11 +106,11 @@ def test_adding_turns_with_the_crystal(seed, turn, weight):
 @quick
 @given(seeds(), st.floats(0, 0.3), st.floats(0, 0.01))
 def test_the_weight_grows_without_jumps(seed, size, more):
-    weight = second_weight(stretch(np.random.default_rng(seed), size))
-    after = second_weight(stretch(np.random.default_rng(seed), size + more))
-    steepest = LARGEST_WEIGHT / (STRAINS[1] - STRAINS[0])
+    weight = next_weight(stretch(np.random.default_rng(seed), size))
+    after = next_weight(stretch(np.random.default_rng(seed), size + more))
+    steepest = 1 / (STRAINS[1] - STRAINS[0])
     assert -1e-9 <= after - weight <= steepest * more + 1e-9
-    assert 0 <= weight <= LARGEST_WEIGHT
+    assert 0 <= weight <= 1
     assert weight == 0 or size > STRAINS[0] - 1e-9
 
 
@@ -105,9 +120,9 @@ def test_the_weight_grows_without_jumps(seed, size, more):
 def whole_moves():
     """A predictor that makes moves as they are, without `predict.shrinkage`."""
     model = load_model('deeprelax')
-    model.card = replace(model.card, two_pass=False)
+    model.card = replace(model.card, saw_relaxed=False)
     predictor = Predictor(model, device='cpu')
-    predictor.two_pass = True
+    predictor.max_passes = MAX_PASSES
     return predictor
 
 
@@ -116,7 +131,7 @@ def predictor():
     return whole_moves()
 
 
-def looks(predictor):
+def passes(predictor):
     """A list that gets the number of crystals of each pass from now on."""
     seen = []
     predictor.model.register_forward_hook(
@@ -125,13 +140,13 @@ def looks(predictor):
     return seen
 
 
-def plainly(predictor, crystals):
-    """With one pass each."""
-    predictor.two_pass = False
+def after(predictor, count, crystals):
+    """With that many passes at most."""
+    predictor.max_passes = count
     try:
         return predictor.relax(crystals)
     finally:
-        predictor.two_pass = True
+        predictor.max_passes = MAX_PASSES
 
 
 def far():
@@ -141,53 +156,58 @@ def far():
     return salts
 
 
-def test_far_answers_are_asked_about_again(predictor):
-    crystals = far()
-    for initial, both in zip(crystals, predictor.relax(crystals), strict=True):
-        (one,) = plainly(predictor, [initial])
-        weight = second_weight(one.deformation)
-        assert weight > 0
-        # The space group is that of the input, which the answer has to 1e-2 A only.
-        (two,) = plainly(predictor, [one.atoms])
-        said = [(r.deformation, r.displacement) for r in (one, two)]
-        deformation, displacement = add_second(*said, weight)
-        assert np.allclose(both.deformation, deformation, atol=1e-5)
-        assert np.allclose(both.displacement, displacement, atol=1e-4)
-        assert both.sigma == pytest.approx(one.sigma, rel=1e-5)  # of another batch
-        assert not np.allclose(both.deformation, one.deformation, atol=1e-4)
+@pytest.mark.parametrize('count', [2, 3])
+def test_each_pass_starts_where_the_one_before_it_led(predictor, count):
+    for initial, last in zip(far(), after(predictor, count, far()), strict=True):
+        (first,) = after(predictor, 1, [initial])
+        latest = whole = first.deformation, first.displacement
+        for _ in range(count - 1):
+            weight = next_weight(latest[0])
+            cell, positions = moved(initial.cell.array, initial.positions, whole)
+            place = Atoms(initial.numbers, positions, cell=cell, pbc=True)
+            # The space group is that of the input, which a prediction has to 1e-2 A only.
+            (said,) = after(predictor, 1, [place])
+            latest = part_of((said.deformation, said.displacement), weight)
+            whole = followed_by(whole, latest)
+        assert np.allclose(last.deformation, whole[0], atol=1e-5)
+        assert np.allclose(last.displacement, whole[1], atol=1e-4)
+        assert last.sigma == pytest.approx(first.sigma, rel=1e-5)  # of another batch
+        assert not np.allclose(last.deformation, first.deformation, atol=1e-4)
 
 
 def test_only_far_ones_go_through_the_network_again():
     predictor = Predictor(load_model('deeprelax'), device='cpu')
-    near = plainly(predictor, far())[0].atoms
-    seen = looks(predictor)
+    near = predictor.relax(far())[0].atoms
+    seen = passes(predictor)
     predictor.relax([near, *far(), near])
-    assert seen == [4, 2]
+    assert seen[:2] == [4, 2]
+    assert len(seen) <= MAX_PASSES
 
 
 def test_a_model_that_never_saw_relaxed_inputs_is_asked_once(tmp_path):
-    for n, card in ((1, {}), (2, {'second_look': True})):
-        save_model(load_model('deeprelax'), tmp_path / str(n), card)
-        predictor = Predictor(load_model(tmp_path / str(n)), device='cpu')
-        seen = looks(predictor)
+    for several, card in ((False, {}), (True, {'second_look': True})):
+        folder = tmp_path / str(several)
+        save_model(load_model('deeprelax'), folder, card)
+        predictor = Predictor(load_model(folder), device='cpu')
+        seen = passes(predictor)
         result = predictor.relax(far()[:1], on_bad='raise')[0]
-        assert second_weight(result.deformation) > 0
-        assert len(seen) == n
+        assert next_weight(result.deformation) > 0
+        assert (len(seen) > 1) is several
 
 
 def test_a_refused_answer_is_not_asked_about():
     predictor = whole_moves()
-    seen = looks(predictor)
+    seen = passes(predictor)
     predictor.model.register_forward_hook(explode)
     (result,) = predictor.relax(far()[:1])
     assert 'volume' in result.problem
     assert len(seen) == 1
 
 
-def test_a_second_answer_that_leads_too_far_is_left_out(predictor):
-    (one,) = plainly(predictor, far()[:1])
+def test_a_later_answer_that_leads_too_far_is_left_out(predictor):
+    (one,) = after(predictor, 1, far()[:1])
     other = whole_moves()
-    seen = looks(other)
+    seen = passes(other)
     other.model.register_forward_hook(lambda *_: explode(*_) if len(seen) == 2 else None)
     (result,) = other.relax(far()[:1], on_bad='raise')
     assert len(seen) == 2
@@ -195,10 +215,10 @@ def test_a_second_answer_that_leads_too_far_is_left_out(predictor):
 
 
 @pytest.mark.parametrize('problem', ['memory', 'nan'])
-def test_where_no_second_pass_is_possible_the_first_counts(predictor, problem):
-    (one,) = plainly(predictor, far()[:1])
+def test_where_no_other_pass_is_possible_those_before_count(predictor, problem):
+    (one,) = after(predictor, 1, far()[:1])
     other = whole_moves()
-    seen = looks(other)
+    seen = passes(other)
     if problem == 'memory':
         other.model.register_forward_pre_hook(lambda *_: run_out() if seen else None)
     else:
@@ -210,7 +230,7 @@ def test_where_no_second_pass_is_possible_the_first_counts(predictor, problem):
 
 def test_an_answer_whose_atoms_have_lost_sight_of_each_other_holds():
     predictor = whole_moves()
-    seen = looks(predictor)
+    seen = passes(predictor)
     predictor.model.register_forward_hook(widen)
     metal = bulk('K', 'bcc', a=4.7)
     (result,) = predictor.relax([metal], on_bad='raise')
@@ -241,7 +261,7 @@ def test_the_space_group_is_kept(predictor):
     for atoms in crystals:
         atoms.set_cell(atoms.cell.array * 0.94, scale_atoms=True)
     results = predictor.relax(crystals)
-    assert sum(bool(second_weight(r.deformation)) for r in results if r.ok) > 5
+    assert sum(bool(next_weight(r.deformation)) for r in results if r.ok) > 5
     for initial, result in zip(crystals, results, strict=True):
         if result.ok:
             group = spacegroup_number(result.atoms, symprec=1e-3)
