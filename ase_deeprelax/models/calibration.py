@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.files import write_atomically
@@ -260,9 +260,8 @@ def _as_text(pairs: frozenset[tuple[int, int]]) -> dict[str, str]:
 
 
 def _from_text(partners: Mapping[str, str]) -> frozenset[tuple[int, int]]:
-    number = chemical_symbols.index
     return frozenset(
-        (number(symbol), number(other))
+        (atomic_numbers[symbol], atomic_numbers[other])
         for symbol, others in partners.items()
         for other in others.split()
     )
