@@ -181,6 +181,7 @@ class PairData(lightning.LightningDataModule):
             excluded = read_compositions(data.exclude_formulas)
         self.train: list[Pair] = []
         self.val: list[Pair] = []
+        self.n_pairs = 0  # each counted once, whatever inputs it has
         copies: list[float] = []
         for source in data.pairs:
             # Not the tests, whose answers need not be there.
@@ -192,7 +193,9 @@ class PairData(lightning.LightningDataModule):
             train = [p for p in pairs if p.split != 'val']
             train = [p for p in train if composition(p.numbers) not in excluded]
             train = spread(train, source.limit)
-            if source.predicted_by is not None:
+            if source.predicted_by is None:
+                self.n_pairs += len(train)
+            else:
                 train = recycled(train, source.predicted_by)
             self.train += train
             copies += [source.copies] * len(train)

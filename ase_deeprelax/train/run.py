@@ -333,10 +333,13 @@ def _card(
         'range': ranges,
         'training': {
             'sources': [
-                {'file': source.path.name, 'licence': source.licence}
-                for source in (*config.data.pairs, *config.data.relaxed_structures)
+                {'file': file, 'licence': licence}
+                for file, licence in dict.fromkeys(
+                    (source.path.name, source.licence)
+                    for source in (*config.data.pairs, *config.data.relaxed_structures)
+                )
             ],
-            'pairs': len(data.train),
+            'pairs': data.n_pairs,
             'relaxed_structures': len(data.relaxed),
             'steps': trainer.global_step,
             'minutes': round(module.elapsed / 60, 1),
