@@ -49,7 +49,8 @@ def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
         try:
             frames.append((source, f'@{item.id}', item.load()))
         except Exception as error:  # noqa: BLE001 - files hold anything
-            problems.append(f'{source}@{item.id}: {error}')
+            prefix = f'{source.path.name}@'  # of an item without a name of its own
+            problems.append(f'{source}@{item.id.removeprefix(prefix)}: {error}')
     return frames
 
 

@@ -15,15 +15,50 @@ from ase_deeprelax.errors import StructureError
 CHUNK = 1 << 20
 # One entry of more characters is no structure.
 LONGEST = 1 << 26
+# The field of a record, as those of the Materials Project, that holds its structure, and
+# the fields that name the record, the first of them that is there.
+STRUCTURE = 'structure'
+NAMES = ('id', 'immutable_id', 'material_id', 'entry_id')
 
 
 def is_structure(entry: Any) -> bool:
-    """Whether a value from JSON is a structure of pymatgen."""
-    return isinstance(entry, dict) and {'lattice', 'sites'} <= set(entry)
+    """Whether a value from JSON is a structure of pymatgen, or a record that holds one."""
+    return _structure_in(entry) is not None
+
+
+def _structure_in(entry: Any) -> dict[str, Any] | None:
+    """The dictionary of a structure: the entry itself, or its field ``structure``."""
+    for found in (entry, entry.get(STRUCTURE)) if isinstance(entry, dict) else ():
+        if isinstance(found, dict) and {'lattice', 'sites'} <= set(found):
+            return found
+    return None
+
+
+def name_of(entry: Any) -> str | None:
+    """The name of a record, or None where it has none.
+
+    >>> name_of({'material_id': 'mp-149', 'structure': {}}), name_of({'lattice': {}})
+    ('mp-149', None)
+    """
+    if not isinstance(entry, dict) or STRUCTURE not in entry:
+        return None
+    found = (entry[name] for name in NAMES if name in entry)
+    return next((str(name) for name in found if isinstance(name, str | int)), None)
 
 
 def of_pymatgen(entry: Any) -> Atoms:
-    """Atoms of a structure of pymatgen, given as a dictionary or as its JSON text.
+    """Atoms of a structure of pymatgen.
+
+    Parameters
+    ----------
+    entry : dict or str
+        The structure as a dictionary, a record with the field ``structure``, or the JSON
+        text of one of both.
+
+    Returns
+    -------
+    ase.Atoms
+        The name of a record is in ``info['id']``.
 
     Raises
     ------
@@ -33,18 +68,27 @@ def of_pymatgen(entry: Any) -> Atoms:
     from pymatgen.core import Structure
 
     try:
-        structure = Structure.from_dict(
-            json.loads(entry) if isinstance(entry, str) else entry
-        )
+        value = json.loads(entry) if isinstance(entry, str) else entry
+        found = _structure_in(value)
+        structure = None if found is None else Structure.from_dict(found)
     except Exception as error:
         raise StructureError(
             f'no structure of pymatgen ({type(error).__name__}: {error})'
         ) from error
-    return as_atoms(structure)
+    if structure is None:
+        there = ', '.join(list(value)[:8]) if isinstance(value, dict) else repr(value)[:40]
+        raise StructureError(
+            'no structure of pymatgen: neither lattice and sites, nor a structure with '
+            f'them; there is: {there}'
+        )
+    atoms = as_atoms(structure)
+    if (name := name_of(value)) is not None:
+        atoms.info.setdefault('id', name)
+    return atoms
 
 
 def holds_structures(path: Path) -> bool:
-    """Whether a JSON file is a list, or a dictionary, of structures of pymatgen."""
+    """Whether a JSON file is a list, or a dictionary, of what `is_structure` means."""
     try:
         _, entry = next(read_entries(path))
     except (ValueError, StopIteration):

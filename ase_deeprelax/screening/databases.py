@@ -13,15 +13,13 @@ from ase import Atoms
 from ase.db import connect
 from ase.io.jsonio import decode
 
-from ase_deeprelax.data.pymatgen_json import of_pymatgen
+from ase_deeprelax.data.pymatgen_json import NAMES, of_pymatgen
 from ase_deeprelax.data.structure_files import atoms_of_row
 from ase_deeprelax.errors import MissingDependencyError, StructureError
 from ase_deeprelax.screening.items import Item, OneFormat, parsed
 
 # Rows of a parquet file that are held at a time.
 ROWS = 1000
-# Columns that name a structure, the first of them that is there.
-NAMES = ('id', 'immutable_id', 'material_id')
 # Columns of large public tables of structures.
 LEMAT = ('lattice_vectors', 'species_at_sites', 'cartesian_site_positions')
 

@@ -169,6 +169,21 @@ def test_structures_of_pymatgen_folders_patterns_and_standard_input(relaxed, tmp
     assert (tmp_path / 'out/stdin.cif').exists()
 
 
+def test_records_of_the_materials_project_are_read_one_or_many(relaxed, tmp_path):
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    record = {
+        'material_id': 'mp-22862',
+        'structure': AseAtomsAdaptor.get_structure(salt()).as_dict(),
+    }
+    (tmp_path / 'one.json').write_text(json.dumps(record))
+    (tmp_path / 'bad.jsonl').write_text(json.dumps(record) + '\n{"lattice": 3}\n')
+    _, out = relaxed(tmp_path / 'one.json', out='one.extxyz')
+    assert read(out).info['id'] == 'mp-22862'
+    result, _ = relaxed(tmp_path / 'bad.jsonl', code=1)
+    assert f'{tmp_path / "bad.jsonl"}@1: no structure' in result.stderr
+
+
 def test_outputs_of_many_inputs_never_collide(relaxed, tmp_path):
     write(tmp_path / 'a.cif', salt())
     write(tmp_path / 'a.vasp', salt())

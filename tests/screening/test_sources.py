@@ -304,3 +304,34 @@ def test_structures_of_pymatgen_keep_what_atoms_can_hold(tmp_path):
     (tmp_path / 'one.json').write_text(json.dumps([structure.as_dict()]))
     [item] = open_source(tmp_path / 'one.json').items()
     assert item.load().arrays['tag'].tolist() == [1, 2]
+
+
+def records(atoms):
+    """Records as the Materials Project gives them."""
+    return [
+        {
+            'material_id': f'mp-{k}',
+            'structure': AseAtomsAdaptor.get_structure(one).as_dict(),
+            'band_gap': 0.1,
+        }
+        for k, one in enumerate(atoms)
+    ]
+
+
+def test_records_of_the_materials_project_keep_their_names(tmp_path, atoms):
+    found = records(atoms[:3])
+    (tmp_path / 'docs.json').write_text(json.dumps(found))
+    (tmp_path / 'docs.jsonl').write_text('\n'.join(map(json.dumps, found)))
+    for name in ('docs.json', 'docs.jsonl'):
+        items = list(open_source(tmp_path / name).items())
+        assert [item.id for item in items] == ['mp-0', 'mp-1', 'mp-2']
+        for item, one in zip(items, atoms[:3], strict=True):
+            assert sorted(item.load().numbers) == sorted(one.numbers)
+            assert item.load().info['id'] == item.id
+
+
+def test_a_record_without_a_structure_says_what_it_holds(tmp_path):
+    (tmp_path / 'docs.jsonl').write_text('{"material_id": "mp-1", "volume": 40.1}\n')
+    [item] = open_source(tmp_path / 'docs.jsonl').items()
+    with pytest.raises(StructureError, match='there is: material_id, volume'):
+        item.load()
