@@ -46,11 +46,12 @@ def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
         raise StructureError('frames of archives and tables cannot be chosen')
     frames = []
     for item in open_source(source.path).items():
+        # An item without a name of its own has that of the file and a number.
+        frame = f'@{item.id.removeprefix(f"{source.path.name}@")}'
         try:
-            frames.append((source, f'@{item.id}', item.load()))
+            frames.append((source, frame, item.load()))
         except Exception as error:  # noqa: BLE001 - files hold anything
-            prefix = f'{source.path.name}@'  # of an item without a name of its own
-            problems.append(f'{source}@{item.id.removeprefix(prefix)}: {error}')
+            problems.append(f'{source}{frame}: {error}')
     return frames
 
 

@@ -17,7 +17,6 @@ from ase_deeprelax.cli.app import (
     provenance,
     write_json,
 )
-from ase_deeprelax.cli.outputs import is_file
 
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
@@ -75,7 +74,9 @@ def results(
     html_file: Annotated[
         Path | None,
         typer.Option(
-            '--html', help='Write a page: distributions, uncertain ones, quarantine.'
+            '--html',
+            help='Write a page on all predictions, or those of --where: distributions, '
+            'uncertain ones, quarantine.',
         ),
     ] = None,
     device: DeviceOption = 'auto',
@@ -86,13 +87,14 @@ def results(
     1 where one did not converge; the structure is then the last one.
     """
     from ase_deeprelax.screening import Results
+    from ase_deeprelax.screening.export import is_one_file
 
     if export is None and (form is not None or refine is not None):
         raise typer.BadParameter('--format and --refine need --export')
     if quarantined and export is not None:
         raise typer.BadParameter('quarantined structures have no relaxed one to export')
     need_pages(html_file)
-    one_file = export is not None and is_file(export)
+    one_file = export is not None and is_one_file(export, form)
     check_outputs(json_file, html_file, export if one_file else None)
     found = Results(out)
     if quarantined and sort == 'sigma':
@@ -120,7 +122,9 @@ def results(
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
 
-        write_screen_page(html_file, found, provenance=provenance(ctx))
+        write_screen_page(
+            html_file, found, where=where or [], provenance=provenance(ctx)
+        )
         typer.echo(f'wrote {html_file}', err=True)
     for problem in problems:
         typer.echo(f'not converged: {problem}', err=True)

@@ -25,7 +25,11 @@ TURNED = 12
 
 
 def write_screen_page(
-    path: str | Path, results: Results, *, provenance: Sequence[str] = ()
+    path: str | Path,
+    results: Results,
+    *,
+    where: Sequence[str] = (),
+    provenance: Sequence[str] = (),
 ) -> Path:
     """Write a page on a screen, in one HTML file that needs no network.
 
@@ -35,6 +39,9 @@ def write_screen_page(
         Overwritten; its folder is made.
     results : Results
         Of a screen that has a pack at least.
+    where : list of str
+        Conditions of `Results.table`: the page is on these structures alone, and leaves out
+        what was quarantined. Default: on all.
     provenance : list of str
         How the page was made, such as the command; default nothing.
 
@@ -45,29 +52,31 @@ def write_screen_page(
     Raises
     ------
     ConfigError
-        There is no pack yet.
+        There is no pack yet, or a condition means no column.
     MissingDependencyError
         matplotlib is not there.
     """
     known = [name for name in COLUMNS if name in results.columns]
-    table = results.table(columns=known)
+    table = results.table(where, columns=known)
     columns = {name: table[name].to_numpy() for name in known}
-    scenes, worst = _worst(results)
-    where = places(scenes)
+    scenes, worst = _worst(results, where)
+    viewed = places(scenes)
     shown = relaxation_table(
-        ((link(id, where), row) for id, row in worst.items()),
+        ((link(id, viewed), row) for id, row in worst.items()),
         'The most uncertain structures, the largest sigma first',
     )
     parts = distributions_section(columns)
     parts += [Section('Most uncertain', [], [shown])] if worst else []
-    reasons = results.quarantine()
+    reasons = {} if where else results.quarantine()
     if reasons:
         lines = [[reason, f'{n:,}'] for reason, n in reasons.items()]
         left_out = Table(['reason', 'structures'], lines, (0,), 'Quarantine by reason')
         parts.append(Section('Quarantine', ['Numbers in reasons stand as #.'], [left_out]))
     about = [*_source(results), *models_of(worst.values()), *provenance]
+    if where:
+        about.insert(0, f'Only the structures with {" and ".join(where)}.')
     title = f'Screen {results.store.out.name}'
-    first = [headline(columns, results.n_quarantined)]
+    first = [headline(columns, 0 if where else results.n_quarantined)]
     return write_page(path, title, about, scenes, parts, first=first)
 
 
@@ -80,10 +89,12 @@ def _source(results: Results) -> list[str]:
     return [f'{line}.' if done == n else f'{line}, {done:,} of them done.']
 
 
-def _worst(results: Results) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def _worst(
+    results: Results, where: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The most uncertain structures for the viewer, and their rows by id."""
     scenes, rows = [], {}
-    table = results.table(sort='sigma', descending=True, limit=TURNED)
+    table = results.table(where, sort='sigma', descending=True, limit=TURNED)
     for row, atoms in results.structures(table):
         before = results.initial(row['position'], atoms)
         scenes.append(relaxed_scene(row['id'], before, atoms))

@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from ase.db import connect
 from ase.io import write
+from ase.io.formats import ioformats
 
 from ase_deeprelax import keys
 from ase_deeprelax.data.structure_files import (
@@ -20,6 +22,7 @@ from ase_deeprelax.data.structure_files import (
     find_format,
     writable,
 )
+from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.screening.results import Results
 
 # Where the id of a structure stands in its info.
@@ -39,7 +42,8 @@ def export(
         Ids and structures, for example of `chosen`.
     path : str or Path
         A database (``.db``, ``.json``); an extxyz file; or a folder, for one file per
-        structure.
+        structure. With a format whose files hold one structure it is a folder, whatever
+        it is called.
     form : str, optional
         Format of the files in a folder, as ``ase.io`` names it: ``vasp`` and ``aims``
         are inputs of DFT. Default 'cif'.
@@ -52,18 +56,34 @@ def export(
     Raises
     ------
     ConfigError
-        No such format can be written.
+        No such format can be written, or a file of it cannot hold so many.
     """
     path = Path(path)
     found = (_named(id, atoms) for id, atoms in named)
-    if not path.suffix or path.is_dir():
+    if not is_one_file(path, form):
         return _to_folder(path, found, find_format(path / 'x.cif', form or 'cif'))
     form = find_format(path, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replaced(path) as part:
         if form in DATABASES:
             return _to_database(part, found, form)
+        if ioformats[form].single:
+            found = _only_one(found, path, form)
         return _to_file(part, found, form)
+
+
+def is_one_file(path: Path, form: str | None = None) -> bool:
+    """Whether all structures go into one file, not each into one of a folder.
+
+    They do not where ``path`` is a folder or has no suffix, and where a file of the format
+    that is asked for holds a single structure.
+
+    >>> is_one_file(Path('best.extxyz')), is_one_file(Path('best-v1.2'), 'vasp')
+    (True, False)
+    """
+    if not path.suffix or path.is_dir():
+        return False
+    return form is None or not ioformats[find_format(path, form)].single
 
 
 def chosen(results: Results, table: Any) -> Iterator[tuple[str, Atoms]]:
@@ -87,6 +107,16 @@ def file_name(id: str) -> str:
 def _named(id: str, atoms: Atoms) -> Atoms:
     atoms.info[ID] = id
     return atoms
+
+
+def _only_one(found: Iterable[Atoms], path: Path, form: str) -> list[Atoms]:
+    structures = list(islice(found, 2))
+    if len(structures) > 1:
+        raise ConfigError(
+            f'{path}: a file of the format {form} holds one structure; name a folder and '
+            f"give the format {form!r}, or choose '.extxyz' or '.db'"
+        )
+    return structures
 
 
 def _to_database(path: Path, found: Iterable[Atoms], form: str) -> int:

@@ -174,7 +174,8 @@ class Results:
         """The unrelaxed structure of a row, made from its relaxed one."""
         rows = self._rows([position], ['initial_cell', 'initial_positions']).to_pylist()
         before = atoms.copy()
-        before.set_cell([rows[0]['initial_cell'][k : k + 3] for k in (0, 3, 6)])
+        cell = [rows[0]['initial_cell'][k : k + 3] for k in (0, 3, 6)]
+        before.set_cell(cell, apply_constraint=False)
         found = rows[0]['initial_positions']
         places = [found[k : k + 3] for k in range(0, len(found), 3)]
         before.set_positions(places, apply_constraint=False)

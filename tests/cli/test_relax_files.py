@@ -181,6 +181,7 @@ def test_records_of_the_materials_project_are_read_one_or_many(relaxed, tmp_path
     _, out = relaxed(tmp_path / 'one.json', out='one.extxyz')
     assert read(out).info['id'] == 'mp-22862'
     result, _ = relaxed(tmp_path / 'bad.jsonl', code=1)
+    assert 'bad.jsonl@mp-22862 ' in result.stdout
     assert f'{tmp_path / "bad.jsonl"}@1: no structure' in result.stderr
 
 

@@ -100,6 +100,18 @@ def test_structures_are_exported(out, tmp_path):
     assert not list(tmp_path.glob('**/.*'))
 
 
+def test_a_folder_may_have_a_dot_in_its_name(out, tmp_path):
+    found = Results(out)
+    table = found.table(limit=3)
+    assert export(chosen(found, table), tmp_path / 'dft.v1', 'vasp') == 3
+    assert len(list((tmp_path / 'dft.v1').glob('*.vasp'))) == 3
+    with pytest.raises(ConfigError, match='format vasp holds one structure'):
+        export(chosen(found, table), tmp_path / 'best.vasp')
+    one = found.table(limit=1)
+    assert export(chosen(found, one), tmp_path / 'best.vasp') == 1
+    assert len(read(tmp_path / 'best.vasp')) == one['n_atoms'][0].as_py()
+
+
 def test_command_shows_exports_and_draws(out, tmp_path):
     shown = run('results', out)
     assert shown.exit_code == 0, shown.output
@@ -129,6 +141,24 @@ def test_command_shows_exports_and_draws(out, tmp_path):
     worst = Results(out).table(sort='sigma', descending=True)['id'][0].as_py()
     assert f'"name":"{worst}"' in text
     assert text.count('"deformation"') == 12
+
+
+def test_a_page_is_on_the_chosen_rows(out, tmp_path):
+    table = Results(out).table(sort='sigma')
+    limit = table['sigma'][20].as_py()
+    page = tmp_path / 'page.html'
+    shown = run('results', out, '--where', f'sigma < {limit}', '--html', page)
+    assert shown.exit_code == 0, shown.output
+    text = page.read_text()
+    top = text[: text.index('<main>')]
+    assert '20 structures relaxed' in top
+    assert f'Only the structures with sigma &lt; {limit}' in top
+    assert 'Quarantine by reason' not in text
+    assert f'"name":"{table["id"][19].as_py()}"' in text
+    assert f'"name":"{table["id"][20].as_py()}"' not in text
+    shown = run('results', out, '--where', 'sigma < 0', '--html', page)
+    assert shown.exit_code == 0, shown.output
+    assert '0 structures relaxed' in page.read_text()
 
 
 def test_an_unfinished_screen_can_be_looked_at(out, tmp_path, tiny_model, crystals):
