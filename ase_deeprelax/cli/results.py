@@ -122,9 +122,7 @@ def results(
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
 
-        write_screen_page(
-            html_file, found, where=where or [], provenance=provenance(ctx)
-        )
+        write_screen_page(html_file, found, where=where or [], provenance=provenance(ctx))
         typer.echo(f'wrote {html_file}', err=True)
     for problem in problems:
         typer.echo(f'not converged: {problem}', err=True)

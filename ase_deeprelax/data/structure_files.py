@@ -26,6 +26,7 @@ from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
 
 from ase_deeprelax import keys
+from ase_deeprelax.data.cif_sites import merge_rounded
 from ase_deeprelax.data.json_lines import LARGEST_RATIO, LOOKED_AT
 from ase_deeprelax.data.pymatgen_json import (
     holds_structures,
@@ -149,11 +150,17 @@ def read_source(source: Source, form: str | None = None) -> list[Atoms]:
         raise
     # Each of ASE's many readers has its own idea of what to raise.
     except Exception as error:
-        reason = f'{type(error).__name__}: {error}'.rstrip(': ')
-        raise StructureError(f'cannot be read ({reason})') from error
+        raise StructureError(f'cannot be read ({_reason(error)})') from error
     if not atoms:
         raise StructureError('holds no structure')
     return atoms
+
+
+def _reason(error: Exception) -> str:
+    """What a reader of ASE complained of."""
+    if isinstance(error, KeyError) and re.fullmatch(r"'[A-Z][a-z]?'", str(error)):
+        return f'{error} is no element'
+    return f'{type(error).__name__}: {error}'.rstrip(': ')
 
 
 def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
@@ -183,7 +190,8 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
         if index == ':':
             raise
         raise StructureError(f'holds no structure {index}') from None
-    return frames if isinstance(frames, list) else [frames]
+    frames = frames if isinstance(frames, list) else [frames]
+    return [merge_rounded(atoms) for atoms in frames] if form == 'cif' else frames
 
 
 def _check_expansion(path: Path) -> None:
