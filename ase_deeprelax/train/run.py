@@ -18,6 +18,7 @@ A run, from top to bottom:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,6 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
-    TQDMProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -45,6 +45,7 @@ from ase_deeprelax.predict.structure_checks import volume_ratio
 from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule
+from ase_deeprelax.train.progress import progress_callback, without_idle_remarks
 from ase_deeprelax.train.sigterm import StopOnSigterm
 
 PRECISION: dict[str, Any] = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
@@ -74,7 +75,8 @@ def train(
     start : str or path, optional
         Model to start the weights from (transfer learning).
     progress : bool
-        Show a progress bar.
+        Show a progress bar; where standard error is no terminal, a line for each
+        validation. Default True.
 
     Returns
     -------
@@ -95,22 +97,32 @@ def train(
     else:
         _check_checkpoint(resume)
     check_writable(output / 'model' / CONFIG)
-    with _fast_arithmetic(config.optimize.threads):
+    with _fast_arithmetic(config.optimize.threads), without_idle_remarks():
         return _train(config_path, config, resume, start, progress)
 
 
 def _check_new(output: Path) -> None:
     """Refuse to replace another training."""
-    for name in ('last.ckpt', f'model/{CONFIG}'):
-        if (output / name).exists():
-            raise ConfigError(
-                f'{output} holds a training already ({name}); go on with it '
-                f'(--resume {output / "last.ckpt"}), choose another name, or delete it'
-            )
+    last, model = output / 'last.ckpt', output / 'model'
+    if last.exists():
+        raise ConfigError(
+            f'{output} holds a training already; go on with it (--resume {last}), choose '
+            'another name (--set name=...), or delete it'
+        )
+    if (model / CONFIG).exists():
+        raise ConfigError(
+            f'{output} holds a finished training; choose another name (--set name=...), '
+            f'with its weights as a start (--from {model}) if you wish, or delete it'
+        )
 
 
 def _check_checkpoint(path: str | Path) -> None:
     """Refuse what is no checkpoint, or holds code, before anything else is done."""
+    if not Path(path).is_file():
+        raise ConfigError(
+            f'{path}: there is no such file; a training writes its last.ckpt every '
+            'optimize.val_every_steps steps, and on SIGTERM'
+        )
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
         missing = {'state_dict', 'loops', 'elapsed'} - set(content)
@@ -182,7 +194,7 @@ def _train(
             CSVLogger(output, name='csv'),
             TensorBoardLogger(output, name='tensorboard'),
         ],
-        enable_progress_bar=progress,
+        enable_progress_bar=progress and sys.stderr.isatty(),
         enable_model_summary=False,
         default_root_dir=output,
     )
@@ -283,7 +295,7 @@ def _callbacks(
         ),
     ]
     if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=20))
+        callbacks.append(progress_callback())
     if validates:
         callbacks.append(
             ModelCheckpoint(

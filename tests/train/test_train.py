@@ -216,6 +216,21 @@ def test_no_training_is_replaced_in_silence(config):
     with pytest.raises(ConfigError, match=r'holds a training already.*--resume'):
         train(config, overrides=short, progress=False)
     assert (folder / 'model.safetensors').read_bytes() == before
+    (folder.parent / 'last.ckpt').unlink()
+    with pytest.raises(ConfigError, match=r'holds a finished training.*--from'):
+        train(config, overrides=short, progress=False)
+    with pytest.raises(ConfigError, match=r'last\.ckpt: there is no such file'):
+        train(config, overrides=short, resume=folder.parent / 'last.ckpt')
+
+
+def test_a_log_file_gets_a_line_per_validation_and_no_idle_remarks(config, capfd):
+    short = ['optimize.max_steps=4', 'optimize.val_every_steps=2']
+    train(config, overrides=short)
+    said = capfd.readouterr()
+    first, second = said.err.splitlines()
+    assert first.startswith('step 2, 0.0 min: validation error of coordinates 0.')
+    assert second.startswith('step 4, ')
+    assert not said.out
 
 
 class Bomb:
