@@ -44,8 +44,8 @@ class LinePerValidation(lightning.Callback):
             for name in ('coord', 'lattice')
         )
         sys.stderr.write(
-            f'step {trainer.global_step:,}, {pl_module.elapsed / 60:.1f} min: validation '
-            f'error of coordinates {coordinates:.4f} A, of lattice vectors {lattice:.4f} A\n'
+            f'step {trainer.global_step:,}, {pl_module.elapsed / 60:.1f} min: error of '
+            f'coordinates {coordinates:.4f} A, of lattice vectors {lattice:.4f} A\n'
         )
         sys.stderr.flush()
 

@@ -228,7 +228,7 @@ def test_a_log_file_gets_a_line_per_validation_and_no_idle_remarks(config, capfd
     train(config, overrides=short)
     said = capfd.readouterr()
     first, second = said.err.splitlines()
-    assert first.startswith('step 2, 0.0 min: validation error of coordinates 0.')
+    assert first.startswith('step 2, 0.0 min: error of coordinates 0.')
     assert second.startswith('step 4, ')
     assert not said.out
 
