@@ -83,6 +83,8 @@ class Refiner:
         )
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeepRelaxWarning)  # the records tell
+            # Of rounding in ASE's filter, which is far below any step.
+            warnings.filterwarnings('ignore', 'logm result may be inaccurate')
             try:
                 optimizer.run(fmax=self.fmax)
             except DeepRelaxError as error:
