@@ -41,7 +41,10 @@ def create_model(architecture: str, **hyperparameters: Any) -> RelaxationModel:
     """
     if architecture not in ARCHITECTURES:
         known = ', '.join(sorted(ARCHITECTURES))
-        raise ModelError(f'unknown architecture {architecture!r}; known are: {known}')
+        raise ModelError(
+            f'unknown architecture {architecture!r}; known are: {known}; make one of your '
+            f'own known by ase_deeprelax.models.ARCHITECTURES[{architecture!r}] = ITS_CLASS'
+        )
     try:
         model = ARCHITECTURES[architecture](**hyperparameters)
     except (TypeError, ValueError) as error:

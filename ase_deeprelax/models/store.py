@@ -71,7 +71,8 @@ def save_model(
     Raises
     ------
     ModelError
-        An entry of the card is not of its kind.
+        An entry of the card is not of its kind; or the model has no architecture by which
+        `load_model` could make it again, see `create_model`.
 
     Examples
     --------
@@ -80,6 +81,13 @@ def save_model(
     >>> config = save_model(model, 'my-model', {'elements': [8, 22]})  # doctest: +SKIP
     """
     folder = Path(folder)
+    if not model.architecture:
+        name = type(model).__name__
+        raise ModelError(
+            f'{name} has no architecture by which it could be loaded again; write '
+            f"ase_deeprelax.models.ARCHITECTURES['{name.lower()}'] = {name}, and make the "
+            f"model by create_model('{name.lower()}', ...)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(card, dict):
         card = ModelCard.from_dict(card)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ase_deeprelax.data.graph import CrystalGraph
-from ase_deeprelax.errors import DeviceError
+from ase_deeprelax.errors import DeviceError, ModelError
 from ase_deeprelax.models.base import (
     ModelOutput,
     RelaxationModel,
@@ -93,6 +93,11 @@ def run_model(
     seconds : dict
         Wall time of 'network' and 'solver'.
 
+    Raises
+    ------
+    ModelError
+        The model returned something else than a `ModelOutput` for this batch.
+
     Examples
     --------
     >>> from ase.build import bulk
@@ -109,6 +114,7 @@ def run_model(
     device, n_graphs = batch.pos.device, batch.n_graphs
     start = perf_counter()
     prediction = model(batch)
+    _check_output(model, batch, prediction)
     finite = _make_finite(batch, prediction)
     middle = _now(device)
     solution = _solve(batch, prediction)
@@ -141,6 +147,26 @@ def run_model(
     outputs = [StructureOutput(*values) for values in fields]
     seconds = {'network': middle - start, 'solver': perf_counter() - middle}
     return outputs, seconds
+
+
+def _check_output(model: RelaxationModel, batch: CrystalGraph, output: Any) -> None:
+    """Refuse what is no answer to a batch, before numbers are taken from it."""
+    who = f'the model {type(model).__name__}'
+    if not isinstance(output, ModelOutput):
+        raise ModelError(f'{who} returned {type(output).__name__}, not ModelOutput')
+    n_bonds = len(output.bond_index)
+    for name, shape in (
+        ('deformation', (batch.n_graphs, 3, 3)),
+        ('displacement', tuple(batch.pos.shape)),
+        ('distance', (n_bonds,)),
+        ('log_b', (n_bonds,)),
+    ):
+        found = tuple(getattr(output, name).shape)
+        if found != shape:
+            raise ModelError(
+                f'{who} returned {name} of shape {found}; for {batch.n_graphs} graphs of '
+                f'{len(batch.pos)} atoms and {n_bonds} bonds it must be {shape}'
+            )
 
 
 def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:

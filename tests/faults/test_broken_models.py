@@ -9,7 +9,12 @@ import torch
 from ase.calculators.emt import EMT
 
 from ase_deeprelax import keys
-from ase_deeprelax.errors import DeepRelaxWarning, DeviceError, PredictionError
+from ase_deeprelax.errors import (
+    DeepRelaxWarning,
+    DeviceError,
+    ModelError,
+    PredictionError,
+)
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.predict import relax
@@ -67,6 +72,19 @@ def test_model_is_broken_with_calculator(item):
         assert optimizer.run(fmax=0.05) is True
     ElasticBFGS(plain, logfile=None).run(fmax=0.05)
     assert np.array_equal(atoms.positions, plain.positions)
+
+
+def test_an_output_of_another_form_is_named():
+    def cut(output):
+        output.displacement = output.displacement[:-1]
+
+    atoms = crystal()
+    with pytest.raises(ModelError, match=r'displacement of shape .* must be \(\d+, 3\)'):
+        relax(atoms, model=model_that(cut))
+    model = model_that(nan)
+    model.forward = lambda graph: {'displacement': graph.pos}
+    with pytest.raises(ModelError, match='returned dict, not ModelOutput'):
+        relax(atoms, model=model)
 
 
 def test_32_small_contradictions_are_told():

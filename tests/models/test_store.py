@@ -12,6 +12,7 @@ from ase_deeprelax import files
 from ase_deeprelax.errors import DeepRelaxWarning, ModelError
 from ase_deeprelax.models import create_model, store
 from ase_deeprelax.models.card import ModelCard
+from ase_deeprelax.models.painn import PaiNN
 from ase_deeprelax.models.store import (
     answers_hash,
     available_models,
@@ -34,6 +35,12 @@ def original(tmp_path_factory):
 @pytest.fixture
 def folder(original, tmp_path):
     return shutil.copytree(original[1], tmp_path / 'small')
+
+
+def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    with pytest.raises(ModelError, match=r"ARCHITECTURES\['painn'\] = PaiNN"):
+        save_model(PaiNN(hidden=16), tmp_path / 'mine', {})
+    assert not (tmp_path / 'mine').exists()
 
 
 def edit(folder, *, sign=True, **changes):
