@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from ase_deeprelax.cli.app import (
-    PAIR_SUFFIXES,
     CellOption,
     ModelOption,
     check_outputs,
@@ -132,12 +131,12 @@ def _kinds(result: Any) -> Iterator[str]:
 def _structures(files: list[str]) -> list[tuple[str, Any]]:
     """``(id, structure or pair)`` of all files; ids say file and frame."""
     from ase_deeprelax.cli.frames import read_frames
-    from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.data.pairs import holds_pairs, read_pairs
     from ase_deeprelax.data.structure_files import find_sources
 
     found: list[tuple[str, Any]] = []
     for file in files:
-        if Path(file).is_dir() or file.endswith(PAIR_SUFFIXES):
+        if holds_pairs(file):
             found += [(pair.id, pair) for pair in read_pairs(file)]
             continue
         frames, problems = read_frames(find_sources([file]))

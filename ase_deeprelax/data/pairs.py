@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +17,18 @@ from ase.io import iread
 
 from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair, check_halves, make_pair
-from ase_deeprelax.data.published_layouts import read_layout
+from ase_deeprelax.data.published_layouts import is_layout, read_layout
 from ase_deeprelax.errors import PairFileError
 
-__all__ = ['Pair', 'make_pair', 'pair_record', 'read_pairs', 'spread', 'write_pairs']
+__all__ = [
+    'Pair',
+    'holds_pairs',
+    'make_pair',
+    'pair_record',
+    'read_pairs',
+    'spread',
+    'write_pairs',
+]
 
 Item = TypeVar('Item')
 
@@ -224,6 +233,31 @@ def _from_record(record: dict[str, Any], where: str) -> Pair:
         in_one_box = make_pair(pair.id, pair.unrelaxed, pair.relaxed)
         pair = replace(pair, cell1=in_one_box.cell1, frac1=in_one_box.frac1)
     return pair
+
+
+def holds_pairs(path: str | Path) -> bool:
+    """Whether a folder, or a file of JSON lines, is one of pairs and not of structures.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    bool
+        False for all other files.
+
+    Raises
+    ------
+    PairFileError
+        A file of JSON lines is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _has_frames(path) or is_layout(path)
+    if not path.name.endswith(('.jsonl', '.jsonl.gz')):
+        return False
+    return any('cell0' in record for _, record in islice(read_json_lines(path), 1))
 
 
 def _has_frames(folder: Path) -> bool:

@@ -79,7 +79,7 @@ def read_layout(folder: Path, splits: Collection[str] | None = None) -> list[Pai
     >>> pairs = read_layout(Path('cifs_xmno'), ('test',))  # doctest: +SKIP
     """
     lists = _lists(folder)
-    databases = [folder / name for name in DATABASES]
+    databases = _databases(folder)
     places = [place for place in (folder / 'CIF', folder / 'cif') if place.is_dir()]
     from_databases = not places and all(path.exists() for path in databases)
     if not lists and not from_databases:
@@ -101,6 +101,15 @@ def read_layout(folder: Path, splits: Collection[str] | None = None) -> list[Pai
     work = zip(entries, paths, strict=True)
     pairs = Parallel(n_jobs=n_jobs)(delayed(_read_pair)(*item) for item in work)
     return with_kinds(pairs, folder.resolve().name)
+
+
+def is_layout(folder: Path) -> bool:
+    """Whether a folder is in one of the published layouts, see `read_layout`."""
+    return bool(_lists(folder)) or all(path.exists() for path in _databases(folder))
+
+
+def _databases(folder: Path) -> list[Path]:
+    return [folder / name for name in DATABASES]
 
 
 def _lists(folder: Path) -> dict[str, Path]:

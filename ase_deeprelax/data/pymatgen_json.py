@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,13 +93,18 @@ def holds_structures(path: Path) -> bool:
     """Whether a JSON file is a list, or a dictionary, of what `is_structure` means."""
     try:
         _, entry = next(read_entries(path))
-    except (ValueError, StopIteration):
+    except (ValueError, StopIteration, OSError, EOFError, zlib.error):
         return False
     return is_structure(entry)
 
 
 def read_entries(path: Path) -> Iterator[tuple[str | None, Any]]:
     """The entries of a JSON file that is a list or a dictionary, one after the other.
+
+    Parameters
+    ----------
+    path : Path
+        ``.gz`` is unzipped.
 
     Yields
     ------
@@ -110,7 +117,8 @@ def read_entries(path: Path) -> Iterator[tuple[str | None, Any]]:
     ValueError
         What follows is no JSON.
     """
-    with path.open(encoding='utf-8') as file:
+    opener = gzip.open if path.suffix.lower() == '.gz' else open
+    with opener(path, 'rt', encoding='utf-8') as file:
         text = _Text(file)
         opening = text.sign()
         if opening not in ('[', '{'):

@@ -160,6 +160,11 @@ def _reason(error: Exception) -> str:
     """What a reader of ASE complained of."""
     if isinstance(error, KeyError) and re.fullmatch(r"'[A-Z][a-z]?'", str(error)):
         return f'{error} is no element'
+    if isinstance(error, UnknownFileTypeError) and 'JSON' in str(error):
+        return (
+            'neither a database of ASE, nor structures of pymatgen: one, a list or a '
+            'dictionary of them, or of records with a field structure'
+        )
     return f'{type(error).__name__}: {error}'.rstrip(': ')
 
 
@@ -176,7 +181,7 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
         _check_expansion(path)
         named = path.with_suffix('')
     form = form or FORMATS.get(named.suffix.lower())
-    if form == 'json' and named == path:
+    if form == 'json' and path.suffix.lower() in ('.gz', named.suffix.lower()):
         found = _pymatgen(path)
         if found is not None:
             return _chosen(found, index)
@@ -252,7 +257,9 @@ def _pymatgen(path: Path) -> list[Atoms] | None:
     if holds_structures(path):
         entries = [entry for _, entry in read_entries(path)]
     else:
-        entries = [json.loads(path.read_bytes())]
+        opener = gzip.open if path.suffix.lower() == '.gz' else open
+        with opener(path, 'rb') as file:
+            entries = [json.loads(file.read())]
     if not all(map(is_structure, entries)):
         return None
     return [of_pymatgen(entry) for entry in entries]

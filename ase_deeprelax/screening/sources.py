@@ -169,7 +169,8 @@ def _below(file: Path, path: Path) -> str:
 
 def _one(path: Path, prefix: str) -> Source:
     kind = _kind(path.name)
-    if kind is None and path.suffix.lower() == '.json' and holds_structures(path):
+    is_json = path.name.lower().endswith(('.json', '.json.gz'))
+    if kind is None and is_json and holds_structures(path):
         kind = JsonFile
     return (kind or AnyFile)(path, prefix)
 

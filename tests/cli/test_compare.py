@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from ase.build import bulk, mx2
 from ase.io import write
+from pymatgen.core import Structure
 from typer.testing import CliRunner
 
 from ase_deeprelax.cli import app
+from ase_deeprelax.cli.compare import _structures
 
 
 @pytest.fixture
@@ -52,6 +54,20 @@ def test_an_archive_is_compared_structure_by_structure(structures, tmp_path, tin
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / 'out.json').read_text())['structures']
     assert [row['id'] for row in rows] == [f'{archive}@NaCl.cif', f'{archive}@MgO.cif']
+
+
+def test_a_folder_and_json_lines_of_structures_are_no_pairs(structures, tmp_path):
+    lines = tmp_path / 'docs.jsonl'
+    records = [
+        {'material_id': name, 'structure': Structure.from_file(file).as_dict()}
+        for name, file in zip(('mp-1', 'mp-2'), structures, strict=True)
+    ]
+    lines.write_text('\n'.join(map(json.dumps, records)))
+    found = _structures([str(lines)])
+    assert [id for id, _ in found] == [f'{lines}@mp-1', f'{lines}@mp-2']
+    lines.unlink()
+    found = _structures([str(tmp_path)])
+    assert sorted(id for id, _ in found) == sorted(structures)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -177,6 +177,13 @@ def test_records_of_the_materials_project_are_read_one_or_many(relaxed, tmp_path
         'structure': AseAtomsAdaptor.get_structure(salt()).as_dict(),
     }
     (tmp_path / 'one.json').write_text(json.dumps(record))
+    with gzip.open(tmp_path / 'one.json.gz', 'wt') as file:
+        json.dump(record, file)
+    _, out = relaxed(tmp_path / 'one.json.gz', out='zipped.extxyz')
+    assert read(out).info['id'] == 'mp-22862'
+    (tmp_path / 'odd.json').write_text('{"data": [1, 2]}')
+    result, _ = relaxed(tmp_path / 'odd.json', code=1)
+    assert 'nor structures of pymatgen' in result.stderr
     (tmp_path / 'bad.jsonl').write_text(json.dumps(record) + '\n{"lattice": 3}\n')
     _, out = relaxed(tmp_path / 'one.json', out='one.extxyz')
     assert read(out).info['id'] == 'mp-22862'

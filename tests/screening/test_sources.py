@@ -322,7 +322,9 @@ def test_records_of_the_materials_project_keep_their_names(tmp_path, atoms):
     found = records(atoms[:3])
     (tmp_path / 'docs.json').write_text(json.dumps(found))
     (tmp_path / 'docs.jsonl').write_text('\n'.join(map(json.dumps, found)))
-    for name in ('docs.json', 'docs.jsonl'):
+    with gzip.open(tmp_path / 'docs.json.gz', 'wt') as file:
+        json.dump(found, file)
+    for name in ('docs.json', 'docs.json.gz', 'docs.jsonl'):
         items = list(open_source(tmp_path / name).items())
         assert [item.id for item in items] == ['mp-0', 'mp-1', 'mp-2']
         for item, one in zip(items, atoms[:3], strict=True):
