@@ -18,8 +18,6 @@ from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage, StageRecord
 from ase_deeprelax.optimize.target import find_target
 
-# The entries of an answer for the table, beside those of a prediction.
-COLUMNS = ('energy', 'fmax', 'way', 'stages')
 PROPERTIES = ('energy', 'forces', 'stress')
 
 

@@ -12,12 +12,13 @@ import typer
 from ase_deeprelax.cli.app import (
     DeviceOption,
     check_outputs,
-    count,
     need_pages,
     provenance,
+    tell_problems,
     write_json,
 )
 from ase_deeprelax.cli.outputs import is_file
+from ase_deeprelax.data.one_line import count
 
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
@@ -116,16 +117,13 @@ def results(
             )
         written = write_structures(ends, export, form)
         part_file(export).unlink(missing_ok=True)
-        typer.echo(f'wrote {export}: {count(written, "structure")}', err=True)
+        typer.echo(f'wrote {export}: {count(written)}', err=True)
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
 
         write_screen_page(html_file, found, provenance=provenance(ctx))
         typer.echo(f'wrote {html_file}', err=True)
-    for problem in problems:
-        typer.echo(f'not converged: {problem}', err=True)
-    if problems:
-        raise typer.Exit(1)
+    tell_problems(problems, 'not converged')
 
 
 def _refined(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, ModelOption, shows_progress
+from ase_deeprelax.cli.app import DeviceOption, ModelOption, shows_progress, tell_problems
 from ase_deeprelax.data.formula import chemical_formula
 
 # A folder for each structure, in the form that DFT codes and ASE read.
@@ -76,7 +76,4 @@ def select(
         for k, one in enumerate(results)
         if not one.ok
     ]
-    for problem in problems:
-        typer.echo(f'failed: {problem}', err=True)
-    if problems:
-        raise typer.Exit(1)
+    tell_problems(problems)

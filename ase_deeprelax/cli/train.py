@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ase_deeprelax.cli.app import (
-    INTERRUPTED,
     PAIR_SUFFIXES,
     DeviceOption,
     check_outputs,
     pip_line,
+    resumable,
 )
 from ase_deeprelax.errors import MissingDependencyError, PairFileError, StructureError
 
@@ -169,22 +169,18 @@ def label(
     else:
         settings['seed'] = seed
         series = _made_from(relaxed or (), source, kind, elements, settings)
-    try:
-        with _log_on_stderr():
-            counts = run(
-                out,
-                series,
-                batch_potential(calculator, compile_model=compile_model),
-                count=count,
-                start=None if start == 'none' else start,
-                fmax=fmax,
-                steps=steps,
-                batch_atoms=batch_atoms,
-                name=potential,
-            )
-    except KeyboardInterrupt as error:
-        typer.echo('interrupted; the same command goes on from here', err=True)
-        raise typer.Exit(INTERRUPTED) from error
+    with resumable(), _log_on_stderr():
+        counts = run(
+            out,
+            series,
+            batch_potential(calculator, compile_model=compile_model),
+            count=count,
+            start=None if start == 'none' else start,
+            fmax=fmax,
+            steps=steps,
+            batch_atoms=batch_atoms,
+            name=potential,
+        )
     pairs, failed = counts['pairs'], counts['failed']
     typer.echo(f'{series.name}: {pairs} pairs in {out}, {failed} inputs failed')
 
