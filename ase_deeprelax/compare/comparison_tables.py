@@ -5,13 +5,12 @@ The report and the command line draw the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ase_deeprelax.compare.schema import (
     Comparison,
     PhononRow,
-    Quartiles,
     StructureRow,
     SummaryRow,
     check_version,
@@ -64,57 +63,13 @@ def structure_title(row: StructureRow) -> str:
     return formula if id == formula else f'{formula}, {id}'
 
 
-class _Way(TypedDict):
-    """One way to a structure: relaxed from either start, or the prediction alone."""
-
-    start: str
-    counts: list[Cell]
-    converged_share: float | None
-    calls: Quartiles | None
-    steps: Quartiles | None
-    seconds: Quartiles
-    energy_difference: Quartiles | None
-    rmsd_to_reference: Quartiles
-    spacegroup_kept: float | None
-
-
-def _ways(row: SummaryRow) -> list[_Way]:
+def _ways(row: SummaryRow) -> list[Mapping[str, Any]]:
     """All three ways to a structure, in the order of the tables."""
-    unrelaxed, prediction, alone = row['unrelaxed'], row['prediction'], row['alone']
+    above = {'energy_difference': row['both']['energy_difference']}
     return [
-        {
-            'start': 'unrelaxed',
-            'counts': [unrelaxed[k] for k in ('converged', 'unconverged', 'failed')],
-            'converged_share': unrelaxed['converged_share'],
-            'calls': unrelaxed['calls'],
-            'steps': unrelaxed['steps'],
-            'seconds': unrelaxed['seconds'],
-            'energy_difference': None,
-            'rmsd_to_reference': unrelaxed['rmsd_to_reference'],
-            'spacegroup_kept': unrelaxed['spacegroup_kept'],
-        },
-        {
-            'start': 'prediction alone',
-            'counts': [None, None, alone['failed']],
-            'converged_share': None,
-            'calls': None,
-            'steps': None,
-            'seconds': alone['seconds'],
-            'energy_difference': alone['energy_difference'],
-            'rmsd_to_reference': alone['rmsd_to_reference'],
-            'spacegroup_kept': alone['spacegroup_kept'],
-        },
-        {
-            'start': 'prediction',
-            'counts': [prediction[k] for k in ('converged', 'unconverged', 'failed')],
-            'converged_share': prediction['converged_share'],
-            'calls': prediction['calls'],
-            'steps': prediction['steps'],
-            'seconds': prediction['seconds'],
-            'energy_difference': row['both']['energy_difference'],
-            'rmsd_to_reference': prediction['rmsd_to_reference'],
-            'spacegroup_kept': prediction['spacegroup_kept'],
-        },
+        {'start': 'unrelaxed', **row['unrelaxed']},
+        {'start': 'prediction alone', **row['alone']},
+        {'start': 'prediction', **row['prediction'], **above},
     ]
 
 
@@ -122,9 +77,10 @@ def cost_table(result: Comparison) -> Table:
     """The cost of relaxations that converged."""
     rows = [
         [
-            *(row['calculator'], row['optimizer'], way['start'], *way['counts']),
-            quartiles_text(way['calls'], '.0f'),
-            quartiles_text(way['steps'], '.0f'),
+            *(row['calculator'], row['optimizer'], way['start']),
+            *(way.get(what) for what in ('converged', 'unconverged', 'failed')),
+            quartiles_text(way.get('calls'), '.0f'),
+            quartiles_text(way.get('steps'), '.0f'),
             quartiles_text(way['seconds'], '.2f'),
         ]
         for row in result['summary']
@@ -140,8 +96,8 @@ def end_table(result: Comparison) -> Table:
     rows = [
         [
             *(row['calculator'], row['optimizer'], way['start']),
-            number(way['converged_share'], '.0%'),
-            quartiles_text(way['energy_difference'], '.1f', _MEV),
+            number(way.get('converged_share'), '.0%'),
+            quartiles_text(way.get('energy_difference'), '.1f', _MEV),
             quartiles_text(way['rmsd_to_reference'], '.3f'),
             number(way['spacegroup_kept'], '.0%'),
         ]

@@ -11,7 +11,6 @@ import glob
 import gzip
 import json
 import lzma
-import os
 import re
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from ase_deeprelax.data.pymatgen_json import (
 )
 from ase_deeprelax.data.writable import writable
 from ase_deeprelax.errors import ConfigError, StructureError
+from ase_deeprelax.files import replaced
 
 STDIN = '-'
 # The formats that suffixes stand for where ASE's own table says something else or nothing.
@@ -304,31 +304,46 @@ def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list
         Why structures are not in the file: ``'structure 3: reason'``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
     held = [writable(atoms, form) for atoms in structures]
     problems: list[str] = []
-    try:
+    with replaced(path) as part:
         try:
-            _write(part, held, form)
+            write_frames(part, held, form)
         except Exception:  # noqa: BLE001 - writers raise anything
             kept = list(_those_written(part, held, form, problems))
-            if not kept:
-                return problems
-            _write(part, kept, form)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+            if kept:
+                write_frames(part, kept, form)
     return problems
 
 
-def _write(path: Path, structures: Sequence[Atoms], form: str) -> None:
+def write_frames(path: Path, structures: Iterable[Atoms], form: str) -> int:
+    """Write a new file, and return how many structures it holds.
+
+    Parameters
+    ----------
+    path : Path
+    structures : iterable of ase.Atoms
+        Written one after the other, with what the format can hold of them, into databases
+        and extxyz, so that any number of them needs no memory.
+    form : str
+        As `find_format` gives it.
+    """
     path.unlink(missing_ok=True)
+    count = 0
     if form in DATABASES:
         with connect(path, type=form, append=False) as database:
-            for atoms in structures:
+            for count, atoms in enumerate(structures, start=1):  # noqa: B007
                 database.write(atoms, *columns_of(atoms))
+    elif form == 'extxyz':
+        with path.open('w') as file:
+            for count, atoms in enumerate(structures, start=1):  # noqa: B007
+                write(file, writable(atoms, form), format=form)
     else:
-        write(path, list(structures), format=form)
+        held = [writable(atoms, form) for atoms in structures]
+        count = len(held)
+        write(path, held, format=form)
+    return count
 
 
 def _those_written(
@@ -337,7 +352,7 @@ def _those_written(
     """The structures that can be written alone; the others are told in ``problems``."""
     for index, atoms in enumerate(structures):
         try:
-            _write(path, [atoms], form)
+            write_frames(path, [atoms], form)
         except Exception as error:  # noqa: BLE001 - writers raise anything
             problems.append(f'structure {index}: {type(error).__name__}: {error}')
         else:
