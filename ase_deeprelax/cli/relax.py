@@ -133,14 +133,14 @@ def relax(
     command that was stopped goes on when it is given again.
     """
     from ase_deeprelax.cli.answers import answer_all, part_file, relaxed_atoms
-    from ase_deeprelax.data.structure_files import find_sources
+    from ase_deeprelax.data.structure_files import find_files
     from ase_deeprelax.predict import Predictor
 
     chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer, 'guided': guided}
     _check_options(refine, chosen, judged=verify is not None or accept_below is not None)
     need_pages(html_file)
     relax_cell = relax_cell_of(cell)
-    sources = find_sources(files)
+    sources = find_files(files)
     labels = labels_of(sources)
     targets = targets_of(sources, labels, out, form)
     frames, problems = read_frames(sources)

@@ -40,13 +40,13 @@ def select(
     """
     from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.compare.tables import Table
-    from ase_deeprelax.data.structure_files import find_sources, write_structures
+    from ase_deeprelax.data.structure_files import find_files, write_structures
     from ase_deeprelax.files import check_writable
     from ase_deeprelax.predict import Predictor
     from ase_deeprelax.predict.select import select as choose
 
     check_writable(out / POSCAR)
-    frames, problems = read_frames(find_sources(files))
+    frames, problems = read_frames(find_files(files))
     predictor = Predictor(model, device=device)
     results = predictor.relax(
         [atoms for *_, atoms in frames], progress=shows_progress(), on_bad='keep'

@@ -191,7 +191,7 @@ def _structures(
     """The series of given structures, of any size; of pairs, the unrelaxed ones."""
     from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.data.pairs import read_pairs
-    from ase_deeprelax.data.structure_files import find_sources
+    from ase_deeprelax.data.structure_files import find_files
     from ase_deeprelax.train.datamodule import read_relaxed
     from ase_deeprelax.train.inputs import Given, Structures
 
@@ -205,7 +205,7 @@ def _structures(
     elif b'"frac"' in first:
         structures = read_relaxed(file, (), math.inf)
     else:
-        frames, problems = read_frames(find_sources([file]))
+        frames, problems = read_frames(find_files([file]))
         if problems:
             raise StructureError(problems[0])
         structures = [

@@ -60,7 +60,7 @@ COLUMNS = 'key_value_pairs'
 
 
 @dataclass(frozen=True)
-class Source:
+class StructureFile:
     """A file of structures, and which of its frames are meant.
 
     Attributes
@@ -78,7 +78,7 @@ class Source:
         return str(self.path) if self.index == ':' else f'{self.path}@{self.index}'
 
 
-def find_sources(words: Iterable[str | Path]) -> list[Source]:
+def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
     """The files that words of a command line stand for.
 
     Parameters
@@ -90,44 +90,46 @@ def find_sources(words: Iterable[str | Path]) -> list[Source]:
 
     Returns
     -------
-    list of Source
+    list of StructureFile
         Files that do not exist are among them: reading them says so.
 
     Examples
     --------
-    >>> [str(source) for source in find_sources(['a.cif', 'run.traj@-1'])]
+    >>> [str(file) for file in find_files(['a.cif', 'run.traj@-1'])]
     ['a.cif', 'run.traj@-1']
     """
-    sources = []
+    files = []
     for word in map(str, words):
         path = Path(word)
         if word == STDIN or path.is_file():
-            sources.append(Source(path))
+            files.append(StructureFile(path))
         elif path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in READ_SUFFIXES)
-            sources += [Source(p) for p in found if p.is_file()] or [Source(path)]
+            inside = [StructureFile(p) for p in found if p.is_file()]
+            files += inside or [StructureFile(path)]
         elif glob.has_magic(word) and (matches := _matches(word)):
-            sources += find_sources(matches)
+            files += find_files(matches)
         else:
             name, at, index = word.rpartition('@')
             framed = at and re.fullmatch(r'-?\d*(:-?\d*){0,2}', index) and index
-            sources.append(Source(Path(name), index) if framed else Source(path))
-    return sources
+            place = (Path(name), index) if framed else (path,)
+            files.append(StructureFile(*place))
+    return files
 
 
 def _matches(pattern: str) -> list[str]:
     return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - from any folder
 
 
-def read_source(source: Source, form: str | None = None) -> list[Atoms]:
-    """The structures of a source.
+def read_structures(file: StructureFile, form: str | None = None) -> list[Atoms]:
+    """The structures of a file.
 
     Columns of databases come in ``atoms.info['key_value_pairs']``. JSON files may hold
     structures of pymatgen, one, a list or a dictionary of them, or a database of ASE.
 
     Parameters
     ----------
-    source : Source
+    file : StructureFile
     form : str, optional
         Name of the format as in ``ase.io``; default: what the file looks like.
 
@@ -141,10 +143,10 @@ def read_source(source: Source, form: str | None = None) -> list[Atoms]:
         It cannot be read, or holds no structure.
     """
     try:
-        if str(source.path) == STDIN:
+        if str(file.path) == STDIN:
             atoms = _read_stdin(form)
         else:
-            atoms = _read_file(source.path, source.index, form)
+            atoms = _read_file(file.path, file.index, form)
     except StructureError:
         raise
     # Each of ASE's many readers has its own idea of what to raise.
