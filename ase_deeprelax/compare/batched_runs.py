@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from ase import Atoms
-
 from ase_deeprelax.compare.cases import Case, timed_predictions
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, atoms_of
 from ase_deeprelax.compare.schema import STARTS, BatchRow, RunRow, Start
@@ -102,12 +100,13 @@ class BatchedRuns:
             return cases[place].relax_cell
 
         potential = batch_potential(self.calculators[row['calculator']])
-        inputs, seconds = {k: case.atoms for k, case in enumerate(cases)}, 0.0
+        inputs, seconds = [case.atoms for case in cases], 0.0
         if row['start'] == 'prediction':
-            inputs, seconds = self._predict(cases)
+            predicted, seconds = timed_predictions(self.adapter, cases)
+            inputs = list(map(atoms_of, predicted))
         begin = perf_counter()
         ends = relax_batched(
-            inputs.items(),
+            enumerate(inputs),
             potential,
             optimizer=ElasticBFGS,
             relax_cell=freedom,
@@ -120,18 +119,3 @@ class BatchedRuns:
         row['converged'], row['calls'] = len(good), quartiles(good)
         row['seconds_per_structure'] = seconds / max(len(cases), 1)
         row['one_pass'] = isinstance(potential, (MatglBatch, ChgnetBatch))
-
-    def _predict(self, cases: Sequence[Case]) -> tuple[dict[int, Atoms], float]:
-        """Predictions by the place of their structure, and the wall time, s."""
-        found: dict[int, Atoms] = {}
-        seconds = 0.0
-        for held in (False, True):
-            group = {k: case for k, case in enumerate(cases) if case.held is held}
-            if group:
-                first, *_ = group.values()
-                predicted, spent = timed_predictions(
-                    self.adapter, [case.atoms for case in group.values()], first.relax_cell
-                )
-                found |= zip(group, map(atoms_of, predicted), strict=True)
-                seconds += spent
-        return found, seconds

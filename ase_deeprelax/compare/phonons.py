@@ -10,7 +10,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_deeprelax.compare.cases import named_calculators
+from ase_deeprelax.compare.named_calculators import named_calculators
 from ase_deeprelax.compare.phonon_calculation import load_phonopy, phonons
 from ase_deeprelax.compare.schema import (
     Comparison,
