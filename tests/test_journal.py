@@ -148,14 +148,6 @@ def test_what_is_there_is_not_made_again(path):
         assert journal['c',] == {'steps': 3}
 
 
-def test_a_file_has_one_writer(path):
-    with (
-        Journal(path, SETTINGS),
-        pytest.raises(ConfigError, match='another process is writing to it'),
-    ):
-        Journal(path, SETTINGS)
-
-
 def _open(path, found):
     try:
         Journal(path, SETTINGS)
