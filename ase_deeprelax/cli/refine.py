@@ -13,7 +13,7 @@ from ase import Atoms
 
 from ase_deeprelax import keys
 from ase_deeprelax.cli.answers import structure_entries
-from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
+from ase_deeprelax.errors import DeepRelaxWarning, reason_of
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage, StageRecord
 from ase_deeprelax.optimize.target import find_target
@@ -83,10 +83,8 @@ class Refiner:
             warnings.simplefilter('ignore', DeepRelaxWarning)  # the records tell
             try:
                 optimizer.run(fmax=self.fmax)
-            except DeepRelaxError as error:
-                problem = str(error)
             except Exception as error:  # noqa: BLE001 - files hold anything
-                problem = f'{type(error).__name__}: {error}'
+                problem = reason_of(error)
         records = optimizer.stages
         if not problem and atoms == given and not any(r.converged for r in records):
             problem = '; '.join(_problems(records))

@@ -12,6 +12,7 @@ from ase_deeprelax.compare.cases import Case, timed_predictions
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, atoms_of
 from ase_deeprelax.compare.schema import STARTS, BatchRow, RunRow, Start
 from ase_deeprelax.compare.summary import quartiles
+from ase_deeprelax.errors import reason_of
 from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 
@@ -85,7 +86,7 @@ class BatchedRuns:
         try:
             self._relax(row, cases)
         except Exception as error:  # noqa: BLE001 - potentials raise anything
-            row['problem'] = f'{type(error).__name__}: {error}'
+            row['problem'] = reason_of(error)
         return row
 
     def _relax(self, row: BatchRow, cases: Sequence[Case]) -> None:

@@ -30,7 +30,7 @@ from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.structures import as_atoms
-from ase_deeprelax.errors import DeepRelaxError, StructureError
+from ase_deeprelax.errors import StructureError, reason_of
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.optimize.refinable import check_refinable
@@ -199,10 +199,8 @@ class Case:
             check_ordered(self.atoms)
             [predicted], seconds = timed_predictions(adapter, [self])
             problem = problem_of(predicted)
-        except DeepRelaxError as error:
-            problem = str(error)
         except Exception as error:  # noqa: BLE001 - any function may be a model
-            problem = f'{type(error).__name__}: {error}'
+            problem = reason_of(error)
         row: PredictionRow = {
             'structure': self.id,
             'ok': not problem,

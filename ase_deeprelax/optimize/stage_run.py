@@ -11,7 +11,7 @@ from ase.utils.abc import Optimizable
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.attached import calculator_name
-from ase_deeprelax.errors import DeepRelaxError, RefinementError
+from ase_deeprelax.errors import RefinementError, reason_of
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
 from ase_deeprelax.optimize.ase_optimizers import optimizer_name
@@ -218,9 +218,8 @@ class StageRun(Optimizable):
 
     def _fail(self, error: Exception | str) -> None:
         """End the stage, and go back to the best structure."""
-        known = isinstance(error, (str, DeepRelaxError))
         self.status = 'failed'
-        self.reason = str(error) if known else f'{type(error).__name__}: {error}'
+        self.reason = error if isinstance(error, str) else reason_of(error)
         if self.best is None or self.best['steps'] == 0:
             self.atoms.calc = self._calculator_before
         if self.best is None:
