@@ -69,7 +69,7 @@ def test_a_kill_in_the_first_line_leaves_an_empty_journal(path):
 
 
 @pytest.mark.parametrize(
-    'text', ['dear diary', 'dear diary\n', '{"a": 1}', '{"a": 1}\n', '[1]\n', '\n']
+    'text', ['dear diary', 'dear diary\n', '{"a": 1}', '{"a": 1}\n', '[1]\n', '5\n', '\n']
 )
 def test_files_of_others_are_refused_and_kept(tmp_path, text):
     path = tmp_path / 'notes.txt'
