@@ -87,17 +87,16 @@ class Journal:
     ) -> dict[Key, Any]:
         """The records of a file that is ours, and has these settings."""
         if self._key_of is None:
-            first = lines[0] if lines else None
             ours = _BEGIN.startswith(torn[: len(_BEGIN)])
             if lines:
-                ours = isinstance(first, dict) and 'settings' in first
+                ours = isinstance(lines[0], dict) and 'settings' in lines[0]
             if not ours:
                 raise ConfigError(
                     f'{path}: its first line holds no settings, so it is no journal; '
                     'choose another place'
                 )
             if lines:
-                check_settings(path, first['settings'], settings)
+                check_settings(path, lines[0]['settings'], settings)
             return {tuple(line['key']): line['record'] for line in lines[1:]}
         try:
             return {self._key_of(line): line for line in lines}
