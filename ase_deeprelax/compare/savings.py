@@ -181,7 +181,7 @@ def compare(
         'predictions': predictions,
         'runs': runs,
         'batched': batch_rows,
-        'summary': summarise_runs(predictions, runs, ENERGY_TOLERANCE),
+        'summary': summarise_runs(predictions, runs),
     }
     what = f'{len(runs)} relaxations of {count(len(cases))}'
     return one_line(result, f'<comparison: {what}; comparison_text shows the tables>')

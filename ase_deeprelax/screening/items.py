@@ -63,9 +63,9 @@ def broken(id: str, reason: str) -> Item:
     return Item(id, load)
 
 
-def only_structure(path: Path, form: str | None = None) -> Atoms:
+def only_structure(path: Path) -> Atoms:
     """The structure of a file that holds one, or ``StructureError``."""
-    found = read_structures(StructureFile(path), form)
+    found = read_structures(StructureFile(path))
     if len(found) > 1:
         raise StructureError(
             f'holds {len(found)} structures, where files of this kind hold one each; '
