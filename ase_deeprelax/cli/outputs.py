@@ -53,7 +53,7 @@ def targets_of(
 
 
 def _format(path: Path, form: str | None) -> str:
-    from ase_deeprelax.data.structure_files import find_format
+    from ase_deeprelax.data.structure_writing import find_format
 
     try:
         return find_format(path, form)
@@ -110,7 +110,7 @@ def write_to(
     targets: list[tuple[Path, str]], structures: list[Atoms], problems: list[str]
 ) -> int:
     """To how many files structures, if there are any, were written."""
-    from ase_deeprelax.data.structure_files import write_structures
+    from ase_deeprelax.data.structure_writing import write_structures
 
     for target, form in targets if structures else ():
         problems += [

@@ -40,7 +40,8 @@ def select(
     """
     from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.compare.tables import Table
-    from ase_deeprelax.data.structure_files import find_files, write_structures
+    from ase_deeprelax.data.structure_files import find_files
+    from ase_deeprelax.data.structure_writing import write_structures
     from ase_deeprelax.files import check_writable
     from ase_deeprelax.predict import Predictor
     from ase_deeprelax.predict.select import select as choose

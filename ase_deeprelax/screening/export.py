@@ -10,7 +10,7 @@ from typing import Any
 from ase import Atoms
 
 from ase_deeprelax import keys
-from ase_deeprelax.data.structure_files import find_format, write_frames
+from ase_deeprelax.data.structure_writing import find_format, write_frames
 from ase_deeprelax.files import replaced
 from ase_deeprelax.screening.results import Results
 

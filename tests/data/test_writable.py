@@ -11,7 +11,7 @@ from ase.spacegroup import Spacegroup
 
 from ase_deeprelax import keys
 from ase_deeprelax.data import writable as writable_module
-from ase_deeprelax.data.structure_files import columns_of, write_structures
+from ase_deeprelax.data.structure_writing import columns_of, write_structures
 from ase_deeprelax.data.writable import writable
 
 
