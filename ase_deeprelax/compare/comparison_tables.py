@@ -5,7 +5,7 @@ The report and the command line draw the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ase_deeprelax.compare.schema import (
@@ -88,7 +88,8 @@ def cost_table(result: Comparison) -> Table:
     ]
     heads = ['calculator', 'optimizer', 'start', 'converged', 'unconverged', 'failed']
     heads += ['calls', 'steps', 'time / s']
-    return _drawn(heads, rows, (0, 1, 2), 'Costs of relaxations that converged')
+    table = Table(heads, rows, (0, 1, 2), 'Costs of relaxations that converged')
+    return table.without_empty_columns()
 
 
 def end_table(result: Comparison) -> Table:
@@ -107,7 +108,8 @@ def end_table(result: Comparison) -> Table:
     heads = ['calculator', 'optimizer', 'start', 'converged', 'energy / meV per atom']
     heads += ['RMSD to reference', 'space group kept']
     caption = 'Results; energies are above the relaxation from the unrelaxed structure'
-    return _drawn(heads, rows, (0, 1, 2), caption)
+    table = Table(heads, rows, (0, 1, 2), caption)
+    return table.without_empty_columns()
 
 
 def both_starts_table(result: Comparison) -> Table:
@@ -132,7 +134,8 @@ def both_starts_table(result: Comparison) -> Table:
         'Relaxation from the prediction compared with the unrelaxed start (same energy: '
         f'within {tolerance:g} meV per atom)'
     )
-    return _drawn([*heads, 'prediction uphill'], rows, (0, 1), caption)
+    table = Table([*heads, 'prediction uphill'], rows, (0, 1), caption)
+    return table.without_empty_columns()
 
 
 def batch_table(result: Comparison) -> Table:
@@ -149,7 +152,8 @@ def batch_table(result: Comparison) -> Table:
     ]
     heads = ['calculator', 'optimizer', 'start', 'structures', 'converged', 'calls']
     heads += ['time per structure / s', 'problem']
-    return _drawn(heads, rows, (0, 1, 2, 7), 'Many structures per forward pass')
+    table = Table(heads, rows, (0, 1, 2, 7), 'Many structures per forward pass')
+    return table.without_empty_columns()
 
 
 def run_table(result: Comparison) -> Table:
@@ -166,7 +170,8 @@ def run_table(result: Comparison) -> Table:
     ]
     heads = ['structure', 'calculator', 'optimizer', 'start', 'calls', 'steps']
     heads += ['time / s', 'energy / eV per atom', 'fmax / eV Å⁻¹', 'converged']
-    return _drawn(heads, rows, (0, 1, 2, 3, 9), 'All runs', folded=True)
+    table = Table(heads, rows, (0, 1, 2, 3, 9), 'All runs', folded=True)
+    return table.without_empty_columns()
 
 
 def phonon_table(result: Comparison) -> Table:
@@ -175,7 +180,8 @@ def phonon_table(result: Comparison) -> Table:
     rows = [_phonon_cells(titles, row) for row in result.get('phonons', [])]
     heads = ['structure', 'calculator', 'relaxed', 'fmax / eV Å⁻¹', 'imaginary modes']
     heads += ['lowest / THz', 'atoms of supercell', 'problem']
-    return _drawn(heads, rows, (0, 1, 2, 7), 'Imaginary modes')
+    table = Table(heads, rows, (0, 1, 2, 7), 'Imaginary modes')
+    return table.without_empty_columns()
 
 
 def _phonon_cells(titles: dict[str, str], row: PhononRow) -> list[Cell]:
@@ -197,15 +203,3 @@ def warnings_of(result: Comparison) -> Iterator[str]:
             yield f'{name} ended higher: {", ".join(higher)}'
         if lost := row['only_unrelaxed']:
             yield f'{name} did not converge: {", ".join(lost)}'
-
-
-def _drawn(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    text_columns: tuple[int, ...],
-    caption: str,
-    *,
-    folded: bool = False,
-) -> Table:
-    table = Table(heads, rows, text_columns, caption, folded)
-    return table.without_empty_columns()
