@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,28 +149,25 @@ def _refined(
 
 def _show(found: Results, table: Any, quarantined: bool) -> None:
     """The first rows, and how many there are."""
-    from ase_deeprelax.compare.tables import Table
+    from ase_deeprelax.compare.tables import Table, number
 
     typer.echo(
         f'{len(found)} of {found.plan.n_structures} structures done, '
         f'{found.n_quarantined} of them quarantined; {count(len(table), "row")} chosen'
     )
     if quarantined:
-        for reason, number in found.quarantine().items():
-            typer.echo(f'{number:8}  {reason}')
+        for reason, times in found.quarantine().items():
+            typer.echo(f'{times:8}  {reason}')
         names = ['id', 'problem']
     else:
         names = [name for name in COLUMNS if name in table.column_names]
     rows = table.select(names).slice(0, SHOWN).to_pylist()
     if rows:
-        cells = [[_cell(row[name]) for name in names] for row in rows]
+        cells = [
+            [number(x, '.3f') if isinstance(x, float) else str(x) for x in row.values()]
+            for row in rows
+        ]
         words = tuple(k for k, name in enumerate(names) if isinstance(rows[0][name], str))
         typer.echo(Table(names, cells, words).as_text())
     if len(table) > SHOWN:
         typer.echo(f'... and {len(table) - SHOWN} more; --json or --export writes all')
-
-
-def _cell(value: Any) -> str | None:
-    if isinstance(value, float):
-        return None if math.isnan(value) else f'{value:.3f}'
-    return str(value)
