@@ -59,6 +59,16 @@ class DeepRelaxWarning(UserWarning):
     """Non-fatal: a fallback was used, or the input is out of distribution."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says, for records; with its class, unless it is of this package.
+
+    >>> reason_of(StructureError('0 atoms')), reason_of(KeyError('x'))
+    ('0 atoms', "KeyError: 'x'")
+    """
+    ours = isinstance(error, DeepRelaxError)
+    return str(error) if ours else f'{type(error).__name__}: {error}'
+
+
 def warn(message: str) -> None:
     """Issue a `DeepRelaxWarning` that points to the user's line, past ours and ASE's."""
     frame: Any = inspect.currentframe()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -92,15 +93,22 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     >>> path.read_text()
     'done'
     """
-    path = Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
+    with replaced(Path(path)) as part, part.open('wb') as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replaced(path: Path) -> Generator[Path]:
+    """A file beside ``path`` that takes its place if the block ends without an error."""
+    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    part.unlink(missing_ok=True)
     try:
-        with part.open('wb') as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _keep_names(path.parent)
+        yield part
+        if part.exists():
+            part.replace(path)
+            _keep_names(path.parent)
     finally:
         part.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import lock_or_refuse
 
 # How the first line begins.
-_BEGIN = '{"settings"'
+_BEGIN = b'{"settings"'
 
 Key = tuple[Any, ...]
 
@@ -67,17 +67,15 @@ class Journal:
         if path is None:
             return
         path = Path(path)
-        if key_of is None:
-            _check_is_journal(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open('a+b')
         try:
             lock_or_refuse(self._file, path)
-            lines, length = _read(self._file, path)
+            lines, torn = _read(self._file, path)
             # As they are after reading: without tuples, and with text for keys.
             expected = json.loads(json.dumps(settings or {}))
-            self._records = self._checked(path, lines, expected)
-            _cut(self._file, length)
+            self._records = self._checked(path, lines, torn, expected)
+            _cut(self._file, len(torn))
             if not lines and key_of is None:
                 self._write({'settings': expected})
         except BaseException:
@@ -85,10 +83,18 @@ class Journal:
             raise
 
     def _checked(
-        self, path: Path, lines: list[Any], settings: Mapping[str, Any]
+        self, path: Path, lines: list[Any], torn: bytes, settings: Mapping[str, Any]
     ) -> dict[Key, Any]:
         """The records of a file that is ours, and has these settings."""
         if self._key_of is None:
+            ours = _BEGIN.startswith(torn[: len(_BEGIN)])
+            if lines:
+                ours = isinstance(lines[0], dict) and 'settings' in lines[0]
+            if not ours:
+                raise ConfigError(
+                    f'{path}: its first line holds no settings, so it is no journal; '
+                    'choose another place'
+                )
             if lines:
                 check_settings(path, lines[0]['settings'], settings)
             return {tuple(line['key']): line['record'] for line in lines[1:]}
@@ -180,42 +186,21 @@ def check_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
         )
 
 
-def _read(file: BinaryIO, path: Path) -> tuple[list[Any], int]:
-    """The contents of the complete lines of a file, and their length in bytes."""
+def _read(file: BinaryIO, path: Path) -> tuple[list[Any], bytes]:
+    """The contents of the complete lines of a file, and what a kill left of a last one."""
     file.seek(0)
     text = file.read()
     length = text.rfind(b'\n') + 1
     try:
-        return [json.loads(line) for line in text[:length].splitlines()], length
+        return [json.loads(line) for line in text[:length].splitlines()], text[length:]
     except ValueError as error:
         raise ConfigError(
-            f'{path}: not JSON lines ({error}); choose another place'
+            f'{path}: not JSON lines, and so not a journal ({error}); choose another place'
         ) from error
 
 
 def _cut(file: BinaryIO, length: int) -> None:
-    """Take off a last line that a kill cut short."""
-    if file.seek(0, os.SEEK_END) > length:
-        os.ftruncate(file.fileno(), length)
+    """Take off so many bytes of a last line that a kill cut short."""
+    if length:
+        os.ftruncate(file.fileno(), file.seek(0, os.SEEK_END) - length)
         os.fsync(file.fileno())
-
-
-def _check_is_journal(path: Path) -> None:
-    """Refuse a file that something else wrote, before anything in it is changed."""
-    if not path.exists():
-        return
-    with path.open(encoding='utf-8', errors='replace') as file:
-        line = file.readline()
-    if not line.endswith('\n') and _BEGIN.startswith(line[: len(_BEGIN)]):
-        return  # empty, or cut short in its first line
-    try:
-        first = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(
-            f'{path}: not a journal of JSON lines ({error}); choose another place'
-        ) from error
-    if not isinstance(first, dict) or 'settings' not in first:
-        raise ConfigError(
-            f'{path}: its first line holds no settings, so it is no journal; choose '
-            'another place'
-        )

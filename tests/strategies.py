@@ -198,3 +198,14 @@ def prototypes():
             primitive_cell=True,
         ),
     }  # fmt: skip
+
+
+def in_order(first, second, vectors):
+    """Edges as rows (first, second, x, y, z) in an order that rounding does not change."""
+    rows = np.column_stack([first, second, vectors])
+    return rows[np.lexsort(rows.round(4).T[::-1])]
+
+
+def sorted_edges(graph):
+    """The edges of a graph `in_order`."""
+    return in_order(*graph.edge_index.flip(0).numpy(), graph.edge_vectors().numpy())

@@ -69,7 +69,7 @@ def test_a_kill_in_the_first_line_leaves_an_empty_journal(path):
 
 
 @pytest.mark.parametrize(
-    'text', ['dear diary', 'dear diary\n', '{"a": 1}', '{"a": 1}\n', '[1]\n', '\n']
+    'text', ['dear diary', 'dear diary\n', '{"a": 1}', '{"a": 1}\n', '[1]\n', '5\n', '\n']
 )
 def test_files_of_others_are_refused_and_kept(tmp_path, text):
     path = tmp_path / 'notes.txt'
@@ -146,14 +146,6 @@ def test_what_is_there_is_not_made_again(path):
         assert journal.once(('c',), lambda: {'steps': 3}) == {'steps': 3}
     with Journal(path, SETTINGS) as journal:
         assert journal['c',] == {'steps': 3}
-
-
-def test_a_file_has_one_writer(path):
-    with (
-        Journal(path, SETTINGS),
-        pytest.raises(ConfigError, match='another process is writing to it'),
-    ):
-        Journal(path, SETTINGS)
 
 
 def _open(path, found):

@@ -96,6 +96,9 @@ class Symmetry(StrEnum):
 
 
 ModelOption = Annotated[str, typer.Option(help='Name of a shipped model, or a folder.')]
+SplitOption = Annotated[
+    str | None, typer.Option(help='Only pairs of this split: train, val or test.')
+]
 DeviceOption = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...')]
 SymmetryOption = Annotated[
     Symmetry,
@@ -209,13 +212,23 @@ def shows_progress(quiet: bool = False) -> bool:
     return sys.stderr.isatty() and not quiet
 
 
-def count(number: int, noun: str) -> str:
-    """A number and its noun.
+@contextmanager
+def resumable() -> Generator[None]:
+    """Say, where Ctrl-C or SIGTERM ends the work, that the same command goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo('interrupted; the same command goes on from here', err=True)
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        raise typer.Exit(code) from error
 
-    >>> count(1, 'file'), count(2, 'file')
-    ('1 file', '2 files')
-    """
-    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+def tell_problems(problems: Iterable[str], what: str = 'failed') -> None:
+    """Print problems, if there are any, and end the command with the exit code 1."""
+    found = [f'{what}: {problem}' for problem in problems]
+    if found:
+        typer.echo('\n'.join(found), err=True)
+        raise typer.Exit(1)
 
 
 def need_pages(file: Path | None) -> None:

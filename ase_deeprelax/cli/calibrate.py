@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, ModelOption
+from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption
 
 if TYPE_CHECKING:
     from ase_deeprelax.models.calibration import Calibration
@@ -25,9 +25,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help='Folder for the calibrated model.')],
     *,
     model: ModelOption = 'default',
-    split: Annotated[
-        str | None, typer.Option(help='Only pairs of this split: train, val or test.')
-    ] = None,
+    split: SplitOption = None,
     training: Annotated[
         list[Path] | None,
         typer.Option(

@@ -132,14 +132,14 @@ def _structures(files: list[str]) -> list[tuple[str, Any]]:
     """``(id, structure or pair)`` of all files; ids say file and frame."""
     from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.data.pairs import holds_pairs, read_pairs
-    from ase_deeprelax.data.structure_files import find_sources
+    from ase_deeprelax.data.structure_files import find_files
 
     found: list[tuple[str, Any]] = []
     for file in files:
         if holds_pairs(file):
             found += [(pair.id, pair) for pair in read_pairs(file)]
             continue
-        frames, problems = read_frames(find_sources([file]))
+        frames, problems = read_frames(find_files([file]))
         if problems:
             raise typer.BadParameter(problems[0])
         found += [

@@ -8,6 +8,7 @@ import typer
 
 from ase_deeprelax.cli.app import (
     DeviceOption,
+    SplitOption,
     check_outputs,
     need_pages,
     provenance,
@@ -56,9 +57,7 @@ def evaluate(
     markdown: Annotated[
         bool, typer.Option('--markdown', help='Print the tables as markdown.')
     ] = False,
-    split: Annotated[
-        str | None, typer.Option(help='Only pairs of this split: train, val or test.')
-    ] = None,
+    split: SplitOption = None,
     sources: Annotated[
         list[str] | None,
         typer.Option(

@@ -12,15 +12,15 @@ from ase import Atoms
 from ase_deeprelax.errors import StructureError
 
 if TYPE_CHECKING:  # ase.io takes a while: not for --help
-    from ase_deeprelax.data.structure_files import Source
+    from ase_deeprelax.data.structure_files import StructureFile
 
 # A structure, where it is from, and which frame it is, '@2', where there are several.
-Frame = tuple['Source', str, Atoms]
+Frame = tuple['StructureFile', str, Atoms]
 
 
-def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
+def read_frames(sources: Sequence[StructureFile]) -> tuple[list[Frame], list[str]]:
     """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
-    from ase_deeprelax.data.structure_files import read_source
+    from ase_deeprelax.data.structure_files import read_structures
     from ase_deeprelax.screening.sources import is_packed
 
     frames, problems = [], []
@@ -29,7 +29,7 @@ def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
             if is_packed(source):
                 frames += _read_packed(source, problems)
                 continue
-            structures = read_source(source)
+            structures = read_structures(source)
         except StructureError as error:
             problems.append(f'{source}: {error}')
             continue
@@ -38,7 +38,7 @@ def read_frames(sources: Sequence[Source]) -> tuple[list[Frame], list[str]]:
     return frames, problems
 
 
-def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
+def _read_packed(source: StructureFile, problems: list[str]) -> list[Frame]:
     """Structures of an archive or table; ``problems`` gets those that cannot be read."""
     from ase_deeprelax.screening.sources import open_source
 
@@ -55,7 +55,7 @@ def _read_packed(source: Source, problems: list[str]) -> list[Frame]:
     return frames
 
 
-def labels_of(sources: Sequence[Source]) -> dict[Source, Path]:
+def labels_of(sources: Sequence[StructureFile]) -> dict[StructureFile, Path]:
     """A short name of each source: its path below the folder that holds them all."""
     from ase_deeprelax.data.structure_files import STDIN
 

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase_deeprelax.errors import ConfigError
 
 if TYPE_CHECKING:  # ase.io takes a while: not for --help
-    from ase_deeprelax.data.structure_files import Source
+    from ase_deeprelax.data.structure_files import StructureFile
 
 # Formats written for each input in a folder: CIF for other programs, extended XYZ with the
 # uncertainties.
@@ -22,8 +22,11 @@ FOLDER_FORMATS = ('cif', 'extxyz')
 
 
 def targets_of(
-    sources: Sequence[Source], labels: dict[Source, Path], out: Path, form: str | None
-) -> dict[Source, list[tuple[Path, str]]]:
+    sources: Sequence[StructureFile],
+    labels: dict[StructureFile, Path],
+    out: Path,
+    form: str | None,
+) -> dict[StructureFile, list[tuple[Path, str]]]:
     """The files that the structures of each source go to, and their formats."""
     if str(out) == '-':
         raise typer.BadParameter(
@@ -50,7 +53,7 @@ def targets_of(
 
 
 def _format(path: Path, form: str | None) -> str:
-    from ase_deeprelax.data.structure_files import find_format
+    from ase_deeprelax.data.structure_writing import find_format
 
     try:
         return find_format(path, form)
@@ -58,10 +61,10 @@ def _format(path: Path, form: str | None) -> str:
         raise typer.BadParameter(f'--out {error}') from error
 
 
-def _names(labels: dict[Source, Path]) -> dict[Source, str]:
+def _names(labels: dict[StructureFile, Path]) -> dict[StructureFile, str]:
     """Names of files, all different: without suffix where that tells them apart."""
 
-    def named(full: bool) -> dict[Source, str]:
+    def named(full: bool) -> dict[StructureFile, str]:
         framed = Counter(source.path for source in labels)
         return {
             source: f'{place if full else place.with_suffix("")}'
@@ -81,7 +84,7 @@ def is_file(out: Path) -> bool:
 
 
 def check_room(
-    targets: dict[Source, list[tuple[Path, str]]], found: Iterable[Source]
+    targets: dict[StructureFile, list[tuple[Path, str]]], found: Iterable[StructureFile]
 ) -> None:
     """Whether each file can hold the structures that go to it; before the work.
 
@@ -89,7 +92,7 @@ def check_room(
     ----------
     targets : dict
         As `targets_of` gives them.
-    found : iterable of Source
+    found : iterable of StructureFile
         The source of each structure.
     """
     from ase.io.formats import ioformats
@@ -107,7 +110,7 @@ def write_to(
     targets: list[tuple[Path, str]], structures: list[Atoms], problems: list[str]
 ) -> int:
     """To how many files structures, if there are any, were written."""
-    from ase_deeprelax.data.structure_files import write_structures
+    from ase_deeprelax.data.structure_writing import write_structures
 
     for target, form in targets if structures else ():
         problems += [

@@ -13,13 +13,11 @@ from ase import Atoms
 
 from ase_deeprelax import keys
 from ase_deeprelax.cli.answers import structure_entries
-from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
+from ase_deeprelax.errors import DeepRelaxWarning, reason_of
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage, StageRecord
 from ase_deeprelax.optimize.target import find_target
 
-# The entries of an answer for the table, beside those of a prediction.
-COLUMNS = ('energy', 'fmax', 'way', 'stages')
 PROPERTIES = ('energy', 'forces', 'stress')
 
 
@@ -87,10 +85,8 @@ class Refiner:
             warnings.filterwarnings('ignore', 'logm result may be inaccurate')
             try:
                 optimizer.run(fmax=self.fmax)
-            except DeepRelaxError as error:
-                problem = str(error)
             except Exception as error:  # noqa: BLE001 - files hold anything
-                problem = f'{type(error).__name__}: {error}'
+                problem = reason_of(error)
         records = optimizer.stages
         if not problem and atoms == given and not any(r.converged for r in records):
             problem = '; '.join(_problems(records))

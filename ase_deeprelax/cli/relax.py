@@ -12,25 +12,24 @@ from ase import Atoms
 
 from ase_deeprelax import keys
 from ase_deeprelax.cli.app import (
-    INTERRUPTED,
-    TERMINATED,
     CellOption,
     DeviceOption,
     ModelOption,
     Symmetry,
     SymmetryOption,
-    Terminated,
     check_outputs,
-    count,
     need_pages,
     provenance,
     relax_cell_of,
+    resumable,
     shows_progress,
+    tell_problems,
     write_json,
 )
 from ase_deeprelax.cli.frames import labels_of, read_frames
 from ase_deeprelax.cli.outputs import check_room, is_file, targets_of, write_to
 from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.one_line import count
 
 # The limits of a refinement.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
@@ -134,14 +133,14 @@ def relax(
     command that was stopped goes on when it is given again.
     """
     from ase_deeprelax.cli.answers import answer_all, part_file, relaxed_atoms
-    from ase_deeprelax.data.structure_files import find_sources
+    from ase_deeprelax.data.structure_files import find_files
     from ase_deeprelax.predict import Predictor
 
     chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer, 'guided': guided}
     _check_options(refine, chosen, judged=verify is not None or accept_below is not None)
     need_pages(html_file)
     relax_cell = relax_cell_of(cell)
-    sources = find_sources(files)
+    sources = find_files(files)
     labels = labels_of(sources)
     targets = targets_of(sources, labels, out, form)
     frames, problems = read_frames(sources)
@@ -167,7 +166,7 @@ def relax(
     shown: list[tuple[Atoms, Atoms | None]] = []
     n_files = 0
     answers = answer_all(named, worker, out, progress=shows_progress(quiet))
-    try:
+    with resumable():
         for (source, frame, initial), answer in zip(frames, answers, strict=True):
             problems += [f'{source.path}{frame}: {text}' for text in answer['problems']]
             atoms = None if answer['problem'] else relaxed_atoms(answer, initial)
@@ -179,10 +178,6 @@ def relax(
             if not left[source] and not is_file(out):  # now: others may take hours
                 n_files += write_to(targets[source], structures, problems)
                 structures = []
-    except KeyboardInterrupt as error:
-        typer.echo('interrupted; the same command goes on from here', err=True)
-        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        raise typer.Exit(code) from error
     if is_file(out):
         n_files += write_to(next(iter(targets.values())), structures, problems)
     write_json(json_file, rows, indent=1)
@@ -194,10 +189,7 @@ def relax(
     if n_files and not quiet and str(json_file) != '-':
         typer.echo(_text(rows))
         typer.echo(f'wrote {out}' + ('' if is_file(out) else f': {count(n_files, "file")}'))
-    for problem in problems:
-        typer.echo(f'failed: {problem}', err=True)
-    if problems:
-        raise typer.Exit(1)
+    tell_problems(problems)
 
 
 def _check_options(refine: str | None, chosen: dict[str, Any], *, judged: bool) -> None:

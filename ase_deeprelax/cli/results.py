@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +11,12 @@ import typer
 from ase_deeprelax.cli.app import (
     DeviceOption,
     check_outputs,
-    count,
     need_pages,
     provenance,
+    tell_problems,
     write_json,
 )
+from ase_deeprelax.data.one_line import count
 
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
@@ -118,16 +118,13 @@ def results(
             )
         written = write_structures(ends, export, form)
         part_file(export).unlink(missing_ok=True)
-        typer.echo(f'wrote {export}: {count(written, "structure")}', err=True)
+        typer.echo(f'wrote {export}: {count(written)}', err=True)
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
 
         write_screen_page(html_file, found, where=where or [], provenance=provenance(ctx))
         typer.echo(f'wrote {html_file}', err=True)
-    for problem in problems:
-        typer.echo(f'not converged: {problem}', err=True)
-    if problems:
-        raise typer.Exit(1)
+    tell_problems(problems, 'not converged')
 
 
 def _refined(
@@ -154,28 +151,25 @@ def _refined(
 
 def _show(found: Results, table: Any, quarantined: bool) -> None:
     """The first rows, and how many there are."""
-    from ase_deeprelax.compare.tables import Table
+    from ase_deeprelax.compare.tables import Table, number
 
     typer.echo(
         f'{len(found)} of {found.plan.n_structures} structures done, '
         f'{found.n_quarantined} of them quarantined; {count(len(table), "row")} chosen'
     )
     if quarantined:
-        for reason, number in found.quarantine().items():
-            typer.echo(f'{number:8}  {reason}')
+        for reason, times in found.quarantine().items():
+            typer.echo(f'{times:8}  {reason}')
         names = ['id', 'problem']
     else:
         names = [name for name in COLUMNS if name in table.column_names]
     rows = table.select(names).slice(0, SHOWN).to_pylist()
     if rows:
-        cells = [[_cell(row[name]) for name in names] for row in rows]
+        cells = [
+            [number(x, '.3f') if isinstance(x, float) else str(x) for x in row.values()]
+            for row in rows
+        ]
         words = tuple(k for k, name in enumerate(names) if isinstance(rows[0][name], str))
         typer.echo(Table(names, cells, words).as_text())
     if len(table) > SHOWN:
         typer.echo(f'... and {len(table) - SHOWN} more; --json or --export writes all')
-
-
-def _cell(value: Any) -> str | None:
-    if isinstance(value, float):
-        return None if math.isnan(value) else f'{value:.3f}'
-    return str(value)

@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 
 from ase_deeprelax.cli.app import (
-    INTERRUPTED,
     TERMINATED,
     CellOption,
     DeviceOption,
     ModelOption,
     Symmetry,
     SymmetryOption,
-    Terminated,
     relax_cell_of,
+    resumable,
     shows_progress,
 )
 
@@ -66,7 +65,7 @@ def screen(
     """
     from ase_deeprelax.screening import screen
 
-    try:
+    with resumable():
         done = screen(
             source,
             out,
@@ -79,10 +78,6 @@ def screen(
             pack=pack,
             progress=shows_progress(quiet),
         )
-    except KeyboardInterrupt as error:
-        typer.echo('interrupted; the same command goes on from here', err=True)
-        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        raise typer.Exit(code) from error
     if not quiet:
         typer.echo(
             f'{out}: {done.n_done} of {done.n_structures} structures done, '

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, ModelOption, shows_progress
+from ase_deeprelax.cli.app import DeviceOption, ModelOption, shows_progress, tell_problems
 from ase_deeprelax.data.formula import chemical_formula
 
 # A folder for each structure, in the form that DFT codes and ASE read.
@@ -40,13 +40,14 @@ def select(
     """
     from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.compare.tables import Table
-    from ase_deeprelax.data.structure_files import find_sources, write_structures
+    from ase_deeprelax.data.structure_files import find_files
+    from ase_deeprelax.data.structure_writing import write_structures
     from ase_deeprelax.files import check_writable
     from ase_deeprelax.predict import Predictor
     from ase_deeprelax.predict.select import select as choose
 
     check_writable(out / POSCAR)
-    frames, problems = read_frames(find_sources(files))
+    frames, problems = read_frames(find_files(files))
     predictor = Predictor(model, device=device)
     results = predictor.relax(
         [atoms for *_, atoms in frames], progress=shows_progress(), on_bad='keep'
@@ -76,7 +77,4 @@ def select(
         for k, one in enumerate(results)
         if not one.ok
     ]
-    for problem in problems:
-        typer.echo(f'failed: {problem}', err=True)
-    if problems:
-        raise typer.Exit(1)
+    tell_problems(problems)

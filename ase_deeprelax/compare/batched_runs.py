@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from ase import Atoms
-
 from ase_deeprelax.compare.cases import Case, timed_predictions
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, atoms_of
 from ase_deeprelax.compare.schema import STARTS, BatchRow, RunRow, Start
 from ase_deeprelax.compare.summary import quartiles
+from ase_deeprelax.errors import reason_of
 from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 
@@ -87,7 +86,7 @@ class BatchedRuns:
         try:
             self._relax(row, cases)
         except Exception as error:  # noqa: BLE001 - potentials raise anything
-            row['problem'] = f'{type(error).__name__}: {error}'
+            row['problem'] = reason_of(error)
         return row
 
     def _relax(self, row: BatchRow, cases: Sequence[Case]) -> None:
@@ -102,12 +101,13 @@ class BatchedRuns:
             return cases[place].relax_cell
 
         potential = batch_potential(self.calculators[row['calculator']])
-        inputs, seconds = {k: case.atoms for k, case in enumerate(cases)}, 0.0
+        inputs, seconds = [case.atoms for case in cases], 0.0
         if row['start'] == 'prediction':
-            inputs, seconds = self._predict(cases)
+            predicted, seconds = timed_predictions(self.adapter, cases)
+            inputs = list(map(atoms_of, predicted))
         begin = perf_counter()
         ends = relax_batched(
-            inputs.items(),
+            enumerate(inputs),
             potential,
             optimizer=ElasticBFGS,
             relax_cell=freedom,
@@ -120,18 +120,3 @@ class BatchedRuns:
         row['converged'], row['calls'] = len(good), quartiles(good)
         row['seconds_per_structure'] = seconds / max(len(cases), 1)
         row['one_pass'] = isinstance(potential, (MatglBatch, ChgnetBatch))
-
-    def _predict(self, cases: Sequence[Case]) -> tuple[dict[int, Atoms], float]:
-        """Predictions by the place of their structure, and the wall time, s."""
-        found: dict[int, Atoms] = {}
-        seconds = 0.0
-        for held in (False, True):
-            group = {k: case for k, case in enumerate(cases) if case.held is held}
-            if group:
-                first, *_ = group.values()
-                predicted, spent = timed_predictions(
-                    self.adapter, [case.atoms for case in group.values()], first.relax_cell
-                )
-                found |= zip(group, map(atoms_of, predicted), strict=True)
-                seconds += spent
-        return found, seconds

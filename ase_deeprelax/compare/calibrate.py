@@ -86,12 +86,12 @@ def calibrate(
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device)
     former = predictor.model.calibration
     if known is not None:
-        environments = know(predictor, known)
+        environments = fit_environments(predictor, known)
     elif former is not None:
         environments = former.environments
     else:
         inputs = [pair.unrelaxed for pairs in files.values() for pair in pairs]
-        environments = know(predictor, inputs)
+        environments = fit_environments(predictor, inputs)
     observed = [
         one
         for name, pairs in files.items()
@@ -111,12 +111,12 @@ def calibrate(
             for (name, kind), n in counted.items()
         ],
         laws=laws,
-        environments=limited(environments, observed),
+        environments=with_limits(environments, observed),
         potentials={} if former is None else former.potentials,
     )
 
 
-def know(predictor: Predictor, structures: Iterable[Atoms]) -> Environments:
+def fit_environments(predictor: Predictor, structures: Iterable[Atoms]) -> Environments:
     """Mean and covariance of the features of atoms; each structure counts alike.
 
     Parameters
@@ -128,7 +128,7 @@ def know(predictor: Predictor, structures: Iterable[Atoms]) -> Environments:
     Returns
     -------
     Environments
-        Without limits, see `limited`.
+        Without limits, see `with_limits`.
     """
     structures = list(structures)
     pairs = frozenset(pair for atoms in structures for pair in element_pairs(atoms.numbers))
@@ -238,7 +238,7 @@ def _observed(file: str, pair: Pair, predicted: Relaxation) -> Observed:
     )
 
 
-def limited(environments: Environments, observed: Sequence[Observed]) -> Environments:
+def with_limits(environments: Environments, observed: Sequence[Observed]) -> Environments:
     """Environments with the limit that a share of `USUAL` of the structures keeps.
 
     That of a kind is never below that of all together: the few slabs of one alloy are no

@@ -17,7 +17,7 @@ from ase_deeprelax.models.calibration import PotentialErrors
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.guide import pull_of
 from ase_deeprelax.optimize.many import relax_batched
-from ase_deeprelax.optimize.verify import wanted_step
+from ase_deeprelax.optimize.verify import mean_newton_step
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
 
@@ -45,7 +45,7 @@ def calibrate_potential(
     smallest sum of the errors of coordinates and lattice, each in units of the input's,
     means and medians alike. Of those that are equally good (`TIE`) it is the weakest, which
     takes the fewest calls. The error is what 90 % of the structures relaxed with DFT are
-    off by, in the potential's own view (`verify.wanted_step`).
+    off by, in the potential's own view (`verify.mean_newton_step`).
 
     Parameters
     ----------
@@ -152,4 +152,4 @@ def _step_at(pair: Pair, calculator: Calculator) -> float:
     """Mean move that the potential would make from the structure relaxed with DFT, A."""
     relaxed = pair.relaxed
     relaxed.calc = calculator
-    return wanted_step(free_cell(relaxed, not pair.fixed_cell))
+    return mean_newton_step(free_cell(relaxed, not pair.fixed_cell))

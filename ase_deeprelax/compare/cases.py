@@ -1,4 +1,4 @@
-"""Cases of a comparison: structures with their references, and calculators."""
+"""Cases of a comparison: structures with their references."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from ase_deeprelax.calculators.attached import calculator_name
-from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.metrics import Reference
 from ase_deeprelax.compare.predictor_adapter import (
     Predicted,
@@ -32,7 +30,7 @@ from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.structures import as_atoms
-from ase_deeprelax.errors import ConfigError, DeepRelaxError, StructureError
+from ase_deeprelax.errors import StructureError, reason_of
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.optimize.refinable import check_refinable
@@ -199,12 +197,10 @@ class Case:
         predicted: Predicted | None = None
         try:
             check_ordered(self.atoms)
-            [predicted], seconds = timed_predictions(adapter, [self.atoms], self.relax_cell)
+            [predicted], seconds = timed_predictions(adapter, [self])
             problem = problem_of(predicted)
-        except DeepRelaxError as error:
-            problem = str(error)
         except Exception as error:  # noqa: BLE001 - any function may be a model
-            problem = f'{type(error).__name__}: {error}'
+            problem = reason_of(error)
         row: PredictionRow = {
             'structure': self.id,
             'ok': not problem,
@@ -228,14 +224,15 @@ class Case:
 
 
 def timed_predictions(
-    adapter: PredictorAdapter, structures: Sequence[Atoms], relax_cell: Any = None
+    adapter: PredictorAdapter, cases: Sequence[Case]
 ) -> tuple[list[Predicted], float]:
-    """Predictions of copies of structures, and the wall time of all together, s."""
+    """Predictions for copies of structures, and the wall time of all together, s."""
     start = perf_counter()
     with warnings.catch_warnings():
         # The row of each structure holds this warning.
         warnings.filterwarnings('ignore', '.*outside the training range')
-        found = adapter.predict([atoms.copy() for atoms in structures], relax_cell)
+        structures = [case.atoms.copy() for case in cases]
+        found = adapter.predict(structures, [case.relax_cell for case in cases])
     return found, perf_counter() - start
 
 
@@ -262,65 +259,3 @@ def _spacegroup(atoms: Atoms) -> int:
     except StructureError:
         return 0
     return spacegroup_number(atoms) if atoms.pbc.all() else 0
-
-
-def named_calculators(
-    calculators: Mapping[Any, Any] | Iterable[Any], device: str
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Calculators by name, and what each was made from.
-
-    Parameters
-    ----------
-    calculators : list or mapping
-        As `savings.compare` takes them.
-    device : str
-        Where potentials by name run.
-
-    Returns
-    -------
-    dict of str to ase Calculator
-    dict of str to str
-
-    Raises
-    ------
-    ConfigError
-        There is none, or two have the same name.
-
-    Examples
-    --------
-    >>> from ase.calculators.emt import EMT
-    >>> named_calculators([EMT], 'cpu')[1]
-    {'EMT': 'EMT'}
-    """
-    if not isinstance(calculators, Mapping):
-        given = list(calculators)
-        calculators = by_name('calculators', _short_names(given), given)
-    if not calculators:
-        raise ConfigError('calculators is empty; give one or more, such as chgnet')
-    made = {
-        str(name): get_calculator(c, **({'device': device} if isinstance(c, str) else {}))
-        for name, c in calculators.items()
-    }
-    return made, {str(name): _full_name(c) for name, c in calculators.items()}
-
-
-def by_name(kind: str, names: Sequence[str], things: Sequence[Any]) -> dict[str, Any]:
-    """Things by their names; ``ConfigError`` where two have the same."""
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(
-            f'{kind}: two are called {min(twice)!r}; leave one out, or give them names'
-        )
-    return dict(zip(names, things, strict=True))
-
-
-def _short_names(calculators: Sequence[Any]) -> list[str]:
-    """Short names where they differ, else full names."""
-    long = [_full_name(calculator) for calculator in calculators]
-    short = [text.partition(':')[0] for text in long]
-    return [s if short.count(s) == 1 else full for s, full in zip(short, long, strict=True)]
-
-
-def _full_name(calculator: Any) -> str:
-    if isinstance(calculator, str):
-        return calculator
-    return getattr(calculator, '__name__', None) or calculator_name(calculator)

@@ -5,13 +5,12 @@ The report and the command line draw the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ase_deeprelax.compare.schema import (
     Comparison,
     PhononRow,
-    Quartiles,
     StructureRow,
     SummaryRow,
     check_version,
@@ -64,57 +63,13 @@ def structure_title(row: StructureRow) -> str:
     return formula if id == formula else f'{formula}, {id}'
 
 
-class _Way(TypedDict):
-    """One way to a structure: relaxed from either start, or the prediction alone."""
-
-    start: str
-    counts: list[Cell]
-    converged_share: float | None
-    calls: Quartiles | None
-    steps: Quartiles | None
-    seconds: Quartiles
-    energy_difference: Quartiles | None
-    rmsd_to_reference: Quartiles
-    spacegroup_kept: float | None
-
-
-def _ways(row: SummaryRow) -> list[_Way]:
+def _ways(row: SummaryRow) -> list[Mapping[str, Any]]:
     """All three ways to a structure, in the order of the tables."""
-    unrelaxed, prediction, alone = row['unrelaxed'], row['prediction'], row['alone']
+    above = {'energy_difference': row['both']['energy_difference']}
     return [
-        {
-            'start': 'unrelaxed',
-            'counts': [unrelaxed[k] for k in ('converged', 'unconverged', 'failed')],
-            'converged_share': unrelaxed['converged_share'],
-            'calls': unrelaxed['calls'],
-            'steps': unrelaxed['steps'],
-            'seconds': unrelaxed['seconds'],
-            'energy_difference': None,
-            'rmsd_to_reference': unrelaxed['rmsd_to_reference'],
-            'spacegroup_kept': unrelaxed['spacegroup_kept'],
-        },
-        {
-            'start': 'prediction alone',
-            'counts': [None, None, alone['failed']],
-            'converged_share': None,
-            'calls': None,
-            'steps': None,
-            'seconds': alone['seconds'],
-            'energy_difference': alone['energy_difference'],
-            'rmsd_to_reference': alone['rmsd_to_reference'],
-            'spacegroup_kept': alone['spacegroup_kept'],
-        },
-        {
-            'start': 'prediction',
-            'counts': [prediction[k] for k in ('converged', 'unconverged', 'failed')],
-            'converged_share': prediction['converged_share'],
-            'calls': prediction['calls'],
-            'steps': prediction['steps'],
-            'seconds': prediction['seconds'],
-            'energy_difference': row['both']['energy_difference'],
-            'rmsd_to_reference': prediction['rmsd_to_reference'],
-            'spacegroup_kept': prediction['spacegroup_kept'],
-        },
+        {'start': 'unrelaxed', **row['unrelaxed']},
+        {'start': 'prediction alone', **row['alone']},
+        {'start': 'prediction', **row['prediction'], **above},
     ]
 
 
@@ -122,9 +77,10 @@ def cost_table(result: Comparison) -> Table:
     """The cost of relaxations that converged."""
     rows = [
         [
-            *(row['calculator'], row['optimizer'], way['start'], *way['counts']),
-            quartiles_text(way['calls'], '.0f'),
-            quartiles_text(way['steps'], '.0f'),
+            *(row['calculator'], row['optimizer'], way['start']),
+            *(way.get(what) for what in ('converged', 'unconverged', 'failed')),
+            quartiles_text(way.get('calls'), '.0f'),
+            quartiles_text(way.get('steps'), '.0f'),
             quartiles_text(way['seconds'], '.2f'),
         ]
         for row in result['summary']
@@ -132,7 +88,8 @@ def cost_table(result: Comparison) -> Table:
     ]
     heads = ['calculator', 'optimizer', 'start', 'converged', 'unconverged', 'failed']
     heads += ['calls', 'steps', 'time / s']
-    return _drawn(heads, rows, (0, 1, 2), 'Costs of relaxations that converged')
+    table = Table(heads, rows, (0, 1, 2), 'Costs of relaxations that converged')
+    return table.without_empty_columns()
 
 
 def end_table(result: Comparison) -> Table:
@@ -140,8 +97,8 @@ def end_table(result: Comparison) -> Table:
     rows = [
         [
             *(row['calculator'], row['optimizer'], way['start']),
-            number(way['converged_share'], '.0%'),
-            quartiles_text(way['energy_difference'], '.1f', _MEV),
+            number(way.get('converged_share'), '.0%'),
+            quartiles_text(way.get('energy_difference'), '.1f', _MEV),
             quartiles_text(way['rmsd_to_reference'], '.3f'),
             number(way['spacegroup_kept'], '.0%'),
         ]
@@ -151,7 +108,8 @@ def end_table(result: Comparison) -> Table:
     heads = ['calculator', 'optimizer', 'start', 'converged', 'energy / meV per atom']
     heads += ['RMSD to reference', 'space group kept']
     caption = 'Results; energies are above the relaxation from the unrelaxed structure'
-    return _drawn(heads, rows, (0, 1, 2), caption)
+    table = Table(heads, rows, (0, 1, 2), caption)
+    return table.without_empty_columns()
 
 
 def both_starts_table(result: Comparison) -> Table:
@@ -176,7 +134,8 @@ def both_starts_table(result: Comparison) -> Table:
         'Relaxation from the prediction compared with the unrelaxed start (same energy: '
         f'within {tolerance:g} meV per atom)'
     )
-    return _drawn([*heads, 'prediction uphill'], rows, (0, 1), caption)
+    table = Table([*heads, 'prediction uphill'], rows, (0, 1), caption)
+    return table.without_empty_columns()
 
 
 def batch_table(result: Comparison) -> Table:
@@ -193,7 +152,8 @@ def batch_table(result: Comparison) -> Table:
     ]
     heads = ['calculator', 'optimizer', 'start', 'structures', 'converged', 'calls']
     heads += ['time per structure / s', 'problem']
-    return _drawn(heads, rows, (0, 1, 2, 7), 'Many structures per forward pass')
+    table = Table(heads, rows, (0, 1, 2, 7), 'Many structures per forward pass')
+    return table.without_empty_columns()
 
 
 def run_table(result: Comparison) -> Table:
@@ -210,7 +170,8 @@ def run_table(result: Comparison) -> Table:
     ]
     heads = ['structure', 'calculator', 'optimizer', 'start', 'calls', 'steps']
     heads += ['time / s', 'energy / eV per atom', 'fmax / eV Å⁻¹', 'converged']
-    return _drawn(heads, rows, (0, 1, 2, 3, 9), 'All runs', folded=True)
+    table = Table(heads, rows, (0, 1, 2, 3, 9), 'All runs', folded=True)
+    return table.without_empty_columns()
 
 
 def phonon_table(result: Comparison) -> Table:
@@ -219,7 +180,8 @@ def phonon_table(result: Comparison) -> Table:
     rows = [_phonon_cells(titles, row) for row in result.get('phonons', [])]
     heads = ['structure', 'calculator', 'relaxed', 'fmax / eV Å⁻¹', 'imaginary modes']
     heads += ['lowest / THz', 'atoms of supercell', 'problem']
-    return _drawn(heads, rows, (0, 1, 2, 7), 'Imaginary modes')
+    table = Table(heads, rows, (0, 1, 2, 7), 'Imaginary modes')
+    return table.without_empty_columns()
 
 
 def _phonon_cells(titles: dict[str, str], row: PhononRow) -> list[Cell]:
@@ -241,15 +203,3 @@ def warnings_of(result: Comparison) -> Iterator[str]:
             yield f'{name} ended higher: {", ".join(higher)}'
         if lost := row['only_unrelaxed']:
             yield f'{name} did not converge: {", ".join(lost)}'
-
-
-def _drawn(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    text_columns: tuple[int, ...],
-    caption: str,
-    *,
-    folded: bool = False,
-) -> Table:
-    table = Table(heads, rows, text_columns, caption, folded)
-    return table.without_empty_columns()

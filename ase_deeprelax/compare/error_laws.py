@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,9 +44,7 @@ class Observed:
 
 def count_kinds(observed: Sequence[Observed]) -> dict[tuple[str, str], int]:
     """How many structures of a kind each file holds, where it is `FEWEST` or more."""
-    counts: dict[tuple[str, str], int] = {}
-    for one in observed:
-        counts[one.file, one.kind] = counts.get((one.file, one.kind), 0) + 1
+    counts = Counter((one.file, one.kind) for one in observed)
     return {key: n for key, n in counts.items() if n >= FEWEST}
 
 

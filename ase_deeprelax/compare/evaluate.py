@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms
@@ -14,7 +14,9 @@ from ase_deeprelax.compare.alignment import Alignment, check_periodicity
 from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
 from ase_deeprelax.compare.evaluation_schema import (
     Errors,
+    EvaluatedStructure,
     Evaluation,
+    KindRecord,
     ManyEvaluation,
     MethodFigures,
     ModelRecord,
@@ -40,6 +42,8 @@ from ase_deeprelax.data.one_line import count, one_line
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.result import Relaxation
+
+T = TypeVar('T')
 
 BASELINES = {'dummy': Dummy, 'scaled_dummy': ScaledDummy}
 # Below this many pairs, workers take longer to start than they save.
@@ -180,34 +184,53 @@ def evaluate_all(
         name: [atoms_of(x) for x in predict_pairs(PredictorAdapter(make()), pairs)]
         for name, make in BASELINES.items()
     }
-    records: dict[str, ModelRecord] = {}
     predicted: dict[str, list[Predicted]] = {}
+    seconds: dict[str, float] = {}
     for name, adapter in adapters.items():
-        predicted[name], records[name] = _predict(adapter, pairs)
+        start = perf_counter()
+        predicted[name] = predict_pairs(adapter, pairs)
+        seconds[name] = perf_counter() - start
         found[name] = [_structure(*x) for x in zip(pairs, predicted[name], strict=True)]
-    rows = _compare(pairs, found, jobs, progress)
-    kinds = [kind_of(pair) for pair in pairs]
-    sigma = {name: [_length(one, 'sigma') for one in x] for name, x in predicted.items()}
-    expected = {name: [_length(one, 'error') for one in x] for name, x in predicted.items()}
-    bond_error = {
-        name: [
-            None if value is None else _bond_error(pair, one)
-            for value, pair, one in zip(sigma[name], pairs, x, strict=True)
-        ]
-        for name, x in predicted.items()
-    }
+    rows = [
+        _row(pair, errors, _of_one(k, found), _of_one(k, predicted))
+        for k, (pair, errors) in enumerate(
+            zip(pairs, _compare(pairs, found, jobs, progress), strict=True)
+        )
+    ]
     inside = {
         name: [inside_90(*one) for one in zip(pairs, x, strict=True)]
         for name, x in predicted.items()
     }
-    for name, record in records.items():
-        record['coverage_90'] = coverage_90(inside[name])
-        certain = sigma[name] if None in expected[name] else expected[name]
-        errors = [row[name]['coord_mae'] for row in rows]
-        record['spearman_sigma'] = rank_correlation(sigma[name], bond_error[name])
-        record['risk_coverage'] = risk_coverage(certain, errors)
-        record['uncertain_20'] = uncertain_share(certain, errors)
-    ok = [row for pair, row in zip(pairs, rows, strict=True) if pair.ok]
+    records: dict[str, ModelRecord] = {}
+    for name, adapter in adapters.items():
+        sigma = [row['sigma'][name] for row in rows]
+        expected = [row['expected_error'][name] for row in rows]
+        errors = [row['errors'][name]['coord_mae'] for row in rows]
+        certain = sigma if None in expected else expected
+        records[name] = {
+            'model': adapter.name,
+            'device': adapter.device,
+            'n_failed': sum(bool(problem_of(one)) for one in predicted[name]),
+            'ms_per_structure': 1e3 * seconds[name] / len(pairs),
+            'spearman_sigma': rank_correlation(
+                sigma, [row['bond_error'][name] for row in rows]
+            ),
+            'coverage_90': coverage_90(inside[name]),
+            'risk_coverage': risk_coverage(certain, errors),
+            'uncertain_20': uncertain_share(certain, errors),
+        }
+    kinds: dict[str, KindRecord] = {}
+    for kind in dict.fromkeys(row['kind'] for row in rows):
+        places = [k for k, row in enumerate(rows) if row['kind'] == kind]
+        kinds[kind] = {
+            'n': len(places),
+            'all': _summary([rows[k] for k in places], found),
+            'coverage_90': {
+                name: coverage_90([shares[k] for k in places])
+                for name, shares in inside.items()
+            },
+        }
+    ok = [row for row in rows if row['ok']]
     result: ManyEvaluation = {
         'version': VERSION,
         'n': len(pairs),
@@ -215,36 +238,8 @@ def evaluate_all(
         'models': records,
         'all': _summary(rows, found),
         'ok': _summary(ok, found),
-        'kinds': {
-            kind: {
-                'n': kinds.count(kind),
-                'all': _summary(_of(kind, kinds, rows), found),
-                'coverage_90': {
-                    name: coverage_90(_of(kind, kinds, shares))
-                    for name, shares in inside.items()
-                },
-            }
-            for kind in dict.fromkeys(kinds)
-        },
-        'structures': [
-            {
-                'id': pair.id,
-                'formula': chemical_formula(pair.unrelaxed),
-                'n_atoms': len(pair.numbers),
-                'ok': pair.ok,
-                'kind': kinds[k],
-                'errors': row,
-                'lattice': {
-                    name: _lattice(pair, structures[k])
-                    for name, structures in found.items()
-                },
-                'relaxed_lattice': _lattice(pair, pair.relaxed),
-                'sigma': {name: values[k] for name, values in sigma.items()},
-                'bond_error': {name: values[k] for name, values in bond_error.items()},
-                'expected_error': {name: values[k] for name, values in expected.items()},
-            }
-            for k, (pair, row) in enumerate(zip(pairs, rows, strict=True))
-        ],
+        'kinds': kinds,
+        'structures': rows,
     }
     return one_line(result, _line(', '.join(records), pairs))
 
@@ -318,24 +313,6 @@ def _lattice(pair: Pair, atoms: Atoms) -> Lattice:
     return [value if good else None for value, good in zip(values, meant, strict=True)]
 
 
-def _predict(
-    adapter: PredictorAdapter, pairs: Sequence[Pair]
-) -> tuple[list[Predicted], ModelRecord]:
-    """Predictions of a model, and what there is to say beside their errors."""
-    start = perf_counter()
-    predicted = predict_pairs(adapter, pairs)
-    seconds = perf_counter() - start
-    record: ModelRecord = {
-        'model': adapter.name,
-        'device': adapter.device,
-        'n_failed': sum(bool(problem_of(one)) for one in predicted),
-        'ms_per_structure': 1e3 * seconds / len(pairs),
-        'spearman_sigma': None,
-        'coverage_90': None,
-    }
-    return predicted, record
-
-
 def _structure(pair: Pair, predicted: Predicted) -> Atoms:
     """The structure that a model predicts, or the input where it has no prediction."""
     return pair.unrelaxed if problem_of(predicted) else atoms_of(predicted)
@@ -350,8 +327,8 @@ def _length(predicted: Predicted, name: str) -> float | None:
 
 
 def _bond_error(pair: Pair, predicted: Predicted) -> float | None:
-    """Mean absolute error of the bonds of the model's graph, A."""
-    if not isinstance(predicted, Relaxation):
+    """Mean absolute error of the bonds of the model's graph, A, where sigma is known."""
+    if not isinstance(predicted, Relaxation) or _length(predicted, 'sigma') is None:
         return None
     alignment = Alignment(pair)
     bonds = alignment.bonds_of(predicted)
@@ -383,11 +360,30 @@ def _errors(pair: Pair, found: Mapping[str, Atoms]) -> dict[str, Errors]:
     return {method: reference.errors(atoms) for method, atoms in found.items()}
 
 
-def _of(kind: str, kinds: Sequence[str], rows: Sequence[Any]) -> list[Any]:
-    return [row for one, row in zip(kinds, rows, strict=True) if one == kind]
+def _of_one(k: int, by_method: Mapping[str, Sequence[T]]) -> dict[str, T]:
+    return {method: values[k] for method, values in by_method.items()}
 
 
-def _summary(
-    rows: Sequence[Mapping[str, Errors]], methods: Mapping[str, Any]
-) -> MethodFigures:
-    return {method: summarise([row[method] for row in rows]) for method in methods}
+def _row(
+    pair: Pair,
+    errors: dict[str, Errors],
+    found: Mapping[str, Atoms],
+    predicted: Mapping[str, Predicted],
+) -> EvaluatedStructure:
+    return {
+        'id': pair.id,
+        'formula': chemical_formula(pair.unrelaxed),
+        'n_atoms': len(pair.numbers),
+        'ok': pair.ok,
+        'kind': kind_of(pair),
+        'errors': errors,
+        'lattice': {name: _lattice(pair, atoms) for name, atoms in found.items()},
+        'relaxed_lattice': _lattice(pair, pair.relaxed),
+        'sigma': {name: _length(one, 'sigma') for name, one in predicted.items()},
+        'bond_error': {name: _bond_error(pair, one) for name, one in predicted.items()},
+        'expected_error': {name: _length(one, 'error') for name, one in predicted.items()},
+    }
+
+
+def _summary(rows: Sequence[EvaluatedStructure], methods: Iterable[str]) -> MethodFigures:
+    return {name: summarise([row['errors'][name] for row in rows]) for name in methods}

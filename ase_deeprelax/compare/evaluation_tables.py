@@ -52,21 +52,30 @@ def evaluation_text(result: AnyEvaluation, *, markdown: bool = False) -> str:
     >>> print(evaluation_text(evaluate(pairs)))  # doctest: +SKIP
     """
     check_version(result)
-    parts = [*_error_tables(result['all'], f'all, {result["n"]:,}')]
-    parts.append(_share_table(result['all'], models_of(result)))
-    if 0 < result['n_ok'] < result['n']:
-        parts += _error_tables(result['ok'], f'ok, {result["n_ok"]:,}')
-        parts.append(_share_table(result['ok'], {}))
-    if len(result['kinds']) > 1:
-        for kind, found in result['kinds'].items():
-            parts += _error_tables(found['all'], f'{kind}, {found["n"]:,}')
-            parts.append(_share_table(found['all'], {}))
+    tables: list[Table] = []
+    for part, (n, figures) in parts_of(result).items():
+        models = models_of(result) if part == 'all' else {}
+        tables += _error_tables(figures, f'{part}, {n:,}')
+        tables.append(_share_table(figures, models))
     if any(record.get('coverage_90') for record in models_of(result).values()):
-        parts.append(uncertainty_table(result))
-    text = [part.as_markdown() if markdown else part.as_text() for part in parts]
-    if any(None in row for part in parts for row in part.rows):
+        tables.append(uncertainty_table(result))
+    text = [table.as_markdown() if markdown else table.as_text() for table in tables]
+    if any(None in row for table in tables for row in table.rows):
         text.append(FOOTNOTE)
     return '\n\n'.join(text)
+
+
+def parts_of(result: AnyEvaluation) -> dict[str, tuple[int, MethodFigures]]:
+    """Number and figures of all pairs, of those marked ok, and of those of each kind.
+
+    Only parts that differ from the whole.
+    """
+    parts = {'all': (result['n'], result['all'])}
+    if 0 < result['n_ok'] < result['n']:
+        parts['ok'] = result['n_ok'], result['ok']
+    if len(result['kinds']) > 1:
+        parts |= {kind: (one['n'], one['all']) for kind, one in result['kinds'].items()}
+    return parts
 
 
 def errors_by_method(

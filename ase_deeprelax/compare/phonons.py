@@ -10,7 +10,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_deeprelax.compare.cases import named_calculators
+from ase_deeprelax.compare.named_calculators import named_calculators
 from ase_deeprelax.compare.phonon_calculation import load_phonopy, phonons
 from ase_deeprelax.compare.schema import (
     Comparison,
@@ -21,7 +21,7 @@ from ase_deeprelax.compare.schema import (
     StructureRow,
     check_version,
 )
-from ase_deeprelax.errors import ConfigError, DeepRelaxError
+from ase_deeprelax.errors import ConfigError, reason_of
 from ase_deeprelax.journal import Journal
 
 KINDS = ('predicted', 'refined', 'iterative')
@@ -150,10 +150,8 @@ def _add_phonons(
     """The row with phonons, or with the reason why there are none."""
     try:
         found = phonons(atoms, calculator, initial=initial, **settings)
-    except DeepRelaxError as error:
-        return {**row, 'problem': str(error)}
     except Exception as error:  # noqa: BLE001 - calculators and phonopy raise anything
-        return {**row, 'problem': f'{type(error).__name__}: {error}'}
+        return {**row, 'problem': reason_of(error)}
     return {**row, 'ok': True, **found}
 
 

@@ -89,17 +89,21 @@ class PredictorAdapter:
     def predict(
         self,
         structures: Sequence[Atoms],
-        relax_cell: Any = None,
+        relax_cells: Sequence[Any] | None = None,
         *,
         names: Sequence[str] | None = None,
     ) -> list[Predicted]:
         """Predictions for all structures, in their order.
 
+        The model is called once for the structures whose cell relaxes, and once with
+        ``relax_cell=False`` for those whose cell is fixed.
+
         Parameters
         ----------
         structures : list of ase.Atoms
-        relax_cell : bool, str, array or None
-            The part of the cells that relaxes; None: the default of the model.
+        relax_cells : list, optional
+            For each structure, the part of its cell that relaxes, the same for all whose
+            cell is not fixed; None, and by default: that of the model.
         names : list of str, optional
             The structures in messages; default their places in the list.
 
@@ -112,17 +116,25 @@ class PredictorAdapter:
         PredictionError
             The model gave another number of structures, or other atoms.
         """
-        keywords = {} if relax_cell is None else {'relax_cell': relax_cell}
-        found = list(self._relax(structures, **keywords, **self._keywords))
-        if len(found) != len(structures):
-            raise PredictionError(
-                f'the model gave {len(found)} structures for {len(structures)}; it must '
-                'give one for each, in order'
-            )
+        relax_cells = relax_cells or [None] * len(structures)
         names = names or [f'structure {k}' for k in range(len(structures))]
-        for name, given, predicted in zip(names, structures, found, strict=True):
-            _check_atoms(name, given, atoms_of(predicted))
-        return found
+        found: dict[int, Predicted] = {}
+        for fixed in (False, True):
+            places = [k for k, cell in enumerate(relax_cells) if (cell is False) is fixed]
+            if places:
+                relax_cell = relax_cells[places[0]]
+                keywords = {} if relax_cell is None else {'relax_cell': relax_cell}
+                given = [structures[k] for k in places]
+                predicted = list(self._relax(given, **keywords, **self._keywords))
+                if len(predicted) != len(given):
+                    raise PredictionError(
+                        f'the model gave {len(predicted)} structures for {len(given)}; it '
+                        'must give one for each, in order'
+                    )
+                found |= zip(places, predicted, strict=True)
+        for k, predicted in found.items():
+            _check_atoms(names[k], structures[k], atoms_of(predicted))
+        return [found[k] for k in range(len(structures))]
 
 
 def atoms_of(predicted: Predicted) -> Atoms:
@@ -151,10 +163,7 @@ def problem_of(predicted: Predicted) -> str:
 
 
 def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Predicted]:
-    """Predictions for all pairs, in their order.
-
-    The model is called once for the pairs whose cell relaxes, and once with
-    ``relax_cell=False`` for those whose cell is fixed.
+    """Predictions for all pairs, in their order; fixed cells stay.
 
     Parameters
     ----------
@@ -168,7 +177,7 @@ def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Pred
     Raises
     ------
     PredictionError
-        The model gave another number of structures, or other atoms.
+        See `PredictorAdapter.predict`.
 
     Examples
     --------
@@ -181,18 +190,11 @@ def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Pred
     """
     # A function need not know the keyword as long as all cells relax.
     free = None if adapter.is_function else True
-    found: dict[int, Predicted] = {}
-    for held in (False, True):
-        places = [k for k, pair in enumerate(pairs) if pair.fixed_cell is held]
-        if not places:
-            continue
-        predicted = adapter.predict(
-            [pairs[k].unrelaxed for k in places],
-            False if held else free,
-            names=[f'pair {pairs[k].id!r}' for k in places],
-        )
-        found |= zip(places, predicted, strict=True)
-    return [found[k] for k in range(len(pairs))]
+    return adapter.predict(
+        [pair.unrelaxed for pair in pairs],
+        [False if pair.fixed_cell else free for pair in pairs],
+        names=[f'pair {pair.id!r}' for pair in pairs],
+    )
 
 
 def _check_atoms(name: str, given: Atoms, predicted: Atoms) -> None:

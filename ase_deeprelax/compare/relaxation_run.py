@@ -12,11 +12,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from ase_deeprelax.errors import (
-    DeepRelaxError,
-    RefinementError,
-    StructureError,
-)
+from ase_deeprelax.errors import RefinementError, StructureError, reason_of
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.motion import project_strain
 from ase_deeprelax.optimize.refinable import check_refinable
@@ -127,10 +123,8 @@ def run_relaxation(
         _take_steps(run, guarded, volume, fmax=fmax, steps=steps, by_filter=target.given)
         check_prediction(initial, run.atoms, layer=target.layer)
         run.ok = True
-    except DeepRelaxError as error:
-        run.reason = str(error)
     except Exception as error:  # noqa: BLE001 - calculators raise anything
-        run.reason = f'{type(error).__name__}: {error}'
+        run.reason = reason_of(error)
     run.seconds = perf_counter() - start
     run.converged = run.converged and run.ok
     run.calls = counting.calls

@@ -18,11 +18,10 @@ from ase_deeprelax.compare.batched_runs import BatchedRuns
 from ase_deeprelax.compare.cases import (
     NO_END,
     Case,
-    by_name,
     find_cases,
-    named_calculators,
     timed_predictions,
 )
+from ase_deeprelax.compare.named_calculators import by_name, named_calculators
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter
 from ase_deeprelax.compare.relaxation_run import run_relaxation
 from ase_deeprelax.compare.schema import (
@@ -182,7 +181,7 @@ def compare(
         'predictions': predictions,
         'runs': runs,
         'batched': batch_rows,
-        'summary': summarise_runs(predictions, runs, ENERGY_TOLERANCE),
+        'summary': summarise_runs(predictions, runs),
     }
     what = f'{len(runs)} relaxations of {count(len(cases))}'
     return one_line(result, f'<comparison: {what}; comparison_text shows the tables>')
@@ -218,9 +217,7 @@ class _Work:
         return prediction, runs
 
     def _predict(self, case: Case) -> PredictionRow:
-        self._warm(
-            '', lambda: timed_predictions(self.adapter, [case.atoms], case.relax_cell)
-        )
+        self._warm('', lambda: timed_predictions(self.adapter, [case]))
         return case.prediction(self.adapter)
 
     def _run(

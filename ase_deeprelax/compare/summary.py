@@ -37,7 +37,7 @@ def quartiles(values: Iterable[float | None]) -> Quartiles:
 
 
 def summarise_runs(
-    predictions: Sequence[PredictionRow], runs: Iterable[RunRow], tolerance: float
+    predictions: Sequence[PredictionRow], runs: Iterable[RunRow]
 ) -> list[SummaryRow]:
     """A row for each calculator and optimizer.
 
@@ -46,8 +46,6 @@ def summarise_runs(
     predictions : list of PredictionRow
     runs : list of RunRow
         With both starts for each structure, calculator and optimizer.
-    tolerance : float, eV per atom
-        Final energies closer than this are equal.
 
     Returns
     -------
@@ -69,7 +67,7 @@ def summarise_runs(
                 'unrelaxed': _one_start(unrelaxed),
                 'prediction': _one_start(prediction),
                 'alone': _predictions_alone(by_structure, unrelaxed, calculator),
-                'both': _both_starts(unrelaxed, prediction, tolerance),
+                'both': _both_starts(unrelaxed, prediction),
                 'only_unrelaxed': _only(unrelaxed, prediction),
                 'only_prediction': _only(prediction, unrelaxed),
             }
@@ -112,7 +110,7 @@ def _predictions_alone(
     }
 
 
-def _both_starts(unrelaxed: Runs, prediction: Runs, tolerance: float) -> BothSummary:
+def _both_starts(unrelaxed: Runs, prediction: Runs) -> BothSummary:
     ends = {
         id: (run, prediction[id])
         for id, run in unrelaxed.items()
@@ -123,9 +121,9 @@ def _both_starts(unrelaxed: Runs, prediction: Runs, tolerance: float) -> BothSum
         id: _difference(after['energy_per_atom'], before['energy_per_atom'])
         for id, (before, after) in ends.items()
     }
-    equal = [x is not None and abs(x) <= tolerance for x in differences.values()]
-    higher = [id for id, x in differences.items() if x is not None and x > tolerance]
-    lower = [id for id, x in differences.items() if x is not None and x < -tolerance]
+    equal = [x is not None and abs(x) <= ENERGY_TOLERANCE for x in differences.values()]
+    higher = [id for id, x in differences.items() if x is not None and x > ENERGY_TOLERANCE]
+    lower = [id for id, x in differences.items() if x is not None and x < -ENERGY_TOLERANCE]
     calls = [(before['calls'], after['calls']) for before, after in pairs]
     medians = np.median(calls, axis=0) if calls else None
     starts = [

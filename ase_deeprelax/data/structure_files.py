@@ -1,4 +1,4 @@
-"""Files of structures: which are meant, what they hold, and writing them so that they last.
+"""Files of structures: which are meant, and what they hold.
 
 The format of a file is decided here, by its suffix where that is known, and never by the
 rest of its name, as ASE does for ``*POSCAR*`` or ``*OUTCAR*``.
@@ -11,21 +11,19 @@ import glob
 import gzip
 import json
 import lzma
-import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from ase.db import connect
-from ase.io import read, write
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
+from ase.io import read
+from ase.io.formats import UnknownFileTypeError, filetype, parse_filename
 
-from ase_deeprelax import keys
 from ase_deeprelax.data.cif_sites import merge_rounded
 from ase_deeprelax.data.json_lines import LARGEST_RATIO, LOOKED_AT
 from ase_deeprelax.data.pymatgen_json import (
@@ -34,8 +32,7 @@ from ase_deeprelax.data.pymatgen_json import (
     of_pymatgen,
     read_entries,
 )
-from ase_deeprelax.data.writable import writable
-from ase_deeprelax.errors import ConfigError, StructureError
+from ase_deeprelax.errors import StructureError
 
 STDIN = '-'
 # The formats that suffixes stand for where ASE's own table says something else or nothing.
@@ -50,8 +47,10 @@ FORMATS = {
     '.json': 'json',
 }
 # The files of a folder that are read; a folder may hold anything beside them.
-READ_SUFFIXES = ('.cif', '.extxyz', '.xyz', '.vasp', '.poscar', '.traj', '.db', '.json')
-READ_SUFFIXES += ('.res', '.xsf', '.gen', '.cell', '.pdb', '.in', '.pwi', '.xml')
+READ_SUFFIXES = (
+    *FORMATS,
+    *('.res', '.xsf', '.gen', '.cell', '.pdb', '.in', '.pwi', '.xml'),
+)
 # How compressed files are opened.
 OPENERS: dict[str, Any] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 # Formats that are databases: their columns are kept.
@@ -61,7 +60,7 @@ COLUMNS = 'key_value_pairs'
 
 
 @dataclass(frozen=True)
-class Source:
+class StructureFile:
     """A file of structures, and which of its frames are meant.
 
     Attributes
@@ -79,7 +78,7 @@ class Source:
         return str(self.path) if self.index == ':' else f'{self.path}@{self.index}'
 
 
-def find_sources(words: Iterable[str | Path]) -> list[Source]:
+def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
     """The files that words of a command line stand for.
 
     Parameters
@@ -91,44 +90,46 @@ def find_sources(words: Iterable[str | Path]) -> list[Source]:
 
     Returns
     -------
-    list of Source
+    list of StructureFile
         Files that do not exist are among them: reading them says so.
 
     Examples
     --------
-    >>> [str(source) for source in find_sources(['a.cif', 'run.traj@-1'])]
+    >>> [str(file) for file in find_files(['a.cif', 'run.traj@-1'])]
     ['a.cif', 'run.traj@-1']
     """
-    sources = []
+    files = []
     for word in map(str, words):
         path = Path(word)
         if word == STDIN or path.is_file():
-            sources.append(Source(path))
+            files.append(StructureFile(path))
         elif path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in READ_SUFFIXES)
-            sources += [Source(p) for p in found if p.is_file()] or [Source(path)]
+            inside = [StructureFile(p) for p in found if p.is_file()]
+            files += inside or [StructureFile(path)]
         elif glob.has_magic(word) and (matches := _matches(word)):
-            sources += find_sources(matches)
+            files += find_files(matches)
         else:
             name, at, index = word.rpartition('@')
             framed = at and re.fullmatch(r'-?\d*(:-?\d*){0,2}', index) and index
-            sources.append(Source(Path(name), index) if framed else Source(path))
-    return sources
+            place = (Path(name), index) if framed else (path,)
+            files.append(StructureFile(*place))
+    return files
 
 
 def _matches(pattern: str) -> list[str]:
     return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - from any folder
 
 
-def read_source(source: Source, form: str | None = None) -> list[Atoms]:
-    """The structures of a source.
+def read_structures(file: StructureFile, form: str | None = None) -> list[Atoms]:
+    """The structures of a file.
 
     Columns of databases come in ``atoms.info['key_value_pairs']``. JSON files may hold
     structures of pymatgen, one, a list or a dictionary of them, or a database of ASE.
 
     Parameters
     ----------
-    source : Source
+    file : StructureFile
     form : str, optional
         Name of the format as in ``ase.io``; default: what the file looks like.
 
@@ -142,10 +143,10 @@ def read_source(source: Source, form: str | None = None) -> list[Atoms]:
         It cannot be read, or holds no structure.
     """
     try:
-        if str(source.path) == STDIN:
+        if str(file.path) == STDIN:
             atoms = _read_stdin(form)
         else:
-            atoms = _read_file(source.path, source.index, form)
+            atoms = _read_file(file.path, file.index, form)
     except StructureError:
         raise
     # Each of ASE's many readers has its own idea of what to raise.
@@ -263,104 +264,3 @@ def _pymatgen(path: Path) -> list[Atoms] | None:
     if not all(map(is_structure, entries)):
         return None
     return [of_pymatgen(entry) for entry in entries]
-
-
-def find_format(path: Path, form: str | None = None) -> str:
-    """The format that a file is written in.
-
-    Parameters
-    ----------
-    path : Path
-    form : str, optional
-        Its name as in ``ase.io``; default: what the suffix stands for.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ConfigError
-        ASE writes no such format.
-
-    Examples
-    --------
-    >>> find_format(Path('POSCAR.cif')), find_format(Path('OUTCAR.extxyz'))
-    ('cif', 'extxyz')
-    """
-    found = form or FORMATS.get(path.suffix.lower())
-    if found is None and path.suffix:
-        try:  # of a name that says nothing but the suffix
-            found = filetype(f'structure{path.suffix}', read=False)
-        except Exception:  # noqa: BLE001 - ASE raises several
-            found = None
-    if found not in ioformats or not ioformats[found].can_write:
-        asked = f'format {form!r}' if form else f'suffix {path.suffix!r}'
-        raise ConfigError(
-            f'{path}: ase.io writes no {asked}; choose .extxyz, .cif, .vasp, .traj or .db'
-        )
-    return found
-
-
-def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list[str]:
-    """Write structures to a file; one that cannot be written loses no other one.
-
-    Parameters
-    ----------
-    path : Path
-        Overwritten once all of it is written; its folder is made.
-    structures : list of ase.Atoms
-    form : str
-        As `find_format` gives it.
-
-    Returns
-    -------
-    list of str
-        Why structures are not in the file: ``'structure 3: reason'``.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-    held = [writable(atoms, form) for atoms in structures]
-    problems: list[str] = []
-    try:
-        try:
-            _write(part, held, form)
-        except Exception:  # noqa: BLE001 - writers raise anything
-            kept = list(_those_written(part, held, form, problems))
-            if not kept:
-                return problems
-            _write(part, kept, form)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return problems
-
-
-def _write(path: Path, structures: Sequence[Atoms], form: str) -> None:
-    path.unlink(missing_ok=True)
-    if form in DATABASES:
-        with connect(path, type=form, append=False) as database:
-            for atoms in structures:
-                database.write(atoms, *columns_of(atoms))
-    else:
-        write(path, list(structures), format=form)
-
-
-def _those_written(
-    path: Path, structures: Sequence[Atoms], form: str, problems: list[str]
-) -> Iterator[Atoms]:
-    """The structures that can be written alone; the others are told in ``problems``."""
-    for index, atoms in enumerate(structures):
-        try:
-            _write(path, [atoms], form)
-        except Exception as error:  # noqa: BLE001 - writers raise anything
-            problems.append(f'structure {index}: {type(error).__name__}: {error}')
-        else:
-            yield atoms
-
-
-def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns of a database and its further data: what the atoms came with, and ours."""
-    columns = keys.to_key_value_pairs(atoms)
-    data = {name: x for name, x in keys.ours(atoms).items() if name not in columns}
-    return dict(atoms.info.get(COLUMNS, {})) | columns, data

@@ -39,7 +39,10 @@ _named: set[tuple[str, str]] = set()
 def writable(atoms: Atoms, form: str) -> Atoms:
     r"""The atoms with what a format can hold of constraints, info and arrays.
 
-    What is left out is logged as a warning. Line breaks in text become blanks for extxyz.
+    What is left out is logged as a warning, constraints once per kind. Selective dynamics
+    of POSCAR files (``FixScaled``) become ``FixCartesian`` for formats that know only that,
+    where both mean the same: all directions are fixed, or the lattice vectors lie along x,
+    y and z. Line breaks in text become blanks for extxyz.
 
     Parameters
     ----------
@@ -60,8 +63,12 @@ def writable(atoms: Atoms, form: str) -> Atoms:
     >>> salt.info = {'title': 'two\nlines', 'source': 'a paper'}
     >>> writable(salt, 'extxyz').info
     {'title': 'two lines', 'source': 'a paper'}
+    >>> salt = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
+    >>> salt.set_constraint(FixScaled([1, 2], [True, True, False]))
+    >>> writable(salt, 'extxyz').constraints
+    [FixCartesian(indices=[1, 2], [True, True, False])]
     """
-    atoms = as_writable(atoms, form)
+    atoms = _with_held_constraints(atoms, form)
     info, arrays = dict(atoms.info), dict(atoms.arrays)
     if form == 'extxyz':
         info = {name: _readable(value) for name, value in info.items()}
@@ -127,23 +134,8 @@ def _is_json(name: Any, value: Any) -> bool:
     return True
 
 
-def as_writable(atoms: Atoms, form: str) -> Atoms:
-    """The atoms with the constraints that a file format can hold.
-
-    Selective dynamics of POSCAR files (``FixScaled``) become ``FixCartesian`` for formats
-    that know only that, where both mean the same: all directions are fixed, or the lattice
-    vectors lie along x, y and z. What is left out is logged as a warning, once per kind.
-
-    It takes and returns the same as `writable`.
-
-    Examples
-    --------
-    >>> from ase.build import bulk
-    >>> salt = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
-    >>> salt.set_constraint(FixScaled([1, 2], [True, True, False]))
-    >>> as_writable(salt, 'extxyz').constraints
-    [FixCartesian(indices=[1, 2], [True, True, False])]
-    """
+def _with_held_constraints(atoms: Atoms, form: str) -> Atoms:
+    """The atoms with the constraints that a file format can hold."""
     if not atoms.constraints or form in EVERY:
         return atoms
     held = HELD.get(form, ())

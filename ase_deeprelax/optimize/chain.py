@@ -20,8 +20,8 @@ from ase_deeprelax.optimize.one_shot import OneShotStage
 from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.refinable import check_refinable
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
-from ase_deeprelax.optimize.stage_run import StageRun, get_origin, put_origin
-from ase_deeprelax.optimize.target import Target, find_target
+from ase_deeprelax.optimize.stage_run import StageRun
+from ase_deeprelax.optimize.target import Target, find_target, get_origin, put_origin
 from ase_deeprelax.optimize.verify import Verification, verify
 
 
@@ -147,12 +147,12 @@ class Chain:
             self._verify()
         elif self.waiting:
             run = self._enter(self._next)
-            self._measure(run, fmax)
+            self._advance(run, fmax, moves=False)
             self.one_shot.note = f'{self._number(run.index)}, {run.title}'
         elif self.one_shot.pending:
             self._predict(self.run, fmax)
         elif not self.run.over:
-            self._refine(self.run, fmax)
+            self._advance(self.run, fmax, moves=True)
         info, outcome = self.atoms.info, self.one_shot.outcome
         if keys.STAGE in info and outcome not in info[keys.STAGE]:
             info[keys.STAGE] += outcome
@@ -177,7 +177,7 @@ class Chain:
         self._done = []
         self._look_ahead(0)
         if self._next < len(self.stages):
-            self._measure(self._enter(self._next), fmax)
+            self._advance(self._enter(self._next), fmax, moves=False)
 
     def _enter(self, index: int) -> StageRun:
         run = StageRun(index, self.stages[index], self.target, self._options)
@@ -194,7 +194,7 @@ class Chain:
             if self.atoms != run.measured:
                 run.begin_here()
             run.guide(self.one_shot.relaxation)
-        self._measure(run, fmax)
+        self._advance(run, fmax, moves=False)
 
     def _predict(self, run: StageRun, fmax: float) -> None:
         """Try the prediction; where it is not taken, refine."""
@@ -206,20 +206,16 @@ class Chain:
         if accepted:
             self._go_on(run, fmax)
         else:
-            self._refine(run, fmax)
+            self._advance(run, fmax, moves=True)
 
-    def _measure(self, run: StageRun, fmax: float) -> None:
-        run.measure(fmax)
-        self._close_if_over(run)
+    def _advance(self, run: StageRun, fmax: float, *, moves: bool) -> None:
+        """See `StageRun.advance`; a stage that is over then is closed."""
+        run.advance(fmax, moves=moves)
+        if run.over and not run.nothing_new:
+            self._close(run)
 
-    def _refine(self, run: StageRun, fmax: float) -> None:
-        run.step(fmax)
-        self._close_if_over(run)
-
-    def _close_if_over(self, run: StageRun) -> None:
+    def _close(self, run: StageRun) -> None:
         """Record a stage that is over, and find the one to come."""
-        if not run.over or run.nothing_new:
-            return
         number, record = self._number(run.index), run.record
         self._done.append(record)
         if not run.ordinary:  # else ASE still looks at forces, until the run is over

@@ -64,10 +64,18 @@ class _Run:
         self.guarded = GuardedOptimizer(free_cell(atoms, relax_cell), optimizer)
 
     def advance(
-        self, results: dict[str, Any], fmax: float, steps: int
-    ) -> tuple[Hashable, Outcome] | None:
+        self, results: dict[str, Any] | Exception, fmax: float, steps: int
+    ) -> Outcome | None:
         """Take in results and, unless that was the last step, move; the end or None."""
         self.evaluations += 1
+        if isinstance(results, Exception):
+            return self.fail(f'{RAISED}{type(results).__name__}: {results}')
+        try:
+            return self._advance(results, fmax, steps)
+        except (ArithmeticError, np.linalg.LinAlgError, DeepRelaxError) as error:
+            return self.fail(f'{type(error).__name__}: {error}')
+
+    def _advance(self, results: dict[str, Any], fmax: float, steps: int) -> Outcome | None:
         for name, value in results.items():
             if not np.isfinite(value).all():
                 return self.fail(f'{name} is not finite')
@@ -94,13 +102,13 @@ class _Run:
             for name, value in results.items()
         }
 
-    def fail(self, reason: str) -> tuple[Hashable, Outcome]:
+    def fail(self, reason: str) -> Outcome:
         """The end at the last structure that could be evaluated."""
         self.atoms = self.before
         return self.end(reason)
 
-    def end(self, reason: str) -> tuple[Hashable, Outcome]:
-        return self.key, Outcome(self.atoms, not reason, reason, self.evaluations)
+    def end(self, reason: str) -> Outcome:
+        return Outcome(self.atoms, not reason, reason, self.evaluations)
 
 
 def relax_batched(
@@ -176,17 +184,17 @@ def relax_batched(
                 active.append(run)
                 used += len(atoms)
             else:
-                yield run
+                yield key, run
         if not active:
             return
         still = []
         for run, result in zip(active, _evaluate(potential, active), strict=True):
-            end = _advance(run, result, fmax, steps)
+            end = run.advance(result, fmax, steps)
             if end is None:
                 still.append(run)
             else:
                 used -= len(run.atoms)
-                yield end
+                yield run.key, end
         active = still
 
 
@@ -196,30 +204,17 @@ def _start(
     optimizer: str | Callable,
     relax_cell: RelaxCell | Callable[[Hashable], RelaxCell],
     pull: Calculator | None,
-) -> _Run | tuple[Hashable, Outcome]:
+) -> _Run | Outcome:
     """The run of a structure, or the end of one that cannot be relaxed."""
     atoms = atoms.copy()
     if problem := _unusable(atoms):
-        return key, Outcome(atoms, False, problem, 0)
+        return Outcome(atoms, False, problem, 0)
     wanted: Any = relax_cell(key) if callable(relax_cell) else relax_cell
     try:
         check_ordered(atoms)
         return _Run(key, atoms, optimizer, wanted, pull)
     except DeepRelaxError as error:
-        return key, Outcome(atoms, False, f'{type(error).__name__}: {error}', 0)
-
-
-def _advance(
-    run: _Run, result: dict[str, Any] | Exception, fmax: float, steps: int
-) -> tuple[Hashable, Outcome] | None:
-    """One step of a run; its end, or None."""
-    if isinstance(result, Exception):
-        run.evaluations += 1
-        return run.fail(f'{RAISED}{type(result).__name__}: {result}')
-    try:
-        return run.advance(result, fmax, steps)
-    except (ArithmeticError, np.linalg.LinAlgError, DeepRelaxError) as error:
-        return run.fail(f'{type(error).__name__}: {error}')
+        return Outcome(atoms, False, f'{type(error).__name__}: {error}', 0)
 
 
 def _evaluate(

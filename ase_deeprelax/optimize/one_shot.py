@@ -39,45 +39,29 @@ class ProposedMove:
     ----------
     freedom : Freedom
         Of the structure, which is ``freedom.atoms``.
-    before, after : ase.Atoms
-        Bare copies, without constraints.
     relaxation : Relaxation
         The answer of the model, within constraints and filters.
     """
 
     freedom: Freedom
-    before: Atoms
-    after: Atoms
     relaxation: Relaxation
-
-    @property
-    def dmax(self) -> float:
-        """Largest displacement of an atom at the cell before, A."""
-        back = np.linalg.solve(self.after.cell.array, self.before.cell.array)
-        step = self.after.positions @ back - self.before.positions
-        return float(np.linalg.norm(step, axis=1).max(initial=0.0))
 
     @property
     def strain(self) -> float:
         """Largest change of a length in the crystal, %, whatever its direction."""
-        change = np.linalg.solve(self.before.cell.array, self.after.cell.array)
-        stretches = np.linalg.svd(change, compute_uv=False)
+        stretches = np.linalg.svd(self.relaxation.deformation, compute_uv=False)
         return 100 * float(np.abs(stretches - 1).max())
-
-    @property
-    def volume_ratio(self) -> float:
-        """Volume after over before."""
-        return float(self.after.cell.volume / self.before.cell.volume)
 
     @property
     def note(self) -> str:
         """For the log line of its step."""
-        sigma = self.relaxation.sigma
-        return f'prediction, volume x {self.volume_ratio:.3f}, sigma {sigma:.3f} A'
+        made = self.relaxation
+        return f'prediction, volume x {made.volume_ratio:.3f}, sigma {made.sigma:.3f} A'
 
     def apply(self) -> None:
         """Move the atoms and their cell, and nothing else."""
-        self.freedom.write(self.after.cell.array, self.after.positions)
+        after = self.relaxation.atoms
+        self.freedom.write(after.cell.array, after.positions)
 
     def apply_if_lower(
         self, optimizable: Optimizable, gate: float | None
@@ -102,7 +86,7 @@ class ProposedMove:
         try:
             self.apply()
             after = energy_of(optimizable)
-            rise, reason = (after - before) / len(self.before), ''
+            rise, reason = (after - before) / len(self.freedom.atoms), ''
             if not np.isfinite(rise):
                 reason = f'the energy is {after} eV'
             elif not np.isfinite(optimizable.get_gradient()).all():
@@ -124,8 +108,6 @@ class ProposedMove:
         keys.strip(atoms)
         atoms.info.update(keys.ours(predicted))
         atoms.arrays[keys.SIGMA] = predicted.arrays[keys.SIGMA].copy()
-        atoms.info[keys.DMAX] = self.dmax
-        atoms.info[keys.VOLUME_RATIO] = self.volume_ratio
 
 
 class OneShotStage(Optimizable):
@@ -171,9 +153,9 @@ class OneShotStage(Optimizable):
     @property
     def move(self) -> ProposedMove:
         """The `ProposedMove` that fits the atoms as they are now."""
-        if self._move is not None and not self._at(self._move.after):
+        if self._move is not None and not self._at(self._move.relaxation.atoms):
             self._written = False
-            if not self._at(self._move.before):
+            if not self._at(self._move.relaxation.initial):
                 self._move = None
         if self._move is None:
             self._move = self._propose()
@@ -191,20 +173,13 @@ class OneShotStage(Optimizable):
         [relaxation] = self._options.predictor.relax(
             [self.target], relax_cell=relax_cell, on_bad='raise'
         )
-        before = bare(self.atoms)
-        before.info = dict(self.atoms.info)
-        after = before.copy()
-        after.set_cell(relaxation.atoms.cell)
-        after.positions = relaxation.atoms.positions
-        return ProposedMove(
-            find_freedom(self.target, relax_cell), before, after, relaxation
-        )
+        return ProposedMove(find_freedom(self.target, relax_cell), relaxation)
 
     @property
     def left(self) -> tuple[float, float]:
         """The largest displacement, A, and strain, %, that are still to be made."""
         move = self.move
-        return (0.0, 0.0) if self._written else (move.dmax, move.strain)
+        return (0.0, 0.0) if self._written else (move.relaxation.dmax, move.strain)
 
     def suffices(self, stage: Stage, *, refined: bool) -> str:
         """Why the prediction is good enough without a stage, or ''.
@@ -350,7 +325,7 @@ class OneShotStage(Optimizable):
         self.atoms.set_positions(rows[:-3], apply_constraint=False)
 
     def get_gradient(self) -> np.ndarray:
-        after = self.move.after
+        after = self.move.relaxation.atoms
         return self.get_x() - np.concatenate([after.positions, after.cell.array]).ravel()
 
     def get_value(self) -> float:

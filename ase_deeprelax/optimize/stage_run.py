@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.filters import Filter
 from ase.utils.abc import Optimizable
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.attached import calculator_name
-from ase_deeprelax.errors import DeepRelaxError, RefinementError
+from ase_deeprelax.errors import RefinementError, reason_of
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
 from ase_deeprelax.optimize.ase_optimizers import optimizer_name
@@ -25,7 +24,7 @@ from ase_deeprelax.optimize.relaxation_step import (
     energy_of,
 )
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
-from ase_deeprelax.optimize.target import Target
+from ase_deeprelax.optimize.target import Target, get_origin, put_origin
 from ase_deeprelax.result import Relaxation
 
 # Forces are out of hand above this, eV/A, and above so many times those of the start.
@@ -35,8 +34,10 @@ EXPLOSION = 100.0, 10.0
 UPHILL = 1e-3
 
 # What of a run a restart needs, beside the state of its optimizer.
-KEPT = ('status', 'reason', 'steps', 'seconds', 'value', 'energy', 'gradient', 'start')
-KEPT += ('best', 'measured')
+KEPT = (
+    *('status', 'reason', 'steps', 'seconds', 'value', 'energy', 'gradient'),
+    *('start', 'best', 'measured'),
+)
 
 
 class StageRun(Optimizable):
@@ -131,22 +132,17 @@ class StageRun(Optimizable):
 
     # --- the stage -----------------------------------------------------------------------
 
-    def measure(self, fmax: float) -> None:
-        """Get energy and forces of the structure as it is.
+    def advance(self, fmax: float, *, moves: bool) -> None:
+        """Take a step, and measure; an error or success ends the stage.
 
         Parameters
         ----------
         fmax : float, eV/A
             Of stages that have none.
+        moves : bool
+            Whether to take a step of the stage's optimizer; else only energy and forces of
+            the structure as it is are measured.
         """
-        self._attempt(fmax, moves=False)
-
-    def step(self, fmax: float) -> None:
-        """Take a step of the stage's optimizer, and measure; ``fmax`` as in `measure`."""
-        self._attempt(fmax, moves=True)
-
-    def _attempt(self, fmax: float, *, moves: bool) -> None:
-        """Move where asked to, and measure; an error or success ends the stage."""
         if self.stage.fmax is not None:
             fmax = self.stage.fmax
         begun = perf_counter()
@@ -222,9 +218,8 @@ class StageRun(Optimizable):
 
     def _fail(self, error: Exception | str) -> None:
         """End the stage, and go back to the best structure."""
-        known = isinstance(error, (str, DeepRelaxError))
         self.status = 'failed'
-        self.reason = str(error) if known else f'{type(error).__name__}: {error}'
+        self.reason = error if isinstance(error, str) else reason_of(error)
         if self.best is None or self.best['steps'] == 0:
             self.atoms.calc = self._calculator_before
         if self.best is None:
@@ -346,17 +341,3 @@ class StageRun(Optimizable):
 
     def iterimages(self) -> Any:
         return self.live.iterimages()
-
-
-def get_origin(target: Atoms | Filter) -> dict[str, np.ndarray]:
-    """The cell that a filter measures strain from, and the strain that it keeps itself."""
-    names = ('orig_cell', 'origcell', 'strain') if isinstance(target, Filter) else ()
-    return {
-        name: np.array(getattr(target, name)) for name in names if hasattr(target, name)
-    }
-
-
-def put_origin(target: Atoms | Filter, origin: dict[str, np.ndarray]) -> None:
-    """Let a new filter measure strain as an earlier one did."""
-    for name, value in origin.items():
-        setattr(target, name, np.array(value, float))

@@ -171,6 +171,20 @@ def find_target(
     return Target(moving, layer, refusal, not _frees_cell(moving), user_made)
 
 
+def get_origin(target: Atoms | Filter) -> dict[str, np.ndarray]:
+    """The cell that a filter measures strain from, and the strain that it keeps itself."""
+    names = ('orig_cell', 'origcell', 'strain') if isinstance(target, Filter) else ()
+    return {
+        name: np.array(getattr(target, name)) for name in names if hasattr(target, name)
+    }
+
+
+def put_origin(target: Atoms | Filter, origin: dict[str, np.ndarray]) -> None:
+    """Let a new filter measure strain as an earlier one did."""
+    for name, value in origin.items():
+        setattr(target, name, np.array(value, float))
+
+
 def _frees_cell(moving: Atoms | Filter) -> bool:
     while isinstance(moving, Filter):
         if isinstance(moving, (StrainFilter, UnitCellFilter)):

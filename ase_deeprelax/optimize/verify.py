@@ -90,11 +90,11 @@ def verify(
         )
     atoms = atoms.copy()
     atoms.calc = calculator
-    step = wanted_step(free_cell(atoms, relax_cell))
+    step = mean_newton_step(free_cell(atoms, relax_cell))
     return Verification(potential, step, known[potential].step)
 
 
-def wanted_step(target: Any) -> float:
+def mean_newton_step(target: Any) -> float:
     """Mean move of the coordinates, A, by one step of Newton's method.
 
     The Hessian is that of `ElasticBFGS`. Fixed atoms, which only follow the cell, do not
@@ -112,7 +112,7 @@ def wanted_step(target: Any) -> float:
     >>> copper = bulk('Cu', cubic=True)
     >>> copper.rattle(0.05, seed=1)
     >>> copper.calc = EMT()
-    >>> 0.02 < wanted_step(copper) < 0.08
+    >>> 0.02 < mean_newton_step(copper) < 0.08
     True
     """
     atoms = unwrap(target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, MethodFigures, models_of
-from ase_deeprelax.compare.evaluation_tables import SHOWN, errors_by_method
+from ase_deeprelax.compare.evaluation_tables import SHOWN, errors_by_method, parts_of
 from ase_deeprelax.compare.tables import WIDE_DASH, Cell, Table, number
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report import plot_accuracy, plot_uncertainty
@@ -39,16 +39,10 @@ def accuracy(evaluation: AnyEvaluation) -> Section:
         for key, one in models.items()
     ]
     text.append(MEANING)
-    n, n_ok = evaluation['n'], evaluation['n_ok']
-    tables = [_errors(f'All {count(n, "pair")}', evaluation['all'], names)]
-    if 0 < n_ok < n:
-        tables.append(_errors(f'{count(n_ok, "pair")} marked ok', evaluation['ok'], names))
-    kinds = evaluation['kinds']
-    if len(kinds) > 1:
-        tables += [
-            _errors(f'{kind}: {count(one["n"], "pair")}', one['all'], names)
-            for kind, one in kinds.items()
-        ]
+    tables = [
+        _errors(part, n, figures, names)
+        for part, (n, figures) in parts_of(evaluation).items()
+    ]
     tables += [_structures(evaluation, key, names[key]) for key in models]
     caption = (
         'Share of the structures whose error is smaller, on a logarithmic axis; a curve '
@@ -98,10 +92,13 @@ def _uncertainty(evaluation: AnyEvaluation, names: Mapping[str, str]) -> list[Fi
     return figures
 
 
-def _errors(which: str, section: MethodFigures, names: Mapping[str, str]) -> Table:
+def _errors(part: str, n: int, section: MethodFigures, names: Mapping[str, str]) -> Table:
+    pairs = count(n, 'pair')
+    titles = {'all': f'All {pairs}', 'ok': f'{pairs} marked ok'}
     caption = (
-        f'{which}: mean / median of errors (Å, Å², Å³), by how much they are cut below '
-        "Dummy's, and shares; a dash stands for what is not scored"
+        f'{titles.get(part, f"{part}: {pairs}")}: mean / median of errors (Å, Å², Å³), by '
+        "how much they are cut below Dummy's, and shares; a dash stands for what is not "
+        'scored'
     )
     return errors_by_method(caption, section, names).without_empty_columns()
 

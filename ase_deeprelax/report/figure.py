@@ -4,13 +4,11 @@ import io
 
 from matplotlib.figure import Figure
 
-from ase_deeprelax.report.style import PIXELS
-
 
 class NotebookFigure(Figure):
     """A ``Figure`` that needs no pyplot to be seen."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format='png', dpi=PIXELS)
+        self.savefig(buffer, format='png', dpi='figure')
         return buffer.getvalue()

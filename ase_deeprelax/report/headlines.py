@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ase_deeprelax.compare.evaluate import cuts
-from ase_deeprelax.compare.evaluation_schema import AnyEvaluation
-from ase_deeprelax.compare.evaluation_schema import models_of as methods_of
+from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, models_of
 from ase_deeprelax.compare.schema import Comparison
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report.plot_accuracy import method_name
+from ase_deeprelax.report.plot_relaxations import Columns, finite
+
+
+def of_relaxations(columns: Columns, failed: int) -> str:
+    """How many structures were relaxed, and how sure the predictions are.
+
+    Parameters
+    ----------
+    columns : mapping of str to sequence
+        Of the structures that were relaxed; see `columns_of`.
+    failed : int
+        How many were not.
+
+    Examples
+    --------
+    >>> of_relaxations({'error': [0.02], 'ood': ['']}, 1)
+    '1 structure relaxed, 1 refused. Median expected error of the predictions: 0.020 Å.'
+    """
+    line = f'{count(len(next(iter(columns.values()))))} relaxed'
+    line += f', {failed:,} refused' if failed else ''
+    for name, title in (('error', 'expected error'), ('sigma', 'sigma')):
+        known = finite(columns.get(name, ()))
+        if len(known):
+            line += f'. Median {title} of the predictions: {np.median(known):.3f} Å'
+            break
+    outside = sum(map(bool, columns.get('ood', ())))
+    line += f'. {outside:,} outside the training range' if outside else ''
+    return f'{line}.'
 
 
 def of_comparison(comparison: Comparison) -> list[str]:
@@ -24,7 +53,7 @@ def of_comparison(comparison: Comparison) -> list[str]:
 def of_evaluation(evaluation: AnyEvaluation) -> list[str]:
     """For each model: how much of the error of the input it takes away."""
     lines = []
-    for key in methods_of(evaluation):
+    for key in models_of(evaluation):
         below = cuts(evaluation['all'], key)
         shown = [
             f'{cut["median"]:.0f} % of the error of the {what}'

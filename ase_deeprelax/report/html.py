@@ -96,7 +96,9 @@ def write_report(
         shown = relaxed.relaxed_section(rows, scenes)
         if evaluation is None:
             about += models
-            first.append(relaxed.headline(relaxed.columns_of(good), len(rows) - len(good)))
+            first.append(
+                headlines.of_relaxations(relaxed.columns_of(good), len(rows) - len(good))
+            )
         else:  # a few of the pairs
             about += [f'In the viewer: m{line[1:]}' for line in models]
             shown = shown._replace(title='Structures in the viewer')

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from ase import Atoms
 
+from ase_deeprelax.report import headlines
 from ase_deeprelax.report.html import write_page
 from ase_deeprelax.report.relaxation_table import uncertainty_of
 from ase_deeprelax.report.relaxations import (
     columns_of,
     distributions_section,
     failures_section,
-    headline,
     models_of,
     relaxed_scene,
     relaxed_section,
@@ -89,7 +89,7 @@ def write_relax_page(
     parts += [relaxed_section(rows, scenes)] if rows else []
     parts += failures_section(problems)
     about = [*models_of(rows.values()), *provenance]
-    first = [headline(columns, failed)]
+    first = [headlines.of_relaxations(columns, failed)]
     return write_page(path, 'Relaxed structures', about, scenes, parts, first=first)
 
 

@@ -1,4 +1,4 @@
-"""Parts of all pages on relaxations: crystals for the viewer, sections, a headline."""
+"""Parts of all pages on relaxations: crystals for the viewer, and sections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import fixed_atoms
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
-from ase_deeprelax.report.plot_relaxations import DRAWN, Columns, distributions, finite
+from ase_deeprelax.report.plot_relaxations import DRAWN, Columns, distributions
 from ase_deeprelax.report.relaxation_table import relaxation_table, uncertainty_of
 from ase_deeprelax.report.style import FEW
 from ase_deeprelax.report.viewer_data import layer_of, periodic_vectors, scene
@@ -50,33 +50,6 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The columns that headline and distributions need, from rows of relaxed structures."""
     rows = list(rows)
     return {name: [row.get(name) for row in rows] for name in COLUMNS}
-
-
-def headline(columns: Columns, failed: int) -> str:
-    """How many structures were relaxed, and how sure the predictions are.
-
-    Parameters
-    ----------
-    columns : mapping of str to sequence
-        Of the structures that were relaxed; see `columns_of`.
-    failed : int
-        How many were not.
-
-    Examples
-    --------
-    >>> headline({'error': [0.02], 'ood': ['']}, 1)
-    '1 structure relaxed, 1 refused. Median expected error of the predictions: 0.020 Å.'
-    """
-    line = f'{count(len(next(iter(columns.values()))))} relaxed'
-    line += f', {failed:,} refused' if failed else ''
-    for name, title in (('error', 'expected error'), ('sigma', 'sigma')):
-        known = finite(columns.get(name, ()))
-        if len(known):
-            line += f'. Median {title} of the predictions: {np.median(known):.3f} Å'
-            break
-    outside = sum(map(bool, columns.get('ood', ())))
-    line += f'. {outside:,} outside the training range' if outside else ''
-    return f'{line}.'
 
 
 def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.one_line import count
+from ase_deeprelax.report import headlines
 from ase_deeprelax.report.html import write_page
 from ase_deeprelax.report.html_blocks import Section, link, places
 from ase_deeprelax.report.relaxation_table import relaxation_table
 from ase_deeprelax.report.relaxations import (
     COLUMNS,
     distributions_section,
-    headline,
     models_of,
     relaxed_scene,
 )
@@ -76,7 +76,8 @@ def write_screen_page(
     if where:
         about.insert(0, f'Only the structures with {" and ".join(where)}.')
     title = f'Screen {results.store.out.name}'
-    first = [headline(columns, 0 if where else results.n_quarantined)]
+    failed = 0 if where else results.n_quarantined
+    first = [headlines.of_relaxations(columns, failed)]
     return write_page(path, title, about, scenes, parts, first=first)
 
 

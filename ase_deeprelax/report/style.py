@@ -155,7 +155,7 @@ def panels(
 
     wide = SINGLE if columns == 1 else DOUBLE
     size = (wide, shape * wide / columns * rows)
-    figure = NotebookFigure(size, layout='constrained')
+    figure = NotebookFigure(size, dpi=PIXELS, layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False, **settings)
     if axes.size > 1:
         for ax, letter in zip(axes.flat, ascii_lowercase, strict=False):

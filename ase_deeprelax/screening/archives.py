@@ -5,7 +5,8 @@ from __future__ import annotations
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,6 @@ from ase_deeprelax.screening.items import (
     LARGEST_MEMBER,
     Item,
     OneFormat,
-    broken,
     only_structure,
     parsed,
 )
@@ -59,9 +59,8 @@ class FileList:
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """See `Source`."""
-        for index in range(start, len(self.names)):
-            name = self.names[index]
-            yield Item(name, lambda name=name: only_structure(self.path / name))
+        for name in self.names[start:]:
+            yield Item(name, partial(only_structure, self.path / name))
 
     def files(self) -> Iterator[Path]:
         """See `Source`."""
@@ -72,18 +71,15 @@ class FileList:
 class Zip(OneFormat):
     """The files of a zip archive; their ids are their names in it."""
 
-    def items(self, start: int = 0) -> Iterator[Item]:
-        """See `Source`."""
-        try:
-            archive = zipfile.ZipFile(self.path)
-        except DAMAGED as error:
-            raise StructureError(f'{self.path}: damaged archive ({error})') from error
-        with archive:
-            members = [m for m in archive.infolist() if is_single(m.filename)]
-            for member in members[start:]:
-                yield Item(
-                    member.filename, lambda member=member: self._load(archive, member)
-                )
+    noun = 'archive'
+    damaged = DAMAGED
+
+    def entries(self) -> Iterator[tuple[str, Callable[[], Atoms]]]:
+        """Names in the archive, and what reads them."""
+        with zipfile.ZipFile(self.path) as archive:
+            for member in archive.infolist():
+                if is_single(member.filename):
+                    yield member.filename, partial(self._load, archive, member)
 
     def _load(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Atoms:
         _check_size(member.file_size)
@@ -101,28 +97,17 @@ class Tar(OneFormat):
     asked for, or never.
     """
 
-    def items(self, start: int = 0) -> Iterator[Item]:
-        """See `Source`."""
-        number = 0
-        try:
-            with tarfile.open(self.path) as archive:
-                for member in archive:
-                    kept: Any = archive
-                    kept.members = []  # it would keep every one of a million
-                    if not member.isfile() or not is_single(member.name):
-                        continue
-                    if number >= start:
-                        yield Item(
-                            member.name,
-                            lambda archive=archive, m=member: self._load(archive, m),
-                        )
-                    number += 1
-        except DAMAGED as error:
-            if not number:
-                raise StructureError(f'{self.path}: damaged archive ({error})') from error
-            if number >= start:
-                reason = f'the archive is damaged after {number} structures ({error})'
-                yield broken(self.named('damaged'), reason)
+    noun = 'archive'
+    damaged = DAMAGED
+
+    def entries(self) -> Iterator[tuple[str, Callable[[], Atoms]]]:
+        """Names in the archive, and what reads them."""
+        with tarfile.open(self.path) as archive:
+            for member in archive:
+                kept: Any = archive
+                kept.members = []  # it would keep every one of a million
+                if member.isfile() and is_single(member.name):
+                    yield member.name, partial(self._load, archive, member)
 
     def _load(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Atoms:
         _check_size(member.size)

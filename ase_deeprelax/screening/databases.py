@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,11 @@ LEMAT = ('lattice_vectors', 'species_at_sites', 'cartesian_site_positions')
 class Database(OneFormat):
     """The rows of an ``ase.db`` file (SQLite); ids end in the number of the row."""
 
-    def items(self, start: int = 0) -> Iterator[Item]:
-        """See `Source`."""
+    def entries(self) -> Iterator[tuple[str, Callable[[], Atoms]]]:
+        """Numbers of the rows, and what reads them."""
         with self._connected() as database:
-            for number in self._row_numbers(database)[start:]:
-                yield Item(
-                    self.named(number),
-                    lambda number=int(number): atoms_of_row(database.get(number)),
-                )
+            for number in map(int, self._row_numbers(database)):
+                yield self.named(number), partial(_row, database, number)
 
     @contextmanager
     def _connected(self) -> Generator[Any]:
@@ -50,6 +47,10 @@ class Database(OneFormat):
                 return np.fromiter((row[0] for row in rows), dtype=np.int64)
         except sqlite3.Error as error:
             raise StructureError(f'{self.path}: no database of ASE ({error})') from error
+
+
+def _row(database: Any, number: int) -> Atoms:
+    return atoms_of_row(database.get(number))
 
 
 class LmdbDatabase(Database):

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from ase.db import connect
-from ase.io import write
 from ase.io.formats import ioformats
 
 from ase_deeprelax import keys
-from ase_deeprelax.data.structure_files import (
-    DATABASES,
-    columns_of,
-    find_format,
-    writable,
-)
+from ase_deeprelax.data.structure_writing import find_format, write_frames
 from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.files import replaced
 from ase_deeprelax.screening.results import Results
 
 # Where the id of a structure stands in its info.
@@ -64,12 +56,10 @@ def export(
         return _to_folder(path, found, find_format(path / 'x.cif', form or 'cif'))
     form = find_format(path, form)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replaced(path) as part:
-        if form in DATABASES:
-            return _to_database(part, found, form)
-        if ioformats[form].single:
-            found = _only_one(found, path, form)
-        return _to_file(part, found, form)
+    if ioformats[form].single:
+        found = _only_one(found, path, form)
+    with replaced(path) as part:
+        return write_frames(part, found, form)
 
 
 def is_one_file(path: Path, form: str | None = None) -> bool:
@@ -119,29 +109,6 @@ def _only_one(found: Iterable[Atoms], path: Path, form: str) -> list[Atoms]:
     return structures
 
 
-def _to_database(path: Path, found: Iterable[Atoms], form: str) -> int:
-    count = 0
-    with connect(path, type=form, append=False) as database:
-        for atoms in found:
-            columns, data = columns_of(atoms)
-            database.write(atoms, columns, data)
-            count += 1
-    return count
-
-
-def _to_file(path: Path, found: Iterable[Atoms], form: str) -> int:
-    count = 0
-    if form != 'extxyz':  # of the other formats few can be added to
-        structures = [writable(atoms, form) for atoms in found]
-        write(path, structures, format=form)
-        return len(structures)
-    with path.open('w') as file:
-        for atoms in found:
-            write(file, writable(atoms, form), format=form)
-            count += 1
-    return count
-
-
 def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     written: set[str] = set()
@@ -150,18 +117,6 @@ def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
         while name in written:  # ids that differ in odd characters only
             name += '_'
         written.add(name)
-        with _replaced(folder / f'{name}.{form}') as part:
-            write(part, writable(atoms, form), format=form)
+        with replaced(folder / f'{name}.{form}') as part:
+            write_frames(part, [atoms], form)
     return len(written)
-
-
-@contextmanager
-def _replaced(path: Path) -> Generator[Path]:
-    """A file that takes the place of ``path`` when it is whole."""
-    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-    part.unlink(missing_ok=True)
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

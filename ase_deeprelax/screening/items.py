@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ase import Atoms
 
-from ase_deeprelax.data.structure_files import Source as OneFile
-from ase_deeprelax.data.structure_files import read_source
+from ase_deeprelax.data.structure_files import StructureFile, read_structures
 from ase_deeprelax.errors import StructureError
 
 # A file of more bytes holds more than one structure.
@@ -64,9 +63,9 @@ def broken(id: str, reason: str) -> Item:
     return Item(id, load)
 
 
-def only_structure(path: Path, form: str | None = None) -> Atoms:
+def only_structure(path: Path) -> Atoms:
     """The structure of a file that holds one, or ``StructureError``."""
-    found = read_source(OneFile(path), form)
+    found = read_structures(StructureFile(path))
     if len(found) > 1:
         raise StructureError(
             f'holds {len(found)} structures, where files of this kind hold one each; '
@@ -88,15 +87,43 @@ def parsed(content: bytes, name: str) -> Atoms:
 
 
 class OneFormat:
-    """What the sources of a single file share: path, the prefix of ids, marks."""
+    """A source of one file; a format says in `entries` what the file holds.
+
+    Parameters
+    ----------
+    path : Path
+    prefix : str
+        How the ids of structures without a name of their own begin.
+    """
+
+    # What messages call such a file, and what reading a damaged one raises.
+    noun: ClassVar[str] = 'file'
+    damaged: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, path: Path, prefix: str):
         self.path, self.prefix = path, prefix
         self.marks: list[Any] = []
 
+    def entries(self) -> Iterator[tuple[str | None, Callable[[], Atoms]]]:
+        """The name of each structure, None where it has none, and what reads it."""
+        raise NotImplementedError
+
     def items(self, start: int = 0) -> Iterator[Item]:
         """See `Source`."""
-        raise NotImplementedError
+        number = 0
+        try:
+            for name, load in self.entries():
+                if number >= start:
+                    yield Item(self.named(number) if name is None else name, load)
+                number += 1
+        except self.damaged as error:
+            if not number:
+                raise StructureError(
+                    f'{self.path}: damaged {self.noun} ({error})'
+                ) from error
+            if number >= start:
+                reason = f'the {self.noun} is damaged after {number} structures ({error})'
+                yield broken(self.named('damaged'), reason)
 
     def files(self) -> Iterator[Path]:
         """The file alone."""

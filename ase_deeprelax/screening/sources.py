@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ase import Atoms
+
 from ase_deeprelax.data.pymatgen_json import holds_structures
-from ase_deeprelax.data.structure_files import READ_SUFFIXES, read_source
-from ase_deeprelax.data.structure_files import Source as OneFile
+from ase_deeprelax.data.structure_files import (
+    READ_SUFFIXES,
+    StructureFile,
+    read_structures,
+)
 from ase_deeprelax.errors import ConfigError, StructureError
 from ase_deeprelax.screening.archives import FileList, Tar, Zip, is_single
 from ase_deeprelax.screening.databases import Database, LmdbDatabase, Parquet
@@ -18,7 +23,7 @@ from ase_deeprelax.screening.frames import Frames
 from ase_deeprelax.screening.items import Item, OneFormat, Source, broken
 from ase_deeprelax.screening.json_structures import JsonFile, JsonLinesFile
 
-KINDS: dict[str, type[OneFormat]] = {
+FORMATS: dict[str, type[OneFormat]] = {
     '.xyz': Frames,
     '.extxyz': Frames,
     '.zip': Zip,
@@ -38,14 +43,14 @@ KINDS: dict[str, type[OneFormat]] = {
 class AnyFile(OneFormat):
     """A file of another format that ``ase.io`` reads; all of it is held in memory."""
 
-    def items(self, start: int = 0) -> Iterator[Item]:
-        """See `Source`."""
+    def entries(self) -> Iterator[tuple[None, Callable[[], Atoms]]]:
+        """The frames."""
         try:
-            found = read_source(OneFile(self.path))
+            found = read_structures(StructureFile(self.path))
         except StructureError as error:
             raise StructureError(f'{self.path}: {error}') from error
-        for index in range(start, len(found)):
-            yield Item(self.named(index), lambda atoms=found[index]: atoms)
+        for atoms in found:
+            yield None, lambda atoms=atoms: atoms
 
 
 class Folder:
@@ -168,22 +173,22 @@ def _below(file: Path, path: Path) -> str:
 
 
 def _one(path: Path, prefix: str) -> Source:
-    kind = _kind(path.name)
+    form = _format(path.name)
     is_json = path.name.lower().endswith(('.json', '.json.gz'))
-    if kind is None and is_json and holds_structures(path):
-        kind = JsonFile
-    return (kind or AnyFile)(path, prefix)
+    if form is None and is_json and holds_structures(path):
+        form = JsonFile
+    return (form or AnyFile)(path, prefix)
 
 
-def is_packed(source: OneFile) -> bool:
+def is_packed(source: StructureFile) -> bool:
     """Whether a file holds structures in a way that ``ase.io`` does not read."""
     packed = (Zip, Tar, LmdbDatabase, Parquet, JsonLinesFile)
-    return source.path.is_file() and _kind(source.path.name) in packed
+    return source.path.is_file() and _format(source.path.name) in packed
 
 
-def _kind(name: str) -> type[OneFormat] | None:
-    suffix = next((x for x in sorted(KINDS, key=len)[::-1] if name.lower().endswith(x)), '')
-    return KINDS.get(suffix)
+def _format(name: str) -> type[OneFormat] | None:
+    suffixes = [suffix for suffix in FORMATS if name.lower().endswith(suffix)]
+    return FORMATS[max(suffixes, key=len)] if suffixes else None
 
 
 def _folder(path: Path) -> Folder:
@@ -200,12 +205,12 @@ def _folder(path: Path) -> Folder:
                 single = []
                 parts.append(FileList(path, single))
             single.append(name)
-        elif _kind(name) or name.lower().endswith('.traj'):
+        elif _format(name) or name.lower().endswith('.traj'):
             parts.append(_one(path / name, name))
             single = []
     if not parts:
         raise ConfigError(
-            f'{path}: no file of {", ".join((*READ_SUFFIXES, *KINDS))} in this folder'
+            f'{path}: no file of {", ".join((*READ_SUFFIXES, *FORMATS))} in this folder'
         )
     return Folder(path, parts)
 

@@ -173,7 +173,7 @@ class Store:
 
     def _clean(self) -> None:
         """Remove what killed processes left half written, and what stopped them."""
-        for path in (*self.packs.glob('.*.parquet.*'), *self.out.glob('.stop-*')):
+        for path in (*self.packs.glob('.*.parquet*'), *self.out.glob('.stop-*')):
             path.unlink(missing_ok=True)
 
     def path(self, pack: int) -> Path:

@@ -93,7 +93,7 @@ def label(
         for k in pairs:  # those of former versions do not say it
             known = good[inputs.name, k]
             check_settings(out, {x: known.get(x, settings[x]) for x in settings}, settings)
-        numbers = range(_length(inputs) if count is None else count)
+        numbers = range(len(cast('Structures', inputs)) if count is None else count)
         todo = [k for k in numbers if k not in pairs and k not in failed]
 
         def fail(k: int, problem: str) -> None:
@@ -131,10 +131,6 @@ def label(
             good.add((inputs.name, k), record)
             pairs.add(k)
     return {'pairs': len(pairs), 'failed': len(failed)}
-
-
-def _length(inputs: Any) -> int:
-    return len(inputs)
 
 
 def _key(record: Any) -> tuple[str, int]:

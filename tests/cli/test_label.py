@@ -224,7 +224,7 @@ def test_seeds_of_one_collection(label, layers, tmp_path):
     ],
 )
 def test_hubbard_u_goes_by_what_the_potential_was_trained_on(potential, known):
-    from ase_deeprelax.cli.train import _knows_hubbard
+    from ase_deeprelax.cli.label import _knows_hubbard
 
     assert _knows_hubbard(potential) == known
 

@@ -152,14 +152,6 @@ def test_refuses_before_work_what_it_could_not_write(run, salts, out, said):
     assert (salts / 'many.extxyz').read_bytes() == before
 
 
-def test_refuses_many_structures_in_a_format_of_one(run, salts):
-    result = run('relax', salts / 'many.extxyz', '--out', salts / 'x.vasp')
-    assert result.exit_code == 2
-    text = ' '.join(result.stderr.split())
-    assert 'would get 3 structures' in text
-    assert 'holds one' in text
-
-
 def test_out_of_range_is_told_in_the_table(run, salts, tmp_path, tiny_model):
     model = store.load_model(tiny_model)
     card = {'elements': [11, 17], 'range': {'n_atoms': [4, 20]}}

@@ -7,7 +7,12 @@ from ase.constraints import FixAtoms
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ase_deeprelax.compare.calibrate import calibrate, errors_of, features_of, know
+from ase_deeprelax.compare.calibrate import (
+    calibrate,
+    errors_of,
+    features_of,
+    fit_environments,
+)
 from ase_deeprelax.compare.error_laws import (
     COVERAGE,
     FEWEST,
@@ -125,7 +130,7 @@ def test_too_few_pairs_are_refused():
 def test_what_is_known_has_unit_distance_and_the_rest_is_far():
     predictor = Predictor(create_model('paegnn', hidden=16, layers=2))
     known = [pair.unrelaxed for pair in some_pairs(40)]
-    environments = know(predictor, known)
+    environments = fit_environments(predictor, known)
     assert environments.elements == {(11, 17)}
     assert environments.strangers(bulk('KCl', 'rocksalt', a=6.3).numbers) == (17, 19)
     assert environments.strangers(known[0].numbers) is None

@@ -1,6 +1,7 @@
 import importlib.util
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +18,12 @@ from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.result import Relaxation
+from tests.alloys import strained_alloy
 
 SHARED = Path(__file__).parents[2] / '../shared/potentials'
 
 
-def alloy(seed=0, a=3.75):
-    """Cu3Au off its minimum, in strain and in positions."""
-    rng = np.random.default_rng(seed)
-    atoms = bulk('Cu', a=a, cubic=True)
-    atoms.symbols[0] = 'Au'
-    atoms.set_cell(
-        atoms.cell.array @ (np.eye(3) + rng.uniform(-0.02, 0.02, (3, 3))), scale_atoms=True
-    )
-    atoms.positions += rng.uniform(-0.1, 0.1, (4, 3))
-    return atoms
+alloy = partial(strained_alloy, a=3.75)
 
 
 class Broken(EMT):

@@ -1,6 +1,7 @@
 """Fixed cells, layers and fixed atoms: what `Iterative` and `compare` make of them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,17 +17,9 @@ from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError
+from tests.alloys import strained_alloy
 
-
-def alloy(seed=0):
-    """Cu3Au off its minimum, in strain and in positions."""
-    rng = np.random.default_rng(seed)
-    atoms = bulk('Cu', a=3.75, cubic=True)
-    atoms.symbols[0] = 'Au'
-    strain = np.eye(3) + rng.uniform(-0.02, 0.02, (3, 3))
-    atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
-    atoms.positions += rng.uniform(-0.1, 0.1, (4, 3))
-    return atoms
+alloy = partial(strained_alloy, a=3.75)
 
 
 def film(fixed=(), pbc=True):

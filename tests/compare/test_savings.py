@@ -26,21 +26,10 @@ from ase_deeprelax.compare.summary import quartiles
 from ase_deeprelax.data.pairs import make_pair, read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer
+from tests.alloys import strained_alloy as alloy
 
 SHARED = Path(__file__).parents[2] / '../shared'
 FMAX = 0.02
-
-
-def alloy(seed=0, a=3.8):
-    """Cu3Au off its minimum, in strain and in positions."""
-    rng = np.random.default_rng(seed)
-    atoms = bulk('Cu', a=a, cubic=True)
-    atoms.symbols[0] = 'Au'
-    atoms.set_cell(
-        atoms.cell.array @ (np.eye(3) + rng.uniform(-0.02, 0.02, (3, 3))), scale_atoms=True
-    )
-    atoms.positions += rng.uniform(-0.1, 0.1, (4, 3))
-    return atoms
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from ase.build import bulk
 from ase.spacegroup import crystal
 
 from ase_deeprelax.data.cif_sites import merge_rounded
-from ase_deeprelax.data.structure_files import Source, read_source
+from ase_deeprelax.data.structure_files import StructureFile, read_structures
 from ase_deeprelax.errors import StructureError
 
 WURTZITE = """data_AlN
@@ -37,7 +37,7 @@ def test_rounded_sites_are_one_atom(tmp_path, x, y, occupied):
         text = text.replace('fract_z\n', 'fract_z\n_atom_site_occupancy\n')
         text = text.replace(' 0.0\n', ' 0.0 1.0\n').replace('381', '381 1.0')
     (tmp_path / 'AlN.cif').write_text(text)
-    [atoms] = read_source(Source(tmp_path / 'AlN.cif'))
+    [atoms] = read_structures(StructureFile(tmp_path / 'AlN.cif'))
     assert str(atoms.symbols) == 'Al2N2'
     ideal = np.array([[1 / 3, 2 / 3], [2 / 3, 1 / 3]] * 2)
     places = atoms.get_scaled_positions()[:, :2]
@@ -63,4 +63,4 @@ def test_split_sites_of_different_lines_stay():
 def test_what_is_no_element_is_named(tmp_path):
     (tmp_path / 'w.cif').write_text(WURTZITE.format(x=0, y=0).replace('Al1', 'Wat'))
     with pytest.raises(StructureError, match="'Wa' is no element"):
-        read_source(Source(tmp_path / 'w.cif'))
+        read_structures(StructureFile(tmp_path / 'w.cif'))

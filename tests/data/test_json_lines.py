@@ -8,7 +8,7 @@ import time
 import pytest
 from ase.build import bulk
 
-from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs, write_pairs
+from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.train.datamodule import read_relaxed
 
@@ -33,6 +33,8 @@ BROKEN = {
     'pbc': (line(pbc=5), r'line 1'),
     'fixed': (line(fixed=3), r'line 1'),
     'array': ('[1, 2]', 'a list, not a JSON object'),
+    'number': (line() + '\n17', 'line 2: a int, not a JSON object'),
+    'cut': (line() + '\n{"id": "p1", "num', 'line 2: not a JSON object'),
     'latin': (b'{"id": "\xe9"}', 'not a JSON object'),
     'nan': (line(cell0=[[float('nan')] * 3] * 3), 'not finite'),
 }
@@ -76,10 +78,3 @@ def test_special_files_are_not_opened(tmp_path):
 def test_ids_that_no_file_can_hold_are_refused_before_they_are_written():
     with pytest.raises(PairFileError, match='lone surrogate'):
         make_pair('mp-\ud83d', bulk('Cu'), bulk('Cu'))
-
-
-def test_usual_files_come_back(tmp_path):
-    pairs = [make_pair(f'é {k}', bulk('Cu', a=3.5), bulk('Cu', a=3.6)) for k in range(50)]
-    for name in ('pairs.jsonl', 'pairs.jsonl.gz'):
-        write_pairs(tmp_path / name, pairs)
-        assert [pair.id for pair in read_pairs(tmp_path / name)] == [p.id for p in pairs]

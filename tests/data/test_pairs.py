@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_unrelaxed_atoms_stay_in_the_images_they_were_written_in():
 
 @pytest.mark.parametrize('name', ['p.jsonl', 'p.jsonl.gz'])
 def test_json_lines_round_trip(tmp_path, name):
-    pairs = some_pairs()
+    pairs = [replace(pair, id=f'é {pair.id}') for pair in some_pairs()]
     write_pairs(tmp_path / name, pairs)
     read = read_pairs(tmp_path / name)
     assert_same(pairs, read)
@@ -200,15 +201,6 @@ def test_bad_record_is_named_by_path_line_and_id(tmp_path, change, message):
             del records[1][key]
     path.write_text('\n'.join(map(json.dumps, records)))
     with pytest.raises(PairFileError, match=r"p\.jsonl, line 2, id 'p1': .*" + message):
-        read_pairs(path)
-
-
-@pytest.mark.parametrize('line', ['{"id": "p1", "num', '17', '[]'])
-def test_line_that_is_no_record_is_named(tmp_path, line):
-    path = tmp_path / 'p.jsonl'
-    write_pairs(path, some_pairs(n=1))
-    path.write_text(path.read_text() + line)
-    with pytest.raises(PairFileError, match=r'p\.jsonl, line 2'):
         read_pairs(path)
 
 

@@ -127,17 +127,14 @@ def test_layers_are_monolayers_whatever_the_boxes(tmp_path, writer):
         lower.positions[:, 2] %= 13
         written.append((id, split, unrelaxed, lower))
     writer(tmp_path, written)
-    straight = {id: make_pair(id, *halves) for id, _, *halves in layers_at_rest()}
+    at_rest = layers(np.random.default_rng(0))
+    straight = {id: make_pair(id, *halves) for id, _, *halves in at_rest}
     for pair in read_pairs(tmp_path):
         assert (pair.pbc, pair.kind, pair.fixed_cell) == ((1, 1, 0), 'monolayer', False)
         assert np.allclose(pair.cell0[2], pair.cell1[2])
         expected = straight[pair.id]
         for found, known in zip(pair.targets(), expected.targets(), strict=True):
             assert np.allclose(found, known, atol=1e-5)
-
-
-def layers_at_rest():
-    return layers(np.random.default_rng(0))
 
 
 def test_a_vacuum_along_any_vector_is_found(tmp_path):

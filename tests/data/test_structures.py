@@ -1,13 +1,23 @@
 """What a structure of pymatgen holds is kept on its way through a relaxation."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixScaled
+from ase.filters import FrechetCellFilter
 from ase.io import read
-from pymatgen.core import DummySpecies, IStructure, Lattice, Species, Structure
+from pymatgen.core import (
+    DummySpecies,
+    IStructure,
+    Lattice,
+    Molecule,
+    Species,
+    Structure,
+)
 from pymatgen.electronic_structure.core import Magmom
 from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -36,6 +46,23 @@ def laden(cls=Structure):
         properties={'energies': np.arange(3.0), 'source': {'id': 'mp-1'}},
     )
     return structure if cls is Structure else cls.from_sites(structure.sites)
+
+
+def test_atoms_are_passed_through():
+    class MyAtoms(Atoms):
+        pass
+
+    for atoms in (bulk('Cu'), MyAtoms('Cu', cell=np.eye(3) * 3, pbc=True)):
+        assert as_atoms(atoms) is atoms
+
+
+def test_a_structure_becomes_periodic_atoms():
+    structure = Structure(Lattice.cubic(4.12), ['Cs', 'Cl'], [[0, 0, 0], [0.5, 0.5, 1.5]])
+    atoms = as_atoms(structure)
+    assert atoms.get_chemical_formula() == 'ClCs'
+    assert atoms.pbc.all()
+    np.testing.assert_allclose(atoms.cell.array, 4.12 * np.eye(3))
+    np.testing.assert_allclose(atoms.positions[1], [2.06, 2.06, 6.18])
 
 
 def test_a_structure_comes_back_as_it_was_but_relaxed(tiny_model):
@@ -151,10 +178,16 @@ def test_elements_by_number_and_dummies_by_name():
         as_atoms(heavy)
 
 
-def test_vacancies_are_refused():
-    structure = Structure(Lattice.cubic(4), [{'Ti': 0.9}, 'O'], [[0, 0, 0], [0.5] * 3])
-    with pytest.raises(StructureError, match=r'site 0 .* partially occupied'):
-        as_atoms(structure)
+@pytest.mark.parametrize(
+    ('species', 'words'),
+    [
+        (['O', {'Ti': 0.9}], r'site 1 .* partially occupied'),
+        (['Cs', {'Cl': 0.5, 'Br': 0.5}], r'site 1 .*Br.*disordered'),
+    ],
+)
+def test_vacancies_and_shared_sites_are_refused(species, words):
+    with pytest.raises(StructureError, match=words):
+        as_atoms(Structure(Lattice.cubic(4), species, [[0, 0, 0], [0.5] * 3]))
 
 
 @pytest.mark.parametrize(
@@ -163,13 +196,26 @@ def test_vacancies_are_refused():
         (laden().as_dict(), r'Structure\.from_dict'),
         ({'a': bulk('Cu')}, r'list\(d\.values\(\)\)'),
         ('POSCAR', r'ase\.io\.read'),
-        (b'POSCAR', 'bytes is not a structure'),
-        (3.0, 'float is not a structure'),
+        (b'POSCAR', ''),
+        (3.0, ''),
+        (None, ''),
+        ([bulk('Cu')], 'one by one'),
+        (FrechetCellFilter(bulk('Cu')), r'its \.atoms'),
+        (Molecule(['O', 'H'], [[0, 0, 0], [0, 0, 1]]), ''),
     ],
-    ids=['as_dict', 'dict', 'str', 'bytes', 'float'],
+    ids=lambda given: type(given).__name__,
 )
-def test_what_is_no_structure_is_refused_by_name(given, words, tiny_model):
-    with pytest.raises(StructureError, match=words):
+def test_what_is_no_structure_is_refused_by_name(given, words):
+    """And it is said what is one."""
+    name = type(given).__name__
+    with pytest.raises(StructureError, match=words) as caught:
+        as_atoms(given)
+    assert re.search(rf'{name} is not a structure.*ase\.Atoms.*pymatgen', str(caught.value))
+
+
+@pytest.mark.parametrize('given', [laden().as_dict(), 'POSCAR', 3.0], ids=type)
+def test_what_is_no_structure_is_not_relaxed(given, tiny_model):
+    with pytest.raises(StructureError, match='is not a structure'):
         relax(given, model=tiny_model)
     with pytest.raises(StructureError, match='takes a list of structures'):
         Predictor(tiny_model).relax(given)

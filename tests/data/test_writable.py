@@ -10,15 +10,14 @@ from ase.io import read, write
 from ase.spacegroup import Spacegroup
 
 from ase_deeprelax import keys
-from ase_deeprelax.data import writable
-from ase_deeprelax.data.structure_files import columns_of, write_structures
-from ase_deeprelax.data.writable import as_writable
-from ase_deeprelax.data.writable import writable as with_what_fits
+from ase_deeprelax.data import writable as writable_module
+from ase_deeprelax.data.structure_writing import columns_of, write_structures
+from ase_deeprelax.data.writable import writable
 
 
 @pytest.fixture(autouse=True)
 def _nothing_named(monkeypatch):
-    monkeypatch.setattr(writable, '_named', set())
+    monkeypatch.setattr(writable_module, '_named', set())
 
 
 def salt(*constraints, skew=0.0):
@@ -44,7 +43,7 @@ PARTLY = FixAtoms([0]), FixScaled([1, 2], [True, True, False]), FixScaled([5], [
 def test_selective_dynamics_survive_files(name, tmp_path, caplog):
     atoms = salt(*PARTLY)
     form = {'vasp': 'vasp', 'traj': 'traj'}.get(name[2:], 'extxyz')
-    write(tmp_path / name, as_writable(atoms, form))
+    write(tmp_path / name, writable(atoms, form))
     np.testing.assert_array_equal(held(read(tmp_path / name)), held(atoms))
     assert len(atoms.constraints) == 3
     assert not caplog.records
@@ -54,20 +53,20 @@ def test_what_is_lost_is_named_once_per_kind(caplog):
     caplog.set_level(logging.WARNING)
     atoms = salt(FixScaled([1], [True, False, False]), FixedPlane(3, [0, 0, 1]), skew=0.4)
     for _ in range(3):
-        assert as_writable(atoms, 'extxyz').constraints == []
+        assert writable(atoms, 'extxyz').constraints == []
     text = caplog.text
     assert len(caplog.records) == 2
     assert 'constraint FixScaled' in text
     assert 'constraint FixedPlane' in text
-    as_writable(salt(FixAtoms([0])), 'cif')
+    writable(salt(FixAtoms([0])), 'cif')
     assert 'FixAtoms' in caplog.text
 
 
 def test_atoms_that_need_no_change_are_the_same_object():
     for atoms in (salt(), salt(FixAtoms([0]), FixCartesian([1], (True, False, False)))):
-        assert as_writable(atoms, 'extxyz') is atoms
+        assert writable(atoms, 'extxyz') is atoms
     anything = salt(FixInternals(bonds=[[2.0, [0, 1]]]))
-    assert as_writable(anything, 'traj') is anything
+    assert writable(anything, 'traj') is anything
 
 
 def test_a_database_takes_each_value_of_ours_once_as_column_or_as_data(tmp_path):
@@ -163,7 +162,7 @@ def test_arrays_that_extxyz_cannot_hold_are_named(tmp_path, caplog):
 def test_a_space_group_of_ase_is_kept_as_text():
     atoms = salt()
     atoms.info['spacegroup'] = Spacegroup(225)
-    assert with_what_fits(atoms, 'extxyz') is atoms
+    assert writable(atoms, 'extxyz') is atoms
 
 
 def test_names_of_any_type_in_info():

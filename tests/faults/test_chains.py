@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.io import read
@@ -13,9 +13,10 @@ from ase.optimize import BFGS, FIRE
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.registry import POTENTIALS
-from ase_deeprelax.errors import DeepRelaxWarning, MissingDependencyError
+from ase_deeprelax.errors import DeepRelaxWarning, MissingDependencyError, ModelError
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage
+from tests.alloys import alloy, place
 
 
 class Faulty(EMT):
@@ -69,21 +70,10 @@ def one_shot(tiny_model):
     return partial(DeepRelaxOptimizer, model=tiny_model, logfile=None, energy_gate=None)
 
 
-def alloy():
-    atoms = bulk('Cu', cubic=True, a=3.75)
-    atoms.symbols[0] = 'Au'
-    atoms.rattle(0.1, seed=2)
-    return atoms
-
-
 def energy(atoms):
     twin = atoms.copy()
     twin.calc = EMT()
     return twin.get_potential_energy()
-
-
-def place(atoms):
-    return np.concatenate([atoms.positions, atoms.cell.array])
 
 
 @pytest.mark.parametrize(('wrong', 'n'), cases(1, 3, 6))
@@ -193,13 +183,6 @@ def test_noise_is_not_uphill(one_shot):
     assert run.run() is True
 
 
-def test_never_converging_stages_end(one_shot):
-    atoms = alloy()
-    run = one_shot(atoms, refine=[Stage(EMT(), steps=4), Stage(EMT(), fmax=0.05)])
-    assert run.run(fmax=0.0) is True
-    assert [record.status for record in run.stages[1:]] == ['not converged', 'converged']
-
-
 class Bellows(BFGS):
     """Blows cells up."""
 
@@ -251,16 +234,10 @@ def test_predictions_that_the_calculator_cannot_stand(one_shot):
 
 
 def test_errors_of_the_atoms_own_calculator_are_raised(one_shot):
-    """Who attaches a calculator without a chain wants to know, as everywhere in ASE."""
-    atoms = alloy()
-    atoms.calc = Faulty(4, crash)
-    with pytest.raises(ZeroDivisionError, match='SCF'):
-        one_shot(atoms).run()
-    assert np.isfinite(place(atoms)).all()
+    """Who attaches a calculator without a chain wants to know, as everywhere in ASE.
 
-
-def test_an_error_that_passes_is_raised_too(one_shot):
-    """Though the calculator would answer when it is asked again."""
+    Also where the calculator would answer if it were asked again.
+    """
 
     class Passing(Faulty):
         def calculate(self, *args, **kwargs):
@@ -268,25 +245,33 @@ def test_an_error_that_passes_is_raised_too(one_shot):
                 self.wrong = lambda results: None
             super().calculate(*args, **kwargs)
 
-    atoms = alloy()
-    atoms.calc = Passing(4, crash)
-    with pytest.raises(ZeroDivisionError, match='SCF'):
-        one_shot(atoms).run()
-    assert atoms.calc.calls == 4
+    for kind in (Faulty, Passing):
+        atoms = alloy()
+        atoms.calc = kind(4, crash)
+        with pytest.raises(ZeroDivisionError, match='SCF'):
+            one_shot(atoms).run()
+        assert atoms.calc.calls == 4
+        assert np.isfinite(place(atoms)).all()
 
 
 # --- 52 --------------------------------------------------------------------------------
 
 
-def test_potential_that_is_not_installed(one_shot, monkeypatch):
+def test_a_potential_that_is_not_there_is_told_before_anything_is_done(
+    one_shot, monkeypatch
+):
     entry = POTENTIALS['orb']
     monkeypatch.setitem(
         POTENTIALS, 'orb', type(entry)('not_a_package', entry.extra, '', entry.make)
     )
     atoms = alloy()
     first = Faulty(99, crash)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'ase-deeprelax\[orb\]'"):
-        one_shot(atoms, refine=[first, 'orb']).run()
+    for name, error, said in (
+        ('orb', MissingDependencyError, r"pip install 'ase-deeprelax\[orb\]'"),
+        ('nonsense', ModelError, 'nonsense'),
+    ):
+        with pytest.raises(error, match=said):
+            one_shot(atoms, refine=[first, name]).run()
     assert first.calls == 0
     assert np.array_equal(place(atoms), place(alloy()))
 
@@ -332,28 +317,3 @@ def test_interrupted_inside_a_step(one_shot):
     with pytest.raises(KeyboardInterrupt):
         run.run(fmax=1e-3)
     assert np.array_equal(place(atoms), place(run.stages[1].atoms))
-
-
-def test_restart_file_is_whole_at_every_moment(one_shot, tmp_path, monkeypatch):
-    """A process that dies while the file is written leaves the former one."""
-    import os
-
-    file, counter = tmp_path / 'restart.json', itertools.count()
-    fsync = os.fsync
-
-    def dies(descriptor):
-        if next(counter) == 6:
-            raise OSError('disk full')
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, 'fsync', dies)
-    chain = [Stage(EMT(), fmax=0.3), Stage(EMT(), fmax=0.02)]
-    with pytest.raises(OSError, match='disk full'):
-        one_shot(alloy(), refine=chain, restart=file).run()
-    monkeypatch.undo()
-    atoms = alloy()
-    again = one_shot(atoms, refine=chain, restart=file)
-    assert again.run() is True
-    whole = alloy()
-    one_shot(whole, refine=chain).run()
-    np.testing.assert_allclose(place(atoms), place(whole), atol=1e-9)

@@ -23,9 +23,10 @@ from ase.optimize import BFGS, FIRE, LBFGS, RestartError
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.registry import POTENTIALS
-from ase_deeprelax.errors import DeepRelaxWarning, ModelError
+from ase_deeprelax.errors import DeepRelaxWarning
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage, as_stages
+from tests.alloys import alloy, place
 
 SHARED = Path(__file__).parents[2] / '../shared/potentials'
 
@@ -47,22 +48,11 @@ def one_shot(tiny_model):
     return partial(DeepRelaxOptimizer, model=tiny_model, logfile=None, energy_gate=None)
 
 
-def alloy():
-    atoms = bulk('Cu', cubic=True, a=3.75)
-    atoms.symbols[0] = 'Au'
-    atoms.rattle(0.1, seed=2)
-    return atoms
-
-
 def relaxed_forces(atoms):
     twin = atoms.copy()
     twin.set_constraint()
     twin.calc = EMT()
     return FrechetCellFilter(twin).get_forces()
-
-
-def place(atoms):
-    return np.concatenate([atoms.positions, atoms.cell.array])
 
 
 # --- what is asked ---------------------------------------------------------------------
@@ -83,14 +73,6 @@ def test_what_a_stage_can_be_made_from():
     for wrong in ({'fmax': -1}, {'steps': 0}, {'min_sigma': np.nan}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Stage(EMT(), **wrong)
-
-
-def test_a_potential_that_is_not_there_is_told_before_anything_is_done(one_shot):
-    atoms, first = alloy(), Counting()
-    with pytest.raises(ModelError, match='nonsense'):
-        one_shot(atoms, refine=[first, 'nonsense']).run()
-    assert first.calls == 0
-    assert np.array_equal(place(atoms), place(alloy()))
 
 
 # --- what is done ----------------------------------------------------------------------
@@ -400,10 +382,10 @@ def test_interrupted_anywhere_it_ends_where_it_would_have(
 
 SCRIPT = """
     import os, signal, sys
-    from ase.build import bulk
     from ase.calculators.emt import EMT
     from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
     from ase_deeprelax.optimize.stage import Stage
+    from tests.alloys import alloy
 
     class Killed(EMT):
         left = int(sys.argv[2])
@@ -413,11 +395,8 @@ SCRIPT = """
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    atoms = bulk('Cu', cubic=True, a=3.75)
-    atoms.symbols[0] = 'Au'
-    atoms.rattle(0.1, seed=2)
     optimizer = DeepRelaxOptimizer(
-        atoms, 'restart.json', 'relax.log', 'relax.traj', True,
+        alloy(), 'restart.json', 'relax.log', 'relax.traj', True,
         model=sys.argv[1], refine=[Stage(EMT(), fmax=0.3), Killed()],
         energy_gate=None,
     )

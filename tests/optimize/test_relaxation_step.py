@@ -22,21 +22,11 @@ from ase_deeprelax.errors import ConfigError, DeepRelaxWarning, RefinementError
 from ase_deeprelax.geometry.snapshot import Snapshot, assign
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer
 from ase_deeprelax.optimize.relaxation_step import GuardedOptimizer
+from tests.alloys import alloy_with_emt as alloy
+from tests.alloys import place
 
 NAMES = [n for n in ase.optimize.__all__ if n not in ('RestartError', 'ODE12r')]
 NAMES.append('ElasticBFGS')
-
-
-def alloy():
-    atoms = bulk('Cu', cubic=True)
-    atoms.symbols[0] = 'Au'
-    atoms.rattle(0.1, seed=0)
-    atoms.calc = EMT()
-    return atoms
-
-
-def place(atoms):
-    return np.concatenate([atoms.positions, atoms.cell.array])
 
 
 def cell_filter(atoms, name):
@@ -155,19 +145,23 @@ def test_broken_calculators_end_every_optimizer_without_a_trace(name, results):
     assert any(np.array_equal(place(atoms), one) for one in places)
 
 
+@pytest.mark.parametrize('name', ['energy', 'forces'])
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('gate', [None, 0.0, 1e9])
-def test_no_gate_lets_an_energy_pass_that_is_not_finite(tiny_model, value, gate):
+def test_no_gate_lets_numbers_pass_that_are_not_finite(tiny_model, name, value, gate):
     class Once(EMT):
-        """EMT that gives such an energy for the second structure, the predicted one."""
+        """EMT that gives such a number for the second structure, the predicted one."""
 
         calls = 0
 
         def calculate(self, *args, **kwargs):
             super().calculate(*args, **kwargs)
             self.calls += 1
-            if self.calls == 2:
+            if self.calls == 2 and name == 'energy':
                 self.results['energy'] = self.results['free_energy'] = value
+            elif self.calls == 2:
+                self.results['energy'] -= 1000.0
+                self.results['forces'][0, 0] = value
 
     atoms = alloy()
     start = place(atoms)
@@ -177,32 +171,16 @@ def test_no_gate_lets_an_energy_pass_that_is_not_finite(tiny_model, value, gate)
     places = []
     optimizer.attach(lambda: places.append(place(atoms)))
     optimizer.run(fmax=0.05, steps=1)
-    assert optimizer.stages[0].status == 'failed'
-    assert 'energy' in optimizer.stages[0].reason
-    assert optimizer.stages[0].to_dict()['energy_after'] is None
+    record = optimizer.stages[0]
+    assert record.status == 'failed'
+    reason = (
+        f'the energy is {value} eV' if name == 'energy' else 'the forces are not finite'
+    )
+    assert record.reason == reason
+    if name == 'energy':
+        assert record.to_dict()['energy_after'] is None
     assert np.array_equal(places[0], start)
     assert keys.SIGMA not in atoms.info
-
-
-def test_no_gate_lets_forces_pass_that_are_not_finite(tiny_model):
-    class Once(EMT):
-        calls = 0
-
-        def calculate(self, *args, **kwargs):
-            super().calculate(*args, **kwargs)
-            self.calls += 1
-            if self.calls == 2:
-                self.results['forces'][0, 0] = np.inf
-
-    atoms = alloy()
-    optimizer = DeepRelaxOptimizer(
-        atoms, refine=Once(), energy_gate=None, model=tiny_model, logfile=None
-    )
-    optimizer.run(fmax=0.05, steps=1)
-    assert (optimizer.stages[0].status, optimizer.stages[0].reason) == (
-        'failed',
-        'the forces are not finite',
-    )
 
 
 class Shelf(EMT):

@@ -11,14 +11,7 @@ from ase.optimize import RestartError
 
 from ase_deeprelax import DeepRelaxOptimizer
 from ase_deeprelax.errors import ConfigError
-
-
-def alloy():
-    atoms = bulk('Cu', cubic=True)
-    atoms.symbols[0] = 'Au'
-    atoms.rattle(0.1, seed=0)
-    atoms.calc = EMT()
-    return atoms
+from tests.alloys import alloy_with_emt as alloy
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from ase_deeprelax.compare.tables import Link
+from ase_deeprelax.report.headlines import of_relaxations
 from ase_deeprelax.report.relax_page import TURNED, worth_a_look
 from ase_deeprelax.report.relaxation_table import relaxation_table
 from ase_deeprelax.report.relaxations import (
     MOST_ROWS,
     columns_of,
-    headline,
     relaxed_section,
 )
 
@@ -62,13 +62,13 @@ def test_a_terminal_gets_the_same_structures_in_fewer_letters():
 
 def test_the_headline_prefers_the_expected_error_and_counts_flags():
     rows = [row(error=0.01), row(error=0.03, ood='70 atoms'), row(error=0.02)]
-    line = headline(columns_of(rows), 2)
+    line = of_relaxations(columns_of(rows), 2)
     assert line.startswith(
         '3 structures relaxed, 2 refused. Median expected error of the predictions: 0.020 Å'
     )
     assert line.endswith('1 outside the training range.')
-    assert 'sigma' in headline(columns_of([row(error=None)]), 0)
-    assert headline(columns_of([]), 1) == '0 structures relaxed, 1 refused.'
+    assert 'sigma' in of_relaxations(columns_of([row(error=None)]), 0)
+    assert of_relaxations(columns_of([]), 1) == '0 structures relaxed, 1 refused.'
 
 
 def test_the_viewer_gets_the_least_certain_and_the_most_changed():

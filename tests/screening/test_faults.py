@@ -33,19 +33,21 @@ def test_killed_twice_it_ends_with_the_same_rows(
     assert_same(out, undisturbed)
 
 
-# The process is killed inside of the k-th call of a step of writing.
-KILL = """
-import os, signal
+# Something happens inside of the k-th call of a step of writing.
+AT_CALL = """
+import errno, os, signal
 from pathlib import Path
 from ase_deeprelax import files
 calls, real = [0], {step}
-def killed(*args, **options):
+def faulty(*args, **options):
     calls[0] += 1
     if calls[0] == {k}:
-        os.kill(os.getpid(), signal.SIGKILL)
+        {happens}
     return real(*args, **options)
-{step} = killed
+{step} = faulty
 """
+KILL = 'os.kill(os.getpid(), signal.SIGKILL)'
+NO_SPACE = 'raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))'
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,10 @@ def killed(*args, **options):
 )
 def test_killed_while_it_writes(command, source, tmp_path, undisturbed, step, k):
     out = tmp_path / 'out'
-    assert command(source, out, before=KILL.format(step=step, k=k)).wait() == -9
+    assert (
+        command(source, out, before=AT_CALL.format(step=step, k=k, happens=KILL)).wait()
+        == -9
+    )
     assert command(source, out).wait() == 0
     assert_same(out, undisturbed)
 
@@ -102,27 +107,13 @@ def test_full_disk_leaves_finished_packs(command, source, tmp_path, undisturbed)
     assert_same(out, undisturbed)
 
 
-# The k-th call of a step of writing finds the disk full.
-NO_SPACE = """
-import errno, os
-from pathlib import Path
-from ase_deeprelax import files
-calls, real = [0], {step}
-def full(*args, **options):
-    calls[0] += 1
-    if calls[0] == {k}:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return real(*args, **options)
-{step} = full
-"""
-
-
 @pytest.mark.parametrize('step', ['os.fsync', 'Path.replace'])
 def test_47_disk_that_is_full_only_when_a_pack_is_synced_or_named(
     command, source, tmp_path, undisturbed, step
 ):
     out = tmp_path / 'out'
-    process = command(source, out, before=NO_SPACE.format(step=step, k=9))
+    before = AT_CALL.format(step=step, k=9, happens=NO_SPACE)
+    process = command(source, out, before=before)
     _, errors = process.communicate()
     assert process.returncode == 1
     assert 'No space left on device' in errors
@@ -212,17 +203,8 @@ def test_parts_run_beside_each_other_but_none_twice(
     assert_same(out, undisturbed)
 
 
-def test_nothing_depends_on_locks(command, source, tmp_path, undisturbed):
-    """As on network file systems without them: two processes at once do no harm."""
-    out, before = tmp_path / 'out', 'from ase_deeprelax import files; files.fcntl = None'
-    both = [command(source, out, before=before) for _ in range(2)]
-    for process in both:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    assert_same(out, undisturbed)
-
-
-# As network file systems answer that know no locks.
+# Systems that have no locks, and network file systems that answer that they know none.
+NO_FCNTL = 'from ase_deeprelax import files; files.fcntl = None'
 NO_LOCKS = """
 import errno, fcntl, os
 def flock(file, how):
@@ -231,15 +213,17 @@ fcntl.flock = flock
 """
 
 
-def test_50_locks_that_fail_are_told_and_two_processes_do_no_harm(
-    command, source, tmp_path, undisturbed
-):
+@pytest.mark.parametrize(
+    ('before', 'said'), [(NO_FCNTL, ''), (NO_LOCKS, 'start no second run')]
+)
+def test_50_nothing_depends_on_locks(command, source, tmp_path, undisturbed, before, said):
+    """Two processes at once do no harm."""
     out = tmp_path / 'out'
-    both = [command(source, out, before=NO_LOCKS) for _ in range(2)]
+    both = [command(source, out, before=before) for _ in range(2)]
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-        assert 'start no second run' in errors
+        assert said in errors
     assert_same(out, undisturbed)
 
 

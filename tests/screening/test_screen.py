@@ -160,13 +160,3 @@ def test_relaxed_structures_are_a_source_again(source, tmp_path, tiny_model):
     again = screen(tmp_path / 'out/packs', tmp_path / 'again', model=tiny_model)
     assert again.n_done == done.n_done
     assert frame(tmp_path / 'again').id[0] == 'many.extxyz@0'
-
-
-def test_cut_file_ends_with_a_quarantined_structure(source, tmp_path, tiny_model):
-    content = source.read_bytes()
-    source.write_bytes(content[: int(0.7 * len(content))])
-    done = screen(source, tmp_path / 'out', model=tiny_model)
-    assert done.n_quarantined == 1
-    [problem] = done.results.table(quarantined=True)['problem'].to_pylist()
-    assert 'the file was cut there' in problem or 'cannot be read' in problem
-    assert done.n_done > 150

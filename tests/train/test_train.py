@@ -24,12 +24,11 @@ from ase_deeprelax.data.pairs import write_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.store import load_model
-from ase_deeprelax.train.config import Augment, Denoise, load_config
+from ase_deeprelax.train.config import Denoise, load_config
 from ase_deeprelax.train.datamodule import (
     PairData,
     PairGraphs,
     SizeBatches,
-    augment,
     composition,
     disturb,
     read_relaxed,
@@ -136,35 +135,17 @@ run.train({str(config)!r}, progress=False)
     assert killed.returncode == -signal.SIGKILL
     checkpoint = tmp_path / 'runs/tiny/last.ckpt'
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 20
-    resumed = load_model(train(config, resume=checkpoint, progress=False))
-    whole = load_model(train(config, overrides=['name=whole'], progress=False))
-    for one, two in zip(resumed.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(one, two)
+    resumed = train(config, resume=checkpoint, progress=False)
+    whole = train(config, overrides=['name=whole'], progress=False)
+    assert same_weights(resumed, whole)
 
 
-def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(config, tmp_path, monkeypatch):
-    take = RelaxationModule.on_train_batch_start
-
-    def terminated(self, *args):
-        take(self, *args)
-        if self.global_step == 33:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(RelaxationModule, 'on_train_batch_start', terminated)
-    with pytest.raises(SystemExit) as caught:
-        train(config, progress=False)
-    assert caught.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    monkeypatch.undo()
-    checkpoint = tmp_path / 'runs/tiny/last.ckpt'
-    assert torch.load(checkpoint, weights_only=True)['global_step'] == 34
-    resumed = load_model(train(config, resume=checkpoint, progress=False))
-    whole = load_model(train(config, overrides=['name=whole'], progress=False))
-    for one, two in zip(resumed.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(one, two)
+def same_weights(*folders):
+    one, two = (load_model(folder).parameters() for folder in folders)
+    return all(map(torch.equal, one, two))
 
 
-def test_worker_processes_change_nothing_in_a_resumed_training(
+def test_sigterm_leaves_a_checkpoint_from_which_training_goes_on(
     config, tmp_path, monkeypatch
 ):
     """Queues send SIGTERM to the processes that load data too."""
@@ -183,19 +164,15 @@ def test_worker_processes_change_nothing_in_a_resumed_training(
     with pytest.raises(SystemExit) as caught:
         train(config, overrides=overrides, progress=False)
     assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     checkpoint = tmp_path / 'runs/tiny/last.ckpt'
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 34
-    train(config, overrides=overrides, resume=checkpoint, progress=False)
+    resumed = train(config, overrides=overrides, resume=checkpoint, progress=False)
     parts = list(seen)
-    train(config, overrides=['name=whole', *overrides], progress=False)
-    whole = seen[len(parts) :]
-    assert len(parts) == len(whole) == 50
-    assert all(torch.equal(one, two) for one, two in zip(parts, whole, strict=True))
-    for one, two in zip(
-        *(load_model(tmp_path / f'runs/{n}/model').parameters() for n in ('tiny', 'whole')),
-        strict=True,
-    ):
-        assert torch.equal(one, two)
+    whole = train(config, overrides=['name=whole', *overrides], progress=False)
+    assert len(seen) == 2 * len(parts) == 100
+    assert all(map(torch.equal, parts, seen[50:]))
+    assert same_weights(resumed, whole)
 
 
 def test_epochs_end_where_those_of_an_uninterrupted_training_do():
@@ -347,21 +324,6 @@ def test_every_sample_is_in_exactly_one_batch():
     for batch in batches:
         total = sum(sizes[k] for _, k in batch)
         assert total <= 100 or len(batch) == 1
-
-
-def test_augmented_inputs_keep_the_target():
-    rng = np.random.default_rng(0)
-    settings = Augment(noise_probability=1, strain_probability=1)
-    for pair in rocksalts(5):
-        changed = augment(pair, pair.motion(), settings, rng)
-        assert np.abs(changed.cell0 - pair.cell0).max() > 1e-4
-        # the same relaxed crystal, turned
-        np.testing.assert_allclose(
-            changed.cell1 @ changed.cell1.T, pair.cell1 @ pair.cell1.T, atol=1e-9
-        )
-        np.testing.assert_allclose(changed.frac1, pair.frac1)
-        deformation, _ = changed.targets()
-        np.testing.assert_allclose(changed.cell0 @ deformation, changed.cell1, atol=1e-9)
 
 
 def test_denoising_leads_back_to_the_relaxed_crystal():

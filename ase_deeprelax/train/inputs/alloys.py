@@ -46,11 +46,7 @@ class AlloyRecipe:
 class Alloys(Series):
     """Supercells of relaxed crystals in which one element shares its sites; all relaxes.
 
-    Parameters
-    ----------
-    parents, elements, seed, excluded, hubbard
-        See `Series`.
-    recipe : AlloyRecipe
+    Its parameters are those of `Series`; ``recipe`` is an `AlloyRecipe`.
     """
 
     kind: ClassVar[str] = 'alloy'

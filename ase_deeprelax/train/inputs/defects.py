@@ -58,11 +58,7 @@ class DefectRecipe:
 class Defects(Series):
     """Supercells of relaxed crystals with one point defect; the cell is fixed.
 
-    Parameters
-    ----------
-    parents, elements, seed, excluded, hubbard
-        See `Series`.
-    recipe : DefectRecipe
+    Its parameters are those of `Series`; ``recipe`` is a `DefectRecipe`.
     """
 
     kind: ClassVar[str] = 'defect'

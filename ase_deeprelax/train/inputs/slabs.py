@@ -77,11 +77,7 @@ class Slabs(Series):
 
     The cell is fixed. The lower half of the atomic planes is fixed in most of them.
 
-    Parameters
-    ----------
-    parents, elements, seed, excluded, hubbard
-        See `Series`.
-    recipe : SlabRecipe
+    Its parameters are those of `Series`; ``recipe`` is a `SlabRecipe`.
     """
 
     kind: ClassVar[str] = 'slab'

@@ -55,11 +55,7 @@ class Substitutions(Series):
 
     What has the composition of a parent is not made: its relaxed structure is known.
 
-    Parameters
-    ----------
-    parents, elements, seed, excluded, hubbard
-        See `Series`.
-    recipe : Recipe
+    Its parameters are those of `Series`; ``recipe`` is a `Recipe`.
     """
 
     kind: ClassVar[str] = 'bulk'
@@ -94,13 +90,9 @@ class Substitutions(Series):
 class FixedCells(Substitutions):
     """Bulk crystals with elements replaced; the cell of the parent is fixed.
 
-    Parameters
-    ----------
-    parents, elements, seed, excluded, hubbard
-        See `Series`.
-    recipe : Recipe
-        By default half of the cells are scaled by up to 3 % in length, and 40 % are
-        partial substitutions, because symmetry forbids many others to move at all.
+    Its parameters are those of `Series`. By default half of the cells are scaled by up to
+    3 % in length, and 40 % are partial substitutions, because symmetry forbids many others
+    to move at all.
     """
 
     kind: ClassVar[str] = 'fixed-cell'
@@ -114,11 +106,7 @@ class FixedCells(Substitutions):
 class Monolayers(Substitutions):
     """Monolayers with elements replaced; atoms and cell relax in the plane.
 
-    Parameters
-    ----------
-    parents, elements, seed, excluded, hubbard
-        See `Series`; the parents are monolayers in the ab plane.
-    recipe : Recipe
+    Its parameters are those of `Series`; the parents are monolayers in the ab plane.
     """
 
     kind: ClassVar[str] = 'monolayer'

@@ -1,0 +1,251 @@
+"""``deeprelax label``: pairs from a potential."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ase_deeprelax.cli.app import PAIR_SUFFIXES, DeviceOption, check_outputs, resumable
+from ase_deeprelax.cli.train import training_tools
+from ase_deeprelax.errors import PairFileError, StructureError
+
+if TYPE_CHECKING:
+    from ase_deeprelax.train.datamodule import Composition
+    from ase_deeprelax.train.inputs import Series, Structures
+
+# Larger relaxed structures are not read.
+PARENT_ATOMS = 20
+# Potentials whose usual weights were trained on energies with a Hubbard U.
+WITH_HUBBARD = frozenset({'chgnet', 'mace', 'orb', 'sevennet'})
+
+
+def label(
+    out: Annotated[Path, typer.Argument(help='.jsonl file of pairs; is added to.')],
+    *,
+    potential: Annotated[
+        str, typer.Option(help='NAME or NAME:WEIGHTS: tensornet, chgnet, sevennet, ...')
+    ],
+    kind: Annotated[
+        Literal['bulk', 'fixed-cell', 'monolayer', 'slab', 'defect', 'alloy', 'prototype'],
+        typer.Option(
+            help='Structures to make. bulk: elements exchanged, atoms and cell relax. '
+            'fixed-cell: elements exchanged, only the atoms relax. monolayer: elements '
+            'exchanged, atoms and cell relax in the plane. slab: surfaces of crystals and '
+            'of random alloys, most with an adsorbate and a fixed lower half, in a fixed '
+            'cell. defect: point defects in supercells, in a fixed cell. alloy: supercells '
+            'whose sites of one element are shared or partly empty. prototype: '
+            'textbook structures of elements and simple compounds, made from nothing.'
+        ),
+    ] = 'bulk',
+    relaxed: Annotated[
+        list[Path] | None,
+        typer.Option(
+            '--relaxed',
+            '--seeds',  # its former name
+            exists=True,
+            dir_okay=False,
+            help='Relaxed structures (.jsonl.gz) to make inputs from; repeatable.',
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Use only structures of this collection (their 'src'); repeatable."
+        ),
+    ] = None,
+    given: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            help='Instead of --relaxed: unrelaxed structures, to relax as they are: pairs '
+            '(.jsonl, .jsonl.gz), or any file, folder or archive that relax takes.',
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help='How many inputs; needed with --relaxed.'),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help='Of the random numbers that make inputs.')
+    ] = 0,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True, dir_okay=False, help='File of formulas not to make; repeatable.'
+        ),
+    ] = None,
+    hubbard: Annotated[
+        bool | None,
+        typer.Option(
+            help='Make oxides and fluorides that the Materials Project computes with a '
+            'Hubbard U. Default: only with potentials that were trained on such energies.'
+        ),
+    ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Model at whose predictions relaxations start, or 'none'. A model that "
+            'was not trained on the kind is not used.'
+        ),
+    ] = 'default',
+    fmax: Annotated[float, typer.Option(min=0, help='eV/A, on atoms and cell.')] = 0.05,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help='Limit for each relaxation; default 45 for bulk, 120 for others.'
+        ),
+    ] = None,
+    batch_atoms: Annotated[
+        int, typer.Option(min=1, help='Atoms that go through the potential together.')
+    ] = 160,
+    compile_model: Annotated[
+        bool, typer.Option('--compile', help='Compile a potential of matgl first.')
+    ] = False,
+    device: DeviceOption = 'auto',
+) -> None:
+    """Make training pairs: relax new structures with a potential.
+
+    If it is interrupted, the same command goes on where it stopped. Inputs that failed are
+    listed with the reason in OUT with the suffix .failed.jsonl.
+    """
+    if out.suffix != '.jsonl':
+        raise typer.BadParameter(f'OUT is {out}; it must end in .jsonl')
+    if kind != 'prototype' and bool(relaxed) == bool(given):
+        raise typer.BadParameter('give either --relaxed or --given')
+    if not given and count is None:
+        raise typer.BadParameter('--count is missing: there is no end of inputs')
+    check_outputs(out, inputs=[*(relaxed or ()), *([given] if given else [])])
+    with training_tools():
+        from ase_deeprelax.train.label import label as run
+    from ase_deeprelax.calculators.batched import batch_potential
+    from ase_deeprelax.calculators.registry import get_calculator
+    from ase_deeprelax.predict.forward import resolve_device
+
+    calculator = get_calculator(potential, device=str(resolve_device(device)))
+    # A potential that does not say what it knows refuses nothing.
+    elements = frozenset(calculator.elements or range(1, 119))
+    if hubbard is None:
+        hubbard = _knows_hubbard(potential)
+    settings = {'excluded': _compositions(exclude or ()), 'hubbard': hubbard}
+    if given:
+        series = _structures(given, elements, {'kind': kind, **settings})
+        count = min(count or len(series), len(series))
+    else:
+        settings['seed'] = seed
+        series = _made_from(relaxed or (), source, kind, elements, settings)
+    with resumable(), _log_on_stderr():
+        counts = run(
+            out,
+            series,
+            batch_potential(calculator, compile_model=compile_model),
+            count=count,
+            start=None if start == 'none' else start,
+            fmax=fmax,
+            steps=steps,
+            batch_atoms=batch_atoms,
+            name=potential,
+        )
+    pairs, failed = counts['pairs'], counts['failed']
+    typer.echo(f'{series.name}: {pairs} pairs in {out}, {failed} inputs failed')
+
+
+def _structures(
+    file: Path, elements: frozenset[int], settings: dict[str, Any]
+) -> Structures:
+    """The series of given structures, of any size; of pairs, the unrelaxed ones."""
+    from ase_deeprelax.cli.frames import read_frames
+    from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.data.structure_files import find_files
+    from ase_deeprelax.train.datamodule import read_relaxed
+    from ase_deeprelax.train.inputs import Given, Structures
+
+    first = b''
+    if file.name.endswith(PAIR_SUFFIXES):
+        opener = gzip.open if file.suffix == '.gz' else open
+        with opener(file, 'rb') as lines:
+            first = lines.readline()
+    if b'"cell0"' in first:
+        structures: Any = read_pairs(file)
+    elif b'"frac"' in first:
+        structures = read_relaxed(file, (), math.inf)
+    else:
+        frames, problems = read_frames(find_files([file]))
+        if problems:
+            raise StructureError(problems[0])
+        structures = [
+            Given(f'{source.path.stem}{frame}', atoms) for source, frame, atoms in frames
+        ]
+    name = file.name.removesuffix('.gz').removesuffix('.jsonl')
+    return Structures(structures, elements, name, **settings)
+
+
+def _made_from(
+    files: Iterable[Path],
+    sources: list[str] | None,
+    kind: str,
+    elements: frozenset[int],
+    settings: dict[str, Any],
+) -> Series:
+    """The series of structures of a kind that are made from relaxed ones."""
+    from ase_deeprelax.train.datamodule import read_relaxed
+    from ase_deeprelax.train.inputs import SERIES, Prototypes
+
+    parents = [parent for file in files for parent in read_relaxed(file, (), PARENT_ATOMS)]
+    if sources:
+        parents = [parent for parent in parents if parent.src in sources]
+    series = SERIES[kind](parents, elements, **settings)
+    if not series.parents and kind != Prototypes.kind:
+        of = f' of the collection {" or ".join(sources)}' if sources else ''
+        raise PairFileError(
+            f'{", ".join(map(str, files))}: no structure{of} with at most {PARENT_ATOMS} '
+            f'atoms, and of elements that the potential knows, to make a {kind} from; give '
+            'other relaxed structures'
+        )
+    return series
+
+
+def _knows_hubbard(potential: str) -> bool:
+    """Whether the energies that a potential was trained on had a Hubbard U.
+
+    Its name says so: the Materials Project's trajectories, and what was made to go with
+    them, have a U; MatPES and r2SCAN have none.
+    """
+    name, _, weights = potential.lower().partition(':')
+    if 'matpes' in weights or 'r2scan' in weights:
+        return False
+    return name in WITH_HUBBARD or 'm3gnet-mp' in weights
+
+
+def _compositions(files: Iterable[Path]) -> frozenset[Composition]:
+    """The compositions that files of formulas name."""
+    from ase_deeprelax.train.datamodule import read_compositions
+
+    excluded: set[Composition] = set()
+    for file in files:
+        try:
+            excluded |= read_compositions(file)
+        except (ValueError, KeyError) as error:
+            raise PairFileError(f'{file}: not a list of formulas: {error!r}') from error
+    return frozenset(excluded)
+
+
+@contextmanager
+def _log_on_stderr() -> Generator[None]:
+    """How far the work is, with the time."""
+    log, handler = logging.getLogger('ase_deeprelax'), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -1,0 +1,134 @@
+"""Structures are written to files that last: whole, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.db import connect
+from ase.io import write
+from ase.io.formats import filetype, ioformats
+
+from ase_deeprelax import keys
+from ase_deeprelax.data.structure_files import COLUMNS, DATABASES, FORMATS
+from ase_deeprelax.data.writable import writable
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.files import replaced
+
+
+def find_format(path: Path, form: str | None = None) -> str:
+    """The format that a file is written in.
+
+    Parameters
+    ----------
+    path : Path
+    form : str, optional
+        Its name as in ``ase.io``; default: what the suffix stands for.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ConfigError
+        ASE writes no such format.
+
+    Examples
+    --------
+    >>> find_format(Path('POSCAR.cif')), find_format(Path('OUTCAR.extxyz'))
+    ('cif', 'extxyz')
+    """
+    found = form or FORMATS.get(path.suffix.lower())
+    if found is None and path.suffix:
+        try:  # of a name that says nothing but the suffix
+            found = filetype(f'structure{path.suffix}', read=False)
+        except Exception:  # noqa: BLE001 - ASE raises several
+            found = None
+    if found not in ioformats or not ioformats[found].can_write:
+        asked = f'format {form!r}' if form else f'suffix {path.suffix!r}'
+        raise ConfigError(
+            f'{path}: ase.io writes no {asked}; choose .extxyz, .cif, .vasp, .traj or .db'
+        )
+    return found
+
+
+def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list[str]:
+    """Write structures to a file; one that cannot be written loses no other one.
+
+    Parameters
+    ----------
+    path : Path
+        Overwritten once all of it is written; its folder is made.
+    structures : list of ase.Atoms
+    form : str
+        As `find_format` gives it.
+
+    Returns
+    -------
+    list of str
+        Why structures are not in the file: ``'structure 3: reason'``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = [writable(atoms, form) for atoms in structures]
+    problems: list[str] = []
+    with replaced(path) as part:
+        try:
+            write_frames(part, held, form)
+        except Exception:  # noqa: BLE001 - writers raise anything
+            kept = list(_those_written(part, held, form, problems))
+            part.unlink(missing_ok=True)
+            if kept:
+                write_frames(part, kept, form)
+    return problems
+
+
+def write_frames(path: Path, structures: Iterable[Atoms], form: str) -> int:
+    """Write a new file, and return how many structures it holds.
+
+    Parameters
+    ----------
+    path : Path
+    structures : iterable of ase.Atoms
+        Written one after the other, with what the format can hold of them, into databases
+        and extxyz, so that any number of them needs no memory.
+    form : str
+        As `find_format` gives it.
+    """
+    path.unlink(missing_ok=True)
+    count = 0
+    if form in DATABASES:
+        with connect(path, type=form, append=False) as database:
+            for count, atoms in enumerate(structures, start=1):  # noqa: B007
+                database.write(atoms, *columns_of(atoms))
+    elif form == 'extxyz':
+        with path.open('w') as file:
+            for count, atoms in enumerate(structures, start=1):  # noqa: B007
+                write(file, writable(atoms, form), format=form)
+    else:
+        held = [writable(atoms, form) for atoms in structures]
+        count = len(held)
+        write(path, held, format=form)
+    return count
+
+
+def _those_written(
+    path: Path, structures: Sequence[Atoms], form: str, problems: list[str]
+) -> Iterator[Atoms]:
+    """The structures that can be written alone; the others are told in ``problems``."""
+    for index, atoms in enumerate(structures):
+        try:
+            write_frames(path, [atoms], form)
+        except Exception as error:  # noqa: BLE001 - writers raise anything
+            problems.append(f'structure {index}: {type(error).__name__}: {error}')
+        else:
+            yield atoms
+
+
+def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of a database and its further data: what the atoms came with, and ours."""
+    columns = keys.to_key_value_pairs(atoms)
+    data = {name: x for name, x in keys.ours(atoms).items() if name not in columns}
+    return dict(atoms.info.get(COLUMNS, {})) | columns, data
