@@ -68,16 +68,17 @@ class Message(nn.Module):
         f = s.shape[1]
         m = self.mlp(self.norm(s)) * (MESSAGE_SCALE / math.sqrt(3))
         m = m.split(f, dim=1)
-        total = neighborhood.sum
-        ds = total(0, m[0], self.filters[0]).squeeze(1)
-        dv = total(1, m[1], self.filters[1])
-        if v is not None:  # m1 * v_j, taken once per atom rather than once per edge
-            passed = (m[-1].unsqueeze(1) * v).flatten(1)
-            dv = v + dv + total(0, passed, self.filters[-1])
+        messages = [(k, m[k], self.filters[k]) for k in range(1 + self.degree)]
+        if v is not None:  # m * v_j, taken once per atom rather than once per edge
+            messages.append((0, (m[-1].unsqueeze(1) * v).flatten(1), self.filters[-1]))
+        ds, dv, *others = neighborhood.sums(messages)
         if self.degree == 2:
-            dt = total(2, m[2], self.filters[2])
+            dt, *others = others
             t = dt if t is None else t + dt
-        return (s + ds) / math.sqrt(2), dv, t
+        if v is not None:
+            dv = v + dv + others[0]
+        s = (s + ds.squeeze(1)) / math.sqrt(2)
+        return s, dv, t
 
 
 class Update(nn.Module):
@@ -114,12 +115,13 @@ class Update(nn.Module):
         if self.degree == 2:
             tp, tq = self.tensors(t).chunk(2, dim=-1)
             invariants.append(safe_norm(tq))
-        b = self.mlp(torch.cat(invariants, dim=-1)).split(f, dim=-1)
-        ds = b[0] + b[1] * (p * q).sum(1) / math.sqrt(f)
-        dv = b[2].unsqueeze(1) * p
+        b = self.mlp(torch.cat(invariants, dim=-1)).unsqueeze(1).split(f, dim=-1)
+        ds = b[1] * (p * q).sum(1, keepdim=True)
+        v = torch.addcmul(v, b[2], p)
         if self.degree == 2:
-            ds = ds + b[3] * (tp * tq).sum(1) / math.sqrt(f)
+            ds = ds + b[3] * (tp * tq).sum(1, keepdim=True)
             turned = (symmetric_matrix(tq) * q.unsqueeze(1)).sum(2)
-            dv = dv + b[4].unsqueeze(1) * turned
-            t = t + b[5].unsqueeze(1) * tp + b[6].unsqueeze(1) * project_symmetric(p, q)
-        return s + ds / math.sqrt(2), v + dv, t
+            v = torch.addcmul(v, b[4], turned)
+            t = torch.addcmul(torch.addcmul(t, b[5], tp), b[6], project_symmetric(p, q))
+        ds = (b[0] + ds / math.sqrt(f)).squeeze(1)
+        return s + ds / math.sqrt(2), v, t

@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -129,19 +130,18 @@ class E3RelaxH2(RelaxationModel):
         fade = envelope(start.norm(dim=1, keepdim=True) / self.spec.cutoff)
         scalars, t = self.motion(graph)
         s = self.embedding(graph.z) + scalars
-        v = s.new_zeros(len(s), 3, s.shape[1])
         lattice_s = self.lattice.expand(graph.n_graphs, -1)
         lattice_t = s.new_zeros(graph.n_graphs, 5, s.shape[1])
         displacement = torch.zeros_like(graph.pos)
         log_strain = graph.pos.new_zeros(graph.n_graphs, 6)
-        deformation = stretch(log_strain)
-        neighborhood, layers = None, []
+        v, neighborhood, vectors, layers = None, None, start, []
         for k, message in enumerate(self.messages):
-            # Each layer has a target of its own: no gradient through the structure, which
-            # would cost half as much again and gains nothing here.
-            structure = deformation.detach(), displacement.detach()
             with torch.autocast(device, enabled=False):
-                vectors = moved_vectors(graph, start, *structure)
+                if layers:
+                    # Each layer has a target of its own: no gradient through the
+                    # structure, which would cost half as much again and gains nothing here.
+                    structure = deformation.detach(), displacement.detach()
+                    vectors = moved_vectors(graph, start, *structure)
                 x, harmonics = self.edge_features(graph, vectors, fade)
             if neighborhood is None:
                 neighborhood = Neighborhood(graph, x, harmonics, autocast_dtype(x))
@@ -176,24 +176,33 @@ class E3RelaxH2(RelaxationModel):
         """Radial basis and angular invariants (n_edges, n_radial), and the harmonics."""
         distance = vectors.norm(dim=1)
         unit = vectors / distance.clamp(min=1e-3).unsqueeze(1)
-        radial = self.radial(distance) * fade
+        harmonics = spherical(unit, 2)
         weight = envelope(distance.unsqueeze(1) / self.spec.cutoff) * fade
-        angular = legendre_means(unit, weight, graph.edge_index[1], len(graph.z))
-        return torch.cat([radial, weight * angular], dim=1), spherical(unit, 2)
+        angular = legendre_means(harmonics, weight, graph.edge_index[1], len(graph.z))
+        radial = self.radial.gaussians(distance)
+        return weight * torch.cat([radial, angular], dim=1), harmonics
+
+
+# P_1, P_2, P_3 of  x = e . e'  from the products of a constant, e (3 components), the
+# traceless part T of  e (x) e  (5), and  T (x) e  (15):  T . T' = x^2 - 1/3.
+LEGENDRE = np.repeat([[0, 0, 0], [1, 0, -2 / 3], [0, 3 / 2, 0], [0, 0, 5 / 2]], (1, 3, 5, 15), axis=0)
 
 
 def legendre_means(
-    unit: torch.Tensor, weight: torch.Tensor, centre: torch.Tensor, n_atoms: int
+    harmonics: list[torch.Tensor],
+    weight: torch.Tensor,
+    centre: torch.Tensor,
+    n_atoms: int,
 ) -> torch.Tensor:
     """Means of P_1, P_2, P_3 over the angles between an edge and all edges of its centre.
 
-    By the addition theorem these need moments of each neighbourhood only: with
-    ``T_l = sum w e (x) ... (x) e``,  sum w P_2(e . e') = (3 e.T_2.e - T_0) / 2, and so on.
+    By the addition theorem these need sums over each neighbourhood only, see `LEGENDRE`.
     Odd means vanish, smoothly, where the centre becomes a centre of inversion.
 
     Parameters
     ----------
-    unit : (n_edges, 3)
+    harmonics : list of (n_edges, 2l + 1)
+        See `layers.spherical`, for l = 0, 1 and 2.
     weight : (n_edges, 1)
     centre : (n_edges,) int64
     n_atoms : int
@@ -205,21 +214,20 @@ def legendre_means(
     Examples
     --------
     >>> ends = torch.tensor([[0.0, 0, 1], [0, 0, -1]])
-    >>> legendre_means(ends, torch.ones(2, 1), torch.zeros(2, dtype=int), 1)
+    >>> means = legendre_means(
+    ...     spherical(ends, 2), torch.ones(2, 1), torch.zeros(2, dtype=int), 1
+    ... )
+    >>> means.abs().round(decimals=4)
     tensor([[0., 1., 0.],
             [0., 1., 0.]])
     """
-    second = (unit.unsqueeze(2) * unit.unsqueeze(1)).flatten(1)
-    third = (second.unsqueeze(2) * unit.unsqueeze(1)).flatten(1)
-    powers = torch.cat([torch.ones_like(weight), unit, second, third], dim=1)
-    moments = weight.new_zeros(n_atoms, 40).index_add(0, centre, weight * powers)
+    cubes = (harmonics[2].unsqueeze(2) * harmonics[1].unsqueeze(1)).flatten(1)
+    powers = torch.cat([*harmonics, cubes], dim=1)
+    moments = powers.new_zeros(n_atoms, powers.shape[1])
+    moments = moments.index_add(0, centre, weight * powers)
     moments = moments / (moments[:, :1] + 1e-6)
     terms = powers * moments.index_select(0, centre)
-    zeroth, first, second, third = (
-        part.sum(1) for part in terms.split((1, 3, 9, 27), dim=1)
-    )
-    legendre = first, (3 * second - zeroth) / 2, (5 * third - 3 * first) / 2
-    return torch.stack(legendre, dim=1)
+    return terms @ torch.from_numpy(LEGENDRE).to(terms)
 
 
 class LatticeToAtoms(nn.Module):
@@ -271,9 +279,10 @@ class AtomsToLattice(nn.Module):
 
         The atoms have ``s`` (n_atoms, F), ``t`` (n_atoms, 5, F).
         """
-        pooled = mean_over_atoms(self.norm(s), graph)
-        lattice_s = lattice_s + self.scalars(torch.cat([pooled, lattice_s], dim=1))
-        lattice_t = lattice_t + self.tensors(mean_over_atoms(t, graph) + lattice_t)
+        pooled = mean_over_atoms(torch.cat([self.norm(s).unsqueeze(1), t], dim=1), graph)
+        both = torch.cat([pooled[:, 0], lattice_s], dim=1)
+        lattice_s = lattice_s + self.scalars(both)
+        lattice_t = lattice_t + self.tensors(pooled[:, 1:] + lattice_t)
         p, q = self.mixed(lattice_t).chunk(2, dim=-1)
         b1, b2 = self.gates(torch.cat([lattice_s, safe_norm(q)], dim=1)).chunk(2, dim=1)
         return (lattice_s + b2) / math.sqrt(2), lattice_t + b1.unsqueeze(1) * p

@@ -83,10 +83,11 @@ def free_displacement(displacement: torch.Tensor, graph: CrystalGraph) -> torch.
     Where no atom of a structure is fixed, it has no place of its own: its rigid drift is
     taken away.
     """
-    index, fixed = graph.graph_of_atom, graph.fixed.unsqueeze(1)
-    floating = mean_over_atoms(fixed.to(displacement.dtype), graph) == 0
-    drift = torch.where(floating, mean_over_atoms(displacement, graph), 0.0)
-    return torch.where(fixed, 0.0, displacement - drift.index_select(0, index))
+    fixed = graph.fixed.unsqueeze(1)
+    means = mean_over_atoms(torch.cat([displacement, fixed], dim=1), graph)
+    drift = means[:, :3].masked_fill(means[:, 3:] > 0, 0.0)
+    drift = drift.index_select(0, graph.graph_of_atom)
+    return (displacement - drift).masked_fill(fixed, 0.0)
 
 
 def stretch(log_strain: torch.Tensor) -> torch.Tensor:
@@ -210,9 +211,8 @@ def stretch_of(general: torch.Tensor, iterations: int = 12) -> torch.Tensor:
 def undirected(graph: CrystalGraph) -> torch.Tensor:
     """(n_edges,) bool: one of the two directions of each edge."""
     j, i = graph.edge_index
-    first, second, third = graph.offset.T
-    zero = (first == 0) & (second == 0)
-    positive = (first > 0) | ((first == 0) & (second > 0)) | (zero & (third > 0))
+    # Whether the first of the three translations that is not zero is positive.
+    positive = graph.offset.sign() @ graph.offset.new_tensor([4, 2, 1]) > 0
     return (i < j) | ((i == j) & positive)
 
 

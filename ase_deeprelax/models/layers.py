@@ -58,24 +58,28 @@ class RadialBasis(nn.Module):
 
     def forward(self, distance: torch.Tensor) -> torch.Tensor:
         """(n,) A -> (n, num_rbf)."""
-        x = distance.unsqueeze(-1)
+        return self.gaussians(distance) * envelope(distance.unsqueeze(-1) / self.cutoff)
+
+    def gaussians(self, distance: torch.Tensor) -> torch.Tensor:
+        """The same without the envelope."""
+        square = (distance.unsqueeze(-1) - self.centres).square()
         # Far tails are subnormal numbers, on which CPUs are slow: e^-60 will do.
-        gaussians = torch.exp(-(self.gamma * (x - self.centres) ** 2).clamp(max=60.0))
-        return gaussians * envelope(x / self.cutoff)
+        return (square * -self.gamma).clamp(min=-60.0).exp()
 
 
 def envelope(x: torch.Tensor, p: int = 5) -> torch.Tensor:
     """Polynomial cutoff of DimeNet: 1 at 0, smoothly 0 at x >= 1."""
     a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
-    return torch.where(x < 1, 1 + a * x**p + b * x ** (p + 1) + c * x ** (p + 2), 0.0)
+    x = x.clamp(max=1)
+    return 1 + x**p * (a + x * (b + x * c))
 
 
+# Five matrices that are an orthonormal basis of degree l = 2, as rows (5, 9).
+TRACELESS = STRAIN_BASIS[1:].reshape(5, 9)
 # Traceless parts of the products of two strains, (6, 6, 5).
 STRAIN_PRODUCTS = np.einsum(
     'aij,bjk,cik->abc', STRAIN_BASIS, STRAIN_BASIS, STRAIN_BASIS[1:]
 )
-
-R2, R6 = math.sqrt(1 / 2), math.sqrt(1 / 6)
 
 # Centres are summed over in blocks whose neighbours' features take this much: they stay in
 # the cache of a CPU, and a large cell costs per atom what a small one does.
@@ -83,24 +87,19 @@ BLOCK_BYTES = 2**18
 
 
 def project_symmetric(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Traceless symmetric part of p (x) q in an orthonormal basis, degree l = 2.
+    """Traceless symmetric part of p (x) q in the basis `TRACELESS`, degree l = 2.
 
     (n, 3[, F]) each -> (n, 5[, F]); `symmetric_matrix` is the way back.
     """
-    x, y, z = (p[:, a] * q[:, a] for a in range(3))
-    pairs = ((0, 1), (1, 2), (0, 2))
-    xy, yz, xz = (p[:, a] * q[:, b] + p[:, b] * q[:, a] for a, b in pairs)
-    return torch.stack(
-        [R2 * xy, R2 * yz, R2 * xz, R2 * (x - y), R6 * (2 * z - x - y)], dim=1
-    )
+    products = (p.unsqueeze(2) * q.unsqueeze(1)).flatten(1, 2)
+    basis = torch.from_numpy(TRACELESS).to(products)
+    return products @ basis.T if p.dim() == 2 else basis @ products
 
 
 def symmetric_matrix(t: torch.Tensor) -> torch.Tensor:
     """The matrices that five components stand for: (n, 5[, F]) -> (n, 3, 3[, F])."""
-    xy, yz, xz = R2 * t[:, 0], R2 * t[:, 1], R2 * t[:, 2]
-    x, y, z = R2 * t[:, 3] - R6 * t[:, 4], -R2 * t[:, 3] - R6 * t[:, 4], 2 * R6 * t[:, 4]
-    rows = (x, xy, xz), (xy, y, yz), (xz, yz, z)
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    basis = torch.from_numpy(TRACELESS).to(t)
+    return (t @ basis if t.dim() == 2 else basis.T @ t).unflatten(1, (3, 3))
 
 
 def spherical(unit: torch.Tensor, degree: int) -> list[torch.Tensor]:
@@ -123,6 +122,10 @@ def safe_norm(x: torch.Tensor) -> torch.Tensor:
     return ((x * x).sum(1) + 1e-8).sqrt()
 
 
+# A degree l, what atoms send, and filters of the edges, see `Neighborhood.sums`.
+Message = tuple[int, torch.Tensor, torch.Tensor]
+
+
 class Neighborhood:
     """Sums over neighbours as small dense products, one column per distinct neighbour.
 
@@ -137,7 +140,7 @@ class Neighborhood:
     radial : (n_edges, n_radial)
         Edge features.
     harmonics : list of (n_edges, 2l + 1)
-        Angular functions; ``moments[k]`` belongs to ``harmonics[k]``.
+        Angular functions; ``moments[l]`` belongs to ``harmonics[l]``.
     dtype : torch.dtype
         Of the moments (bfloat16 under autocast).
     """
@@ -172,52 +175,57 @@ class Neighborhood:
 
     def _sums(
         self, radial: torch.Tensor, harmonics: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        moments = []
-        for harmonic in harmonics:
-            features = (harmonic.unsqueeze(2) * radial.unsqueeze(1)).flatten(1)
-            moment = features.new_zeros(len(self.neighbor), features.shape[1])
-            moment = moment.index_add(0, self.row, features)
-            moment = moment.view(-1, self.width, features.shape[1]).transpose(1, 2)
-            moments.append(moment.to(self.dtype).contiguous())
-        return moments
+    ) -> tuple[torch.Tensor, ...]:
+        angular = torch.cat(harmonics, dim=1)
+        features = (angular.unsqueeze(2) * radial.unsqueeze(1)).flatten(1)
+        total = features.new_zeros(len(self.neighbor), features.shape[1])
+        total = total.index_add(0, self.row, features).to(self.dtype)
+        total = total.view(-1, self.width, features.shape[1]).transpose(1, 2).contiguous()
+        rows = [harmonic.shape[1] * radial.shape[1] for harmonic in harmonics]
+        return total.split(rows, dim=1)
 
-    def sum(self, k: int, x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-        """Messages of the neighbours through ``harmonics[k]``.
+    def sums(self, messages: list[Message]) -> list[torch.Tensor]:
+        """Messages of all neighbours, summed for each centre.
 
         Parameters
         ----------
-        x : (n_atoms, c * f)
-            What each atom sends: ``c`` vector components of ``f`` features.
-        filters : (n_radial, f)
-            The linear map W of  phi_e = W x_e.
+        messages : list of (l, x, filters)
+            ``harmonics[l]`` goes with  x (n_atoms, c * f),  what each atom sends (``c``
+            vector components of ``f`` features), and  filters (n_radial, f),  the linear
+            map W of  phi_e = W x_e.
 
         Returns
         -------
-        (n_atoms, (2l + 1) * c, f)
+        list of (n_atoms, (2l + 1) * c, f)
         """
-        x, filters = x.to(self.dtype), filters.to(self.dtype)
-        if torch.is_grad_enabled() or x.device.type != 'cpu' or len(x) == 0:
-            return self._sum_of_block(self.moments[k], self.neighbor, x, filters)
-        size = max(1, BLOCK_BYTES // (self.width * x[:1].nbytes))
-        blocks = zip(
-            self.moments[k].split(size), self.neighbor.split(size * self.width), strict=True
-        )
-        return torch.cat([self._sum_of_block(*block, x, filters) for block in blocks])
+        messages = [(l, x.to(self.dtype), w.to(self.dtype)) for l, x, w in messages]
+        x = messages[0][1]
+        size = max(1, BLOCK_BYTES // (self.width * x[:1].nbytes)) if len(x) else 1
+        if torch.is_grad_enabled() or x.device.type != 'cpu' or size >= len(x):
+            return self._sums_of_block(self.moments, self.neighbor, messages)
+        moments = zip(*(moment.split(size) for moment in self.moments), strict=True)
+        neighbors = self.neighbor.split(size * self.width)
+        blocks = [
+            self._sums_of_block(*block, messages)
+            for block in zip(moments, neighbors, strict=True)
+        ]
+        return [torch.cat(parts) for parts in zip(*blocks, strict=True)]
 
-    def _sum_of_block(
+    def _sums_of_block(
         self,
-        moments: torch.Tensor,
+        moments: tuple[torch.Tensor, ...],
         neighbor: torch.Tensor,
-        x: torch.Tensor,
-        filters: torch.Tensor,
-    ) -> torch.Tensor:
-        """`sum` for some centres: their moments, and (n_centres * width,) neighbours."""
-        n_radial, f = filters.shape
-        sent = x.index_select(0, neighbor).view(-1, self.width, x.shape[1])
-        moment = torch.bmm(moments, sent)
-        moment = moment.view(len(moment), -1, n_radial, x.shape[1] // f, f)
-        return (moment * filters.unsqueeze(1)).sum(2).flatten(1, 2)
+        messages: list[Message],
+    ) -> list[torch.Tensor]:
+        """`sums` for some centres: their moments, and (n_centres * width,) neighbours."""
+        sums = []
+        for degree, x, filters in messages:
+            n_radial, f = filters.shape
+            sent = x.index_select(0, neighbor).view(-1, self.width, x.shape[1])
+            moment = torch.bmm(moments[degree], sent)
+            moment = moment.view(len(moment), -1, n_radial, x.shape[1] // f, f)
+            sums.append((moment * filters.unsqueeze(1)).sum(2).flatten(1, 2))
+        return sums
 
 
 class MotionEmbedding(nn.Module):

@@ -119,10 +119,11 @@ def test_sum_over_images_equals_sum_over_edges():
     j, i = graph.edge_index
     message = (radial @ filters) * features[j]
     naive = torch.zeros_like(features).index_add(0, i, message)
-    torch.testing.assert_close(hood.sum(0, features, filters).squeeze(1), naive)
+    scalars, vectors = hood.sums([(0, features, filters), (1, features, filters)])
+    torch.testing.assert_close(scalars.squeeze(1), naive)
     vector = message[:, None] * unit[..., None]
     naive = torch.zeros(len(features), 3, 7, dtype=torch.float64).index_add(0, i, vector)
-    torch.testing.assert_close(hood.sum(1, features, filters), naive)
+    torch.testing.assert_close(vectors, naive)
 
 
 def test_sums_in_blocks_equal_those_in_one(monkeypatch):
