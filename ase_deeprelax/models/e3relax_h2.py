@@ -140,7 +140,7 @@ class E3RelaxH2(RelaxationModel):
                 if layers:
                     # Each layer has a target of its own: no gradient through the
                     # structure, which would cost half as much again and gains nothing here.
-                    structure = deformation.detach(), displacement.detach()
+                    structure = [part.detach() for part in layers[-1]]
                     vectors = moved_vectors(graph, start, *structure)
                 x, harmonics = self.edge_features(graph, vectors, fade)
             if neighborhood is None:
@@ -185,7 +185,9 @@ class E3RelaxH2(RelaxationModel):
 
 # P_1, P_2, P_3 of  x = e . e'  from the products of a constant, e (3 components), the
 # traceless part T of  e (x) e  (5), and  T (x) e  (15):  T . T' = x^2 - 1/3.
-LEGENDRE = np.repeat([[0, 0, 0], [1, 0, -2 / 3], [0, 3 / 2, 0], [0, 0, 5 / 2]], (1, 3, 5, 15), axis=0)
+LEGENDRE = np.repeat(
+    [[0, 0, 0], [1, 0, -2 / 3], [0, 3 / 2, 0], [0, 0, 5 / 2]], (1, 3, 5, 15), axis=0
+)
 
 
 def legendre_means(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from itertools import pairwise
 from typing import Any
 
@@ -198,7 +197,7 @@ class Neighborhood:
         -------
         list of (n_atoms, (2l + 1) * c, f)
         """
-        messages = [(l, x.to(self.dtype), w.to(self.dtype)) for l, x, w in messages]
+        messages = [(k, x.to(self.dtype), w.to(self.dtype)) for k, x, w in messages]
         x = messages[0][1]
         size = max(1, BLOCK_BYTES // (self.width * x[:1].nbytes)) if len(x) else 1
         if torch.is_grad_enabled() or x.device.type != 'cpu' or size >= len(x):

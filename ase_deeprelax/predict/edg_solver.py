@@ -139,8 +139,9 @@ def solve_edg(  # noqa: PLR0917
     )
     if fixed is None:
         fixed = torch.zeros_like(graph_of_atom, dtype=torch.bool)
-    anchored = torch.zeros(n_graphs, dtype=torch.bool, device=pos.device)
-    anchored[graph_of_atom[fixed]] = True
+    anchored = (
+        torch.zeros_like(cell[:, 0, 0]).index_add_(0, graph_of_atom, fixed.to(pos)) > 0
+    )
     if (
         anchor_index is not None
         and anchor_pos is not None
@@ -158,29 +159,32 @@ def solve_edg(  # noqa: PLR0917
         bounds = bounds.joined(anchors)
         anchored[anchors.graph] = True
     sums = Sums(graph_of_atom, anchored, fixed)
-    finite = sums.of_atoms((~torch.isfinite(pos)).sum(1)) == 0
-    move, converged, steps = _minimise(sums, bounds, finite, max_steps, tol)
-    excess, _ = bounds.measure(move)
+    excess, _ = bounds.measure(pos.new_zeros(3, len(pos) + 1))
+    worst = sums.largest(excess.abs(), bounds.graph)
+    finite = torch.isfinite(sums.of_atoms(pos.sum(1)))
+    converged, steps = finite & (worst <= tol), 0
+    active = finite & torch.isfinite(worst) & ~converged
+    if bool(active.any()):
+        move, solved, steps = _minimise(sums, bounds, active, max_steps, tol)
+        pos, converged = pos + move[:, :-1].T, converged | solved
+        excess, _ = bounds.measure(move)
     count = torch.bincount(bounds.graph, minlength=n_graphs).clamp(min=1)
     residual = sums.of_bounds(excess.abs(), bounds) / count
-    return EDGSolution(pos + move[:, :-1].T, residual, converged, steps)
+    return EDGSolution(pos, residual, converged, steps)
 
 
 def _minimise(
-    sums: Sums, bounds: Bounds, measurable: torch.Tensor, max_steps: int, tol: float
+    sums: Sums, bounds: Bounds, active: torch.Tensor, max_steps: int, tol: float
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Moves (3, n_atoms + 1), convergence (n_graphs,), number of steps."""
+    """Moves (3, n_atoms + 1), convergence of active graphs (n_graphs,), number of steps."""
     move = bounds.base.new_zeros(3, len(sums.graph))
-    excess, unit = bounds.measure(move)
-    worst = sums.largest(excess.abs(), bounds.graph)
-    converged = measurable & (worst <= tol)
-    active = measurable & torch.isfinite(worst) & ~converged
+    converged = torch.zeros_like(active)
     length = bounds.base.square().sum(0).sqrt()
     # What rounding of the distances does to the loss.
     slack = sums.of_bounds(bounds.weight * length, bounds) * torch.finfo(length.dtype).eps
     stiffness = sums.stiffness(bounds.weight / HUBER, bounds)
     stiffness = torch.where(stiffness > 0, stiffness, 1)
-    damping = torch.full_like(worst, DAMPING_START)
+    damping = torch.full_like(slack, DAMPING_START)
     settling = torch.zeros_like(active)
     n_active = -1
     for step in range(max_steps):

@@ -18,7 +18,7 @@ from ase_deeprelax.models.base import (
     relaxed_structure,
 )
 from ase_deeprelax.models.heads import free_displacement
-from ase_deeprelax.predict.edg_solver import EDGSolution, solve_edg
+from ase_deeprelax.predict.edg_solver import solve_edg
 from ase_deeprelax.predict.forks import make_forks_safe
 from ase_deeprelax.predict.uncertainty import aggregate
 
@@ -117,19 +117,19 @@ def run_model(
     _check_output(model, batch, prediction)
     finite = _make_finite(batch, prediction)
     middle = _now(device)
-    solution = _solve(batch, prediction)
-    displacement = _displacement(batch, prediction, solution.pos)
-    neighbour, centre = batch.edge_index.index_select(1, prediction.bond_index)
-    bonds = torch.stack([centre, neighbour])
+    edges = batch.edge_index.index_select(1, prediction.bond_index)
+    offsets = batch.offset.index_select(0, prediction.bond_index)
+    displacement, residual = _solve(batch, prediction, edges, offsets)
+    centre, bonds = edges[1], edges.flip(0)
     sigma_bonds = prediction.log_b.exp()
     graph_of_atom = batch.graph_of_atom
     sigma_atoms, sigma = aggregate(sigma_bonds, bonds, graph_of_atom, n_graphs)
     graph_of_bond = graph_of_atom.index_select(0, centre)
     atoms = batch.starts[1:-1].tolist()
     counts = torch.bincount(graph_of_bond, minlength=n_graphs)
-    edges = counts.cumsum(0)[:-1].tolist()
+    ends = counts.cumsum(0)[:-1].tolist()
     bonds = (bonds - batch.starts.index_select(0, graph_of_bond)).cpu().numpy()
-    offsets = batch.offset.index_select(0, prediction.bond_index).long().cpu().numpy()
+    offsets = offsets.long().cpu().numpy()
     features = prediction.features
     fields = zip(
         finite.tolist(),
@@ -137,10 +137,10 @@ def run_model(
         np.split(_array(displacement), atoms),
         sigma.tolist(),
         np.split(_array(sigma_atoms), atoms),
-        np.split(bonds, edges, axis=1),
-        np.split(offsets, edges),
-        np.split(_array(sigma_bonds), edges),
-        solution.residual.tolist(),
+        np.split(bonds, ends, axis=1),
+        np.split(offsets, ends),
+        np.split(_array(sigma_bonds), ends),
+        residual.tolist(),
         n_graphs * [None] if features is None else np.split(_array(features), atoms),
         strict=True,
     )
@@ -174,33 +174,45 @@ def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:
 
     Numbers that are not finite would otherwise stop the linear algebra of the whole batch.
     """
-    index, edges = batch.graph_of_atom, batch.edge_index
-    values = torch.linalg.det(prediction.deformation)
-    good = torch.isfinite(prediction.deformation).flatten(1).all(1) & (values > 0)
-    bad_atoms = ~torch.isfinite(prediction.displacement).all(1)
-    good[index[bad_atoms]] = False
-    for names in (
+    index, deformation = batch.graph_of_atom, prediction.deformation
+    # One number of each structure, which is finite where all of its numbers are.
+    volumes = torch.linalg.det(deformation)
+    total = deformation.sum((1, 2)).index_add_(0, index, prediction.displacement.sum(1))
+    terms = [
         ('bond_index', 'distance', 'log_b'),
         ('cross_index', 'cross_distance', 'cross_log_b'),
-    ):
+    ]
+    graphs = []
+    for names in terms:
         chosen, distance, log_b = (getattr(prediction, name) for name in names)
         if chosen is None:
             continue
-        bad = ~(
-            torch.isfinite(distance) & torch.isfinite(log_b) & torch.isfinite(log_b.exp())
-        )
-        good[index[edges[0, chosen[bad]]]] = False
-        setattr(prediction, names[1], torch.where(bad, 1.0, distance))
-        setattr(prediction, names[2], torch.where(bad, 0.0, log_b))
-    eye = torch.eye(3, dtype=values.dtype, device=values.device)
-    prediction.deformation = torch.where(good[:, None, None], prediction.deformation, eye)
+        graphs.append(index.index_select(0, batch.edge_index[1].index_select(0, chosen)))
+        total.index_add_(0, graphs[-1], distance + log_b + log_b.exp())
+    good = torch.isfinite(total) & (volumes > 0)
+    if bool(good.all()):
+        return good
+    eye = torch.eye(3, dtype=deformation.dtype, device=deformation.device)
+    prediction.deformation = torch.where(good[:, None, None], deformation, eye)
     keep = good.index_select(0, index)[:, None]
     prediction.displacement = torch.where(keep, prediction.displacement, 0.0)
+    for (_, *names), graph_of_bond in zip(terms, graphs, strict=False):
+        keep = good.index_select(0, graph_of_bond)
+        for name, value in zip(names, (1.0, 0.0), strict=True):
+            setattr(prediction, name, torch.where(keep, getattr(prediction, name), value))
     return good
 
 
-def _solve(batch: CrystalGraph, prediction: ModelOutput) -> EDGSolution:
-    """Positions within the bounds ``d +- b`` (eqs. 16-20), from the read-out on."""
+def _solve(
+    batch: CrystalGraph,
+    prediction: ModelOutput,
+    edges: torch.Tensor,
+    offsets: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From the read-out on to positions within the bounds ``d +- b`` (eqs. 16-20).
+
+    Displacements (n_atoms, 3) at the unrelaxed cell, in float64, and residuals (n_graphs,).
+    """
     cell, pos = relaxed_structure(batch, prediction.deformation, prediction.displacement)
     width = prediction.log_b.exp()
     anchors: dict[str, Any] = {}
@@ -215,26 +227,24 @@ def _solve(batch: CrystalGraph, prediction: ModelOutput) -> EDGSolution:
             'anchor_lower': (distance - anchor_width).clamp(min=0),
             'anchor_upper': distance + anchor_width,
         }
-    return solve_edg(
+    solution = solve_edg(
         pos,
         cell,
         batch.graph_of_atom,
-        batch.edge_index.index_select(1, prediction.bond_index),
-        batch.offset.index_select(0, prediction.bond_index),
+        edges,
+        offsets,
         (prediction.distance - width).clamp(min=0),
         prediction.distance + width,
         fixed=batch.fixed,
         **anchors,
     )
-
-
-def _displacement(
-    batch: CrystalGraph, prediction: ModelOutput, pos: torch.Tensor
-) -> torch.Tensor:
-    """Displacements at the unrelaxed cell that lead to ``pos``."""
-    back = torch.linalg.inv(prediction.deformation.double())
-    moved = apply_deformation(pos.double(), back, batch.graph_of_atom) - batch.pos
-    return free_displacement(moved, batch)
+    displacement = prediction.displacement.double()
+    if solution.steps:
+        back = torch.linalg.inv(prediction.deformation.double())
+        move = solution.pos.double() - pos.double()
+        move = apply_deformation(move, back, batch.graph_of_atom)
+        displacement = displacement + free_displacement(move, batch)
+    return displacement, solution.residual
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

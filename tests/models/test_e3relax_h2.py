@@ -12,6 +12,7 @@ from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import moved_vectors, relaxed_structure
 from ase_deeprelax.models.e3relax_h2 import legendre_means
+from ase_deeprelax.models.layers import spherical
 from ase_deeprelax.testing import awaken
 from ase_deeprelax.train.config import Loss
 from ase_deeprelax.train.losses import relaxation_loss
@@ -131,7 +132,8 @@ def test_legendre_means_are_means_over_pairs_of_edges():
     unit = rng.normal(size=(9, 3))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     weight, centre = rng.random((9, 1)), np.array([0, 0, 0, 0, 2, 2, 2, 2, 2])
-    found = legendre_means(*map(torch.from_numpy, (unit, weight, centre)), 3)
+    given = spherical(torch.from_numpy(unit), 2), *map(torch.from_numpy, (weight, centre))
+    found = legendre_means(*given, 3)
     for e in range(9):
         others = np.flatnonzero(centre == centre[e])
         cosines = np.clip(unit[others] @ unit[e], -1, 1)
