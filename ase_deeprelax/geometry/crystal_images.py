@@ -43,6 +43,11 @@ class Crystal:
         return len(self.frac)
 
     @cached_property
+    def elements(self) -> tuple[np.ndarray, np.ndarray]:
+        """The element of each atom as 0, 1, ..., and how many atoms each one has."""
+        return np.unique(self.species, return_inverse=True, return_counts=True)[1:]
+
+    @cached_property
     def box(self) -> np.ndarray:
         """(4,): where the tree repeats, A; elements lie on sheets that do not repeat."""
         return np.append(np.linalg.norm(self.cell, axis=1), 0.0)
@@ -98,7 +103,7 @@ def partners_of(crystal: Crystal, symprec: float) -> tuple[int, np.ndarray, np.n
     where the sorted distances to their neighbours are: an operation within the tolerance
     changes none of them by more than three times the tolerance.
     """
-    _, index, counts = np.unique(crystal.species, return_inverse=True, return_counts=True)
+    index, counts = crystal.elements
     rarity = counts[index]
     if counts.min() < _FEW:
         order = np.argsort(rarity, kind='stable')
@@ -142,7 +147,7 @@ def survivors(
             square = np.einsum('nax,nax->na', delta, delta).max(axis=1)
             good.append(part[square <= limit**2 * (1 + 1e-9)])
         which = np.concatenate(good)
-        start, size = start + size, 2 * size
+        start, size = start + size, 4 * size
     return which
 
 

@@ -10,6 +10,8 @@ import numpy as np
 # list more than reducing the cell does.
 SKEW = 2.5
 
+# The three pairs of different vectors.
+_PAIRS = np.triu_indices(3, 1)
 # Coefficients of the short vectors of a reduced basis: all its minimal vectors are here.
 _SHORT = np.array([c for c in itertools.product((-1, 0, 1), repeat=3) if any(c)])
 _DETERMINANT = np.einsum(
@@ -186,5 +188,4 @@ def lattice_misfit(cell: np.ndarray, bases: np.ndarray) -> np.ndarray:
     stretch = np.abs(np.linalg.norm(vectors, axis=2) - lengths)
     change = np.abs(vectors @ vectors.transpose(0, 2, 1) - cell @ cell.T)
     shear = change / (lengths[:, None] + lengths)
-    i, j = np.triu_indices(3, 1)
-    return np.maximum(stretch.max(axis=1), shear[:, i, j].max(axis=1))
+    return np.maximum(stretch.max(axis=1), shear[:, *_PAIRS].max(axis=1))

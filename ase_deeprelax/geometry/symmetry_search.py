@@ -184,7 +184,7 @@ def _candidates(crystal: Crystal, symprec: float) -> tuple[np.ndarray, Folded | 
     Where they are all translations of one lattice, the crystal folded into its cell.
     """
     # Translations permute the atoms of each element without fixed points.
-    if math.gcd(*np.unique(crystal.species, return_counts=True)[1].tolist()) == 1:
+    if math.gcd(*crystal.elements[1].tolist()) == 1:
         return np.zeros((1, 3)), None
     reference, partners, order = partners_of(crystal, symprec)
     shift = crystal.frac[partners] - crystal.frac[reference]
@@ -369,16 +369,18 @@ def _is_group(matrices: np.ndarray, permutations: np.ndarray) -> bool:
     digits = 3.0 ** np.arange(9).reshape(3, 3)  # a number for each matrix of -1, 0, 1
     codes = matrices.reshape(n, 9) @ digits.ravel()
     ranked = np.argsort(codes)
-    if len(np.unique(codes)) < n:
+    ordered = codes[ranked]
+    if (ordered[1:] == ordered[:-1]).any():
         return False
     # One product of matrices gives the codes of all products a b: digits[i, j] * b[k, j] is
     # summed over j first.
     right = np.einsum('ij,hkj->ikh', digits, matrices).reshape(9, n)
     of_products = matrices.reshape(n, 9) @ right
-    if not np.isin(of_products, codes).all():
+    place = np.minimum(np.searchsorted(ordered, of_products), n - 1)
+    if not np.array_equal(ordered[place], of_products):
         return False
     # Matrices act on rows: in products[g, h], g comes first.
-    position = ranked[np.searchsorted(codes[ranked], of_products)]
+    position = ranked[place]
     step = max(1, _CHUNK // permutations.size)
     for first in range(0, n, step):
         some = slice(first, first + step)

@@ -65,9 +65,8 @@ class Message(nn.Module):
         s, v, t
             Of the same shapes; ``t`` is None where the degree is 1.
         """
-        f = s.shape[1]
         m = self.mlp(self.norm(s)) * (MESSAGE_SCALE / math.sqrt(3))
-        m = m.split(f, dim=1)
+        m = m.chunk(2 + self.degree, dim=1)
         messages = [(k, m[k], self.filters[k]) for k in range(1 + self.degree)]
         if v is not None:  # m * v_j, taken once per atom rather than once per edge
             messages.append((0, (m[-1].unsqueeze(1) * v).flatten(1), self.filters[-1]))
@@ -97,13 +96,12 @@ class Update(nn.Module):
 
     def __init__(self, hidden: int, degree: int):
         super().__init__()
-        self.degree = degree
         self.vectors = nn.Linear(hidden, 2 * hidden, bias=False)
-        n_in, n_out = (2, 3) if degree == 1 else (3, 7)
+        n_in, self.n_out = (2, 3) if degree == 1 else (3, 7)
         if degree == 2:
             self.tensors = nn.Linear(hidden, 2 * hidden, bias=False)
         self.norm = nn.LayerNorm(hidden)
-        self.mlp = mlp(n_in * hidden, hidden, n_out * hidden)
+        self.mlp = mlp(n_in * hidden, hidden, self.n_out * hidden)
 
     def forward(
         self, s: torch.Tensor, v: torch.Tensor, t: torch.Tensor | None
@@ -112,13 +110,13 @@ class Update(nn.Module):
         f = s.shape[1]
         p, q = self.vectors(v).chunk(2, dim=-1)
         invariants = [self.norm(s), safe_norm(q)]
-        if self.degree == 2:
+        if t is not None:
             tp, tq = self.tensors(t).chunk(2, dim=-1)
             invariants.append(safe_norm(tq))
-        b = self.mlp(torch.cat(invariants, dim=-1)).unsqueeze(1).split(f, dim=-1)
+        b = self.mlp(torch.cat(invariants, dim=-1)).unsqueeze(1).chunk(self.n_out, dim=-1)
         ds = b[1] * (p * q).sum(1, keepdim=True)
         v = torch.addcmul(v, b[2], p)
-        if self.degree == 2:
+        if t is not None:
             ds = ds + b[3] * (tp * tq).sum(1, keepdim=True)
             turned = (symmetric_matrix(tq) * q.unsqueeze(1)).sum(2)
             v = torch.addcmul(v, b[4], turned)

@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -174,7 +173,7 @@ class E3RelaxH2(RelaxationModel):
         self, graph: CrystalGraph, vectors: torch.Tensor, fade: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Radial basis and angular invariants (n_edges, n_radial), and the harmonics."""
-        distance = vectors.norm(dim=1)
+        distance = torch.linalg.vector_norm(vectors, dim=1)
         unit = vectors / distance.clamp(min=1e-3).unsqueeze(1)
         harmonics = spherical(unit, 2)
         weight = envelope(distance.unsqueeze(1) / self.spec.cutoff) * fade
@@ -185,9 +184,9 @@ class E3RelaxH2(RelaxationModel):
 
 # P_1, P_2, P_3 of  x = e . e'  from the products of a constant, e (3 components), the
 # traceless part T of  e (x) e  (5), and  T (x) e  (15):  T . T' = x^2 - 1/3.
-LEGENDRE = np.repeat(
-    [[0, 0, 0], [1, 0, -2 / 3], [0, 3 / 2, 0], [0, 0, 5 / 2]], (1, 3, 5, 15), axis=0
-)
+LEGENDRE = torch.tensor(
+    [[0, 0, 0], [1, 0, -2 / 3], [0, 3 / 2, 0], [0, 0, 5 / 2]], dtype=torch.float64
+).repeat_interleave(torch.tensor([1, 3, 5, 15]), dim=0)
 
 
 def legendre_means(
@@ -229,7 +228,7 @@ def legendre_means(
     moments = moments.index_add(0, centre, weight * powers)
     moments = moments / (moments[:, :1] + 1e-6)
     terms = powers * moments.index_select(0, centre)
-    return terms @ torch.from_numpy(LEGENDRE).to(terms)
+    return terms @ LEGENDRE.to(terms)
 
 
 class LatticeToAtoms(nn.Module):

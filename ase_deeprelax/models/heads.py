@@ -15,15 +15,17 @@ from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.geometry.motion import STRAIN_BASIS
 from ase_deeprelax.models.base import LOG_B_RANGE, moved_vectors
 from ase_deeprelax.models.layers import (
+    TRACELESS,
     mean_over_atoms,
     mlp,
     project_symmetric,
-    symmetric_matrix,
     zero_last,
 )
 
 # Frobenius norm of the log strain that no prediction exceeds (volumes change by e^5).
 MAX_STRAIN = 3.0
+# The matrices that the six components of a log strain stand for, as rows (6, 9).
+STRAINS = torch.cat([torch.eye(3, dtype=torch.float64).view(1, 9), TRACELESS])
 
 
 class Features(NamedTuple):
@@ -95,11 +97,12 @@ def stretch(log_strain: torch.Tensor) -> torch.Tensor:
     components (`project_symmetric`), -> (n, 3, 3), symmetric and positive definite.
     """
     with torch.autocast(log_strain.device.type, enabled=False):
-        eye = torch.eye(3, dtype=log_strain.dtype, device=log_strain.device)
-        strain = symmetric_matrix(log_strain[:, 1:]) + log_strain[:, :1, None] * eye
+        strain = log_strain @ STRAINS.to(log_strain)
         # A bound far outside any real relaxation keeps exp finite for any weights.
-        size = strain.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None] / MAX_STRAIN
-        return torch.linalg.matrix_exp(strain * (torch.tanh(size) / size))
+        size = torch.linalg.vector_norm(strain, dim=1, keepdim=True)
+        size = size.clamp(min=1e-6) / MAX_STRAIN
+        strain = strain * (torch.tanh(size) / size)
+        return torch.linalg.matrix_exp(strain.view(-1, 3, 3))
 
 
 class DisplacementHead(nn.Module):
@@ -247,4 +250,5 @@ def predicted_distances(
     Detached: each head learns from its own target.
     """
     with torch.no_grad(), torch.autocast(graph.pos.device.type, enabled=False):
-        return moved_vectors(graph, vectors, deformation, displacement).norm(dim=1)
+        moved = moved_vectors(graph, vectors, deformation, displacement)
+        return torch.linalg.vector_norm(moved, dim=1)

@@ -6,7 +6,6 @@ import copy
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -73,12 +72,12 @@ def envelope(x: torch.Tensor, p: int = 5) -> torch.Tensor:
     return 1 + x**p * (a + x * (b + x * c))
 
 
+# Constants are kept in double precision, and converted where they are used.
+_BASIS = torch.from_numpy(STRAIN_BASIS)
 # Five matrices that are an orthonormal basis of degree l = 2, as rows (5, 9).
-TRACELESS = STRAIN_BASIS[1:].reshape(5, 9)
-# Traceless parts of the products of two strains, (6, 6, 5).
-STRAIN_PRODUCTS = np.einsum(
-    'aij,bjk,cik->abc', STRAIN_BASIS, STRAIN_BASIS, STRAIN_BASIS[1:]
-)
+TRACELESS = _BASIS[1:].flatten(1)
+# Traceless parts of the products of two strains, (6 * 6, 5).
+STRAIN_PRODUCTS = torch.einsum('aij,bjk,cik->abc', _BASIS, _BASIS, _BASIS[1:]).flatten(0, 1)
 
 # Centres are summed over in blocks whose neighbours' features take this much: they stay in
 # the cache of a CPU, and a large cell costs per atom what a small one does.
@@ -91,14 +90,15 @@ def project_symmetric(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     (n, 3[, F]) each -> (n, 5[, F]); `symmetric_matrix` is the way back.
     """
     products = (p.unsqueeze(2) * q.unsqueeze(1)).flatten(1, 2)
-    basis = torch.from_numpy(TRACELESS).to(products)
+    basis = TRACELESS.to(products)
     return products @ basis.T if p.dim() == 2 else basis @ products
 
 
 def symmetric_matrix(t: torch.Tensor) -> torch.Tensor:
     """The matrices that five components stand for: (n, 5[, F]) -> (n, 3, 3[, F])."""
-    basis = torch.from_numpy(TRACELESS).to(t)
-    return (t @ basis if t.dim() == 2 else basis.T @ t).unflatten(1, (3, 3))
+    basis = TRACELESS.to(t)
+    matrix = t @ basis if t.dim() == 2 else basis.T @ t
+    return matrix.view(-1, 3, 3, *t.shape[2:])
 
 
 def spherical(unit: torch.Tensor, degree: int) -> list[torch.Tensor]:
@@ -260,8 +260,7 @@ class MotionEmbedding(nn.Module):
         scalars = torch.cat([fixed, by_graph.index_select(0, index)], dim=1) @ self.scalars
         if self.tensors is None:
             return scalars, None
-        products = torch.from_numpy(STRAIN_PRODUCTS).to(held)
-        direction = torch.einsum('gab,abc->gc', held, products)
+        direction = held.flatten(1) @ STRAIN_PRODUCTS.to(held)
         tensors = direction.index_select(0, index).unsqueeze(2) * self.tensors
         return scalars, tensors
 

@@ -169,7 +169,7 @@ class PaEGNN(RelaxationModel):
         """Edge features x_e (n_edges, n_radial), their sums, and the edge vectors."""
         with torch.autocast(graph.pos.device.type, enabled=False):
             vectors = graph.edge_vectors()
-            distance = vectors.norm(dim=1)
+            distance = torch.linalg.vector_norm(vectors, dim=1)
             x = self.radial(distance)
             if self.offset_encoding is not None:
                 x = torch.cat(
