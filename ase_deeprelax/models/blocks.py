@@ -97,11 +97,11 @@ class Update(nn.Module):
     def __init__(self, hidden: int, degree: int):
         super().__init__()
         self.vectors = nn.Linear(hidden, 2 * hidden, bias=False)
-        n_in, self.n_out = (2, 3) if degree == 1 else (3, 7)
+        n_in, n_out = (2, 3) if degree == 1 else (3, 7)
         if degree == 2:
             self.tensors = nn.Linear(hidden, 2 * hidden, bias=False)
         self.norm = nn.LayerNorm(hidden)
-        self.mlp = mlp(n_in * hidden, hidden, self.n_out * hidden)
+        self.mlp = mlp(n_in * hidden, hidden, n_out * hidden)
 
     def forward(
         self, s: torch.Tensor, v: torch.Tensor, t: torch.Tensor | None
@@ -113,7 +113,7 @@ class Update(nn.Module):
         if t is not None:
             tp, tq = self.tensors(t).chunk(2, dim=-1)
             invariants.append(safe_norm(tq))
-        b = self.mlp(torch.cat(invariants, dim=-1)).unsqueeze(1).chunk(self.n_out, dim=-1)
+        b = self.mlp(torch.cat(invariants, dim=-1)).unsqueeze(1).split(f, dim=-1)
         ds = b[1] * (p * q).sum(1, keepdim=True)
         v = torch.addcmul(v, b[2], p)
         if t is not None:
@@ -121,5 +121,5 @@ class Update(nn.Module):
             turned = (symmetric_matrix(tq) * q.unsqueeze(1)).sum(2)
             v = torch.addcmul(v, b[4], turned)
             t = torch.addcmul(torch.addcmul(t, b[5], tp), b[6], project_symmetric(p, q))
-        ds = (b[0] + ds / math.sqrt(f)).squeeze(1)
-        return s + ds / math.sqrt(2), v, t
+        ds = torch.add(b[0], ds, alpha=1 / math.sqrt(f)).squeeze(1)
+        return torch.add(s, ds, alpha=1 / math.sqrt(2)), v, t

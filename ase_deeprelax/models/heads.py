@@ -228,15 +228,13 @@ def reverse_edges(graph: CrystalGraph) -> torch.Tensor:
     j, i = graph.edge_index
     offset = graph.offset.long()
     span = 2 * int(offset.abs().max()) + 1 if len(offset) else 1
-    weights = offset.new_tensor([1, span, span**2])
+    weights = offset.new_tensor([span**2, span, 1])
     shift, n = offset @ weights, len(graph.z)
-    key = (i * n + j) * span**3 + shift
+    key = (i * n + j) * span**3 + shift  # in ascending order, as the edges are
     mirrored = (j * n + i) * span**3 - shift
-    found, order = key.sort()
-    place = torch.searchsorted(found, mirrored).clamp(max=max(len(key) - 1, 0))
-    there = found.index_select(0, place) == mirrored
-    own = torch.arange(len(key), device=key.device)
-    return torch.where(there, order.index_select(0, place), own)
+    place = torch.searchsorted(key, mirrored).clamp(max=max(len(key) - 1, 0))
+    there = key.index_select(0, place) == mirrored
+    return torch.where(there, place, torch.arange(len(key), device=key.device))
 
 
 def predicted_distances(

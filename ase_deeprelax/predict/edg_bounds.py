@@ -31,6 +31,10 @@ class Bounds:
         pairs = zip(self.fields(), other.fields(), strict=True)
         return Bounds(*(torch.cat(pair, dim=-1) for pair in pairs))
 
+    def double(self) -> Bounds:
+        fields = self.fields()
+        return Bounds(*(x.double() if x.is_floating_point() else x for x in fields))
+
     def kept(self, mask: torch.Tensor) -> Bounds:
         index = mask.nonzero().squeeze(1)
         return Bounds(*(field.index_select(-1, index) for field in self.fields()))

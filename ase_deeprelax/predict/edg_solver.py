@@ -165,7 +165,10 @@ def solve_edg(  # noqa: PLR0917
     converged, steps = finite & (worst <= tol), 0
     active = finite & torch.isfinite(worst) & ~converged
     if bool(active.any()):
-        move, solved, steps = _minimise(sums, bounds, active, max_steps, tol)
+        # In single precision, rounding errors would keep steps going where bounds contradict
+        # each other.
+        move, solved, steps = _minimise(sums, bounds.double(), active, max_steps, tol)
+        move = move.to(pos.dtype)
         pos, converged = pos + move[:, :-1].T, converged | solved
         excess, _ = bounds.measure(move)
     count = torch.bincount(bounds.graph, minlength=n_graphs).clamp(min=1)
