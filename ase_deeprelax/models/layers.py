@@ -121,10 +121,6 @@ def safe_norm(x: torch.Tensor) -> torch.Tensor:
     return ((x * x).sum(1) + 1e-8).sqrt()
 
 
-# A degree l, what atoms send, and filters of the edges, see `Neighborhood.sums`.
-Message = tuple[int, torch.Tensor, torch.Tensor]
-
-
 class Neighborhood:
     """Sums over neighbours as small dense products, one column per distinct neighbour.
 
@@ -183,7 +179,9 @@ class Neighborhood:
         rows = [harmonic.shape[1] * radial.shape[1] for harmonic in harmonics]
         return total.split(rows, dim=1)
 
-    def sums(self, messages: list[Message]) -> list[torch.Tensor]:
+    def sums(
+        self, messages: list[tuple[int, torch.Tensor, torch.Tensor]]
+    ) -> list[torch.Tensor]:
         """Messages of all neighbours, summed for each centre.
 
         Parameters
@@ -214,7 +212,7 @@ class Neighborhood:
         self,
         moments: tuple[torch.Tensor, ...],
         neighbor: torch.Tensor,
-        messages: list[Message],
+        messages: list[tuple[int, torch.Tensor, torch.Tensor]],
     ) -> list[torch.Tensor]:
         """`sums` for some centres: their moments, and (n_centres * width,) neighbours."""
         sums = []

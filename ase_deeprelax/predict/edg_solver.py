@@ -165,8 +165,8 @@ def solve_edg(  # noqa: PLR0917
     converged, steps = finite & (worst <= tol), 0
     active = finite & torch.isfinite(worst) & ~converged
     if bool(active.any()):
-        # In single precision, rounding errors would keep steps going where bounds contradict
-        # each other.
+        # In single precision, rounding errors would keep some layers moving until the steps
+        # ran out: those whose bounds contradict each other.
         move, solved, steps = _minimise(sums, bounds.double(), active, max_steps, tol)
         move = move.to(pos.dtype)
         pos, converged = pos + move[:, :-1].T, converged | solved

@@ -198,6 +198,10 @@ def test_shared_models_are_loaded_once_and_again_when_they_change(folder):
     first = load_shared(folder, cpu, torch.float32)
     assert load_shared(str(folder), cpu, torch.float32) is first
     assert load_shared(folder, cpu, torch.float64) is not first
+    for shared, loaded in zip(
+        first.parameters(), load_model(folder).parameters(), strict=True
+    ):
+        assert torch.equal(shared, loaded)
     torch.manual_seed(1)
     save_model(create_model('paegnn', hidden=16, layers=1), folder, {})
     assert load_shared(folder, cpu, torch.float32).sha256 != first.sha256
