@@ -279,13 +279,17 @@ def _load_once(
     folder: Path, _stamp: tuple, device: str | torch.device, dtype: torch.dtype
 ) -> RelaxationModel:
     """Keyed by the files' times too, so that a model trained again is read again."""
-    model = load_model(folder, device, dtype=dtype)
+    return for_prediction(load_model(folder, device, dtype=dtype))
+
+
+def for_prediction(model: RelaxationModel) -> RelaxationModel:
+    """The model itself, in eval mode, without gradients, its weights ordered for speed."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             # With this order of the same numbers in memory, products with the few rows of
             # a small crystal take two thirds of the time.
             module.weight.data = module.weight.data.T.contiguous().T
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def find_model(name: str | Path) -> Path:

@@ -23,7 +23,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.models.store import load_shared
+from ase_deeprelax.models.store import for_prediction, load_shared
 from ase_deeprelax.predict.forward import (
     BATCH_EDGES,
     DTYPES,
@@ -193,8 +193,7 @@ class Predictor:
         self.accept_below = accept_below
         self.batch_edges = batch_edges or BATCH_EDGES[self.device.type]
         if isinstance(model, RelaxationModel):
-            model = copy.deepcopy(model).to(self.device, self.dtype)
-            self.model = model.eval().requires_grad_(False)
+            self.model = for_prediction(copy.deepcopy(model).to(self.device, self.dtype))
         else:
             self.model = load_shared(model, self.device, self.dtype)
         if accept_below is not None and self.model.calibration is None:
