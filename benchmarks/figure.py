@@ -159,7 +159,7 @@ def compare(axis):
     axis.text(0.03, 0.04, 'one shot', color=BLUE, transform=axis.transAxes)
     style = {'color': MORE[0], 'ha': 'right', 'transform': axis.transAxes}
     axis.text(0.97, 0.04, 'full relaxation', **style)
-    axis.set(xlim=(6, 6000), ylim=(0, 1.15 * medians['Dummy']))
+    axis.set(xlim=(4, 6000), ylim=(0, 1.15 * medians['Dummy']))
     log(axis, 'x')
     axis.set(xlabel='CPU time of one answer / ms', ylabel='error of lattice vectors / Å')
     axis.set_title('median error against\nDFT, 200 crystals', loc='left')

@@ -30,6 +30,8 @@ COARSE = {
     'mode': {'name': 'pw', 'ecut': 200, 'dedecut': 'estimate'},
     'kpts': {'size': (2, 2, 2), 'gamma': True},
 }
+# Predictions of silicon are so near that a wider limit would leave nothing to do, eV/A.
+FMAX = 0.02
 # With fewer, the lattice of silicon is far from what it is.
 ENOUGH = {'kpts': {'size': (3, 3, 3), 'gamma': True}}
 
@@ -59,7 +61,7 @@ def displaced():
 def relaxed_with(calculator, atoms, *, steps=None, **options):
     """The optimizer after prediction and one stage."""
     optimizer = DeepRelaxOptimizer(
-        atoms, refine=[Stage(calculator, fmax=0.1)], logfile=None, **options
+        atoms, refine=[Stage(calculator, fmax=FMAX)], logfile=None, **options
     )
     optimizer.run(**({} if steps is None else {'steps': steps}))
     return optimizer
@@ -70,7 +72,7 @@ def check_relaxed(optimizer, name, edge):
     said, record = optimizer.stages
     assert (said.name, record.name) == ('prediction', name)
     assert record.converged, record
-    assert record.fmax < 0.1
+    assert record.fmax < FMAX
     assert record.energy_after <= record.energy_before
     assert record.spacegroup == 227
     assert optimizer.atoms.info[keys.STAGE] == f'{name}, {record.optimizer}'
