@@ -60,7 +60,7 @@ class DeepRelaxWarning(UserWarning):
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, for records; with its class, unless it is of this package.
+    """The message of an error for a record, with its class if that is not of this package.
 
     >>> reason_of(StructureError('0 atoms')), reason_of(KeyError('x'))
     ('0 atoms', "KeyError: 'x'")

@@ -23,8 +23,6 @@ from ase_deeprelax.errors import DeepRelaxError
 
 # Exit codes as shells have them: 128 and the number of the signal.
 INTERRUPTED, TERMINATED = 130, 143
-# Files that may hold pairs.
-PAIR_SUFFIXES = ('.jsonl', '.jsonl.gz')
 # The words of the command are kept in the context under this name.
 WORDS = 'ase_deeprelax.words'
 # A page shows this many letters of the command, and the hashes of this many input files.

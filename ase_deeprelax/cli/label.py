@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ase_deeprelax.cli.app import PAIR_SUFFIXES, DeviceOption, check_outputs, resumable
+from ase_deeprelax.cli.app import DeviceOption, check_outputs, resumable
 from ase_deeprelax.cli.train import training_tools
 from ase_deeprelax.errors import PairFileError, StructureError
 
@@ -161,13 +161,14 @@ def _structures(
 ) -> Structures:
     """The series of given structures, of any size; of pairs, the unrelaxed ones."""
     from ase_deeprelax.cli.frames import read_frames
+    from ase_deeprelax.data.json_lines import JSON_LINES
     from ase_deeprelax.data.pairs import read_pairs
     from ase_deeprelax.data.structure_files import find_files
     from ase_deeprelax.train.datamodule import read_relaxed
     from ase_deeprelax.train.inputs import Given, Structures
 
     first = b''
-    if file.name.endswith(PAIR_SUFFIXES):
+    if file.name.endswith(JSON_LINES):
         opener = gzip.open if file.suffix == '.gz' else open
         with opener(file, 'rb') as lines:
             first = lines.readline()

@@ -81,7 +81,7 @@ class Refiner:
         )
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeepRelaxWarning)  # the records tell
-            # Of rounding in ASE's filter, which is far below any step.
+            # ASE's filter causes it by rounding that is far below any step.
             warnings.filterwarnings('ignore', 'logm result may be inaccurate')
             try:
                 optimizer.run(fmax=self.fmax)

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 from ase_deeprelax.errors import PairFileError
 
+# How the names of such files end.
+JSON_LINES = ('.jsonl', '.jsonl.gz')
 # A line of more bytes is no record of a structure; one of 100,000 atoms has 10 MB.
 LONGEST_LINE = 1 << 26
 # A gzip file that has grown by more than this factor, after so many bytes, holds no

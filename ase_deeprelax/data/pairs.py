@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import iread
 
-from ase_deeprelax.data.json_lines import check_text, read_json_lines
+from ase_deeprelax.data.json_lines import JSON_LINES, check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair, check_halves, make_pair
 from ase_deeprelax.data.published_layouts import is_layout, read_layout
 from ase_deeprelax.errors import PairFileError
@@ -84,7 +84,7 @@ def read_pairs(
         raise PairFileError(f'{path}: there is no such file or folder')
     if path.is_dir():
         records = _read_frames(path) if _has_frames(path) else read_layout(path, splits)
-    elif path.name.endswith(('.jsonl', '.jsonl.gz')):
+    elif path.name.endswith(JSON_LINES):
         records = _read_lines(path, splits, ok_only)
     elif path.suffix in ('.extxyz', '.xyz'):
         records = _read_extxyz(path)
@@ -255,7 +255,7 @@ def holds_pairs(path: str | Path) -> bool:
     path = Path(path)
     if path.is_dir():
         return _has_frames(path) or is_layout(path)
-    if not path.name.endswith(('.jsonl', '.jsonl.gz')):
+    if not path.name.endswith(JSON_LINES):
         return False
     return any('cell0' in record for _, record in islice(read_json_lines(path), 1))
 

@@ -158,7 +158,7 @@ def read_structures(file: StructureFile, form: str | None = None) -> list[Atoms]
 
 
 def _reason(error: Exception) -> str:
-    """What a reader of ASE complained of."""
+    """The message of an error that a reader of ASE raised."""
     if isinstance(error, KeyError) and re.fullmatch(r"'[A-Z][a-z]?'", str(error)):
         return f'{error} is no element'
     if isinstance(error, UnknownFileTypeError) and 'JSON' in str(error):

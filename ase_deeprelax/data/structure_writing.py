@@ -92,8 +92,8 @@ def write_frames(path: Path, structures: Iterable[Atoms], form: str) -> int:
     ----------
     path : Path
     structures : iterable of ase.Atoms
-        Written one after the other, with what the format can hold of them, into databases
-        and extxyz, so that any number of them needs no memory.
+        With what the format can hold of them, see `writable`. Databases and extxyz take
+        them one after the other, so that any number of them needs no memory.
     form : str
         As `find_format` gives it.
     """
@@ -106,9 +106,9 @@ def write_frames(path: Path, structures: Iterable[Atoms], form: str) -> int:
     elif form == 'extxyz':
         with path.open('w') as file:
             for count, atoms in enumerate(structures, start=1):  # noqa: B007
-                write(file, writable(atoms, form), format=form)
+                write(file, atoms, format=form)
     else:
-        held = [writable(atoms, form) for atoms in structures]
+        held = list(structures)
         count = len(held)
         write(path, held, format=form)
     return count

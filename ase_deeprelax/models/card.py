@@ -15,8 +15,6 @@ TASKS = ('bulk', 'layer', 'fixed cell', 'partly fixed cell', 'fixed atoms')
 STORED = {'fixed cell': 'held cell', 'partly fixed cell': 'partly held cell'}
 # Models of before give the volume per atom, which says little without the elements.
 RANGES = ('n_atoms', 'volume_ratio', 'volume_per_atom')
-# Entries of the JSON file that have another name there than in a card.
-KEYS = {'saw_relaxed': 'second_look', 'ranges': 'range'}
 
 
 @dataclass(frozen=True, repr=False)

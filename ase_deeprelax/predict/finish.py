@@ -25,7 +25,7 @@ from ase_deeprelax.result import Relaxation, no_uncertainty
 
 
 def move_of(prepared: Prepared, output: StructureOutput) -> Move:
-    """What the network wants, in the input's orientation, order and space group.
+    """The move that the network predicts, in the axes, order and space group of the input.
 
     Parameters
     ----------

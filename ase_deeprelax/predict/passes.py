@@ -96,7 +96,7 @@ def followed_by(first: Move, second: Move) -> Move:
 
 @dataclass
 class Passes:
-    """What the passes have found for one structure.
+    """The results of all passes for one structure.
 
     Attributes
     ----------

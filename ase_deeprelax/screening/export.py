@@ -13,6 +13,7 @@ from ase.io.formats import ioformats
 
 from ase_deeprelax import keys
 from ase_deeprelax.data.structure_writing import find_format, write_frames
+from ase_deeprelax.data.writable import writable
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import replaced
 from ase_deeprelax.screening.results import Results
@@ -59,7 +60,7 @@ def export(
     if ioformats[form].single:
         found = _only_one(found, path, form)
     with replaced(path) as part:
-        return write_frames(part, found, form)
+        return write_frames(part, (writable(atoms, form) for atoms in found), form)
 
 
 def is_one_file(path: Path, form: str | None = None) -> bool:
@@ -118,5 +119,5 @@ def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
             name += '_'
         written.add(name)
         with replaced(folder / f'{name}.{form}') as part:
-            write_frames(part, [atoms], form)
+            write_frames(part, [writable(atoms, form)], form)
     return len(written)

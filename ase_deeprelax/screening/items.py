@@ -96,7 +96,7 @@ class OneFormat:
         How the ids of structures without a name of their own begin.
     """
 
-    # What messages call such a file, and what reading a damaged one raises.
+    # The word for such a file in messages, and the errors that a damaged one raises.
     noun: ClassVar[str] = 'file'
     damaged: ClassVar[tuple[type[Exception], ...]] = ()
 
