@@ -11,9 +11,9 @@ import torch
 from ase_deeprelax.data.graph import CrystalGraph
 
 # Tensors with one row for each atom, for each edge, and for each graph.
-_PER_ATOM = ('z', 'pos', 'fixed', 'displacement_target')
-_PER_EDGE = ('offset', 'intra')
-_PER_GRAPH = ('cell', 'free_strain', 'deformation_target')
+PER_ATOM = ('z', 'pos', 'fixed', 'displacement_target')
+PER_EDGE = ('offset', 'intra')
+PER_GRAPH = ('cell', 'free_strain', 'deformation_target')
 
 
 def collate(graphs: Sequence[CrystalGraph]) -> CrystalGraph:
@@ -97,9 +97,9 @@ def split(batch: CrystalGraph) -> list[CrystalGraph]:
     edge_index = (tensors.pop('edge_index') - starts).split(edges, dim=1)
     parts = {'edge_index': edge_index}
     for names, sizes in (
-        (_PER_ATOM, atoms),
-        (_PER_EDGE, edges),
-        (_PER_GRAPH, [1] * batch.n_graphs),
+        (PER_ATOM, atoms),
+        (PER_EDGE, edges),
+        (PER_GRAPH, [1] * batch.n_graphs),
     ):
         parts |= {name: tensors[name].split(sizes) for name in names if name in tensors}
     return [

@@ -36,6 +36,11 @@ class GraphSpec:
     intra_neighbors: int | None = None
     canonical: bool = False
 
+    @property
+    def is_radius(self) -> bool:
+        """Whether the edges are all neighbours within the cutoff, in any frame."""
+        return self == GraphSpec(cutoff=self.cutoff)
+
     def to_dict(self) -> dict[str, Any]:
         """The settings by name, ready for JSON."""
         return asdict(self)
@@ -135,6 +140,15 @@ class CrystalGraph:
         """The same on a device; tensors that are there already are not copied."""
         return CrystalGraph(
             **{k: tensor.to(device) for k, tensor in self.tensors().items()}
+        )
+
+    def to_dtype(self, dtype: torch.dtype) -> CrystalGraph:
+        """The same with floating-point tensors of this type."""
+        return CrystalGraph(
+            **{
+                k: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for k, tensor in self.tensors().items()
+            }
         )
 
     def clone(self) -> CrystalGraph:

@@ -228,8 +228,8 @@ def reverse_edges(graph: CrystalGraph) -> torch.Tensor:
     j, i = graph.edge_index
     offset = graph.offset.long()
     span = 2 * int(offset.abs().max()) + 1 if len(offset) else 1
-    weights = offset.new_tensor([span**2, span, 1])
-    shift, n = offset @ weights, len(graph.z)
+    x, y, z = offset.unbind(1)  # CUDA has no matrix products of integers
+    shift, n = (x * span + y) * span + z, len(graph.z)
     key = (i * n + j) * span**3 + shift  # in ascending order, as the edges are
     mirrored = (j * n + i) * span**3 - shift
     place = torch.searchsorted(key, mirrored).clamp(max=max(len(key) - 1, 0))

@@ -275,5 +275,5 @@ def mean_over_atoms(x: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """(n_atoms, ...) -> (n_graphs, ...): mean over the atoms of each graph."""
     index = graph.graph_of_atom
     total = x.new_zeros(graph.n_graphs, *x.shape[1:]).index_add(0, index, x)
-    counts = torch.bincount(index, minlength=graph.n_graphs).clamp(min=1)
+    counts = graph.starts.diff().clamp(min=1)
     return total / counts.view(-1, *[1] * (x.dim() - 1))

@@ -38,9 +38,6 @@ class Source(Section):
     val_limit: int | None = Field(None, ge=0, description='validate on this many')
     src: list[str] | None = Field(None, description='collections to use; default all')
     copies: float = Field(1, gt=0, description='how often each pair comes in an epoch')
-    predicted_by: str | None = Field(
-        None, description='model whose one-pass answers to the inputs are the inputs'
-    )
 
 
 class RelaxedStructures(Section):
@@ -92,6 +89,9 @@ class Data(Section):
     exclude_formulas: Path | None = None
     augment: Augment = Augment()
     hold: Hold = Hold()
+    recycle: float = Field(
+        0.0, ge=0, lt=1, description='share of batches with the network\'s own answers as inputs'
+    )
     batch_atoms: int = Field(400, ge=1, description='atoms per batch')
     batch_crystals: int | None = Field(
         None, ge=1, description='crystals per batch in place of atoms, as in the papers'

@@ -14,17 +14,20 @@ from ase import Atoms
 from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ase_deeprelax.data.batching import collate, runs
-from ase_deeprelax.data.convert import Frame, to_graph
+from ase_deeprelax.data.batching import collate, runs, split
+from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
+from ase_deeprelax.data.radius_edges import with_radius_edges
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.geometry.motion import Motion
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict.structure_checks import check_cell
-from ase_deeprelax.train.augment import augment, disturb, draw_weight, hold
-from ase_deeprelax.train.recycle import recycled
+from ase_deeprelax.train.augment import changed, draw_weight, is_simple
+from ase_deeprelax.train.losses import targets
+from ase_deeprelax.train.samples import fit_thickness, to_samples
 from ase_deeprelax.train.sigterm import outlive_sigterm
 
 if TYPE_CHECKING:
@@ -36,8 +39,12 @@ log = logging.getLogger(__name__)
 Composition = tuple[tuple[int, int], ...]
 
 
-class PairGraphs(Dataset[CrystalGraph]):
-    """Pairs as graphs with targets; a key is ``(epoch, index)`` and decides what is random.
+class TrainingBatches(Dataset[CrystalGraph]):
+    """Batches of pairs as graphs with targets.
+
+    A key is ``(epoch, number, indices)``: the samples of a batch, and what decides all that
+    is random in it. Where the graph is one of all neighbours within a radius, it comes
+    without edges: `PairData` finds them on the device of the training.
 
     Parameters
     ----------
@@ -62,43 +69,52 @@ class PairGraphs(Dataset[CrystalGraph]):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ):
-        self.pairs, self.relaxed, self.spec = pairs, relaxed, spec
+        both = [*pairs, *relaxed]
+        self.samples = to_samples(both, spec, [is_simple(pair) for pair in both])
+        self.n_pairs, self.spec = len(pairs), spec
         self.data, self.seed, self.dtype = data, seed, dtype
 
     def __len__(self) -> int:
-        return len(self.pairs) + len(self.relaxed)
+        return len(self.samples)
 
     def sizes(self) -> np.ndarray:
         """(n_samples,) atoms in each."""
-        return np.array([len(pair.numbers) for pair in [*self.pairs, *self.relaxed]])
+        return self.samples.graph.starts.diff().numpy()
 
-    def __getitem__(self, index: tuple[int, int]) -> CrystalGraph:
-        epoch, k = index
-        rng = np.random.default_rng((self.seed, epoch, k))
-        denoised = k >= len(self.pairs)
-        known = self.relaxed[k - len(self.pairs)] if denoised else self.pairs[k]
-        if self.data is None:
-            pair, motion = known, known.motion()
-        elif denoised:
-            pair = disturb(known, self.data.denoise, rng)
-            pair, motion = hold(pair, self.data.hold, rng)
-        else:
-            pair, motion = hold(known, self.data.hold, rng)
-            pair = augment(pair, motion, self.data.augment, rng)
-        try:
-            graph, frame = self._graph(pair, motion)
-        except StructureError:  # strained too far: one sample must not end the training
-            pair = known
-            graph, frame = self._graph(known, known.motion())
-        deformation, displacement = frame.from_user(*pair.targets())
-        graph.deformation_target = torch.from_numpy(deformation).to(self.dtype).unsqueeze(0)
-        graph.displacement_target = torch.from_numpy(displacement).to(self.dtype)
-        return graph
+    def __getitem__(self, key: tuple[int, int, np.ndarray]) -> CrystalGraph:
+        epoch, number, index = key
+        index = torch.from_numpy(np.asarray(index, dtype=np.int64))
+        samples = self.samples.draw(index)
+        if self.data is not None:
+            seed = np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)
+            generator = torch.Generator().manual_seed(int(seed[0]))
+            samples = changed(samples, index >= self.n_pairs, self.data, generator)
+        graph = fit_thickness(samples)
+        if self.spec.is_radius:
+            return graph.to_dtype(self.dtype)
+        graphs = zip(split(graph), samples.normal.numpy(), strict=True)
+        return collate([self._with_edges(*one) for one in graphs])
 
-    def _graph(self, pair: Pair, motion: Motion) -> tuple[CrystalGraph, Frame]:
-        return to_graph(
-            pair.unrelaxed, self.spec, self.dtype, motion=motion, layer=pair.layer
+    def _with_edges(self, graph: CrystalGraph, normal: np.ndarray) -> CrystalGraph:
+        """One graph as the spec wants it: its edges, perhaps in another frame."""
+        cell = graph.cell[0].numpy()
+        # In the boxes of `to_samples` the vacuum vector of a layer is along its normal.
+        across = np.abs(cell @ normal) > 0.999 * np.linalg.norm(cell, axis=1)
+        positions = graph.pos.numpy()
+        atoms = Atoms(graph.z.numpy(), positions=positions, cell=cell, pbc=~across)
+        made, frame = to_graph(
+            atoms,
+            self.spec,
+            self.dtype,
+            motion=Motion(graph.fixed.numpy(), graph.free_strain[0].numpy()),
+            layer=find_layer(atoms) if across.any() else None,
         )
+        deformation, displacement = frame.from_user(
+            *(x.squeeze(0).numpy() for x in targets(graph))
+        )
+        made.deformation_target = torch.from_numpy(deformation).to(self.dtype)[None]
+        made.displacement_target = torch.from_numpy(displacement).to(self.dtype)
+        return made
 
 
 def _relaxable(pairs: Sequence[Pair], path: Path) -> list[Pair]:
@@ -118,7 +134,7 @@ def _relaxable(pairs: Sequence[Pair], path: Path) -> list[Pair]:
     return kept
 
 
-class SizeBatches(Sampler[list[tuple[int, int]]]):
+class SizeBatches(Sampler[tuple[int, int, np.ndarray]]):
     """Batches of similar sizes under a budget of atoms, in a new order each epoch.
 
     Neighbour sums are padded to the most neighbours in a batch, so that mixing two and
@@ -149,12 +165,12 @@ class SizeBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
         # A generator, because a loader with worker processes makes two iterators and takes
         # batches from the second one only: an epoch counts when its first batch is taken.
         (epoch, skip), self.epoch, self.skip = (self.epoch, self.skip), self.epoch + 1, 0
-        for batch in self.batches(epoch)[skip:]:
-            yield [(epoch, int(k)) for k in batch]
+        for number, batch in enumerate(self.batches(epoch)[skip:], skip):
+            yield epoch, number, batch
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch))
@@ -181,7 +197,6 @@ class PairData(lightning.LightningDataModule):
             excluded = read_compositions(data.exclude_formulas)
         self.train: list[Pair] = []
         self.val: list[Pair] = []
-        self.n_pairs = 0  # each counted once, whatever inputs it has
         copies: list[float] = []
         for source in data.pairs:
             # Not the tests, whose answers need not be there.
@@ -193,10 +208,6 @@ class PairData(lightning.LightningDataModule):
             train = [p for p in pairs if p.split != 'val']
             train = [p for p in train if composition(p.numbers) not in excluded]
             train = spread(train, source.limit)
-            if source.predicted_by is None:
-                self.n_pairs += len(train)
-            else:
-                train = recycled(train, source.predicted_by)
             self.train += train
             copies += [source.copies] * len(train)
             self.val += spread([p for p in pairs if p.split == 'val'], source.val_limit)
@@ -222,10 +233,10 @@ class PairData(lightning.LightningDataModule):
         """Make the two sets; Lightning calls it."""
         config, data = self.config, self.config.data
         dtype = torch.float64 if config.optimize.precision == '64' else torch.float32
-        self.train_set = PairGraphs(
+        self.train_set = TrainingBatches(
             self.train, self.relaxed, self.spec, data=data, seed=config.seed, dtype=dtype
         )
-        self.val_set = PairGraphs(self.val, [], self.spec, dtype=dtype)
+        self.val_set = TrainingBatches(self.val, [], self.spec, dtype=dtype)
 
     def train_dataloader(self) -> DataLoader:
         n, m = len(self.train), len(self.relaxed)
@@ -259,12 +270,20 @@ class PairData(lightning.LightningDataModule):
         )
         return self._loader(self.val_set, sampler)
 
+    def on_after_batch_transfer(
+        self,
+        batch: CrystalGraph,
+        dataloader_idx: int,  # noqa: ARG002 - Lightning's signature
+    ) -> CrystalGraph:
+        """Edges, found on the device of the training, where the batch has none yet."""
+        return with_radius_edges(batch, self.spec.cutoff) if self.spec.is_radius else batch
+
     def _loader(self, dataset: PairGraphs, sampler: SizeBatches) -> DataLoader:
         workers = self.config.data.workers
         return DataLoader(
             dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
+            batch_size=None,
+            sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=outlive_sigterm,

@@ -21,6 +21,7 @@ from ase_deeprelax.train.losses import (
     targets,
 )
 from ase_deeprelax.train.muon import muon_and_adamw
+from ase_deeprelax.train.recycle import is_drawn, recycled
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -40,6 +41,8 @@ class RelaxationModule(lightning.LightningModule):
         self._started: float | None = None
 
     def training_step(self, graph: CrystalGraph, _: int) -> torch.Tensor | None:
+        if is_drawn(self.config.data.recycle, self.config.seed, self.global_step):
+            graph = recycled(graph, self.model)
         prediction = self.model(graph)
         with torch.autocast(self.device.type, enabled=False):
             terms = relaxation_loss(graph, prediction, self.config.loss)

@@ -7,13 +7,12 @@ model cards give the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
-
-from ase_deeprelax.errors import ConfigError
 
 
 def muon_and_adamw(
@@ -34,11 +33,6 @@ def muon_and_adamw(
     -------
     torch.optim.Optimizer
 
-    Raises
-    ------
-    ConfigError
-        This version of torch has no Muon.
-
     Examples
     --------
     >>> network = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
@@ -48,11 +42,6 @@ def muon_and_adamw(
     >>> [len(group['params']) for group in optimizer.param_groups]
     [1, 2]
     """
-    if not hasattr(torch.optim, 'Muon'):
-        raise ConfigError(
-            f'optimize.muon_rate needs torch 2.9 or newer, here is {torch.__version__}; '
-            'install it, or leave muon_rate out and train with AdamW'
-        )
     tables = {
         id(parameter)
         for module in model.modules()
@@ -63,16 +52,81 @@ def muon_and_adamw(
     for parameter in model.parameters():
         is_matrix = parameter.dim() == 2 and id(parameter) not in tables
         (matrices if is_matrix else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices,
-        lr=muon_rate,
-        momentum=0.95,
-        weight_decay=weight_decay,
-        adjust_lr_fn='match_rms_adamw',
-    )
+    muon = Muon(matrices, muon_rate, weight_decay=weight_decay)
     return Together(
         [muon, torch.optim.AdamW(others, adamw_rate, weight_decay=weight_decay)]
     )
+
+
+# Coefficients of the Newton-Schulz iteration, as in torch.optim.Muon.
+ITERATION = (3.4445, -4.7750, 2.0315)
+
+
+class Muon(torch.optim.Optimizer):
+    """`torch.optim.Muon` with the update's size matched to AdamW's, for many small matrices.
+
+    Matrices of one shape are taken through the iteration together: on a GPU the hundreds of
+    small operations of one after the other take as long as the network.
+
+    Parameters
+    ----------
+    params : iterable of (n, m) torch.nn.Parameter
+    lr : float
+    momentum : float
+        Of the Nesterov kind; default 0.95.
+    weight_decay : float
+        Default 0.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ):
+        defaults = {'lr': lr, 'momentum': momentum, 'weight_decay': weight_decay}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """One step; a closure is not called."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in by_shape.items():
+                self._step(shape, parameters, group)
+
+    def _step(
+        self, shape: torch.Size, parameters: list[nn.Parameter], group: dict[str, Any]
+    ) -> None:
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]['momentum'] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]['momentum'] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group['momentum'])
+        updates = torch._foreach_lerp(gradients, momenta, group['momentum'])
+        updates = orthogonal(torch.stack(updates)).to(parameters[0].dtype)
+        torch._foreach_mul_(parameters, 1 - group['lr'] * group['weight_decay'])
+        size = group['lr'] * 0.2 * math.sqrt(max(shape))
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-size)
+
+
+def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Nearly orthogonal matrices with the directions of the given ones, (k, n, m), bfloat16."""
+    a, b, c = ITERATION
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Together(torch.optim.Optimizer):

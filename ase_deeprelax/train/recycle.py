@@ -1,46 +1,37 @@
-"""Pairs from the answers of a model: what its second pass through the network meets."""
+"""Inputs from the answers of the network in training: what its later passes meet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
 
-from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.predict.predictor import Predictor
-from ase_deeprelax.train.augment import repaired
+import torch
+
+from ase_deeprelax.data.graph import CrystalGraph
+from ase_deeprelax.data.radius_edges import with_radius_edges
+from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.train.samples import with_input
 
 
-def recycled(pairs: Sequence[Pair], model: str) -> list[Pair]:
-    """The pairs with a model's one-pass answers as inputs, and their targets as they are.
+def recycled(graph: CrystalGraph, model: RelaxationModel) -> CrystalGraph:
+    """A batch whose inputs are a model's answers to it, with the targets that it had.
 
     A network that was trained on its own answers knows what is wrong with them, and the
-    passes after the first one (`predict.passes`) bring more.
+    passes after the first one (`predict.passes`) bring more. Known from AlphaFold.
 
     Parameters
     ----------
-    pairs : sequence of Pair
-    model : str
-        Name of a shipped model, or the folder of another one.
-
-    Returns
-    -------
-    list of Pair
-        Without those that the model has no answer to.
+    graph : CrystalGraph
+        With targets.
+    model : RelaxationModel
+        Of a graph of all neighbours within a radius.
     """
-    predictor = Predictor(model)
-    predictor.max_passes = 1
-    answers = []
-    for fixed_cell in (False, True):
-        chosen = [pair for pair in pairs if pair.fixed_cell is fixed_cell]
-        results = predictor.relax(
-            [pair.unrelaxed for pair in chosen], relax_cell=not fixed_cell
-        )
-        answers += [
-            repaired(
-                pair,
-                result.atoms.cell.array,
-                result.atoms.get_scaled_positions(wrap=False),
-            )
-            for pair, result in zip(chosen, results, strict=True)
-            if result.ok
-        ]
-    return answers
+    with torch.no_grad(), torch.compiler.set_stance('force_eager'):
+        answer = model(graph)
+        with torch.autocast(graph.pos.device.type, enabled=False):
+            moved = with_input(graph, answer.displacement, answer.deformation)
+            return with_radius_edges(moved, model.spec.cutoff)
+
+
+def is_drawn(share: float, seed: int, step: int) -> bool:
+    """Whether the batch of this step is recycled; a resumed training draws the same."""
+    return random.Random(f'{seed} {step}').random() < share

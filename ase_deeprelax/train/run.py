@@ -242,7 +242,7 @@ def _choose_weights(
 
 def ramped_average(
     decay: float, ramp: int = 10
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> Callable[[list[torch.Tensor], list[torch.Tensor], torch.Tensor], None]:
     """The exponential average of weights, which remembers few steps at first.
 
     With a fixed decay of 0.999, a training of a thousand steps would hand out weights that
@@ -259,23 +259,25 @@ def ramped_average(
     Returns
     -------
     callable
-        From average, weights and number of steps to the new average.
+        Takes averages, weights and the number of steps, and changes the averages.
 
     Examples
     --------
-    >>> average = ramped_average(0.999)
-    >>> float(average(torch.zeros(()), torch.ones(()), torch.tensor(8)))
+    >>> average = torch.zeros(1)
+    >>> ramped_average(0.999)([average], [torch.ones(1)], torch.tensor(8))
+    >>> float(average)
     0.5
-    >>> slow = ramped_average(0.999, ramp=34)
-    >>> float(slow(torch.zeros(()), torch.ones(()), torch.tensor(10)))
+    >>> average = torch.zeros(1)
+    >>> ramped_average(0.999, ramp=34)([average], [torch.ones(1)], torch.tensor(10))
+    >>> float(average)
     0.75
     """
 
     def average(
-        averaged: torch.Tensor, weights: torch.Tensor, steps: torch.Tensor
-    ) -> torch.Tensor:
-        kept = torch.clamp((1 + steps) / (ramp + steps), max=decay)
-        return kept * averaged + (1 - kept) * weights
+        averages: list[torch.Tensor], weights: list[torch.Tensor], steps: torch.Tensor
+    ) -> None:
+        n = float(steps)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (ramp + n)))
 
     return average
 
@@ -285,7 +287,7 @@ def _callbacks(
 ) -> list[lightning.Callback]:
     o = config.optimize
     callbacks: list[lightning.Callback] = [
-        WeightAveraging(avg_fn=ramped_average(o.ema, o.ema_ramp)),
+        WeightAveraging(multi_avg_fn=ramped_average(o.ema, o.ema_ramp)),
         LearningRateMonitor(),
         ModelCheckpoint(
             output,
@@ -351,7 +353,7 @@ def _card(
                     for source in (*config.data.pairs, *config.data.relaxed_structures)
                 )
             ],
-            'pairs': data.n_pairs,
+            'pairs': len(data.train),
             'relaxed_structures': len(data.relaxed),
             'steps': trainer.global_step,
             'minutes': round(module.elapsed / 60, 1),

@@ -467,7 +467,9 @@ def test_auto_falls_back_and_cuda_is_refused_where_absent(model):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-def test_cuda_agrees_with_cpu(model):
+@pytest.mark.parametrize('name', ['small', 'deeprelax', 'e3relax-h2', 'default'])
+def test_cuda_agrees_with_cpu(name, model):
+    model = model if name == 'small' else name
     crystals = generic_crystals() + symmetric_crystals(20)
     for one, two in zip(
         relax(crystals, model, device='cpu'),

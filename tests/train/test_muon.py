@@ -7,7 +7,7 @@ from torch import nn
 pytest.importorskip('lightning')
 
 from ase_deeprelax.models import create_model
-from ase_deeprelax.train.muon import muon_and_adamw
+from ase_deeprelax.train.muon import Muon, muon_and_adamw
 
 
 def network():
@@ -39,6 +39,26 @@ def test_every_parameter_belongs_to_one_group():
     muon = {id(p) for p in groups[0]['params']}
     assert id(model.embedding.weight) not in muon
     assert id(model.updates[0].vectors.weight) in muon
+
+
+def test_its_steps_are_those_of_torch():
+    torch.manual_seed(0)
+    shapes = [(8, 4), (4, 8), (8, 4), (6, 6)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    settings = {'lr': 1e-2, 'momentum': 0.95, 'weight_decay': 0.1}
+    one = Muon(ours, **settings)
+    other = torch.optim.Muon(theirs, **settings, adjust_lr_fn='match_rms_adamw')
+    before = [p.detach().clone() for p in ours]
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        one.step()
+        other.step()
+    for p, q, start in zip(ours, theirs, before, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+        assert (p - start).abs().max() > 0.01
 
 
 def test_it_learns():

@@ -1,16 +1,24 @@
+"""Batches whose inputs are the answers of the network in training."""
+
 from dataclasses import replace
 
 import numpy as np
-from ase import Atoms
+import pytest
+import torch
 from ase.build import bulk, fcc111
 
+pytest.importorskip('pydantic')
+
 from ase_deeprelax import Predictor
+from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.data.pair import make_pair
-from ase_deeprelax.data.pairs import write_pairs
-from ase_deeprelax.models.base import GraphSpec
-from ase_deeprelax.train.config import TrainConfig
-from ase_deeprelax.train.datamodule import PairData
-from ase_deeprelax.train.recycle import recycled
+from ase_deeprelax.data.radius_edges import with_radius_edges
+from ase_deeprelax.models import create_model
+from ase_deeprelax.models.base import relaxed_structure
+from ase_deeprelax.models.store import load_model
+from ase_deeprelax.train.losses import targets
+from ase_deeprelax.train.recycle import is_drawn, recycled
+from ase_deeprelax.train.samples import fit_thickness, to_samples
 
 
 def salt():
@@ -28,43 +36,45 @@ def slab():
     return replace(make_pair('Al', unrelaxed, relaxed), fixed=fixed, fixed_cell=True)
 
 
-def test_inputs_are_predictions_and_targets_stay():
+def batch(*pairs, dtype=torch.float32):
+    spec = GraphSpec(cutoff=5.0)
+    graph = fit_thickness(to_samples(pairs, spec)).to_dtype(dtype)
+    return with_radius_edges(graph, spec.cutoff)
+
+
+def test_inputs_are_predictions():
     predictor = Predictor('deeprelax')
     predictor.max_passes = 1
-    for pair in (salt(), slab()):
-        (result,) = predictor.relax([pair.unrelaxed], relax_cell=not pair.fixed_cell)
-        (again,) = recycled([pair], 'deeprelax')
-        assert np.allclose(again.unrelaxed.cell, result.atoms.cell)
-        assert np.allclose(again.unrelaxed.positions, result.atoms.positions)
-        assert not np.allclose(again.unrelaxed.positions, pair.unrelaxed.positions)
-        assert np.allclose(again.relaxed.cell.cellpar(), pair.relaxed.cell.cellpar())
-        assert np.allclose(again.frac1, pair.frac1)
-        deformation, _ = again.targets()
-        assert np.allclose(deformation, deformation.T)
+    graph = recycled(batch(salt()), load_model('deeprelax'))
+    (result,) = predictor.relax([salt().unrelaxed])
+    np.testing.assert_allclose(graph.cell[0], result.atoms.cell.array, atol=1e-4)
+    edges = graph.edge_vectors().norm(dim=1)
+    assert graph.num_edges > 20
+    assert edges.max() < 5.0
 
 
-def test_fixed_atoms_stay():
-    pair = slab()
-    (again,) = recycled([pair], 'deeprelax')
-    assert np.allclose(again.frac0[pair.fixed], pair.frac0[pair.fixed], atol=1e-12)
-    assert np.array_equal(again.fixed, pair.fixed)
-
-
-def test_a_pair_that_the_model_refuses_is_left_out():
-    lonely = Atoms('Ar', cell=[12, 12, 12], pbc=True)
-    refused = make_pair('Ar', lonely, lonely)
-    assert [pair.id for pair in recycled([refused, salt()], 'deeprelax')] == ['NaCl']
-
-
-def test_a_training_takes_predictions_as_inputs(tmp_path):
-    write_pairs(tmp_path / 'pairs.jsonl', [salt()])
-    source = {'path': tmp_path / 'pairs.jsonl'}
-    config = TrainConfig(
-        name='again',
-        model={'architecture': 'paegnn'},
-        data={'pairs': [source, source | {'predicted_by': 'deeprelax', 'val_limit': 0}]},
-        optimize={'max_steps': 1},
+def test_the_relaxed_structure_stays_and_what_is_fixed():
+    torch.manual_seed(0)
+    model = create_model('paegnn', hidden=16, layers=2).double()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    before = batch(salt(), slab(), dtype=torch.float64)
+    after = recycled(before, model)
+    assert not torch.allclose(before.cell[0], after.cell[0], atol=1e-3)
+    (cell, pos), (cell1, pos1) = (
+        relaxed_structure(graph, *targets(graph)) for graph in (before, after)
     )
-    first, second = PairData(config, GraphSpec(cutoff=5.0)).train
-    assert np.allclose(first.cell0, salt().cell0)
-    assert np.allclose(second.cell0, recycled([salt()], 'deeprelax')[0].cell0)
+    torch.testing.assert_close(cell @ cell.mT, cell1 @ cell1.mT, atol=1e-9, rtol=0)
+    torch.testing.assert_close(torch.cdist(pos[2:], pos[2:]), torch.cdist(pos1[2:], pos1[2:]))
+    fixed = before.fixed
+    assert fixed.any()
+    torch.testing.assert_close(before.pos[fixed], after.pos[fixed], atol=1e-12, rtol=0)
+    torch.testing.assert_close(before.cell[1], after.cell[1], atol=1e-12, rtol=0)
+    assert not after.displacement_target[fixed].any()
+
+
+def test_a_resumed_training_recycles_the_same_batches():
+    drawn = [is_drawn(0.2, seed=3, step=k) for k in range(1000)]
+    assert drawn == [is_drawn(0.2, seed=3, step=k) for k in range(1000)]
+    assert 140 < sum(drawn) < 260
+    assert not any(is_drawn(0.0, seed=3, step=k) for k in range(100))

@@ -18,19 +18,19 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
+from ase_deeprelax.data.batching import split
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import write_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.store import load_model
-from ase_deeprelax.train.config import Denoise, load_config
+from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.datamodule import (
     PairData,
-    PairGraphs,
+    TrainingBatches,
     SizeBatches,
     composition,
-    disturb,
     read_relaxed,
 )
 from ase_deeprelax.train.module import RelaxationModule, structure_errors
@@ -88,7 +88,9 @@ def test_training_learns_and_the_model_loads(config, tmp_path):
     untrained = create_model('paegnn', hidden=16, layers=2)
     dummy = [
         structure_errors(graph, untrained(graph))['select'].item()
-        for graph in data.val_dataloader()
+        for graph in (
+            data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()
+        )
     ]
     assert errors[-1] < 0.6 * np.mean(dummy)
     model = load_model(folder)
@@ -316,48 +318,33 @@ def test_hostile_configurations_are_refused_at_once(tmp_path, text):
 def test_every_sample_is_in_exactly_one_batch():
     sizes = np.random.default_rng(0).integers(1, 40, 500)
     batches = SizeBatches(sizes, 100, seed=0)
-    first, second = [[key for batch in batches for key in batch] for _ in range(2)]
-    assert sorted(k for _, k in first) == list(range(500))
-    assert {epoch for epoch, _ in first} == {0}
-    assert {epoch for epoch, _ in second} == {1}
-    assert [k for _, k in first] != [k for _, k in second]
-    for batch in batches:
-        total = sum(sizes[k] for _, k in batch)
-        assert total <= 100 or len(batch) == 1
-
-
-def test_denoising_leads_back_to_the_relaxed_crystal():
-    rng = np.random.default_rng(0)
-    relaxed = rocksalts(1)[0].relaxed
-    seed = make_pair('s', relaxed, relaxed)
-    ratios = []
-    for _ in range(50):
-        pair = disturb(seed, Denoise(), rng)
-        deformation, displacement = pair.targets()
-        back = pair.unrelaxed
-        back.positions = (back.positions + displacement) @ deformation
-        back.set_cell(back.cell.array @ deformation)
-        distances = [atoms.get_all_distances(mic=True) for atoms in (back, relaxed)]
-        np.testing.assert_allclose(*distances, atol=1e-8)
-        ratios.append(np.linalg.det(deformation))
-    assert min(ratios) < 0.95
-    assert max(ratios) > 1.05
+    first, second = list(batches), list(batches)
+    for epoch, keys in enumerate((first, second)):
+        assert {key[0] for key in keys} == {epoch}
+        assert [key[1] for key in keys] == list(range(len(keys)))
+        assert sorted(np.concatenate([key[2] for key in keys])) == list(range(500))
+    assert not np.array_equal(first[0][2], second[0][2])
+    for _, _, index in first:
+        assert sizes[index].sum() <= 100 or len(index) == 1
 
 
 def test_samples_are_reproducible_and_differ_by_epoch(config):
     data = PairData(load_config(config), GraphSpec())
     data.setup()
-    a, b, c = (data.train_set[key].pos for key in [(0, 3), (0, 3), (1, 3)])
+    keys = [(0, 0, [3, 1]), (0, 0, [3, 1]), (1, 0, [3, 1]), (0, 1, [3, 1])]
+    a, b, c, d = (data.train_set[key].pos for key in keys)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+    assert not torch.equal(a, d)
 
 
-def test_canonical_frame_keeps_targets_and_input_together(config):
+def test_canonical_frame_keeps_targets_and_input_together():
     """In whichever frame: input plus target is the relaxed crystal."""
     pairs = rocksalts(6)
     spec = GraphSpec(canonical=True)
-    for k in range(6):
-        graph = PairGraphs(pairs, [], spec, dtype=torch.float64)[0, k]
+    graphs = TrainingBatches(pairs, [], spec, dtype=torch.float64)[0, 0, np.arange(6)]
+    for pair, graph in zip(pairs, split(graphs), strict=True):
+        assert graph.num_edges > 10
         deformation = graph.deformation_target[0]
         atoms = Atoms(
             graph.z.numpy(),
@@ -365,7 +352,7 @@ def test_canonical_frame_keeps_targets_and_input_together(config):
             cell=(graph.cell[0] @ deformation).numpy(),
             pbc=True,
         )
-        expected = np.sort(pairs[k].relaxed.get_all_distances(mic=True).ravel())
+        expected = np.sort(pair.relaxed.get_all_distances(mic=True).ravel())
         np.testing.assert_allclose(
             np.sort(atoms.get_all_distances(mic=True).ravel()), expected, atol=1e-8
         )
@@ -417,7 +404,7 @@ def test_shipped_settings_by_name_with_paths_from_the_working_directory():
 def test_batches_of_so_many_crystals():
     sizes = np.random.default_rng(0).integers(1, 40, 100)
     batches = SizeBatches(sizes, 100, seed=0, crystals=32)
-    assert sorted(len(batch) for batch in batches) == [4, 32, 32, 32]
+    assert sorted(len(index) for _, _, index in batches) == [4, 32, 32, 32]
 
 
 @pytest.mark.parametrize('name', ['relaxed_structures', 'seeds'])
