@@ -125,6 +125,12 @@ class CrystalGraph:
     def num_edges(self) -> int:
         return self.edge_index.shape[1]
 
+    def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Deformations (n_graphs, 3, 3) and displacements (n_atoms, 3), A, to learn."""
+        if self.deformation_target is None or self.displacement_target is None:
+            raise ValueError('these graphs have no targets; only those of pairs have')
+        return self.deformation_target, self.displacement_target
+
     def edge_vectors(self) -> torch.Tensor:
         """(n_edges, 3), A: from centre to neighbour."""
         j, i = self.edge_index

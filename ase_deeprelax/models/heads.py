@@ -66,7 +66,8 @@ def free_strain(log_strain: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """The part of log strains (n_graphs, 6), see `stretch`, that is free to change."""
     # The identity has the norm sqrt(3), the other five matrices of the basis 1.
     norms = log_strain.new_tensor([math.sqrt(3), 1, 1, 1, 1, 1])
-    parts = graph.free_strain.to(log_strain.dtype) @ (log_strain * norms).unsqueeze(2)
+    with torch.autocast(log_strain.device.type, enabled=False):
+        parts = graph.free_strain.to(log_strain.dtype) @ (log_strain * norms).unsqueeze(2)
     return parts.squeeze(2) / norms
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ class Dice:
         """(n_graphs, 3) normal numbers."""
         return self._draw(torch.randn, self.graph.n_graphs, 3)
 
-    def _draw(self, law, *size: int) -> torch.Tensor:
+    def _draw(self, law: Callable[..., torch.Tensor], *size: int) -> torch.Tensor:
         pos = self.graph.pos
         return law(*size, generator=self.generator, dtype=pos.dtype, device=pos.device)
 
@@ -155,14 +156,14 @@ def draw_weight(pair: Pair, settings: Denoise) -> float:
 
 
 def hold(samples: Samples, settings: Hold, dice: Dice) -> Samples:
-    """Samples of which some lost a part of their freedom, with targets that are still exact.
+    """Samples of which some lost a part of their freedom; their targets are still exact.
 
     The minimum over all atoms and strains is also the minimum over any subset of them that
     leads there: the input keeps a part of the strain that separates it from the relaxed
     cell, and only this part is free; some atoms sit where they are relaxed, and are fixed.
     """
     graph = samples.graph
-    of_atom, target = graph.graph_of_atom, graph.deformation_target
+    of_atom, (target, displacement) = graph.graph_of_atom, graph.targets()
     held = (dice.uniform() < settings.probability) & graph.free_strain.flatten(1).any(1)
     free_strain = random_free_strain(samples, dice)
     lengths, axes = torch.linalg.eigh(target)
@@ -174,7 +175,7 @@ def hold(samples: Samples, settings: Hold, dice: Dice) -> Samples:
     fixing = held & ~free_strain.flatten(1).any(1)
     fixing &= dice.uniform() < settings.fix_probability
     fixed = one_side(graph, dice) & fixing.index_select(0, of_atom)
-    moved = torch.where(fixed.unsqueeze(1), graph.displacement_target, 0.0)
+    moved = torch.where(fixed.unsqueeze(1), displacement, 0.0)
     graph = replace(
         with_input(graph, moved, deformation),
         fixed=graph.fixed | fixed,
@@ -194,8 +195,9 @@ def random_free_strain(samples: Samples, dice: Dice) -> torch.Tensor:
     hydrostatic = torch.zeros(6, 6, dtype=basis.dtype, device=basis.device)
     hydrostatic[0, 0] = 1
     eye = torch.eye(6, dtype=basis.dtype, device=basis.device)
-    a, b, c = (graph.cell @ graph.deformation_target).unbind(1)
-    normals = torch.stack([a.cross(b, dim=1), b.cross(c, dim=1), c.cross(a, dim=1)], dim=1)
+    deformation, _ = graph.targets()
+    vectors = graph.cell @ deformation
+    normals = vectors.roll(-1, dims=1).cross(vectors, dim=2)
     which = (dice.uniform() * 3).long().clamp(max=2)[:, None, None].expand(-1, 1, 3)
     normal = torch.nn.functional.normalize(normals.gather(1, which).squeeze(1), dim=1)
     in_plane = eye - out_of_plane(normal, basis)
@@ -223,9 +225,9 @@ def one_side(graph: CrystalGraph, dice: Dice) -> torch.Tensor:
 
     At least one atom of each graph is on the other side.
     """
-    of_atom = graph.graph_of_atom
-    place = (graph.pos + graph.displacement_target).unsqueeze(1)
-    direction = graph.deformation_target @ dice.directions().unsqueeze(2)
+    of_atom, (deformation, displacement) = graph.graph_of_atom, graph.targets()
+    place = (graph.pos + displacement).unsqueeze(1)
+    direction = deformation @ dice.directions().unsqueeze(2)
     heights = (place @ direction.index_select(0, of_atom)).flatten()
     order = heights.argsort(stable=True)
     order = order[of_atom.index_select(0, order).argsort(stable=True)]
@@ -245,7 +247,7 @@ def isotropic(strain: torch.Tensor) -> torch.Tensor:
 
 
 def free_part(samples: Samples, strain: torch.Tensor) -> torch.Tensor:
-    """The part of log strains (n_graphs, 3, 3) that is free and leaves the vacuum vector."""
+    """The part of log strains (n_graphs, 3, 3) that is free and keeps vacuum vectors."""
     strain = project(samples.graph.free_strain, strain)
     n = samples.normal
     across = torch.einsum('gi,gij,gj->g', n, strain, n)

@@ -90,7 +90,7 @@ class Data(Section):
     augment: Augment = Augment()
     hold: Hold = Hold()
     recycle: float = Field(
-        0.0, ge=0, lt=1, description='share of batches with the network\'s own answers as inputs'
+        0.0, ge=0, lt=1, description='share of batches whose inputs are own answers'
     )
     batch_atoms: int = Field(400, ge=1, description='atoms per batch')
     batch_crystals: int | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from ase_deeprelax.geometry.motion import Motion
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.augment import changed, draw_weight, is_simple
-from ase_deeprelax.train.losses import targets
 from ase_deeprelax.train.samples import fit_thickness, to_samples
 from ase_deeprelax.train.sigterm import outlive_sigterm
 
@@ -81,19 +81,23 @@ class TrainingBatches(Dataset[CrystalGraph]):
         """(n_samples,) atoms in each."""
         return self.samples.graph.starts.diff().numpy()
 
-    def __getitem__(self, key: tuple[int, int, np.ndarray]) -> CrystalGraph:
-        epoch, number, index = key
-        index = torch.from_numpy(np.asarray(index, dtype=np.int64))
-        samples = self.samples.draw(index)
+    def __getitem__(self, index: tuple[int, int, np.ndarray]) -> CrystalGraph:
+        epoch, number, drawn = index
+        which = torch.from_numpy(np.asarray(drawn, dtype=np.int64))
+        samples = self.samples.draw(which)
         if self.data is not None:
             seed = np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)
             generator = torch.Generator().manual_seed(int(seed[0]))
-            samples = changed(samples, index >= self.n_pairs, self.data, generator)
+            samples = changed(samples, which >= self.n_pairs, self.data, generator)
         graph = fit_thickness(samples)
         if self.spec.is_radius:
             return graph.to_dtype(self.dtype)
-        graphs = zip(split(graph), samples.normal.numpy(), strict=True)
-        return collate([self._with_edges(*one) for one in graphs])
+        graphs = []
+        for one, normal in zip(split(graph), samples.normal.numpy(), strict=True):
+            # Strained too far: one sample must not end the training.
+            with suppress(StructureError):
+                graphs.append(self._with_edges(one, normal))
+        return collate(graphs)
 
     def _with_edges(self, graph: CrystalGraph, normal: np.ndarray) -> CrystalGraph:
         """One graph as the spec wants it: its edges, perhaps in another frame."""
@@ -109,9 +113,8 @@ class TrainingBatches(Dataset[CrystalGraph]):
             motion=Motion(graph.fixed.numpy(), graph.free_strain[0].numpy()),
             layer=find_layer(atoms) if across.any() else None,
         )
-        deformation, displacement = frame.from_user(
-            *(x.squeeze(0).numpy() for x in targets(graph))
-        )
+        deformation, displacement = (target.numpy() for target in graph.targets())
+        deformation, displacement = frame.from_user(deformation[0], displacement)
         made.deformation_target = torch.from_numpy(deformation).to(self.dtype)[None]
         made.displacement_target = torch.from_numpy(displacement).to(self.dtype)
         return made
@@ -278,7 +281,7 @@ class PairData(lightning.LightningDataModule):
         """Edges, found on the device of the training, where the batch has none yet."""
         return with_radius_edges(batch, self.spec.cutoff) if self.spec.is_radius else batch
 
-    def _loader(self, dataset: PairGraphs, sampler: SizeBatches) -> DataLoader:
+    def _loader(self, dataset: TrainingBatches, sampler: SizeBatches) -> DataLoader:
         workers = self.config.data.workers
         return DataLoader(
             dataset,
@@ -309,13 +312,15 @@ def read_relaxed(
     """Relaxed structures of a file of JSON lines as pairs of themselves.
 
     Records hold ``id, formula, numbers, cell, frac``, or they are pairs, of which the
-    relaxed structure is taken. Records with ``fmax`` are frames off equilibrium and are
-    left out, as are excluded compositions and larger cells.
+    relaxed structure is taken. Single structures with ``fmax`` are frames off equilibrium
+    and are left out, as are excluded compositions and larger cells. In pairs it is the
+    limit of their relaxation.
     """
     relaxed, line = [], str(path)
     try:
         for line, r in read_json_lines(path):
-            if r.get('fmax') is not None or len(r['numbers']) > max_atoms:
+            off_equilibrium = 'cell1' not in r and r.get('fmax') is not None
+            if off_equilibrium or len(r['numbers']) > max_atoms:
                 continue
             numbers = np.array(r['numbers'])
             if composition(numbers) in excluded:

@@ -88,13 +88,6 @@ def distance_term(
     return laplace_nll(distance, log_b, target)
 
 
-def targets(graph: CrystalGraph) -> tuple[torch.Tensor, torch.Tensor]:
-    """Deformations (n_graphs, 3, 3) and displacements (n_atoms, 3), A, to be learned."""
-    if graph.deformation_target is None or graph.displacement_target is None:
-        raise ValueError('this batch of graphs has no targets; only those of pairs have')
-    return graph.deformation_target, graph.displacement_target
-
-
 def cross_distances(
     prediction: ModelOutput,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
@@ -114,7 +107,7 @@ def structure_terms(
     graph: CrystalGraph, deformation: torch.Tensor, displacement: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Lattice, volume and displacement terms of one predicted structure."""
-    target, displacement_target = targets(graph)
+    target, displacement_target = graph.targets()
     error = graph.cell @ (deformation - target)
     volume = torch.logdet(deformation) - torch.logdet(target)
     missing = nearest_image(displacement - displacement_target, graph)
@@ -146,7 +139,7 @@ def nearest_image(difference: torch.Tensor, graph: CrystalGraph) -> torch.Tensor
 
 def target_distances(graph: CrystalGraph, edges: torch.Tensor) -> torch.Tensor:
     """Relaxed distances of the given edges, A."""
-    vectors = moved_vectors(graph, graph.edge_vectors(), *targets(graph))
+    vectors = moved_vectors(graph, graph.edge_vectors(), *graph.targets())
     return vectors.index_select(0, edges).norm(dim=1)
 
 
@@ -155,7 +148,7 @@ def target_cross_distances(graph: CrystalGraph, edges: torch.Tensor) -> torch.Te
 
     The paper takes the unrelaxed centre; that distance changes when the origin is moved.
     """
-    deformation, displacement = targets(graph)
+    deformation, displacement = graph.targets()
     j, i = graph.edge_index.index_select(1, edges)
     vectors = graph.edge_vectors().index_select(0, edges)
     vectors = vectors + displacement.index_select(0, j)

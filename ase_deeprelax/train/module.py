@@ -18,7 +18,6 @@ from ase_deeprelax.train.losses import (
     cross_distances,
     relaxation_loss,
     target_cross_distances,
-    targets,
 )
 from ase_deeprelax.train.muon import muon_and_adamw
 from ase_deeprelax.train.recycle import is_drawn, recycled
@@ -176,7 +175,7 @@ def structure_errors(
     The sum of coordinate and lattice error: a model is not chosen for one of them.
     """
     cell, pos = relaxed_structure(graph, prediction.deformation, prediction.displacement)
-    cell1, pos1 = relaxed_structure(graph, *targets(graph))
+    cell1, pos1 = relaxed_structure(graph, *graph.targets())
     shift = free_displacement(pos - pos1, graph)
     coord = mean_over_atoms(shift.abs().mean(1), graph).mean()
     lattice = (cell - cell1).abs().mean()

@@ -63,7 +63,7 @@ ITERATION = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` with the update's size matched to AdamW's, for many small matrices.
+    """`torch.optim.Muon` with updates of the size of AdamW's, for many small matrices.
 
     Matrices of one shape are taken through the iteration together: on a GPU the hundreds of
     small operations of one after the other take as long as the network.
@@ -90,34 +90,37 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """One step; a closure is not called."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all matrices that have a gradient; ``closure`` must be None."""
+        if closure is not None:
+            raise ValueError('Muon takes no closure; call it before the step')
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group['params']:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                self._step(shape, parameters, group)
+            for parameters in by_shape.values():
+                self._step(parameters, group)
 
-    def _step(
-        self, shape: torch.Size, parameters: list[nn.Parameter], group: dict[str, Any]
-    ) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+    def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        looked_ahead = []
         for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]['momentum'] = torch.zeros_like(parameter)
-        momenta = [self.state[parameter]['momentum'] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - group['momentum'])
-        updates = torch._foreach_lerp(gradients, momenta, group['momentum'])
-        updates = orthogonal(torch.stack(updates)).to(parameters[0].dtype)
-        torch._foreach_mul_(parameters, 1 - group['lr'] * group['weight_decay'])
-        size = group['lr'] * 0.2 * math.sqrt(max(shape))
-        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-size)
+            gradient, state = parameter.grad, self.state[parameter]
+            if gradient is None:
+                continue
+            if not state:
+                state['momentum'] = torch.zeros_like(parameter)
+            state['momentum'].lerp_(gradient, 1 - group['momentum'])
+            looked_ahead.append(gradient.lerp(state['momentum'], group['momentum']))
+        updates = orthogonal(torch.stack(looked_ahead)).to(parameters[0].dtype)
+        size = group['lr'] * 0.2 * math.sqrt(max(parameters[0].shape))
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.mul_(1 - group['lr'] * group['weight_decay'])
+            parameter.sub_(update, alpha=size)
 
 
 def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Nearly orthogonal matrices with the directions of the given ones, (k, n, m), bfloat16."""
+    """Nearly orthogonal matrices along the given ones, (k, n, m), in bfloat16."""
     a, b, c = ITERATION
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]

@@ -277,7 +277,9 @@ def ramped_average(
         averages: list[torch.Tensor], weights: list[torch.Tensor], steps: torch.Tensor
     ) -> None:
         n = float(steps)
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (ramp + n)))
+        kept = min(decay, (1 + n) / (ramp + n))
+        for averaged, weight in zip(averages, weights, strict=True):
+            averaged.lerp_(weight, 1 - kept)
 
     return average
 

@@ -25,6 +25,9 @@ from ase_deeprelax.models.base import apply_deformation
 from ase_deeprelax.models.heads import free_displacement
 from ase_deeprelax.models.layers import mean_over_atoms
 
+# Enough for vectors that change by ten times; each step doubles the digits.
+NEWTON_STEPS = 10
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -126,9 +129,9 @@ def with_input(
 ) -> CrystalGraph:
     """Pairs with other inputs and the relaxed structures that they had.
 
-    The new inputs are ``cell @ deformation`` and ``(pos + displacement) @ deformation``. With
-    rows as vectors, the inverse of ``deformation`` times the old target is a pure stretch,
-    which is the new target, times a rotation, which is left out.
+    The new inputs are ``cell @ deformation`` and ``(pos + displacement) @ deformation``.
+    With rows as vectors, the inverse of ``deformation`` times the old target is a pure
+    stretch, which is the new target, times a rotation, which is left out.
 
     Parameters
     ----------
@@ -142,22 +145,33 @@ def with_input(
     CrystalGraph
         Its edges are those of the old input.
     """
-    of_atom, target = graph.graph_of_atom, graph.deformation_target
+    of_atom = graph.graph_of_atom
+    deformation_target, displacement_target = graph.targets()
     inverse, _ = torch.linalg.inv_ex(deformation.double())
-    rest = graph.displacement_target - displacement
+    stretch = stretch_of(inverse @ deformation_target.double())
+    rest = displacement_target - displacement
     return replace(
         graph,
         cell=graph.cell @ deformation,
         pos=apply_deformation(graph.pos + displacement, deformation, of_atom),
-        deformation_target=stretch_of(inverse @ target.double()).to(graph.pos.dtype),
+        deformation_target=stretch.to(graph.pos.dtype),
         displacement_target=apply_deformation(rest, deformation, of_atom),
     )
 
 
 def stretch_of(general: torch.Tensor) -> torch.Tensor:
-    """Symmetric factor of ``general = stretch @ rotation``, (n, 3, 3), without a gradient."""
-    squares, axes = torch.linalg.eigh(general @ general.mT)
-    return (axes * squares.sqrt().unsqueeze(1)) @ axes.mT
+    """Symmetric factor of ``general = stretch @ rotation``, (n, 3, 3).
+
+    Found by Newton's iteration for the rotation; determinants are positive. Eigenvectors
+    would do too, but on a GPU their search fails for the equal eigenvalues of cubic
+    crystals.
+    """
+    rotation = general
+    for _ in range(NEWTON_STEPS):
+        inverse, _ = torch.linalg.inv_ex(rotation)
+        rotation = (rotation + inverse.mT) / 2
+    stretch = general @ rotation.mT
+    return (stretch + stretch.mT) / 2
 
 
 def fit_thickness(samples: Samples) -> CrystalGraph:
@@ -167,13 +181,12 @@ def fit_thickness(samples: Samples) -> CrystalGraph:
     becomes a part of the deformation. Rigid drifts are taken away.
     """
     graph, normal = samples.graph, samples.normal
-    of_atom = graph.graph_of_atom
+    of_atom, (deformation, u) = graph.graph_of_atom, graph.targets()
     basis = torch.from_numpy(STRAIN_BASIS).to(normal)
     across = normal.unsqueeze(2) * normal.unsqueeze(1)
     parts = torch.einsum('gij,aij->ga', across, basis)
     free = torch.einsum('ga,gab,gb->g', parts, graph.free_strain, parts) > 0.5
     n = normal.index_select(0, of_atom)
-    u = graph.displacement_target
     columns = torch.stack([(graph.pos * n).sum(1), (u * n).sum(1)], dim=1)
     columns = columns - mean_over_atoms(columns, graph).index_select(0, of_atom)
     heights, rise = columns.unbind(1)
@@ -185,6 +198,6 @@ def fit_thickness(samples: Samples) -> CrystalGraph:
     rest = torch.where(g == 0, 0.0, (heights + rise) / (1 + g) - heights - rise)
     return replace(
         graph,
-        deformation_target=graph.deformation_target + growth[:, None, None] * across,
+        deformation_target=deformation + growth[:, None, None] * across,
         displacement_target=free_displacement(u + rest.unsqueeze(1) * n, graph),
     )

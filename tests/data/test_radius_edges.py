@@ -19,7 +19,10 @@ def crystal(seed):
     cell = np.diag(rng.uniform(2, 9, 3)) + rng.normal(0, 0.8, (3, 3))
     n = int(rng.integers(1, 9))
     return Atoms(
-        rng.integers(1, 90, n), cell=cell, scaled_positions=rng.uniform(-2, 3, (n, 3)), pbc=True
+        rng.integers(1, 90, n),
+        cell=cell,
+        scaled_positions=rng.uniform(-2, 3, (n, 3)),
+        pbc=True,
     )
 
 

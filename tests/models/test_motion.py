@@ -140,7 +140,7 @@ def test_strains_and_deformations_keep_what_is_held(name):
 
 def test_drift_is_taken_away_only_where_nothing_is_fixed():
     class Graph:
-        graph_of_atom = torch.tensor([0, 0, 1, 1])
+        graph_of_atom, starts = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 4])
         n_graphs = 2
         fixed = torch.tensor([False, False, True, False])
 

@@ -21,7 +21,6 @@ from ase_deeprelax.models.base import moved_vectors, relaxed_structure
 from ase_deeprelax.train.augment import changed, draw_weight, is_simple
 from ase_deeprelax.train.config import Augment, Data, Denoise, Hold, Source
 from ase_deeprelax.train.datamodule import TrainingBatches
-from ase_deeprelax.train.losses import targets
 from ase_deeprelax.train.samples import fit_thickness, to_samples
 
 SEEDS = st.integers(0, 10_000)
@@ -65,7 +64,7 @@ ALL = Data(
 
 
 def batch(seed, data=ALL, denoised=False, copies=40):
-    """Many copies of each pair, changed at random; and those as they were."""
+    """Many copies of each pair, as they are, and changed at random."""
     pairs = [pair for pair in PAIRS.values() for _ in range(copies)]
     if denoised:
         pairs = [replace(pair, cell0=pair.cell1, frac0=pair.frac1) for pair in pairs]
@@ -77,9 +76,9 @@ def batch(seed, data=ALL, denoised=False, copies=40):
 
 @pytest.mark.parametrize('denoised', [False, True])
 def test_the_relaxed_structure_stays(denoised):
-    """Beside a rotation: lattice vectors and distances within the cell are what they were."""
+    """Beside a rotation: lattice vectors and distances in the cell are what they were."""
     before, after = batch(0, denoised=denoised)
-    cells = [relaxed_structure(x.graph, *targets(x.graph)) for x in (before, after)]
+    cells = [relaxed_structure(x.graph, *x.graph.targets()) for x in (before, after)]
     metrics, places = zip(*[(cell @ cell.mT, pos) for cell, pos in cells], strict=True)
     torch.testing.assert_close(*metrics, atol=1e-9, rtol=0)
     for one, two in zip(
@@ -99,7 +98,9 @@ def test_what_is_held_does_not_move():
     assert (graph.fixed >= before.graph.fixed).all()
     by_graph = graph.fixed.split(graph.starts.diff().tolist())
     assert not any(fixed.all() for fixed in by_graph)
-    kinds = {tuple(free.diagonal().round(decimals=6).tolist()) for free in graph.free_strain}
+    kinds = {
+        tuple(free.diagonal().round(decimals=6).tolist()) for free in graph.free_strain
+    }
     assert len(kinds) > 4  # all, none, hydrostatic, volume-conserving, in some plane
 
 
@@ -126,7 +127,7 @@ def test_targets_in_the_graph_lead_to_the_relaxed_structure(seed, name, denoised
         pairs, relaxed, GraphSpec(), data=ALL, seed=seed, dtype=torch.float64
     )
     graph = with_radius_edges(batches[0, 0, np.array([int(denoised)])], 6.0)
-    vectors = moved_vectors(graph, graph.edge_vectors(), *targets(graph))
+    vectors = moved_vectors(graph, graph.edge_vectors(), *graph.targets())
     found = np.sort(vectors.norm(dim=1).numpy())
     near = found < 4.0  # The graphs' own edges end at a radius before the relaxation.
     lengths_there = np.sort(neighbor_list('d', pair.relaxed, 4.0))
@@ -136,7 +137,7 @@ def test_targets_in_the_graph_lead_to_the_relaxed_structure(seed, name, denoised
 def test_targets_are_those_of_the_pair():
     for name, pair in PAIRS.items():
         graph = fit_thickness(to_samples([pair], GraphSpec()))
-        for found, expected in zip(targets(graph), pair.targets(), strict=True):
+        for found, expected in zip(graph.targets(), pair.targets(), strict=True):
             np.testing.assert_allclose(found.squeeze(0), expected, atol=1e-9, err_msg=name)
 
 
@@ -145,7 +146,9 @@ def test_simple_crystals_are_strained_far_and_keep_their_symmetry():
     pairs = [make_pair('Cu', copper, copper)] * 200
     samples = to_samples(pairs, GraphSpec(), [True] * len(pairs))
     which = torch.ones(len(pairs), dtype=torch.bool)
-    after = changed(samples, which, ALL.model_copy(update={'hold': Hold()}), torch.Generator())
+    after = changed(
+        samples, which, ALL.model_copy(update={'hold': Hold()}), torch.Generator()
+    )
     ratio = torch.linalg.det(after.graph.cell) / copper.get_volume()
     assert ratio.min() < 0.8
     assert ratio.max() > 1.3

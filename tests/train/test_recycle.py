@@ -16,7 +16,6 @@ from ase_deeprelax.data.radius_edges import with_radius_edges
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import relaxed_structure
 from ase_deeprelax.models.store import load_model
-from ase_deeprelax.train.losses import targets
 from ase_deeprelax.train.recycle import is_drawn, recycled
 from ase_deeprelax.train.samples import fit_thickness, to_samples
 
@@ -62,10 +61,12 @@ def test_the_relaxed_structure_stays_and_what_is_fixed():
     after = recycled(before, model)
     assert not torch.allclose(before.cell[0], after.cell[0], atol=1e-3)
     (cell, pos), (cell1, pos1) = (
-        relaxed_structure(graph, *targets(graph)) for graph in (before, after)
+        relaxed_structure(graph, *graph.targets()) for graph in (before, after)
     )
     torch.testing.assert_close(cell @ cell.mT, cell1 @ cell1.mT, atol=1e-9, rtol=0)
-    torch.testing.assert_close(torch.cdist(pos[2:], pos[2:]), torch.cdist(pos1[2:], pos1[2:]))
+    torch.testing.assert_close(
+        torch.cdist(pos[2:], pos[2:]), torch.cdist(pos1[2:], pos1[2:])
+    )
     fixed = before.fixed
     assert fixed.any()
     torch.testing.assert_close(before.pos[fixed], after.pos[fixed], atol=1e-12, rtol=0)

@@ -28,8 +28,8 @@ from ase_deeprelax.models.store import load_model
 from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.datamodule import (
     PairData,
-    TrainingBatches,
     SizeBatches,
+    TrainingBatches,
     composition,
     read_relaxed,
 )
@@ -246,11 +246,11 @@ def test_transfer_learning_starts_from_the_given_weights(config):
 def test_trains_from_the_published_folder_layout(config, tmp_path):
     folder = tmp_path / 'own'
     (folder / 'CIF').mkdir(parents=True)
-    for split in ('train', 'val'):
-        with (folder / f'{split}.csv').open('w') as file:
+    for part in ('train', 'val'):
+        with (folder / f'{part}.csv').open('w') as file:
             file.write('atoms_id\n')
             for pair in rocksalts(12, seed=1):
-                if pair.split == split:
+                if pair.split == part:
                     file.write(f'{pair.id}\n')
                     write(folder / f'CIF/{pair.id}_unrelaxed.cif', pair.unrelaxed)
                     write(folder / f'CIF/{pair.id}_relaxed.cif', pair.relaxed)
