@@ -46,7 +46,7 @@ from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule
 from ase_deeprelax.train.progress import progress_callback, without_idle_remarks
-from ase_deeprelax.train.sigterm import StopOnSigterm
+from ase_deeprelax.train.sigterm import StopOnSigterm, no_orphans
 
 PRECISION: dict[str, Any] = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
 
@@ -97,7 +97,7 @@ def train(
     else:
         _check_checkpoint(resume)
     check_writable(output / 'model' / CONFIG)
-    with _fast_arithmetic(config.optimize.threads), without_idle_remarks():
+    with _fast_arithmetic(config.optimize.threads), without_idle_remarks(), no_orphans():
         return _train(config_path, config, resume, start, progress)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,20 @@ def outlive_sigterm(_worker: int) -> None:
 
     if hasattr(signal, 'alarm'):  # not on Windows
         signal.signal(signal.SIGTERM, wait)
+
+
+@contextmanager
+def no_orphans() -> Generator[None]:
+    """End the processes that load data at once where a training ends with an error.
+
+    Python would send them SIGTERM, and wait until their grace is over.
+    """
+    try:
+        yield
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
 
 
 class StopOnSigterm(lightning.Callback):

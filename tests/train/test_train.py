@@ -177,6 +177,19 @@ def test_sigterm_leaves_a_checkpoint_from_which_training_goes_on(
     assert same_weights(resumed, whole)
 
 
+def test_a_training_that_fails_does_not_wait_for_those_who_load_data(config, monkeypatch):
+    def fail(self, batch, batch_idx):
+        raise RuntimeError('the disk is full')
+
+    monkeypatch.setattr(RelaxationModule, 'on_train_batch_start', fail)
+    begun = time.perf_counter()
+    with pytest.raises(RuntimeError, match='the disk is full'):
+        train(config, overrides=['data.workers=2'], progress=False)
+    for child in multiprocessing.active_children():
+        child.join()
+    assert time.perf_counter() - begun < 30
+
+
 def test_epochs_end_where_those_of_an_uninterrupted_training_do():
     sizes = np.random.default_rng(0).integers(1, 12, 30)
 
