@@ -1,7 +1,8 @@
 """Several passes: where a prediction is far from its input, the network sees it again.
 
 A network that was trained on nearly relaxed structures, and on its own predictions, knows
-how to move them. What it still wants to move is added, until that is little.
+how to move them. What it still wants to move is added, until that is little. No pass
+strains farther than the one before: answers that run away are the network's mistakes.
 """
 
 from __future__ import annotations
@@ -22,26 +23,25 @@ STRAINS = 0.03, 0.06
 MAX_PASSES = 4
 
 
-def next_weight(deformation: np.ndarray) -> float:
-    """Weight of the pass that follows one with this deformation, 0 to 1.
+def strain_of(deformation: np.ndarray) -> float:
+    """Norm of the logarithmic strain of a symmetric deformation (3, 3).
+
+    >>> round(strain_of(np.diag([np.e, 1, 1])), 6)
+    1.0
+    """
+    return float(np.linalg.norm(np.log(np.linalg.eigvalsh(deformation))))
+
+
+def next_weight(strain: float) -> float:
+    """Weight of the pass that follows one with a strain of this norm, 0 to 1.
 
     It grows from 0 with the strain, so that the prediction has no jumps.
 
-    Parameters
-    ----------
-    deformation : (3, 3)
-        Symmetric, positive definite.
-
-    Returns
-    -------
-    float
-
     Examples
     --------
-    >>> next_weight(1.01 * np.eye(3)), next_weight(1.2 * np.eye(3))
+    >>> next_weight(0.02), next_weight(0.2)
     (0.0, 1.0)
     """
-    strain = np.linalg.norm(np.log(np.linalg.eigvalsh(deformation)))
     low, high = STRAINS
     return float(np.clip((strain - low) / (high - low), 0, 1))
 
@@ -104,16 +104,22 @@ class Passes:
         Of the first pass.
     moves : list of Move
         From the input to the prediction of each pass.
+    strain : float
+        Norm of the strain of the latest pass.
     next_weight : float
         Of the next pass.
     """
 
     output: StructureOutput
     moves: list[Move] = field(default_factory=list)
+    strain: float = np.inf
     next_weight: float = 1.0
 
     def add(self, move: Move) -> None:
         """Add the move of a pass, at the prediction of the pass before it."""
         move = part_of(move, self.next_weight)
-        self.next_weight = next_weight(move[0])
+        strain = strain_of(move[0])
+        if strain > self.strain:
+            move, strain = part_of(move, self.strain / strain), self.strain
+        self.strain, self.next_weight = strain, next_weight(strain)
         self.moves.append(followed_by(self.moves[-1], move) if self.moves else move)
