@@ -239,7 +239,8 @@ class PairData(lightning.LightningDataModule):
         self.train_set = TrainingBatches(
             self.train, self.relaxed, self.spec, data=data, seed=config.seed, dtype=dtype
         )
-        self.val_set = TrainingBatches(self.val, [], self.spec, dtype=dtype)
+        if self.val:
+            self.val_set = TrainingBatches(self.val, [], self.spec, dtype=dtype)
 
     def train_dataloader(self) -> DataLoader:
         n, m = len(self.train), len(self.relaxed)

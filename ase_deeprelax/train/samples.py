@@ -54,10 +54,6 @@ class Samples:
     def __len__(self) -> int:
         return self.graph.n_graphs
 
-    def to(self, device: torch.device | str) -> Samples:
-        """The same on a device."""
-        return Samples(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
     def draw(self, index: torch.Tensor) -> Samples:
         """Those with the given numbers, (n,) int64, as often and in the order given."""
         graph, starts = self.graph, self.graph.starts

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,13 @@ def test_a_log_file_gets_a_line_per_validation_and_no_idle_remarks(config, capfd
 class Bomb:
     def __reduce__(self):
         return Path.write_text, (Path('exploded'), 'yes')
+
+
+def test_pairs_without_a_part_for_validation(config, tmp_path):
+    pairs = [replace(pair, split='train') for pair in rocksalts(8)]
+    write_pairs(tmp_path / 'pairs.jsonl.gz', pairs)
+    folder = train(config, overrides=['optimize.max_steps=3'], progress=False)
+    assert load_model(folder).card.training['pairs'] == 8
 
 
 def test_code_in_a_checkpoint_is_not_run(config, tmp_path, monkeypatch):
