@@ -77,6 +77,9 @@ def test_pairs_end_at_the_minimum_of_the_potential(tmp_path, series):
         assert np.abs(relaxed.get_forces()).max() < 0.02
         stress = np.abs(relaxed.get_stress()).max() * relaxed.get_volume() / len(relaxed)
         assert stress < 0.03
+    # They can be disturbed and relaxed again, as other relaxed structures.
+    for pair, known in zip(pairs, read_relaxed(out, (), 20), strict=True):
+        assert np.array_equal(known.cell0, pair.cell1)
 
 
 def test_prediction_is_only_where_the_relaxation_starts(tmp_path, series, tiny_model):
