@@ -12,7 +12,7 @@ from ase_deeprelax.data.graph import CrystalGraph
 
 # Tensors with one row for each atom, for each edge, and for each graph.
 PER_ATOM = ('z', 'pos', 'fixed', 'displacement_target')
-PER_EDGE = ('offset', 'intra')
+_PER_EDGE = ('offset', 'intra')
 PER_GRAPH = ('cell', 'free_strain', 'deformation_target')
 
 
@@ -98,7 +98,7 @@ def split(batch: CrystalGraph) -> list[CrystalGraph]:
     parts = {'edge_index': edge_index}
     for names, sizes in (
         (PER_ATOM, atoms),
-        (PER_EDGE, edges),
+        (_PER_EDGE, edges),
         (PER_GRAPH, [1] * batch.n_graphs),
     ):
         parts |= {name: tensors[name].split(sizes) for name in names if name in tensors}
@@ -106,6 +106,14 @@ def split(batch: CrystalGraph) -> list[CrystalGraph]:
         CrystalGraph(**{name: values[k] for name, values in parts.items()})
         for k in range(batch.n_graphs)
     ]
+
+
+def counted(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For counts (n,): ``counts[k]`` times the number k, and 0 to ``counts[k] - 1``."""
+    which = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    nth = torch.arange(len(which), device=counts.device) - first.index_select(0, which)
+    return which, nth
 
 
 def group_by_size(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from ase_deeprelax.data.batching import counted
 from ase_deeprelax.data.graph import CrystalGraph
 
 
@@ -42,14 +43,14 @@ def with_radius_edges(graph: CrystalGraph, cutoff: float) -> CrystalGraph:
     reach = cutoff * torch.linalg.vector_norm(inverse, dim=1)
     # All pairs of a centre i and a neighbour j of one crystal, in the order of the edges.
     starts = graph.starts
-    i, nth = _counted(starts.diff().index_select(0, of_atom))
+    i, nth = counted(starts.diff().index_select(0, of_atom))
     j = nth + starts.index_select(0, of_atom).index_select(0, i)
     apart = frac.index_select(0, j) - frac.index_select(0, i)
     reach = reach.index_select(0, of_atom.index_select(0, i))
     first = (-reach - apart).ceil()
     sides = ((reach - apart).floor() - first + 1).clamp(min=0).long()
     # All images of j between the planes at the distance of the cutoff around i.
-    pair, nth = _counted(sides.prod(dim=1))
+    pair, nth = counted(sides.prod(dim=1))
     _, b, c = sides.index_select(0, pair).unbind(1)
     plane, z = _divided(nth, c)
     x, y = _divided(plane, b)
@@ -67,14 +68,6 @@ def with_radius_edges(graph: CrystalGraph, cutoff: float) -> CrystalGraph:
         offset=offset.index_select(0, kept).to(graph.pos.dtype),
         intra=torch.zeros_like(i, dtype=torch.bool),
     )
-
-
-def _counted(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For counts (n,): ``counts[k]`` times the number k, and 0 to ``counts[k] - 1``."""
-    which = torch.repeat_interleave(counts)
-    first = counts.cumsum(0) - counts
-    nth = torch.arange(len(which), device=counts.device) - first.index_select(0, which)
-    return which, nth
 
 
 def _divided(number: torch.Tensor, by: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

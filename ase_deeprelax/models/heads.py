@@ -73,11 +73,16 @@ def free_strain(log_strain: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
 
 def free_deformation(deformation: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:
     """The free part of deformations (n_graphs, 3, 3) that are not made from log strains."""
-    basis = torch.from_numpy(STRAIN_BASIS).to(deformation)
     eye = torch.eye(3, dtype=deformation.dtype, device=deformation.device)
-    parts = torch.einsum('gij,aij->ga', deformation - eye, basis)
-    parts = torch.einsum('gab,gb->ga', graph.free_strain.to(parts.dtype), parts)
-    return eye + torch.einsum('ga,aij->gij', parts, basis)
+    return eye + project_strains(graph.free_strain, deformation - eye)
+
+
+def project_strains(free_strain: torch.Tensor, strain: torch.Tensor) -> torch.Tensor:
+    """`motion.project_strain` for projections (n, 6, 6) and strains (n, 3, 3)."""
+    basis = torch.from_numpy(STRAIN_BASIS).to(strain)
+    parts = torch.einsum('gij,aij->ga', strain, basis)
+    parts = torch.einsum('gab,gb->ga', free_strain.to(parts.dtype), parts)
+    return torch.einsum('ga,aij->gij', parts, basis)
 
 
 def free_displacement(displacement: torch.Tensor, graph: CrystalGraph) -> torch.Tensor:

@@ -105,15 +105,17 @@ class Passes:
     moves : list of Move
         From the input to the prediction of each pass.
     strain : float
-        Norm of the strain of the latest pass.
-    next_weight : float
-        Of the next pass.
+        Norm of the strain of the latest pass; infinite before the first one.
     """
 
     output: StructureOutput
     moves: list[Move] = field(default_factory=list)
     strain: float = np.inf
-    next_weight: float = 1.0
+
+    @property
+    def next_weight(self) -> float:
+        """Weight of the next pass."""
+        return next_weight(self.strain)
 
     def add(self, move: Move) -> None:
         """Add the move of a pass, at the prediction of the pass before it."""
@@ -121,5 +123,5 @@ class Passes:
         strain = strain_of(move[0])
         if strain > self.strain:
             move, strain = part_of(move, self.strain / strain), self.strain
-        self.strain, self.next_weight = strain, next_weight(strain)
+        self.strain = strain
         self.moves.append(followed_by(self.moves[-1], move) if self.moves else move)

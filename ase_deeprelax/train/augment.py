@@ -11,6 +11,7 @@ import torch
 from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.geometry.motion import STRAIN_BASIS
+from ase_deeprelax.models.heads import project_strains
 from ase_deeprelax.models.layers import mean_over_atoms
 from ase_deeprelax.train.samples import Samples, with_input
 
@@ -97,7 +98,7 @@ def augment(
     rms = dice.uniform(0.0, settings.noise)
     noisy = (dice.uniform() < settings.noise_probability) & which
     rms = torch.where(noisy, rms, 0.0)
-    # What is displaced is the strained structure.
+    # The noise acts on the strained structure.
     noise = dice.displacements(rms)
     noise = torch.linalg.solve(
         deformation.mT.index_select(0, of_atom), noise.unsqueeze(2)
@@ -168,7 +169,7 @@ def hold(samples: Samples, settings: Hold, dice: Dice) -> Samples:
     free_strain = random_free_strain(samples, dice)
     lengths, axes = torch.linalg.eigh(target)
     strain = (axes * lengths.log().unsqueeze(1)) @ axes.mT
-    kept = project(free_strain, strain)
+    kept = project_strains(free_strain, strain)
     deformation = target @ torch.linalg.matrix_exp(-kept)
     eye = torch.eye(3, dtype=target.dtype, device=target.device)
     deformation = torch.where(held[:, None, None], deformation, eye)
@@ -248,14 +249,7 @@ def isotropic(strain: torch.Tensor) -> torch.Tensor:
 
 def free_part(samples: Samples, strain: torch.Tensor) -> torch.Tensor:
     """The part of log strains (n_graphs, 3, 3) that is free and keeps vacuum vectors."""
-    strain = project(samples.graph.free_strain, strain)
+    strain = project_strains(samples.graph.free_strain, strain)
     n = samples.normal
     across = torch.einsum('gi,gij,gj->g', n, strain, n)
     return strain - across[:, None, None] * n.unsqueeze(2) * n.unsqueeze(1)
-
-
-def project(free_strain: torch.Tensor, strain: torch.Tensor) -> torch.Tensor:
-    """`motion.project_strain` for projections (n, 6, 6) and strains (n, 3, 3)."""
-    basis = torch.from_numpy(STRAIN_BASIS).to(strain)
-    parts = torch.einsum('gij,aij->ga', strain, basis)
-    return torch.einsum('gab,gb,aij->gij', free_strain, parts, basis)

@@ -95,23 +95,26 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError('Muon takes no closure; call it before the step')
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
             for parameter in group['params']:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for parameters in by_shape.values():
-                self._step(parameters, group)
+                if (gradient := parameter.grad) is not None:
+                    pairs = by_shape.setdefault(parameter.shape, [])
+                    pairs.append((parameter, gradient))
+            for pairs in by_shape.values():
+                self._step(pairs, group)
 
-    def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _step(
+        self, pairs: list[tuple[nn.Parameter, torch.Tensor]], group: dict[str, Any]
+    ) -> None:
+        """A step of matrices of one shape, each with its gradient."""
         looked_ahead = []
-        for parameter in parameters:
-            gradient, state = parameter.grad, self.state[parameter]
-            if gradient is None:
-                continue
+        for parameter, gradient in pairs:
+            state = self.state[parameter]
             if not state:
                 state['momentum'] = torch.zeros_like(parameter)
             state['momentum'].lerp_(gradient, 1 - group['momentum'])
             looked_ahead.append(gradient.lerp(state['momentum'], group['momentum']))
+        parameters = [parameter for parameter, _ in pairs]
         updates = orthogonal(torch.stack(looked_ahead)).to(parameters[0].dtype)
         size = group['lr'] * 0.2 * math.sqrt(max(parameters[0].shape))
         for parameter, update in zip(parameters, updates, strict=True):

@@ -164,6 +164,11 @@ def _train(
     if 'architecture' not in settings:
         raise ConfigError(f'{config_path}: model.architecture is missing')
     model = create_model(settings.pop('architecture'), **settings)
+    if config.data.recycle and not model.spec.is_radius:
+        raise ConfigError(
+            f'{config_path}: data.recycle is {config.data.recycle:g}, but the graph of '
+            f'this model, {model.spec}, cannot be made again in a training; set it to 0'
+        )
     if start is not None:
         _take_weights(model, start)
     if o.precision == '64':

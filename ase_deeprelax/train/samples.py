@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from scipy.linalg import polar
 
-from ase_deeprelax.data.batching import PER_ATOM, PER_GRAPH, collate
+from ase_deeprelax.data.batching import PER_ATOM, PER_GRAPH, collate, counted
 from ase_deeprelax.data.convert import LAYER_MARGIN
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.pair import FLAT, GROWTH, Pair
 from ase_deeprelax.geometry.lattice import compact
-from ase_deeprelax.geometry.motion import STRAIN_BASIS
 from ase_deeprelax.models.base import apply_deformation
-from ase_deeprelax.models.heads import free_displacement
+from ase_deeprelax.models.heads import free_displacement, project_strains
 from ase_deeprelax.models.layers import mean_over_atoms
 
 # Enough for vectors that change by ten times; each step doubles the digits.
@@ -55,14 +54,12 @@ class Samples:
         return self.graph.n_graphs
 
     def draw(self, index: torch.Tensor) -> Samples:
-        """Those with the given numbers, (n,) int64, as often and in the order given."""
+        """The samples with these numbers, (n,) int64, in this order, also repeatedly."""
         graph, starts = self.graph, self.graph.starts
         counts = starts.diff().index_select(0, index)
-        batch = torch.repeat_interleave(counts)
+        batch, nth = counted(counts)
         ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        shift = starts.index_select(0, index) - ptr[:-1]
-        atoms = torch.arange(len(batch), device=batch.device)
-        atoms = atoms + shift.index_select(0, batch)
+        atoms = nth + starts.index_select(0, index).index_select(0, batch)
         parts = graph.tensors() | {'batch': batch, 'ptr': ptr}
         for names, rows in ((PER_ATOM, atoms), (PER_GRAPH, index)):
             parts |= {name: parts[name].index_select(0, rows) for name in names}
@@ -178,10 +175,8 @@ def fit_thickness(samples: Samples) -> CrystalGraph:
     """
     graph, normal = samples.graph, samples.normal
     of_atom, (deformation, u) = graph.graph_of_atom, graph.targets()
-    basis = torch.from_numpy(STRAIN_BASIS).to(normal)
     across = normal.unsqueeze(2) * normal.unsqueeze(1)
-    parts = torch.einsum('gij,aij->ga', across, basis)
-    free = torch.einsum('ga,gab,gb->g', parts, graph.free_strain, parts) > 0.5
+    free = (project_strains(graph.free_strain, across) * across).sum((1, 2)) > 0.5
     n = normal.index_select(0, of_atom)
     columns = torch.stack([(graph.pos * n).sum(1), (u * n).sum(1)], dim=1)
     columns = columns - mean_over_atoms(columns, graph).index_select(0, of_atom)

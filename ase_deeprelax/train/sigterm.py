@@ -38,12 +38,14 @@ def outlive_sigterm(_worker: int) -> None:
 def no_orphans() -> Generator[None]:
     """End the processes that load data at once where a training ends with an error.
 
-    Python would send them SIGTERM, and wait until their grace is over.
+    Python would send them SIGTERM, and wait until their grace is over. Processes that were
+    there before are not of the training.
     """
+    others = set(multiprocessing.active_children())
     try:
         yield
     except BaseException:
-        for child in multiprocessing.active_children():
+        for child in set(multiprocessing.active_children()) - others:
             child.kill()
         raise
 

@@ -191,6 +191,27 @@ def test_a_training_that_fails_does_not_wait_for_those_who_load_data(config, mon
     assert time.perf_counter() - begun < 30
 
 
+def test_a_failed_training_ends_no_processes_of_its_caller(config, monkeypatch):
+    def fail(self, batch, batch_idx):
+        raise RuntimeError('the disk is full')
+
+    monkeypatch.setattr(RelaxationModule, 'on_train_batch_start', fail)
+    mine = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,))
+    mine.start()
+    try:
+        with pytest.raises(RuntimeError, match='the disk is full'):
+            train(config, overrides=['data.workers=1'], progress=False)
+        assert mine.is_alive()
+    finally:
+        mine.kill()
+
+
+def test_own_answers_need_a_graph_of_all_neighbours(config):
+    overrides = ['data.recycle=0.5', 'model.max_neighbors=12']
+    with pytest.raises(ConfigError, match=r'data\.recycle is 0\.5.*set it to 0'):
+        train(config, overrides=overrides, progress=False)
+
+
 def test_epochs_end_where_those_of_an_uninterrupted_training_do():
     sizes = np.random.default_rng(0).integers(1, 12, 30)
 
