@@ -14,6 +14,7 @@ from ase import Atoms
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.pairs import pair_record
 from ase_deeprelax.errors import DeepRelaxError
+from ase_deeprelax.geometry.element_volumes import usual_volume
 from ase_deeprelax.journal import Journal, check_settings
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.many import RAISED, Outcome, relax_batched
@@ -27,6 +28,9 @@ CHUNK = 64
 # A relaxation that goes farther has left its prototype: the pair would teach chance.
 MAX_DISPLACEMENT = 1.5
 VOLUME_RATIOS = (0.5, 2.0)
+# A crystal with a smaller share of the usual volume of its elements has fallen into a hole
+# of the potential; those of the Materials Project have at least 0.68.
+SMALLEST_VOLUME = 0.6
 # A potential that fails for so many inputs one after the other is broken, not they.
 BROKEN = 50
 
@@ -209,13 +213,23 @@ def _pair(
             fixed_cell=held,
             kind=inputs.kind,
         )
-        _, displacement = pair.targets()
+        problem = _strayed(pair)
     except DeepRelaxError as error:
         return None, f'not a pair: {error}'
-    ratio = np.linalg.det(pair.cell1) / np.linalg.det(pair.cell0)
+    return (None, problem) if problem else (pair, '')
+
+
+def _strayed(pair: Pair) -> str:
+    """Why a relaxation did not end at a minimum near its input, or ''."""
+    volume = np.linalg.det(pair.cell1)
+    ratio = volume / np.linalg.det(pair.cell0)
     if not VOLUME_RATIOS[0] < ratio < VOLUME_RATIOS[1]:
-        return None, f'volume {ratio:.3g} times that of the input'
+        return f'volume {ratio:.3g} times that of the input'
+    share = volume / usual_volume(pair.numbers)
+    if share < SMALLEST_VOLUME:
+        return f'collapsed: {share:.2g} times the usual volume of its elements'
+    _, displacement = pair.targets()
     largest = np.linalg.norm(displacement, axis=1).max()
     if largest > MAX_DISPLACEMENT:
-        return None, f'an atom moved by {largest:.2f} A'
-    return pair, ''
+        return f'an atom moved by {largest:.2f} A'
+    return ''

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Usual norms of the gradient are below 100.
+LARGEST_GRADIENT = 1e4
+
 
 class RelaxationModule(lightning.LightningModule):
     """A model in training; see `train.config` for its settings."""
@@ -130,11 +133,16 @@ class RelaxationModule(lightning.LightningModule):
                 group['lr'] = group['initial_lr'] * max(factor, 1e-3)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """One step with gradients that are not finite would end the run in NaN."""
+        """Leave out a step of a sample on which the network explodes.
+
+        Numbers that are not finite would end the run in NaN. A gradient cut to its limit
+        would still be all that the momenta hold for many steps.
+        """
         groups = optimizer.param_groups
         gradients = [p.grad for g in groups for p in g['params'] if p.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            log.warning('step %d: gradients are not finite; skipped', self.global_step)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not norm < LARGEST_GRADIENT:
+            log.warning('step %d: the gradient is %.3g; skipped', self.global_step, norm)
             optimizer.zero_grad()
 
     def on_train_batch_end(

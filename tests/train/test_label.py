@@ -10,6 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.constraints import FixedPlane, FixScaled
 
 from ase_deeprelax.calculators.batched import batch_potential
@@ -163,6 +164,16 @@ def test_lost_relaxations_are_kept_with_their_reason(tmp_path, series):
     failed = out.with_suffix('.failed.jsonl').read_text().splitlines()
     assert counts['failed'] == len(failed)
     assert any('not converged in 1 steps' in line for line in failed)
+
+
+def test_collapsed_crystals_are_no_pairs(tmp_path):
+    """Potentials have holes where atoms overlap, and relaxations fall into them."""
+    hole = LennardJones(sigma=1.9, epsilon=1.0, rc=6.0)
+    given = Structures([Given('cu', bulk('Cu', a=3.3))], EMT_ELEMENTS, 'given')
+    out = tmp_path / 'hole.jsonl'
+    counts = label(out, given, batch_potential(hole), start=None, fmax=0.02, steps=200)
+    assert counts == {'pairs': 0, 'failed': 1}
+    assert 'collapsed: 0.5' in out.with_suffix('.failed.jsonl').read_text()
 
 
 @pytest.fixture(params=['fixed-cell', 'slab', 'defect'])

@@ -17,6 +17,7 @@ from ase_deeprelax.models.base import ModelOutput, relaxed_structure
 from ase_deeprelax.models.paegnn import PUBLISHED
 from ase_deeprelax.train.config import Loss
 from ase_deeprelax.train.losses import (
+    FINEST_SCALE,
     laplace_nll,
     nearest_image,
     relaxation_loss,
@@ -80,7 +81,8 @@ def test_perfect_prediction_has_no_structure_error(model):
     terms = relaxation_loss(graph, perfect(graph), Loss())
     for name in ('lattice', 'volume', 'displacement'):
         assert terms[name] < 1e-4
-    assert terms['distance'] == pytest.approx(-9 + math.log(2))
+    finest = math.exp(-9) + FINEST_SCALE
+    assert terms['distance'] == pytest.approx(math.log(2 * finest))
 
 
 def test_target_distances_are_those_of_the_relaxed_structure(model):
@@ -109,9 +111,17 @@ def test_laplace_nll_is_least_at_the_true_scale(error, log_b):
     """At the maximum of the likelihood the scale is the error."""
     values = [
         laplace_nll(*(torch.tensor([x]) for x in (1 + error, b, 1.0))).item()
-        for b in (math.log(error), log_b)
+        for b in (math.log(error - FINEST_SCALE), log_b)
     ]
     assert values[0] <= values[1] + 1e-6
+
+
+@given(st.floats(-9, 2), st.floats(-1, 1))
+def test_no_scale_makes_the_gradient_of_a_distance_large(log_b, error):
+    distance = torch.tensor([2.0 + error], dtype=torch.float64, requires_grad=True)
+    target = torch.full_like(distance, 2.0)
+    laplace_nll(distance, torch.full_like(distance, log_b), target).backward()
+    assert abs(distance.grad.item()) <= 1 / FINEST_SCALE
 
 
 def test_one_atom_cells_give_a_finite_loss():

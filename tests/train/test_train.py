@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
-from ase_deeprelax.data.batching import split
+from ase_deeprelax.data.batching import collate, split
+from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import write_pairs
@@ -176,6 +178,20 @@ def test_sigterm_leaves_a_checkpoint_from_which_training_goes_on(
     assert len(seen) == 2 * len(parts) == 100
     assert all(map(torch.equal, parts, seen[50:]))
     assert same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize('muon', ['null', '2.0e-3'])
+@pytest.mark.parametrize('factor', [1e9, math.nan])
+def test_no_step_is_taken_along_a_gradient_that_exploded(config, monkeypatch, factor, muon):
+    def explode(self):
+        for parameter in self.parameters():
+            parameter.grad *= factor
+
+    monkeypatch.setattr(RelaxationModule, 'on_after_backward', explode)
+    overrides = ['optimize.max_steps=20', f'optimize.muon_rate={muon}']
+    model = load_model(train(config, overrides=overrides, progress=False))
+    graph, _ = to_graph(bulk('NaCl', 'rocksalt', a=5.6), model.spec)
+    assert not model(collate([graph])).displacement.any()  # as at the beginning
 
 
 def test_a_training_that_fails_does_not_wait_for_those_who_load_data(config, monkeypatch):
