@@ -47,7 +47,7 @@ UNSEEN = (
 )
 # Structures of the training: pair files (their inputs), and files of relaxed structures.
 SEEN = ('pairs_mp', 'pairs_pandey2021', 'pairs_2d', 'seeds_mp', 'seeds_inorganic')
-LABELLED = ('slab', 'defect', 'fixed-cell', 'alloy')
+LABELLED = ('bulk', 'monolayer', 'slab', 'defect', 'fixed-cell', 'alloy')
 # Elements whose Mendeleev numbers differ by this much at most are similar: about a column
 # of the periodic table.
 SIMILAR = 12
