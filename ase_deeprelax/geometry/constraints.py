@@ -44,8 +44,8 @@ def check_constraints(atoms: Atoms) -> None:
         if type(constraint) not in SUPPORTED:
             raise UnsupportedConstraintError(
                 f'constraint {type(constraint).__name__} cannot be honoured exactly by a '
-                'prediction in one step; remove it, or attach a calculator, with which '
-                'such a structure is relaxed ordinarily'
+                'prediction in one step. With a calculator such a structure is relaxed '
+                'ordinarily; without one, remove the constraint'
             )
         index = getattr(constraint, 'index', None)
         if not isinstance(index, np.ndarray):

@@ -319,8 +319,8 @@ def _check_pressure(cell_filter: UnitCellFilter) -> None:
     if pressure != 0.0:
         raise UnsupportedConstraintError(
             f'{type(cell_filter).__name__} has scalar_pressure={pressure} eV/A^3, but the '
-            'models are trained at 0 GPa; set it to 0, or attach a calculator, with which '
-            'such a structure is relaxed ordinarily'
+            'models are trained at 0 GPa. With a calculator such a structure is relaxed '
+            'ordinarily; without one, set the pressure to 0'
         )
 
 
