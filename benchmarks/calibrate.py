@@ -23,6 +23,7 @@ import argparse
 import gzip
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -104,22 +105,19 @@ def main():
     parser.add_argument('--potential', action='append', default=[])
     arguments = parser.parse_args()
     files = {name: unseen(arguments.data, *rest) for name, *rest in UNSEEN}
+    labelled = []
     if arguments.labels:
+        for name in LABELLED:
+            labelled += inputs(arguments.labels / f'{name}.jsonl')
+        trained = {composition(atoms.numbers) for atoms in labelled}
         path = arguments.labels / 'substituted.jsonl'
-        trained = {
-            composition(atoms.numbers)
-            for name in LABELLED
-            for atoms in inputs(arguments.labels / f'{name}.jsonl')
-        }
         files['new compounds'] = [
             pair
             for pair in new_compounds(arguments.data, path)
             if composition(pair.numbers) not in trained
         ]
     paths = [arguments.data / f'{name}.jsonl.gz' for name in SEEN]
-    if arguments.labels:
-        paths += [arguments.labels / f'{name}.jsonl' for name in LABELLED]
-    known = (atoms for path in paths for atoms in inputs(path))
+    known = chain(chain.from_iterable(map(inputs, paths)), labelled)
     predictor = Predictor(load_model(arguments.model))
     found = calibrate(files, predictor, known=known)
     quantities = 'positions', 'lattice', 'volume'

@@ -14,11 +14,11 @@ from ase import Atoms
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.pairs import pair_record
 from ase_deeprelax.errors import DeepRelaxError
-from ase_deeprelax.geometry.element_volumes import usual_volume
 from ase_deeprelax.journal import Journal, check_settings
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.many import RAISED, Outcome, relax_batched
 from ase_deeprelax.predict import Predictor
+from ase_deeprelax.predict.structure_checks import volume_ratio
 from ase_deeprelax.train.inputs import KINDS, Kind, Series, Structures
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ MAX_DISPLACEMENT = 1.5
 VOLUME_RATIOS = (0.5, 2.0)
 # A crystal with a smaller share of the usual volume of its elements has fallen into a hole
 # of the potential; those of the Materials Project have at least 0.68.
-SMALLEST_VOLUME = 0.6
+SMALLEST_VOLUME_RATIO = 0.6
 # A potential that fails for so many inputs one after the other is broken, not they.
 BROKEN = 50
 
@@ -221,12 +221,11 @@ def _pair(
 
 def _strayed(pair: Pair) -> str:
     """Why a relaxation did not end at a minimum near its input, or ''."""
-    volume = np.linalg.det(pair.cell1)
-    ratio = volume / np.linalg.det(pair.cell0)
+    ratio = np.linalg.det(pair.cell1) / np.linalg.det(pair.cell0)
     if not VOLUME_RATIOS[0] < ratio < VOLUME_RATIOS[1]:
         return f'volume {ratio:.3g} times that of the input'
-    share = volume / usual_volume(pair.numbers)
-    if share < SMALLEST_VOLUME:
+    share = volume_ratio(pair.relaxed, None)  # of a layer: with its vacuum
+    if share < SMALLEST_VOLUME_RATIO:
         return f'collapsed: {share:.2g} times the usual volume of its elements'
     _, displacement = pair.targets()
     largest = np.linalg.norm(displacement, axis=1).max()
