@@ -33,14 +33,24 @@ def label(
         str, typer.Option(help='NAME or NAME:WEIGHTS: tensornet, chgnet, sevennet, ...')
     ],
     kind: Annotated[
-        Literal['bulk', 'fixed-cell', 'monolayer', 'slab', 'defect', 'alloy', 'prototype'],
+        Literal[
+            'bulk',
+            'fixed-cell',
+            'monolayer',
+            'slab',
+            'defect',
+            'layer-defect',
+            'alloy',
+            'prototype',
+        ],
         typer.Option(
             help='Structures to make. bulk: elements exchanged, atoms and cell relax. '
             'fixed-cell: elements exchanged, only the atoms relax. monolayer: elements '
             'exchanged, atoms and cell relax in the plane. slab: surfaces of crystals and '
             'of random alloys, most with an adsorbate and a fixed lower half, in a fixed '
-            'cell. defect: point defects in supercells, in a fixed cell. alloy: supercells '
-            'whose sites of one element are shared or partly empty. prototype: '
+            'cell. defect: point defects in supercells, in a fixed cell. layer-defect: '
+            'point defects in monolayers, atoms and cell relax in the plane. alloy: '
+            'supercells whose sites of one element are shared or partly empty. prototype: '
             'textbook structures of elements and simple compounds, made from nothing.'
         ),
     ] = 'bulk',

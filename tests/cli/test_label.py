@@ -178,10 +178,13 @@ def layers(tmp_path_factory):
 
 
 @needs_potential
-@pytest.mark.parametrize('kind', ['fixed-cell', 'monolayer', 'slab', 'defect', 'alloy'])
+@pytest.mark.parametrize(
+    'kind', ['fixed-cell', 'monolayer', 'slab', 'defect', 'layer-defect', 'alloy']
+)
 def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path, kind):
     out = tmp_path / 'pairs.jsonl'
-    source = ('--relaxed', layers if kind == 'monolayer' else seeds)
+    in_plane = kind in ('monolayer', 'layer-defect')
+    source = ('--relaxed', layers if in_plane else seeds)
     # The last of repeated options counts.
     words = ('--kind', kind, '--count', 3, '--steps', 5, '--fmax', 0.4)
     result = label(out, *words, source=source)
@@ -191,8 +194,8 @@ def test_each_kind_is_made_and_relaxed_as_it_says(label, seeds, layers, tmp_path
     assert all(r['series'].startswith(f'{kind}-0-') for r in made + lost)
     for record in made:
         assert record['kind'] == kind
-        assert record.get('fixed_cell', False) == (kind not in ('monolayer', 'alloy'))
-        if kind == 'monolayer':
+        assert record.get('fixed_cell', False) == (not in_plane and kind != 'alloy')
+        if in_plane:
             assert record['cell1'][2] == record['cell0'][2]
             assert record['cell1'][0] != record['cell0'][0]
             assert record['pbc'] == [True, True, False]

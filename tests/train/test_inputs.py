@@ -18,6 +18,7 @@ from ase_deeprelax.train.inputs import (
     Alloys,
     DefectRecipe,
     FixedCells,
+    LayerDefects,
     Monolayers,
     Recipe,
     SlabRecipe,
@@ -69,8 +70,12 @@ def layers():
 
 @pytest.fixture(scope='module', params=sorted(SERIES))
 def series(request, crystals, layers):
-    parents = layers if request.param == 'monolayer' else crystals
+    parents = layers if in_plane(request.param) else crystals
     return SERIES[request.param](parents, ELEMENTS, seed=5)
+
+
+def in_plane(kind):
+    return KINDS[kind].relax_cell == 'in-plane'
 
 
 def made(series, count=COUNT):
@@ -84,7 +89,7 @@ def test_there_is_a_series_for_each_kind():
 
 
 def test_input_depends_on_its_number_only(series, crystals, layers):
-    parents = layers if series.kind == 'monolayer' else crystals
+    parents = layers if in_plane(series.kind) else crystals
     again = type(series)(parents, ELEMENTS, seed=5)
     assert again.name == series.name
     for k in reversed(range(20)):
@@ -106,7 +111,7 @@ def test_inputs_are_structures_that_can_be_relaxed(series):
 
 
 def test_excluded_compositions_are_not_made(series, crystals, layers):
-    parents = layers if series.kind == 'monolayer' else crystals
+    parents = layers if in_plane(series.kind) else crystals
     gone = frozenset(composition(atoms.numbers) for _, _, atoms in made(series)[::3])
     careful = type(series)(parents, ELEMENTS, seed=5, excluded=gone)
     assert careful.name == series.name
@@ -173,6 +178,18 @@ def test_monolayers_keep_their_vacuum(layers):
     for _, parent, atoms in found:
         assert atoms.pbc.tolist() == [True, True, False]
         assert np.array_equal(atoms.cell[2], parents[parent].cell1[2])
+
+
+def test_defects_in_layers_keep_the_vacuum_and_repeat_in_the_plane(layers):
+    parents = {seed.id: seed for seed in layers}
+    found = made(LayerDefects(layers, ELEMENTS, seed=1))
+    sizes = np.array([len(atoms) for *_, atoms in found])
+    assert 29 <= sizes.min() < sizes.max() <= 65
+    for _, parent, atoms in found:
+        assert atoms.pbc.tolist() == [True, True, False]
+        assert np.array_equal(atoms.cell[2], parents[parent].cell1[2])
+        # The images of the defect are as far apart along a as along b.
+        assert atoms.cell.lengths()[0] == pytest.approx(atoms.cell.lengths()[1], rel=0.4)
 
 
 def test_alloys_are_parents_with_sites_that_are_shared_or_empty(crystals):
@@ -329,13 +346,13 @@ def real():
 @pytest.mark.parametrize('kind', sorted(SERIES))
 def test_real_seeds_make_inputs_without_held_out_compositions(real, kind):
     excluded, bulk_seeds, layers = real
-    parents = layers if kind == 'monolayer' else bulk_seeds
+    parents = layers if in_plane(kind) else bulk_seeds
     series = SERIES[kind](parents, ELEMENTS, excluded=excluded, hubbard=False)
     found = made(series, 80)
     assert len(found) > 40
     assert not excluded & {composition(atoms.numbers) for *_, atoms in found}
     parents = {parent.id: parent for parent in parents}
-    if kind in ('slab', 'defect'):
+    if kind in ('slab', 'defect', 'layer-defect'):
         assert not excluded & {
             composition(parents[parent].numbers)
             for _, parent, _ in found

@@ -1,7 +1,7 @@
 """Unrelaxed structures to make pairs from: made from relaxed ones, or given."""
 
 from ase_deeprelax.train.inputs.alloys import AlloyRecipe, Alloys
-from ase_deeprelax.train.inputs.defects import DefectRecipe, Defects
+from ase_deeprelax.train.inputs.defects import DefectRecipe, Defects, LayerDefects
 from ase_deeprelax.train.inputs.given import Given, Structures
 from ase_deeprelax.train.inputs.prototypes import PrototypeRecipe, Prototypes
 from ase_deeprelax.train.inputs.series import KINDS, Kind, Series, needs_hubbard
@@ -23,6 +23,7 @@ SERIES = {
         Monolayers,
         Slabs,
         Defects,
+        LayerDefects,
         Alloys,
         Prototypes,
     )
@@ -38,6 +39,7 @@ __all__ = [
     'FixedCells',
     'Given',
     'Kind',
+    'LayerDefects',
     'Monolayers',
     'PrototypeRecipe',
     'Prototypes',

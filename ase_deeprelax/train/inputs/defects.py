@@ -1,4 +1,4 @@
-"""Point defects in supercells of crystals, some of them distorted or rattled."""
+"""Point defects in supercells of crystals and layers, some of them distorted or rattled."""
 
 from __future__ import annotations
 
@@ -78,6 +78,19 @@ class Defects(Series):
         return parent.id, 'nothing to substitute' if defect is None else defect
 
 
+@dataclass(frozen=True)
+class LayerDefects(Defects):
+    """Supercells of monolayers with one point defect; the cell relaxes in the plane.
+
+    Its parameters are those of `Series`; the parents are monolayers in the ab plane. Half
+    of the substitutes are of any element, as metal atoms in graphene are.
+    """
+
+    kind: ClassVar[str] = 'layer-defect'
+
+    recipe: DefectRecipe = field(default_factory=lambda: DefectRecipe(bold=0.5))
+
+
 def best_supercell(crystal: Atoms, min_atoms: int, max_atoms: int) -> Atoms | None:
     """The repeated cell whose periodic images are farthest apart.
 
@@ -97,8 +110,9 @@ def best_supercell(crystal: Atoms, min_atoms: int, max_atoms: int) -> Atoms | No
     >>> len(best_supercell(bulk('NaCl', 'rocksalt', a=5.69, cubic=True), 30, 70))
     64
     """
-    # The height of the cell along each vector, A.
+    # The height of the cell along each vector, A; a vacuum has no images.
     heights = 1 / np.linalg.norm(np.linalg.inv(crystal.cell.array), axis=0)
+    heights[~crystal.pbc] = np.inf
     candidates = repetitions(crystal, min_atoms, max_atoms)
     if not candidates:
         return None

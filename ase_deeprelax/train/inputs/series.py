@@ -55,6 +55,7 @@ KINDS = {
     'monolayer': Kind('in-plane', frozenset({'layer'})),
     'slab': Kind(False, frozenset({'layer', 'fixed cell', 'fixed atoms'})),
     'defect': Kind(False, frozenset({'bulk', 'fixed cell'})),
+    'layer-defect': Kind('in-plane', frozenset({'layer'})),
     'alloy': Kind(True, frozenset({'bulk'}), volume_known=True),
 }
 
@@ -142,18 +143,19 @@ class Series:
 def repetitions(
     crystal: Atoms, min_atoms: int, max_atoms: int
 ) -> list[tuple[int, int, int]]:
-    """All numbers of repetitions along the vectors that give so many atoms.
+    """All numbers of repetitions along the periodic vectors that give so many atoms.
 
     >>> from ase.build import bulk
     >>> repetitions(bulk('Cu'), 2, 2)
     [(1, 1, 2), (1, 2, 1), (2, 1, 1)]
     """
     most = max_atoms // len(crystal)
+    a, b, c = (most if periodic else 1 for periodic in crystal.pbc)
     return [
         (i, j, k)
-        for i in range(1, most + 1)
-        for j in range(1, most // i + 1)
-        for k in range(1, most // (i * j) + 1)
+        for i in range(1, a + 1)
+        for j in range(1, min(b, most // i) + 1)
+        for k in range(1, min(c, most // (i * j)) + 1)
         if i * j * k * len(crystal) >= min_atoms
     ]
 
