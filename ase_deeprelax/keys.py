@@ -1,8 +1,8 @@
 """The flat names this package writes into ``atoms.info`` and ``atoms.arrays``.
 
 Flat scalars with one prefix survive .traj and .extxyz; nested dicts and ``None`` do not,
-so none are written. Per-atom sigma goes into ``arrays`` (kept by extxyz) and into
-``info`` (kept by .traj).
+so none are written. Numbers per atom go into ``arrays`` (kept by extxyz) and into ``info``
+(kept by .traj).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SHA256 = 'deeprelax_sha256'  # info, str: hash of its weights
 VERSION = 'deeprelax_version'  # info, str: version of this package
 KIND = 'deeprelax_kind'  # info, str: 'bulk', 'layer' or 'other', and ', cell fixed' if so
 VERIFIED = 'deeprelax_verified'  # info, str: what one call of a potential says of it
+ID = 'deeprelax_id'  # info, str: which structure of the inputs it is
 STAGE = 'deeprelax_stage'  # info, str: 'predicted', or the refinement it is from
 OOD = 'deeprelax_ood'  # info, str: why the input is outside the training range, if it is
 
@@ -58,6 +59,21 @@ def strip(atoms: Atoms) -> None:
     for store in (atoms.info, atoms.arrays):
         for name in list(filter(is_ours, store)):
             del store[name]
+
+
+def arrays_from_info(atoms: Atoms) -> None:
+    """Copy the numbers per atom from ``atoms.info`` into ``atoms.arrays``.
+
+    >>> from ase.build import bulk
+    >>> salt = bulk('NaCl', 'rocksalt', a=5.6)
+    >>> salt.info['deeprelax_sigma_atoms'] = [0.01, 0.02]
+    >>> arrays_from_info(salt)
+    >>> salt.arrays['deeprelax_sigma']
+    array([0.01, 0.02])
+    """
+    for name, copied in ((SIGMA, SIGMA_ATOMS), (POSITION_90, POSITION_90)):
+        if copied in atoms.info:
+            atoms.arrays[name] = np.array(atoms.info[copied], dtype=float)
 
 
 def to_key_value_pairs(atoms: Atoms) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from ase import Atoms
@@ -217,7 +217,7 @@ class Relaxation(MSONable):
             '@class': type(self).__name__,
             '@version': self.version,
         }
-        for name in _NAMES:
+        for name in (entry.name for entry in fields(self)):
             value = getattr(self, name)
             if isinstance(value, Atoms):
                 value = encode_atoms(value)
@@ -227,8 +227,8 @@ class Relaxation(MSONable):
         return record
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> Relaxation:
-        """The inverse of `as_dict`, to the last bit.
+    def from_dict(cls, d: dict[str, Any]) -> Self:
+        """The inverse of `as_dict`, to the last bit; of subclasses too.
 
         Raises
         ------
@@ -237,10 +237,10 @@ class Relaxation(MSONable):
         """
         n_atoms = len(d.get('sigma_atoms') or ())
         values = no_errors(n_atoms)  # records of former versions lack them
-        missing = [name for name in _NAMES if name not in values | d]
+        values |= {entry.name: d[entry.name] for entry in fields(cls) if entry.name in d}
+        missing = [name for name in _needed(cls) if name not in values]
         if missing:
             raise ValueError(f'this is no record of a Relaxation: it lacks {missing[0]!r}')
-        values |= {name: d[name] for name in _NAMES if name in d}
         for name, shape in _ARRAYS.items():
             dtype = np.int64 if name in ('bonds', 'bond_offsets') else float
             values[name] = np.array(values[name], dtype=dtype).reshape(shape)
@@ -249,12 +249,11 @@ class Relaxation(MSONable):
         for name in ('atoms', 'initial'):
             if isinstance(values[name], str):
                 values[name] = decode_atoms(values[name])
-        if isinstance(values['source'], dict):
+        if isinstance(values.get('source'), dict):
             values['source'] = MontyDecoder().process_decoded(values['source'])
         return cls(**values)
 
 
-_NAMES = [entry.name for entry in fields(Relaxation)]
 _ARRAYS = {
     'deformation': (3, 3),
     'displacement': (-1, 3),
@@ -267,6 +266,15 @@ _ARRAYS = {
     'volume_90': (2,),
     'fingerprint': (-1,),
 }
+
+
+def _needed(record: type[Relaxation]) -> list[str]:
+    """Names of the fields that have no default."""
+    return [
+        entry.name
+        for entry in fields(record)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    ]
 
 
 def encode_atoms(atoms: Atoms) -> str:

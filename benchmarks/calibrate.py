@@ -31,13 +31,12 @@ from ase import Atoms
 from pymatgen.core import Element
 
 from ase_deeprelax.calculators.registry import get_calculator
-from ase_deeprelax.compare.calibrate import calibrate
+from ase_deeprelax.compare.calibrate import calibrate, coverage_table
 from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
-from ase_deeprelax.compare.tables import Table
+from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.models.store import find_model, load_model
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.train.datamodule import composition
 
 # Name, file, split, collections (all: None).
 UNSEEN = (
@@ -120,19 +119,7 @@ def main():
     known = chain(chain.from_iterable(map(inputs, paths)), labelled)
     predictor = Predictor(load_model(arguments.model))
     found = calibrate(files, predictor, known=known)
-    quantities = 'positions', 'lattice', 'volume'
-    rows = [
-        [
-            entry['file'],
-            entry['kind'],
-            str(entry['n']),
-            *(f'{covered[q]:.1%}' if q in covered else None for q in quantities),
-        ]
-        for entry in found.fitted_on
-        for covered in [entry['coverage'] or {}]
-    ]
-    heads = ['pairs', 'kind', 'n', *quantities]
-    print(Table(heads, rows, text_columns=(0, 1)).as_markdown())
+    print(coverage_table(found).as_markdown())
     small = [pair for pair in files['Materials Project'] if len(pair) <= 24]
     potentials = {}
     for potential in arguments.potential:

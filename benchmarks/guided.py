@@ -42,7 +42,7 @@ def relaxed(structures, potential, held, guide=None):
         )
     )
     places = range(len(structures))
-    return [ends[k].atoms for k in places], [ends[k].steps for k in places]
+    return [ends[k].atoms for k in places], [ends[k].calls for k in places]
 
 
 def main():

@@ -68,16 +68,20 @@ def aggregation(weights):
     return module.legacy_aggregation()
 
 
+def journal_of(name, out, weights):
+    """The relaxations with a potential that are done, all with the same weights."""
+    settings = {'potential': located(name, weights), 'fmax': FMAX, 'steps': STEPS}
+    return Journal(out / f'{name}.jsonl', settings)
+
+
 def relax_all(pairs, potentials, out, weights):
     """Relax what is not done yet, structure by structure, so that all advance alike.
 
     Returns a dict of potential to a dict of the pair's id to the record of `relax_one`.
     """
-    settings = {'fmax': FMAX, 'steps': STEPS}
     with ExitStack() as stack:
         journals = {
-            name: stack.enter_context(Journal(out / f'{name}.jsonl', settings))
-            for name in potentials
+            name: stack.enter_context(journal_of(name, out, weights)) for name in potentials
         }
         missing = [
             (pair, name)

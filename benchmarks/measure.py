@@ -7,7 +7,7 @@ but not the names of optimizers, are files and folders of yours: give them with 
 The command runs in the folder above this one, and the tables in what it prints are parsed.
 Date, machine, versions, commit, hash of the weights and hashes of the files are written
 beside them. At the end all pages are rendered. ``--from FILE`` takes the output of one
-command that ran elsewhere.
+command that ran elsewhere, ``--machine`` and ``--commit`` say where and of which commit.
 """
 
 import argparse
@@ -149,21 +149,34 @@ def commit_here():
     return done.stdout.strip()
 
 
-def measure(name, values, commit, source=None):
-    """Run the command of a result and replace what it held."""
-    result = render.load(name)
-    parts = []
-    for command in result['commands']:
-        printed = source.read_text() if source else run(filled(command, values))
-        parts += parse(printed, result.get('omit', ()))
-    result |= {
-        'commit': commit,
-        'date': datetime.now(UTC).date().isoformat(),
+def facts_here():
+    """Where, and with which code and weights, a command runs on this machine."""
+    return {
+        'commit': commit_here(),
         'machine': machine(),
         'versions': versions(),
         'weights': weights(),
+    }
+
+
+def facts_elsewhere(machine, commit):
+    """The same of a command that ran elsewhere, as far as it is known here."""
+    return {'commit': commit, 'machine': machine, 'weights': 'those of the commit'}
+
+
+def measure(name, values, facts, source=None):
+    """Run the commands of a result and replace what it held."""
+    result = render.load(name)
+    omit = result.get('omit', ())
+    commands = [filled(command, values) for command in result['commands']]
+    outputs = [source.read_text()] if source else map(run, commands)
+    result = {
+        'commands': result['commands'],
+        'omit': omit,
+        'date': datetime.now(UTC).date().isoformat(),
+        **facts,
         'data': data_files(' '.join(result['commands']), values),
-        'parts': parts,
+        'parts': [part for printed in outputs for part in parse(printed, omit)],
     }
     file = render.RESULTS / f'{name}.json'
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', 'utf-8')
@@ -176,13 +189,20 @@ def main():
     parser.add_argument('names', nargs='+', choices=known, metavar='NAME', help=str(known))
     parser.add_argument('--set', action='append', default=[], metavar='WORD=FILE')
     parser.add_argument('--from', dest='source', type=Path, metavar='FILE')
+    parser.add_argument('--machine', help='the processor and cores that --from ran on')
+    parser.add_argument('--commit', help='the short hash of the code of --from')
     options = parser.parse_args()
     values = dict(text.split('=', 1) for text in options.set)
-    if options.source and len(options.names) > 1:
-        parser.error('--from is the output of one command')
-    commit = commit_here()  # before the results change
+    elsewhere = (options.source, options.machine, options.commit)
+    if any(elsewhere) and not all(elsewhere):
+        parser.error('--from, --machine and --commit are given together or not at all')
+    commands = [c for name in options.names for c in render.load(name)['commands']]
+    if options.source and len(commands) > 1:
+        parser.error(f'--from is the output of one command, not of {len(commands)}')
+    # Before the results change: the commit says whether files were changed since.
+    facts = facts_elsewhere(*elsewhere[1:]) if options.source else facts_here()
     for name in options.names:
-        measure(name, values, commit, options.source)
+        measure(name, values, facts, options.source)
     for page in render.PAGES:
         page.write_text(render.rendered(page.read_text('utf-8')), 'utf-8')
 

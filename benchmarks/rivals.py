@@ -67,7 +67,7 @@ def relaxed(name, weights, inputs):
             batch_atoms=BATCH_ATOMS,
         )
         ends, seconds = timed(lambda: list(together))  # noqa: B023
-        yield title, 'batched', [outcome.steps for _, outcome in ends], seconds
+        yield title, 'batched', [outcome.calls for _, outcome in ends], seconds
 
 
 def main():

@@ -20,7 +20,7 @@ import torch
 
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.tables import Table
-from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.predict.prepare import PARTS
 from ase_deeprelax.testing import symmetric_crystals
 
@@ -31,8 +31,7 @@ def structures(pairs_file=None):
     """``N`` of them."""
     if pairs_file is None:
         return symmetric_crystals(N)
-    pairs = read_pairs(pairs_file)
-    return [pair.unrelaxed for pair in pairs[:: max(1, len(pairs) // N)][:N]]
+    return [pair.unrelaxed for pair in spread(read_pairs(pairs_file), N)]
 
 
 def measure(predictor, batches):
@@ -57,7 +56,7 @@ def main():
     atoms = structures(options.pairs)
     names = options.model or list(available_models())
     predictors = {name: Predictor(name, device='cpu') for name in names}
-    ways = {'one call': [atoms], 'one by one': [[x] for x in atoms[:: N // SINGLE]]}
+    ways = {'one call': [atoms], 'one by one': [[x] for x in spread(atoms, SINGLE)]}
     found = {(m, way, n): [] for m in names for way in ways for n in options.threads}
     for predictor in predictors.values():
         predictor.relax(atoms[:8])  # caches are warm from here on

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -100,4 +101,22 @@ def tiny_model(tmp_path_factory):
     model.displacement.gates[-1].weight.data *= 0.05 / said.dmax
     model.lattice.tensors.weight.data *= 0.005 / shear
     save_model(model, folder, {'elements': ELEMENTS})
+    return folder
+
+
+@pytest.fixture(scope='session')
+def calibrated_model(tiny_model, tmp_path_factory):
+    """The same network with made-up errors, of all kinds of structures and of EMT."""
+    from ase_deeprelax.geometry.degrees_of_freedom import KINDS
+    from ase_deeprelax.models import calibration, store
+
+    folder = tmp_path_factory.mktemp('models') / 'calibrated'
+    copytree(tiny_model, folder)
+    law = calibration.ErrorLaw(1.0, dict.fromkeys(KINDS, 0.1), dict.fromkeys(KINDS, 2.0))
+    calibration.Calibration(
+        fitted_on=[],
+        laws=dict.fromkeys(calibration.QUANTITIES, law),
+        environments=calibration.Environments(np.zeros(16), np.eye(16)),
+        potentials={'emt': calibration.PotentialErrors(guide=0.02, step=0.02)},
+    ).save(folder, store.load_model(folder).sha256)
     return folder

@@ -51,6 +51,11 @@ def test_a_prediction_needs_no_heavy_package_but_torch(use):
     assert not set(loaded) & set(unneeded)
 
 
+def test_labels_need_no_training_tools():
+    loaded = python('import sys, ase_deeprelax.train.label; print(*sys.modules)')
+    assert not set(loaded) & {'lightning', 'pydantic', 'tensorboard', 'yaml'}
+
+
 def seconds(code, n=3):
     """The least time that a processor spends on it in a fresh interpreter, of several."""
     times = []

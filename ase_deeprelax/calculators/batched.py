@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ase_deeprelax.calculators.attached import has_stress
 from ase_deeprelax.calculators.periodic import periodic_box
 
 
@@ -57,11 +58,12 @@ def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
             'energy': atoms.get_potential_energy(),
             'forces': atoms.get_forces(apply_constraint=False),
         }
-        if 'stress' in calculator.implemented_properties:
+        if has_stress(calculator):
             results['stress'] = atoms.get_stress(apply_constraint=False)
     except Exception:
         # Asked about the same atoms again, it would take itself for prepared.
-        calculator.reset()
+        if hasattr(calculator, 'reset'):
+            calculator.reset()
         raise
     return results
 

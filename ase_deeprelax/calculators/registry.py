@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ase_deeprelax.calculators.periodic import periodic_box
+from ase_deeprelax.calculators.periodic import check_box, periodic_box
 from ase_deeprelax.errors import (
     DeepRelaxError,
     MissingDependencyError,
@@ -93,8 +93,10 @@ class Potential(Calculator):
         self._check_elements()
         if system_changes:
             self.calculator.results = {}  # DFT makes only those that are asked for anew
-        given = self.atoms
-        if type(self.calculator).__module__.startswith('matgl'):
+        given, package = self.atoms, type(self.calculator).__module__.split('.')[0]
+        if package == 'chgnet':
+            check_box(given)
+        if package == 'matgl':
             given = periodic_box(given)
         self.calculator.calculate(given, properties, system_changes)
         results = dict(self.calculator.results)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +17,8 @@ from tqdm.auto import tqdm
 
 from ase_deeprelax import __version__, keys
 from ase_deeprelax.calculators.registry import get_calculator
-from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.journal import Journal
+from ase_deeprelax.optimize.verify import known_error, verify
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
 
@@ -57,13 +56,28 @@ class OneShot:
     predictor : Predictor
     relax_cell : bool, str, list or None
     verify : str or None
-        A potential that is called once for each prediction.
+        A potential that is called once for each prediction. It is made, and its error
+        looked up, before there is any.
+
+    Raises
+    ------
+    ConfigError
+        The error of the potential is not known.
+    MissingDependencyError, ModelError
+        See `get_calculator`.
     """
 
     predictor: Predictor
     relax_cell: Any
     verify: str | None = None
     batch: int = BATCH
+    _potential: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.verify is not None:
+            known_error(self._name, self.predictor.model.calibration)
+            potential = get_calculator(self.verify, device=str(self.predictor.device))
+            object.__setattr__(self, '_potential', potential)
 
     @property
     def settings(self) -> list[Any]:
@@ -80,33 +94,29 @@ class OneShot:
         list of dict
             ``problem``: why there is no structure, or ''; ``problems``: all that the user
             has to know; ``seconds``; ``cell, positions``; ``info``: names of `keys`;
-            ``sigma``: of the atoms, or None; ``results``: energy, forces, stress, as far as
-            they are known; ``lines``: one per stage.
+            ``results``: energy, forces, stress, as far as they are known; ``lines``: one
+            per stage.
         """
         with warnings.catch_warnings():
             # The table tells it for each structure.
             warnings.filterwarnings('ignore', '.*outside the training range')
             results = self.predictor.relax(structures, relax_cell=self.relax_cell)
-        if self.verify is not None:
+        if self._potential is not None:
             for result in results:
                 if result.ok:
                     result.atoms.info[keys.VERIFIED] = self._verified(result.atoms)
         return [self._record(result) for result in results]
 
-    @cached_property
-    def _potential(self) -> Any:
-        return get_calculator(self.verify, device=str(self.predictor.device))
+    @property
+    def _name(self) -> str:
+        """Of the potential, in the calibration."""
+        return str(self.verify).partition(':')[0]
 
     def _verified(self, atoms: Atoms) -> str:
         """The verdict of the potential on a prediction, or the error that it raised."""
-        from ase_deeprelax.optimize.verify import verify
-
-        name = str(self.verify).partition(':')[0]
-        calibration = self.predictor.model.calibration
+        name, calibration = self._name, self.predictor.model.calibration
         try:
             return str(verify(atoms, self._potential, name, calibration, self.relax_cell))
-        except ConfigError:
-            raise
         except Exception as error:  # noqa: BLE001 - potentials raise anything
             return f'{name} failed: {type(error).__name__}: {error}'
 
@@ -123,14 +133,12 @@ class OneShot:
 
 def structure_entries(atoms: Atoms) -> dict[str, Any]:
     """Entries of an answer that describe the relaxed structure, see `OneShot.answer`."""
-    sigma = atoms.arrays.get(keys.SIGMA)
     return {
         'cell': atoms.cell.tolist(),
         'positions': atoms.positions.tolist(),
         'info': {
             name: np.asarray(value).tolist() for name, value in keys.ours(atoms).items()
         },
-        'sigma': None if sigma is None else sigma.tolist(),
     }
 
 
@@ -206,10 +214,9 @@ def relaxed_atoms(answer: dict[str, Any], initial: Atoms) -> Atoms:
     atoms.set_positions(answer['positions'], apply_constraint=False)
     for name, value in answer['info'].items():
         atoms.info[name] = np.array(value) if isinstance(value, list) else value
+    keys.arrays_from_info(atoms)
     if answer['lines']:
         atoms.info[STAGES] = '; '.join(answer['lines'])
-    if answer['sigma'] is not None:
-        atoms.arrays[keys.SIGMA] = np.array(answer['sigma'])
     if answer['results']:
         atoms.calc = SinglePointCalculator(atoms, **answer['results'])
     return atoms

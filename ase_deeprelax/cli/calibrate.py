@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption
-
-if TYPE_CHECKING:
-    from ase_deeprelax.models.calibration import Calibration
 
 # Pairs that a potential is called for, of at most so many atoms.
 MOST_PAIRS, MOST_ATOMS = 80, 24
@@ -53,6 +50,7 @@ def calibrate(
 
     from ase_deeprelax.calculators.registry import get_calculator
     from ase_deeprelax.compare.calibrate import calibrate as fit
+    from ase_deeprelax.compare.calibrate import coverage_table
     from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
     from ase_deeprelax.data.pairs import read_pairs, spread
     from ase_deeprelax.files import check_writable
@@ -76,7 +74,7 @@ def calibrate(
         known = (p.unrelaxed for path in training for p in read_pairs(path) if p.ok)
     predictor = Predictor(load_model(model), device=device)
     found = fit(files, predictor, known=known)
-    typer.echo(coverage_text(found))
+    typer.echo(coverage_table(found).as_text())
     fitted = dict(found.potentials)
     everything = [pair for one in files.values() for pair in one if len(pair) <= MOST_ATOMS]
     for name, calculator in calculators.items():
@@ -90,17 +88,3 @@ def calibrate(
             shutil.copyfile(folder / name, out / name)
     replace(found, potentials=fitted).save(out, predictor.sha256)
     typer.echo(f'\nwrote {out}')
-
-
-def coverage_text(calibration: Calibration) -> str:
-    """How often 90 % intervals hold the true value, by file and kind, as a table."""
-    from ase_deeprelax.compare.tables import Table
-
-    quantities = ('positions', 'lattice', 'volume')
-    rows = []
-    for entry in calibration.fitted_on:
-        covered = entry['coverage'] or {}
-        shares = [f'{100 * covered[q]:.1f}' if q in covered else None for q in quantities]
-        rows.append([entry['file'], entry['kind'], str(entry['n']), *shares])
-    heads = ['inside 90 % intervals/%', 'kind', 'n', *quantities]
-    return Table(heads, rows, text_columns=(0, 1)).as_text()

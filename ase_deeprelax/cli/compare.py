@@ -73,11 +73,13 @@ def compare(
     calculator and optimizer; the vacuum of layers and slabs stays, and constraints are
     honoured. Failed and unconverged runs are counted apart and enter no median.
     """
+    from ase_deeprelax.compare.cases import check_unique
     from ase_deeprelax.compare.comparison_tables import comparison_text
     from ase_deeprelax.compare.phonon_calculation import load_phonopy
     from ase_deeprelax.compare.phonons import compare_phonons
     from ase_deeprelax.compare.savings import compare as measure
     from ase_deeprelax.data.pairs import spread
+    from ase_deeprelax.errors import StructureError
 
     need_pages(html_file)
     if phonons:
@@ -85,9 +87,10 @@ def compare(
     relax_cell = relax_cell_of(cell)
     check_outputs(json_file, html_file, inputs=map(Path, files))
     found = _structures(files)
-    ids = [id for id, _ in found]
-    if twice := {id for id in ids if ids.count(id) > 1}:
-        raise typer.BadParameter(f'{min(twice)!r} is the id of more than one structure')
+    try:
+        check_unique(id for id, _ in found)  # of all, also where --limit takes a part
+    except StructureError as error:
+        raise typer.BadParameter(str(error)) from error
     structures = spread(found, limit)
     potentials = calculators.split(',')
     result = measure(
@@ -119,10 +122,12 @@ def compare(
 
 
 def _kinds(result: Any) -> Iterator[str]:
-    """Lines on structures that are no crystals with a free cell, by kind."""
+    """Lines on relaxed structures that are no crystals with a free cell, by kind."""
     named = {}
+    relaxed = {run['structure'] for run in result['runs'] if run['ok']}
     for row in result['structures']:
-        named.setdefault(row['kind'], []).append(row['id'])
+        if row['id'] in relaxed:
+            named.setdefault(row['kind'], []).append(row['id'])
     for kind, ids in named.items():
         if kind not in ('bulk', ''):
             yield f'{kind}: {", ".join(ids)}'

@@ -20,30 +20,61 @@ Frame = tuple['StructureFile', str, Atoms]
 
 def read_frames(sources: Sequence[StructureFile]) -> tuple[list[Frame], list[str]]:
     """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
-    from ase_deeprelax.data.structure_files import read_structures
     from ase_deeprelax.screening.sources import is_packed
 
     frames, problems = [], []
     for source in sources:
+        read = _read_packed if is_packed(source) else _read_file
         try:
-            if is_packed(source):
-                frames += _read_packed(source, problems)
-                continue
-            structures = read_structures(source)
+            frames += read(source, problems)
         except StructureError as error:
             problems.append(f'{source}: {error}')
-            continue
-        for index, atoms in enumerate(structures):
-            frames.append((source, f'@{index}' if len(structures) > 1 else '', atoms))
     return frames, problems
+
+
+def _read_file(source: StructureFile, problems: list[str]) -> list[Frame]:
+    """Structures of a file; ``problems`` gets those that cannot be read."""
+    from ase_deeprelax.data.structure_files import read_each
+
+    try:
+        found = read_each(source)
+    except StructureError:
+        damaged: list[str] = []
+        frames = _undamaged(source, damaged)
+        if not frames:
+            raise
+        problems += damaged
+        return frames
+    frames = []
+    for index, atoms in enumerate(found):
+        frame = f'@{index}' if len(found) > 1 else ''
+        if isinstance(atoms, StructureError):
+            problems.append(f'{source}{frame}: {atoms}')
+        else:
+            frames.append((source, frame, atoms))
+    return frames
+
+
+def _undamaged(source: StructureFile, problems: list[str]) -> list[Frame]:
+    """The frames of a damaged file that can be read, where frames can be told apart."""
+    from ase_deeprelax.screening.sources import has_frames
+
+    if source.index != ':' or not has_frames(source):
+        return []
+    return _read_items(source, problems)
 
 
 def _read_packed(source: StructureFile, problems: list[str]) -> list[Frame]:
     """Structures of an archive or table; ``problems`` gets those that cannot be read."""
-    from ase_deeprelax.screening.sources import open_source
-
     if source.index != ':':
         raise StructureError('frames of archives and tables cannot be chosen')
+    return _read_items(source, problems)
+
+
+def _read_items(source: StructureFile, problems: list[str]) -> list[Frame]:
+    """Structures read one by one; ``problems`` gets those that cannot be read."""
+    from ase_deeprelax.screening.sources import open_source
+
     frames = []
     for item in open_source(source.path).items():
         # An item without a name of its own has that of the file and a number.

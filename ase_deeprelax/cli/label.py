@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
 from collections.abc import Generator, Iterable
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ase_deeprelax.cli.app import DeviceOption, check_outputs, resumable
-from ase_deeprelax.cli.train import training_tools
 from ase_deeprelax.errors import PairFileError, StructureError
 
 if TYPE_CHECKING:
-    from ase_deeprelax.train.datamodule import Composition
+    from ase_deeprelax.data.formula import Composition
     from ase_deeprelax.train.inputs import Series, Structures
 
 # Larger relaxed structures are not read.
@@ -75,7 +73,8 @@ def label(
         typer.Option(
             exists=True,
             help='Instead of --relaxed: unrelaxed structures, to relax as they are: pairs '
-            '(.jsonl, .jsonl.gz), or any file, folder or archive that relax takes.',
+            '(.jsonl, .jsonl.gz, a folder), or any file, folder or archive that relax '
+            'takes.',
         ),
     ] = None,
     count: Annotated[
@@ -132,11 +131,10 @@ def label(
     if not given and count is None:
         raise typer.BadParameter('--count is missing: there is no end of inputs')
     check_outputs(out, inputs=[*(relaxed or ()), *([given] if given else [])])
-    with training_tools():
-        from ase_deeprelax.train.label import label as run
     from ase_deeprelax.calculators.batched import batch_potential
     from ase_deeprelax.calculators.registry import get_calculator
     from ase_deeprelax.predict.forward import resolve_device
+    from ase_deeprelax.train.label import label as run
 
     calculator = get_calculator(potential, device=str(resolve_device(device)))
     # A potential that does not say what it knows refuses nothing.
@@ -171,20 +169,14 @@ def _structures(
 ) -> Structures:
     """The series of given structures, of any size; of pairs, the unrelaxed ones."""
     from ase_deeprelax.cli.frames import read_frames
-    from ase_deeprelax.data.json_lines import JSON_LINES
-    from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.data.pairs import holds_pairs, read_pairs
+    from ase_deeprelax.data.relaxed_structures import holds_relaxed, read_relaxed
     from ase_deeprelax.data.structure_files import find_files
-    from ase_deeprelax.train.datamodule import read_relaxed
     from ase_deeprelax.train.inputs import Given, Structures
 
-    first = b''
-    if file.name.endswith(JSON_LINES):
-        opener = gzip.open if file.suffix == '.gz' else open
-        with opener(file, 'rb') as lines:
-            first = lines.readline()
-    if b'"cell0"' in first:
+    if holds_pairs(file):
         structures: Any = read_pairs(file)
-    elif b'"frac"' in first:
+    elif holds_relaxed(file):
         structures = read_relaxed(file, (), math.inf)
     else:
         frames, problems = read_frames(find_files([file]))
@@ -205,7 +197,7 @@ def _made_from(
     settings: dict[str, Any],
 ) -> Series:
     """The series of structures of a kind that are made from relaxed ones."""
-    from ase_deeprelax.train.datamodule import read_relaxed
+    from ase_deeprelax.data.relaxed_structures import read_relaxed
     from ase_deeprelax.train.inputs import SERIES, Prototypes
 
     parents = [parent for file in files for parent in read_relaxed(file, (), PARENT_ATOMS)]
@@ -236,7 +228,7 @@ def _knows_hubbard(potential: str) -> bool:
 
 def _compositions(files: Iterable[Path]) -> frozenset[Composition]:
     """The compositions that files of formulas name."""
-    from ase_deeprelax.train.datamodule import read_compositions
+    from ase_deeprelax.data.formula import read_compositions
 
     excluded: set[Composition] = set()
     for file in files:

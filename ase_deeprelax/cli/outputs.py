@@ -106,6 +106,27 @@ def check_room(
             )
 
 
+def check_databases(targets: Iterable[tuple[Path, str]], part: Path) -> None:
+    """Refuse to replace databases, before the work: they may hold that of weeks.
+
+    Parameters
+    ----------
+    targets : iterable of (Path, str)
+        Outputs and their formats.
+    part : Path
+        The file that a stopped command leaves behind. Where it is, that command wrote the
+        databases, and goes on.
+    """
+    from ase_deeprelax.data.structure_files import DATABASES
+
+    for path, form in () if part.exists() else targets:
+        if form in DATABASES and path.exists():
+            raise typer.BadParameter(
+                f'{path} is a database that is there already; choose another name, or '
+                'move it away'
+            )
+
+
 def write_to(
     targets: list[tuple[Path, str]], structures: list[Atoms], problems: list[str]
 ) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +28,25 @@ from ase_deeprelax.cli.app import (
     write_json,
 )
 from ase_deeprelax.cli.frames import labels_of, read_frames
-from ase_deeprelax.cli.outputs import check_room, is_file, targets_of, write_to
+from ase_deeprelax.cli.outputs import (
+    check_databases,
+    check_room,
+    is_file,
+    targets_of,
+    write_to,
+)
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import count
 
 # The limits of a refinement.
 FMAX, STEPS, OPTIMIZER = 0.05, 500, 'ElasticBFGS'
 REFINEMENT = {'fmax': FMAX, 'steps': STEPS, 'optimizer': OPTIMIZER, 'guided': False}
+
+
+def _larger_than_zero(length: float | None) -> float | None:
+    if length is not None and not length > 0:
+        raise typer.BadParameter(f'it is {length:g}, and must be larger than 0 A')
+    return length
 
 
 def relax(
@@ -49,7 +62,7 @@ def relax(
         Path,
         typer.Option(
             help='Folder for NAME.cif and NAME.extxyz of each file, or, with a suffix, '
-            'one file for all structures.'
+            'one file for all structures. A database that exists is never replaced.'
         ),
     ] = Path('relaxed'),
     *,
@@ -59,7 +72,8 @@ def relax(
     accept_below: Annotated[
         float | None,
         typer.Option(
-            min=0, help='Refuse predictions whose expected error, A, is not below this.'
+            callback=_larger_than_zero,
+            help='Refuse predictions whose expected error, A, is not below this.',
         ),
     ] = None,
     verify: Annotated[
@@ -143,6 +157,7 @@ def relax(
     sources = find_files(files)
     labels = labels_of(sources)
     targets = targets_of(sources, labels, out, form)
+    check_databases(chain.from_iterable(targets.values()), part_file(out))
     frames, problems = read_frames(sources)
     check_room(targets, (source for source, *_ in frames))
     predictor = Predictor(
@@ -170,7 +185,10 @@ def relax(
         for (source, frame, initial), answer in zip(frames, answers, strict=True):
             problems += [f'{source.path}{frame}: {text}' for text in answer['problems']]
             atoms = None if answer['problem'] else relaxed_atoms(answer, initial)
-            rows.append({'structure': f'{labels[source]}{frame}', **_row(initial, atoms)})
+            label = f'{labels[source]}{frame}'
+            if atoms is not None:
+                atoms.info[keys.ID] = label
+            rows.append({'structure': label, **_row(initial, atoms)})
             rows[-1] |= _numbers(answer)
             shown += [(initial, atoms)] if html_file is not None else []
             structures += [] if atoms is None else [atoms]
@@ -242,7 +260,7 @@ def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
         'ood': info.get(keys.OOD, ''),
         'volume_before': float(initial.cell.volume),
         'volume': None if atoms is None else float(atoms.cell.volume),
-        'volume_ratio': None if atoms is None else atoms.cell.volume / initial.cell.volume,
+        'volume_ratio': None if atoms is None else _volume_ratio(initial, atoms),
         'dmax': None if atoms is None else _dmax(initial, atoms),
         'sigma': info.get(keys.SIGMA),
         'error': info.get(keys.ERROR),
@@ -250,11 +268,18 @@ def _row(initial: Atoms, atoms: Atoms | None) -> dict[str, Any]:
     }
 
 
+def _volume_ratio(initial: Atoms, atoms: Atoms) -> float | None:
+    """Volume over that of the input; None for a molecule or wire without a box."""
+    return atoms.cell.volume / initial.cell.volume if initial.cell.rank == 3 else None
+
+
 def _dmax(initial: Atoms, atoms: Atoms) -> float:
     """Largest displacement at the unrelaxed cell, A; of all stages together."""
-    deformation = np.linalg.solve(initial.cell.array, atoms.cell.array)
-    unstretched = np.linalg.solve(deformation.T, atoms.positions.T).T
-    return float(np.linalg.norm(unstretched - initial.positions, axis=1).max(initial=0))
+    positions = atoms.positions
+    if (atoms.cell.array != initial.cell.array).any():  # a molecule may have none
+        deformation = np.linalg.solve(initial.cell.array, atoms.cell.array)
+        positions = np.linalg.solve(deformation.T, positions.T).T
+    return float(np.linalg.norm(positions - initial.positions, axis=1).max(initial=0))
 
 
 def _numbers(answer: dict[str, Any]) -> dict[str, Any]:

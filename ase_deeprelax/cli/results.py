@@ -16,6 +16,7 @@ from ase_deeprelax.cli.app import (
     tell_problems,
     write_json,
 )
+from ase_deeprelax.cli.outputs import check_databases
 from ase_deeprelax.data.one_line import count
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def results(
         raise typer.BadParameter('quarantined structures have no relaxed one to export')
     need_pages(html_file)
     one_file = export is not None and is_one_file(export, form)
+    if export is not None and one_file:
+        _keep_database(export, form)
     check_outputs(json_file, html_file, export if one_file else None)
     found = Results(out)
     if quarantined and sort == 'sigma':
@@ -125,6 +128,14 @@ def results(
         write_screen_page(html_file, found, where=where or [], provenance=provenance(ctx))
         typer.echo(f'wrote {html_file}', err=True)
     tell_problems(problems, 'not converged')
+
+
+def _keep_database(export: Path, form: str | None) -> None:
+    """Refuse to replace a database, unless a refinement that was stopped goes on."""
+    from ase_deeprelax.cli.answers import part_file
+    from ase_deeprelax.data.structure_writing import find_format
+
+    check_databases([(export, find_format(export, form))], part_file(export))
 
 
 def _refined(

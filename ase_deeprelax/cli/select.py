@@ -19,7 +19,10 @@ def select(
         list[str], typer.Argument(help='Structures, as `deeprelax relax` takes them.')
     ],
     out: Annotated[
-        Path, typer.Option(help='Folder for the chosen structures, 001-NAME/POSCAR.')
+        Path,
+        typer.Option(
+            help='New or empty folder for the chosen structures, 001-NAME/POSCAR.'
+        ),
     ] = Path('selected'),
     *,
     number: Annotated[
@@ -46,6 +49,11 @@ def select(
     from ase_deeprelax.predict import Predictor
     from ase_deeprelax.predict.select import select as choose
 
+    if out.is_dir() and any(out.iterdir()):
+        raise typer.BadParameter(
+            f'--out {out} is not empty, and a selection must not mix with other files; '
+            'choose another folder, or empty this one'
+        )
     check_writable(out / POSCAR)
     frames, problems = read_frames(find_files(files))
     predictor = Predictor(model, device=device)

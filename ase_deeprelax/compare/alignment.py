@@ -8,9 +8,9 @@ from ase.geometry import find_mic
 from scipy.linalg import polar
 
 from ase_deeprelax.data.pair import Pair, nearest_shift
-from ase_deeprelax.errors import PairFileError, StructureError
+from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.geometry.neighbors import neighbor_list
-from ase_deeprelax.geometry.vacuum import find_layer
+from ase_deeprelax.geometry.vacuum import layer_or_none
 from ase_deeprelax.result import Relaxation
 
 # Bonds are the edges of the paper's graph of the unrelaxed structure, in whole shells.
@@ -204,10 +204,7 @@ def _turns(atoms: Atoms, periodic: np.ndarray) -> tuple[np.ndarray, bool]:
     """
     layer = atoms.copy()
     layer.pbc = periodic
-    try:
-        found = find_layer(layer)
-    except StructureError:
-        found = None
+    found = layer_or_none(layer)
     if found is None:
         return np.zeros(len(atoms), dtype=np.int64), False
     return found.turns, bool(np.isfinite(found.vacuum))

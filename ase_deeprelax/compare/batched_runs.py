@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from ase_deeprelax.compare.cases import Case, timed_predictions
+from ase_deeprelax.compare.named_calculators import NamedCalculator
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, atoms_of
 from ase_deeprelax.compare.schema import STARTS, BatchRow, RunRow, Start
 from ase_deeprelax.compare.summary import quartiles
@@ -26,7 +27,7 @@ class BatchedRuns:
     Parameters
     ----------
     adapter : PredictorAdapter
-    calculators : dict of str to ase Calculator
+    calculators : dict of str to NamedCalculator
     fmax : float, eV/A
     steps : int
     journal : Journal
@@ -34,7 +35,7 @@ class BatchedRuns:
     """
 
     adapter: PredictorAdapter
-    calculators: Mapping[str, Any]
+    calculators: Mapping[str, NamedCalculator]
     fmax: float
     steps: int
     journal: Journal
@@ -66,7 +67,8 @@ class BatchedRuns:
     def _batch(self, cases: Sequence[Case], calculator: str, start: Start) -> BatchRow:
         keys = repr([case.key for case in cases])
         digest = hashlib.sha256(keys.encode()).hexdigest()
-        key = ('batched', calculator, start, digest[:16])
+        label = self.calculators[calculator].label
+        key = ('batched', label, start, digest[:16])
         return self.journal.once(key, lambda: self._row(cases, calculator, start))
 
     def _row(self, cases: Sequence[Case], calculator: str, start: Start) -> BatchRow:
@@ -100,7 +102,7 @@ class BatchedRuns:
         def freedom(place: Any) -> Any:
             return cases[place].relax_cell
 
-        potential = batch_potential(self.calculators[row['calculator']])
+        potential = batch_potential(self.calculators[row['calculator']].calculator)
         inputs, seconds = [case.atoms for case in cases], 0.0
         if row['start'] == 'prediction':
             predicted, seconds = timed_predictions(self.adapter, cases)
@@ -115,7 +117,7 @@ class BatchedRuns:
             steps=self.steps,
             batch_atoms=BATCH_ATOMS,
         )
-        good = [end.steps for _, end in ends if end.converged]
+        good = [end.calls for _, end in ends if end.converged]
         seconds += perf_counter() - begin
         row['converged'], row['calls'] = len(good), quartiles(good)
         row['seconds_per_structure'] = seconds / max(len(cases), 1)

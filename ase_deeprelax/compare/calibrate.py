@@ -20,7 +20,9 @@ from ase_deeprelax.compare.error_laws import (
     fit_laws,
 )
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.geometry.degrees_of_freedom import KINDS
 from ase_deeprelax.models.calibration import (
@@ -116,6 +118,34 @@ def calibrate(
     )
 
 
+def coverage_table(calibration: Calibration) -> Table:
+    """How often the 90 % intervals hold the true values, by file and kind, %.
+
+    Parameters
+    ----------
+    calibration : Calibration
+
+    Returns
+    -------
+    Table
+
+    Examples
+    --------
+    >>> row = {'file': 'mine', 'kind': 'bulk', 'n': 40, 'coverage': {'lattice': 0.913}}
+    >>> print(coverage_table(Calibration([row], {}, None)).as_text())
+    inside 90 % intervals/%  kind   n  positions  lattice  volume
+    mine                     bulk  40          -     91.3       -
+    """
+    quantities = ('positions', 'lattice', 'volume')
+    rows = []
+    for entry in calibration.fitted_on:
+        covered = entry['coverage'] or {}
+        shares = [f'{100 * covered[q]:.1f}' if q in covered else None for q in quantities]
+        rows.append([entry['file'], entry['kind'], str(entry['n']), *shares])
+    heads = ['inside 90 % intervals/%', 'kind', 'n', *quantities]
+    return Table(heads, rows, text_columns=(0, 1))
+
+
 def fit_environments(predictor: Predictor, structures: Iterable[Atoms]) -> Environments:
     """Mean and covariance of the features of atoms; each structure counts alike.
 
@@ -132,8 +162,8 @@ def fit_environments(predictor: Predictor, structures: Iterable[Atoms]) -> Envir
     """
     structures = list(structures)
     pairs = frozenset(pair for atoms in structures for pair in element_pairs(atoms.numbers))
-    step = max(1, len(structures) // MOST_KNOWN)
-    found = [x for x in features_of(predictor, structures[::step]) if x is not None]
+    sample = spread(structures, MOST_KNOWN)
+    found = [x for x in features_of(predictor, sample) if x is not None]
     if not found:
         raise ConfigError(f'model {predictor.name!r} gives no features of atoms')
     features = np.concatenate(found)

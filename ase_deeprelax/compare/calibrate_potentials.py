@@ -11,7 +11,9 @@ from ase.calculators.calculator import Calculator
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.compare.alignment import Alignment
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.cell_filter import free_cell
 from ase_deeprelax.models.calibration import PotentialErrors
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
@@ -60,11 +62,21 @@ def calibrate_potential(
     Returns
     -------
     PotentialErrors
+
+    Raises
+    ------
+    ConfigError
+        None of the pairs can be predicted.
     """
     predicted = predict_pairs(PredictorAdapter(predictor), pairs)
     usable = {
         k: one for k, one in enumerate(predicted) if isinstance(one, Relaxation) and one.ok
     }
+    if not usable:
+        raise ConfigError(
+            f'none of {count(len(pairs), "pair")} can be predicted; give pairs that the '
+            'model predicts, see `deeprelax evaluate`'
+        )
     steps = [_step_at(pairs[k], calculator) for k in usable]
     scores = {}
     for strength in STRENGTHS:

@@ -67,14 +67,18 @@ def find_cases(
     else:
         given = list(structures)
         ids = [s.id if isinstance(s, Pair) else str(k) for k, s in enumerate(given)]
-    if len(set(ids)) < len(ids):
-        twice = min(id for id, n in Counter(ids).items() if n > 1)
-        raise StructureError(f'{twice!r} is the id of more than one structure')
+    check_unique(ids)
     found = _references(ids, reference)
     return [
         _case(id, structure, found.get(id), relax_cell)
         for id, structure in zip(ids, given, strict=True)
     ]
+
+
+def check_unique(ids: Iterable[str]) -> None:
+    """Raise ``StructureError`` where two structures have the same id."""
+    if twice := [id for id, n in Counter(ids).items() if n > 1]:
+        raise StructureError(f'{min(twice)!r} is the id of more than one structure')
 
 
 def _references(
@@ -89,8 +93,9 @@ def _references(
                 'each, None for those without'
             )
         reference = dict(zip(ids, reference, strict=True))
+    known = set(ids)
     for id in reference:
-        if str(id) not in ids:
+        if str(id) not in known:
             raise StructureError(f'reference {id!r} belongs to none of the structures')
     return {str(id): relaxed for id, relaxed in reference.items() if relaxed is not None}
 

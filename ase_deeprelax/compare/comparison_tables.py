@@ -15,16 +15,19 @@ from ase_deeprelax.compare.schema import (
     SummaryRow,
     check_version,
 )
-from ase_deeprelax.compare.tables import Cell, Table, number, quartiles_text
+from ase_deeprelax.compare.tables import Cell, Table, counts_text, number, quartiles_text
 from ase_deeprelax.data.one_line import count
 
 _MEV = 1000
+# The text names this many failed runs; one bad structure fails in every way.
+_MOST_FAILURES = 6
 
 
 def comparison_text(result: Comparison) -> str:
     """A comparison as tables of text: median (quartiles) of converged runs, failures apart.
 
-    Energies are above those of the relaxation from the unrelaxed structure.
+    Energies are above those of the relaxation from the unrelaxed structure. Lines below the
+    tables give the reasons of the first failures.
 
     Parameters
     ----------
@@ -54,7 +57,8 @@ def comparison_text(result: Comparison) -> str:
     if result.get('phonons'):
         tables.append(phonon_table(result))
     parts = [head, *(table.as_text() for table in tables)]
-    return '\n\n'.join([*parts, *warnings_of(result)])
+    failures = '\n'.join(_failures(result))
+    return '\n\n'.join([*parts, *warnings_of(result), *filter(None, [failures])])
 
 
 def structure_title(row: StructureRow) -> str:
@@ -79,8 +83,8 @@ def cost_table(result: Comparison) -> Table:
         [
             *(row['calculator'], row['optimizer'], way['start']),
             *(way.get(what) for what in ('converged', 'unconverged', 'failed')),
-            quartiles_text(way.get('calls'), '.0f'),
-            quartiles_text(way.get('steps'), '.0f'),
+            counts_text(way.get('calls')),
+            counts_text(way.get('steps')),
             quartiles_text(way['seconds'], '.2f'),
         ]
         for row in result['summary']
@@ -122,7 +126,7 @@ def both_starts_table(result: Comparison) -> Table:
             [
                 *(row['calculator'], row['optimizer'], both['n']),
                 number(both['median_calls_ratio'], '.0%'),
-                quartiles_text(both['calls_saved'], '.0f'),
+                counts_text(both['calls_saved']),
                 quartiles_text(both['seconds_saved'], '.2f'),
                 *(number(share, '.0%') for share in shares),
             ]
@@ -144,7 +148,7 @@ def batch_table(result: Comparison) -> Table:
         [
             *(row['calculator'], row['optimizer'], row['start'], row['n']),
             row['converged'],
-            quartiles_text(row['calls'], '.0f'),
+            counts_text(row['calls']),
             number(row['seconds_per_structure'], '.3f'),
             row['problem'],
         ]
@@ -193,6 +197,17 @@ def _phonon_cells(titles: dict[str, str], row: PhononRow) -> list[Cell]:
         *(*names, number(row['fmax'], '.3f'), f'{modes["n"]} of {modes["n_modes"]}'),
         *(number(modes['lowest'], '.2f'), row['n_supercell'], ''),
     ]
+
+
+def _failures(result: Comparison) -> Iterator[str]:
+    """Lines on failed runs: the structure, the way and the reason of the first few."""
+    failed = [run for run in result['runs'] if not run['ok']]
+    for run in failed[:_MOST_FAILURES]:
+        way = f'{run["calculator"]} + {run["optimizer"]}, start: {run["start"]}'
+        yield f'failed: {run["structure"]} ({way}): {run["reason"]}'
+    if more := failed[_MOST_FAILURES:]:
+        n = count(len(more), 'more run')
+        yield f'failed: {n}; the files of --html and --json name all'
 
 
 def warnings_of(result: Comparison) -> Iterator[str]:

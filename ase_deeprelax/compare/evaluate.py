@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
-import numpy as np
 from ase import Atoms
 from joblib import Parallel, delayed, effective_n_jobs
 
-from ase_deeprelax.compare.alignment import Alignment, check_periodicity
+from ase_deeprelax.compare.alignment import check_periodicity
 from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
+from ase_deeprelax.compare.evaluation_records import (
+    figures,
+    kind_records,
+    model_record,
+    pair_row,
+)
 from ase_deeprelax.compare.evaluation_schema import (
     Errors,
-    EvaluatedStructure,
     Evaluation,
-    KindRecord,
     ManyEvaluation,
     MethodFigures,
-    ModelRecord,
 )
-from ase_deeprelax.compare.metrics import ERRORS, Reference, summarise
+from ase_deeprelax.compare.metrics import ERRORS, Reference
 from ase_deeprelax.compare.predictor_adapter import (
     Predicted,
     PredictorAdapter,
@@ -29,23 +31,22 @@ from ase_deeprelax.compare.predictor_adapter import (
     predict_pairs,
     problem_of,
 )
-from ase_deeprelax.compare.schema import VERSION, Lattice
+from ase_deeprelax.compare.schema import VERSION
 from ase_deeprelax.compare.uncertainty import (
-    coverage_90,
     inside_90,
-    rank_correlation,
-    risk_coverage,
-    uncertain_share,
 )
-from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import count, one_line
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.result import Relaxation
 
 T = TypeVar('T')
 
+# Mean and median of a cut, %.
+Cut = dict[str, float | None]
+
 BASELINES = {'dummy': Dummy, 'scaled_dummy': ScaledDummy}
+# Errors up to this are rounding (A, A^2, A^3): a share of them has no meaning.
+ROUNDING = 1e-8
 # Below this many pairs, workers take longer to start than they save.
 _WORTH_WORKERS = 100
 
@@ -168,7 +169,58 @@ def evaluate_all(
         raise ConfigError('pairs is empty; give one or more')
     if taken := BASELINES.keys() & models.keys():
         raise ConfigError(f'{taken.pop()!r} is a baseline; give the model another name')
-    # All models are made first: one that does not exist ends the work before it begins.
+    adapters = _adapters(pairs, models, device, progress)
+    for pair in pairs:
+        check_periodicity(pair)
+    trivial = {
+        name: predict_pairs(PredictorAdapter(make()), pairs)
+        for name, make in BASELINES.items()
+    }
+    predicted: dict[str, list[Predicted]] = {}
+    seconds: dict[str, float] = {}
+    for name, adapter in adapters.items():
+        predicted[name], seconds[name] = _timed(adapter, pairs)
+    found = {
+        name: [_structure(*one) for one in zip(pairs, answers, strict=True)]
+        for name, answers in (trivial | predicted).items()
+    }
+    errors = _compare(pairs, found, jobs, progress)
+    rows = [
+        pair_row(pair, one, _of_one(k, found), _of_one(k, predicted))
+        for k, (pair, one) in enumerate(zip(pairs, errors, strict=True))
+    ]
+    inside = {
+        name: [inside_90(*one) for one in zip(pairs, answers, strict=True)]
+        for name, answers in predicted.items()
+    }
+    ok = [row for row in rows if row['ok']]
+    result: ManyEvaluation = {
+        'version': VERSION,
+        'n': len(pairs),
+        'n_ok': len(ok),
+        'models': {
+            name: model_record(
+                name,
+                adapter,
+                predicted[name],
+                rows,
+                seconds=seconds[name],
+                inside=inside[name],
+            )
+            for name, adapter in adapters.items()
+        },
+        'all': figures(rows, found),
+        'ok': figures(ok, found),
+        'kinds': kind_records(rows, found, inside),
+        'structures': rows,
+    }
+    return one_line(result, _line(', '.join(models), pairs))
+
+
+def _adapters(
+    pairs: Sequence[Pair], models: Mapping[str, Any], device: str, progress: bool
+) -> dict[str, PredictorAdapter]:
+    """All models, so that one that does not exist ends the work before it begins."""
     adapters = {
         name: PredictorAdapter(model, device=device, progress=progress)
         for name, model in models.items()
@@ -178,70 +230,16 @@ def evaluate_all(
             adapter.check_accepts_relax_cell(
                 f'the cell of {held} of {len(pairs)} pairs is fixed'
             )
-    for pair in pairs:
-        check_periodicity(pair)
-    found = {
-        name: [atoms_of(x) for x in predict_pairs(PredictorAdapter(make()), pairs)]
-        for name, make in BASELINES.items()
-    }
-    predicted: dict[str, list[Predicted]] = {}
-    seconds: dict[str, float] = {}
-    for name, adapter in adapters.items():
-        start = perf_counter()
-        predicted[name] = predict_pairs(adapter, pairs)
-        seconds[name] = perf_counter() - start
-        found[name] = [_structure(*x) for x in zip(pairs, predicted[name], strict=True)]
-    rows = [
-        _row(pair, errors, _of_one(k, found), _of_one(k, predicted))
-        for k, (pair, errors) in enumerate(
-            zip(pairs, _compare(pairs, found, jobs, progress), strict=True)
-        )
-    ]
-    inside = {
-        name: [inside_90(*one) for one in zip(pairs, x, strict=True)]
-        for name, x in predicted.items()
-    }
-    records: dict[str, ModelRecord] = {}
-    for name, adapter in adapters.items():
-        sigma = [row['sigma'][name] for row in rows]
-        expected = [row['expected_error'][name] for row in rows]
-        errors = [row['errors'][name]['coord_mae'] for row in rows]
-        certain = sigma if None in expected else expected
-        records[name] = {
-            'model': adapter.name,
-            'device': adapter.device,
-            'n_failed': sum(bool(problem_of(one)) for one in predicted[name]),
-            'ms_per_structure': 1e3 * seconds[name] / len(pairs),
-            'spearman_sigma': rank_correlation(
-                sigma, [row['bond_error'][name] for row in rows]
-            ),
-            'coverage_90': coverage_90(inside[name]),
-            'risk_coverage': risk_coverage(certain, errors),
-            'uncertain_20': uncertain_share(certain, errors),
-        }
-    kinds: dict[str, KindRecord] = {}
-    for kind in dict.fromkeys(row['kind'] for row in rows):
-        places = [k for k, row in enumerate(rows) if row['kind'] == kind]
-        kinds[kind] = {
-            'n': len(places),
-            'all': _summary([rows[k] for k in places], found),
-            'coverage_90': {
-                name: coverage_90([shares[k] for k in places])
-                for name, shares in inside.items()
-            },
-        }
-    ok = [row for row in rows if row['ok']]
-    result: ManyEvaluation = {
-        'version': VERSION,
-        'n': len(pairs),
-        'n_ok': len(ok),
-        'models': records,
-        'all': _summary(rows, found),
-        'ok': _summary(ok, found),
-        'kinds': kinds,
-        'structures': rows,
-    }
-    return one_line(result, _line(', '.join(records), pairs))
+    return adapters
+
+
+def _timed(
+    adapter: PredictorAdapter, pairs: Sequence[Pair]
+) -> tuple[list[Predicted], float]:
+    """The predictions of a model, and the wall time of all together, s."""
+    start = perf_counter()
+    predicted = predict_pairs(adapter, pairs)
+    return predicted, perf_counter() - start
 
 
 def _line(named: str, pairs: Sequence[Pair]) -> str:
@@ -249,25 +247,7 @@ def _line(named: str, pairs: Sequence[Pair]) -> str:
     return f'<evaluation of {what}; evaluation_text shows the tables>'
 
 
-def kind_of(pair: Pair) -> str:
-    """The kind under which tables count a pair.
-
-    >>> from ase.build import bulk
-    >>> from ase_deeprelax.data.pair import make_pair
-    >>> cu = bulk('Cu')
-    >>> [kind_of(make_pair('x', cu, cu, fixed_cell=held)) for held in (False, True)]
-    ['bulk', 'fixed-cell']
-    """
-    if pair.kind not in ('', 'bulk'):
-        return pair.kind
-    if pair.fixed_cell:
-        return 'fixed-cell'
-    return 'bulk' if pair.kind or all(pair.pbc) else 'layer'
-
-
-def cuts(
-    section: MethodFigures, method: str = 'model'
-) -> dict[str, dict[str, float] | None]:
+def cuts(section: MethodFigures, method: str = 'model') -> dict[str, Cut | None]:
     """By how many percent the model's errors lie below Dummy's.
 
     Parameters
@@ -280,8 +260,8 @@ def cuts(
     Returns
     -------
     dict
-        For each of `metrics.ERRORS` the cut of mean and median, %; None where it has no
-        meaning.
+        For each of `metrics.ERRORS` the cut of mean and median, %. None stands for what
+        has no meaning: the median, or both, where Dummy has no error beyond rounding.
 
     Examples
     --------
@@ -298,41 +278,17 @@ def cuts(
     }
 
 
-def _cut(dummy: Mapping[str, float], model: Mapping[str, float]) -> dict[str, float]:
-    return {
-        which: 100 * (1 - model[which] / value) if value else 0.0
+def _cut(dummy: Mapping[str, float], model: Mapping[str, float]) -> Cut | None:
+    shares = {
+        which: 100 * (1 - model[which] / value) if value > ROUNDING else None
         for which, value in dummy.items()
     }
-
-
-def _lattice(pair: Pair, atoms: Atoms) -> Lattice:
-    """Lengths and angles of a cell, None where the vacuum vector has a part in them."""
-    a, b, c = pair.pbc
-    meant = (a, b, c, b and c, a and c, a and b)
-    values = atoms.cell.cellpar().tolist()
-    return [value if good else None for value, good in zip(values, meant, strict=True)]
+    return None if set(shares.values()) == {None} else shares
 
 
 def _structure(pair: Pair, predicted: Predicted) -> Atoms:
     """The structure that a model predicts, or the input where it has no prediction."""
     return pair.unrelaxed if problem_of(predicted) else atoms_of(predicted)
-
-
-def _length(predicted: Predicted, name: str) -> float | None:
-    """A field of a prediction, A, where there is one and it is known."""
-    if not isinstance(predicted, Relaxation) or not predicted.ok:
-        return None
-    value = float(getattr(predicted, name))
-    return value if np.isfinite(value) else None
-
-
-def _bond_error(pair: Pair, predicted: Predicted) -> float | None:
-    """Mean absolute error of the bonds of the model's graph, A, where sigma is known."""
-    if not isinstance(predicted, Relaxation) or _length(predicted, 'sigma') is None:
-        return None
-    alignment = Alignment(pair)
-    bonds = alignment.bonds_of(predicted)
-    return alignment.distance_error(*alignment.align(predicted.atoms), bonds)
 
 
 def _compare(
@@ -362,28 +318,3 @@ def _errors(pair: Pair, found: Mapping[str, Atoms]) -> dict[str, Errors]:
 
 def _of_one(k: int, by_method: Mapping[str, Sequence[T]]) -> dict[str, T]:
     return {method: values[k] for method, values in by_method.items()}
-
-
-def _row(
-    pair: Pair,
-    errors: dict[str, Errors],
-    found: Mapping[str, Atoms],
-    predicted: Mapping[str, Predicted],
-) -> EvaluatedStructure:
-    return {
-        'id': pair.id,
-        'formula': chemical_formula(pair.unrelaxed),
-        'n_atoms': len(pair.numbers),
-        'ok': pair.ok,
-        'kind': kind_of(pair),
-        'errors': errors,
-        'lattice': {name: _lattice(pair, atoms) for name, atoms in found.items()},
-        'relaxed_lattice': _lattice(pair, pair.relaxed),
-        'sigma': {name: _length(one, 'sigma') for name, one in predicted.items()},
-        'bond_error': {name: _bond_error(pair, one) for name, one in predicted.items()},
-        'expected_error': {name: _length(one, 'error') for name, one in predicted.items()},
-    }
-
-
-def _summary(rows: Sequence[EvaluatedStructure], methods: Iterable[str]) -> MethodFigures:
-    return {name: summarise([row['errors'][name] for row in rows]) for name in methods}

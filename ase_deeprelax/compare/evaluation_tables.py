@@ -14,7 +14,7 @@ from ase_deeprelax.compare.evaluation_schema import (
 )
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.compare.schema import check_version
-from ase_deeprelax.compare.tables import Table, number
+from ase_deeprelax.compare.tables import DASH, Table, number
 
 # Errors in tables of text, which are 100 columns wide, with unit and format; and shares.
 SHOWN = {
@@ -27,7 +27,10 @@ SHOWN = {
 SHOWN_SHARES = ('match_rate', 'rmsd', 'spacegroup_kept')
 INTERVALS = ('position', 'lattice', 'volume')
 # This line stands below tables in which a figure has no meaning.
-FOOTNOTE = '-: not scored where the cell is fixed, or (volume, match, rmsd) there is vacuum'
+FOOTNOTE = (
+    '-: not scored: the cell is fixed, there is vacuum (volume, match, rmsd), or dummy is '
+    'right (cut)'
+)
 
 
 def evaluation_text(result: AnyEvaluation, *, markdown: bool = False) -> str:
@@ -139,7 +142,7 @@ def uncertainty_table(result: AnyEvaluation) -> Table:
     return Table(['inside 90 % intervals/%', 'uncertain_20', *INTERVALS], rows)
 
 
-def mean_and_median(values: Mapping[str, float] | None, form: str) -> str | None:
+def mean_and_median(values: Mapping[str, float | None] | None, form: str) -> str | None:
     """'mean / median'; None where there is no value.
 
     >>> mean_and_median({'mean': 0.25, 'median': 0.2}, '.2f')
@@ -147,7 +150,8 @@ def mean_and_median(values: Mapping[str, float] | None, form: str) -> str | None
     """
     if values is None:
         return None
-    return f'{values["mean"]:{form}} / {values["median"]:{form}}'
+    mean, median = (number(values[which], form) or DASH for which in ('mean', 'median'))
+    return f'{mean} / {median}'
 
 
 def _error_tables(section: MethodFigures, title: str) -> list[Table]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ase_deeprelax.calculators.attached import calculator_name
@@ -10,10 +11,40 @@ from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.errors import ConfigError
 
 
+@dataclass(frozen=True)
+class NamedCalculator:
+    """A calculator of a comparison.
+
+    Attributes
+    ----------
+    name : str
+        What tables call it.
+    calculator : ase Calculator
+    made_from : str
+        Its full name, with the weights if some were chosen.
+
+    Examples
+    --------
+    >>> NamedCalculator('chgnet', None, 'chgnet:r2scan').label
+    'chgnet (chgnet:r2scan)'
+    """
+
+    name: str
+    calculator: Any
+    made_from: str
+
+    @property
+    def label(self) -> str:
+        """For the keys of a journal: other weights under the same name are another one."""
+        if self.made_from == self.name:
+            return self.name
+        return f'{self.name} ({self.made_from})'
+
+
 def named_calculators(
     calculators: Mapping[Any, Any] | Iterable[Any], device: str
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Calculators by name, and what each was made from.
+) -> dict[str, NamedCalculator]:
+    """The calculators of a comparison by name.
 
     Parameters
     ----------
@@ -24,8 +55,7 @@ def named_calculators(
 
     Returns
     -------
-    dict of str to ase Calculator
-    dict of str to str
+    dict of str to NamedCalculator
 
     Raises
     ------
@@ -35,19 +65,24 @@ def named_calculators(
     Examples
     --------
     >>> from ase.calculators.emt import EMT
-    >>> named_calculators([EMT], 'cpu')[1]
-    {'EMT': 'EMT'}
+    >>> named_calculators({'metals': EMT}, 'cpu')['metals'].label
+    'metals (EMT)'
     """
     if not isinstance(calculators, Mapping):
         given = list(calculators)
         calculators = by_name('calculators', _short_names(given), given)
     if not calculators:
         raise ConfigError('calculators is empty; give one or more, such as chgnet')
-    made = {
-        str(name): get_calculator(c, **({'device': device} if isinstance(c, str) else {}))
-        for name, c in calculators.items()
+    return {
+        str(name): NamedCalculator(str(name), _made(given, device), _full_name(given))
+        for name, given in calculators.items()
     }
-    return made, {str(name): _full_name(c) for name, c in calculators.items()}
+
+
+def _made(calculator: Any, device: str) -> Any:
+    if isinstance(calculator, str):
+        return get_calculator(calculator, device=device)
+    return get_calculator(calculator)
 
 
 def by_name(kind: str, names: Sequence[str], things: Sequence[Any]) -> dict[str, Any]:

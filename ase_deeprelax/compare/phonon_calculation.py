@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import spglib
 from ase import Atoms
 from ase.cell import Cell
 from ase.units import kJ, mol
@@ -31,7 +30,7 @@ from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import one_line
 from ase_deeprelax.errors import MissingDependencyError, RefinementError
 from ase_deeprelax.geometry.lattice import reduced_basis
-from ase_deeprelax.geometry.symmetry import SYMPREC
+from ase_deeprelax.geometry.symmetry import symmetry_dataset
 
 # Frequencies below minus this are imaginary, and below it left out of thermal properties:
 # what remains of displacements, tolerances and single precision, THz.
@@ -182,13 +181,7 @@ def _multiples(basis: np.ndarray, cell: np.ndarray, min_length: float) -> np.nda
 def _conventional(atoms: Atoms) -> np.ndarray | None:
     """The conventional cell's vectors in those of the cell, or None if they do not fit."""
     crystal = atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers
-    # spglib 2 warns and returns None, spglib 3 raises; for us both mean "not determined"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)
-        try:
-            dataset = spglib.get_symmetry_dataset(crystal, symprec=SYMPREC)
-        except spglib.SpglibError:
-            return None
+    dataset = symmetry_dataset(crystal)
     if dataset is None:
         return None
     exact = np.linalg.inv(dataset.transformation_matrix).T

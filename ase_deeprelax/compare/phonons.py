@@ -81,7 +81,7 @@ def compare_phonons(
 
     check_version(result)
     load_phonopy()
-    made, _ = named_calculators(calculators, device)
+    made = named_calculators(calculators, device)
     used = result['settings']
     optimizer = optimizer or used['optimizers'][0]
     _check_known(optimizer, used['optimizers'])
@@ -104,7 +104,7 @@ def compare_phonons(
         for given in tqdm(
             result['structures'], 'phonons', disable=not progress, unit='structures'
         ):
-            for name, calculator in made.items():
+            for name, one in made.items():
                 ends = (
                     predictions[given['id']],
                     runs[given['id'], name, 'prediction'],
@@ -123,9 +123,11 @@ def compare_phonons(
                         rows.append(row)
                         continue
                     atoms, initial = _atoms(given, end), _atoms(given, given)
-                    names = (given['id'], name, kind, str(row['optimizer']))
+                    names = (given['id'], one.label, kind, str(row['optimizer']))
                     key = (*names, _digest(atoms, initial))
-                    make = partial(_add_phonons, row, atoms, calculator, settings, initial)
+                    make = partial(
+                        _add_phonons, row, atoms, one.calculator, settings, initial
+                    )
                     rows.append(journal.once(key, make))
     return rows
 
@@ -158,6 +160,7 @@ def _add_phonons(
 def _digest(*structures: Atoms) -> str:
     digest = hashlib.sha256()
     for atoms in structures:
+        digest.update(atoms.numbers.tobytes())
         digest.update(atoms.cell.array.tobytes() + atoms.positions.tobytes())
     return digest.hexdigest()[:16]
 

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from ase_deeprelax.calculators.attached import has_stress
 from ase_deeprelax.errors import RefinementError, StructureError, reason_of
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.motion import project_strain
@@ -107,14 +108,14 @@ def run_relaxation(
     >>> run.converged, run.calls == len(run.curve) == run.steps + 1
     (True, True)
     """
-    if hasattr(calculator, 'reset'):
-        calculator.reset()  # a run that failed may have left it half made
-    counting = CountingCalculator(calculator)
     initial = atoms if initial is None else initial
-    run = RelaxationRun(atoms.copy(), curve=counting.curve)
-    run.atoms.calc = counting
+    run = RelaxationRun(atoms.copy())
     start = perf_counter()
     try:
+        if hasattr(calculator, 'reset'):
+            calculator.reset()  # a run that failed may have left it half made
+        run.atoms.calc = counting = CountingCalculator(calculator)
+        run.curve = counting.curve
         check_refinable(run.atoms)
         target = _target(run.atoms, relax_cell).fitted(optimizer)
         run.kind, counting.free_strain = target.kind, target.free_strain
@@ -127,10 +128,11 @@ def run_relaxation(
         run.reason = reason_of(error)
     run.seconds = perf_counter() - start
     run.converged = run.converged and run.ok
-    run.calls = counting.calls
+    if run.atoms.calc is not None:
+        run.calls = run.atoms.calc.calls
     # The calculator is used for the next structure, so its numbers replace it.
     run.atoms.calc = (
-        SinglePointCalculator(run.atoms, **counting.results) if run.ok else None
+        SinglePointCalculator(run.atoms, **run.atoms.calc.results) if run.ok else None
     )
     return run
 
@@ -236,8 +238,9 @@ class CountingCalculator(Calculator):
     def __init__(self, calculator: Any) -> None:
         super().__init__()
         self.calculator = calculator
-        known = calculator.implemented_properties
-        self.implemented_properties = [name for name in PROPERTIES if name in known]
+        self.implemented_properties = ['energy', 'forces']
+        if has_stress(calculator):
+            self.implemented_properties.append('stress')
         self.calls = 0
         self.curve: list[list[float]] = []
         self.free_strain: np.ndarray | None = None

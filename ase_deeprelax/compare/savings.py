@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ase
-import numpy as np
 from ase import Atoms
 
 from ase_deeprelax import __version__
@@ -21,7 +20,11 @@ from ase_deeprelax.compare.cases import (
     find_cases,
     timed_predictions,
 )
-from ase_deeprelax.compare.named_calculators import by_name, named_calculators
+from ase_deeprelax.compare.named_calculators import (
+    NamedCalculator,
+    by_name,
+    named_calculators,
+)
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter
 from ase_deeprelax.compare.relaxation_run import run_relaxation
 from ase_deeprelax.compare.schema import (
@@ -36,7 +39,11 @@ from ase_deeprelax.compare.schema import (
 from ase_deeprelax.compare.summary import ENERGY_TOLERANCE, summarise_runs
 from ase_deeprelax.data.one_line import count, one_line
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
+from ase_deeprelax.geometry.free_strain import (
+    RelaxCell,
+    check_relax_cell,
+    plain_relax_cell,
+)
 from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 
@@ -138,7 +145,7 @@ def compare(
     named = by_name('optimizers', [optimizer_name(o) for o in classes], classes)
     if not named:
         raise ConfigError('optimizers is empty; give one or more, such as FIRE')
-    made, made_from = named_calculators(calculators, device)
+    made = named_calculators(calculators, device)
     adapter = PredictorAdapter(model, device=device)
     if any(case.relax_cell is not None for case in cases):
         adapter.check_accepts_relax_cell(
@@ -150,9 +157,7 @@ def compare(
         'version': __version__,
         'fmax': fmax,
         'steps': steps,
-        'relax_cell': (
-            relax_cell.tolist() if isinstance(relax_cell, np.ndarray) else relax_cell
-        ),
+        'relax_cell': plain_relax_cell(relax_cell),
     }
     path = None if out is None else Path(out) / 'runs.jsonl'
     with Journal(path, decisive) as journal:
@@ -167,7 +172,7 @@ def compare(
         'version': VERSION,
         'settings': {
             **decisive,
-            'calculators': made_from,
+            'calculators': {name: one.made_from for name, one in made.items()},
             'optimizers': list(named),
             'energy_tolerance': ENERGY_TOLERANCE,
             'has_reference': any(case.pair is not None for case in cases),
@@ -192,7 +197,7 @@ class _Work:
     """The relaxations of every structure, kept in a journal."""
 
     adapter: PredictorAdapter
-    calculators: dict[str, Any]
+    calculators: dict[str, NamedCalculator]
     optimizers: dict[str, Callable]
     fmax: float
     steps: int
@@ -207,10 +212,10 @@ class _Work:
         )
         runs = [
             self.journal.once(
-                ('run', *case.key, calculator, optimizer, start),
-                partial(self._run, case, prediction, calculator, optimizer, start),
+                ('run', *case.key, calculator.label, optimizer, start),
+                partial(self._run, case, prediction, calculator.name, optimizer, start),
             )
-            for calculator in self.calculators
+            for calculator in self.calculators.values()
             for optimizer in self.optimizers
             for start in STARTS
         ]
@@ -255,7 +260,7 @@ class _Work:
 
     def _relax(self, row: RunRow, case: Case, start: Atoms, seconds: float = 0) -> RunRow:
         """A row with the numbers of its run; ``seconds`` were spent before it."""
-        calculator = self.calculators[row['calculator']]
+        calculator = self.calculators[row['calculator']].calculator
         fire = find_optimizer('FIRE')
         self._warm(
             row['calculator'],

@@ -132,3 +132,17 @@ def quartiles_text(values: Quartiles | None, form: str, unit: float = 1) -> str 
     # z: a number that rounds to zero has no sign.
     low, middle, high = (x if x is None else f'{unit * x:z{form}}' for x in numbers)
     return None if middle is None else f'{middle} ({low} to {high})'
+
+
+def counts_text(values: Quartiles | None) -> str | None:
+    """Median and quartiles of whole numbers, to the nearest half; None without values.
+
+    >>> counts_text({'n': 2, 'q25': 3.25, 'median': 3.5, 'q75': 3.75})
+    '3.5 (3 to 4)'
+    """
+    if values is None:
+        return None
+    numbers = (values['median'], values['q25'], values['q75'])
+    # A median of whole numbers may be a half, which rounding to even would hide.
+    texts = [f'{round(2 * x) / 2:z.10g}' for x in numbers if x is not None]
+    return f'{texts[0]} ({texts[1]} to {texts[2]})' if texts else None

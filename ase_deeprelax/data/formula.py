@@ -1,13 +1,19 @@
-"""Chemical formulas as they are printed: metals first."""
+"""Chemical formulas as they are printed, metals first, and the compositions they mean."""
 
 from __future__ import annotations
 
 from collections import Counter
 from math import gcd
+from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.formula import Formula
+from numpy.typing import ArrayLike
+
+# What a reduced formula says, however it is written: ((Z, count), ...).
+Composition = tuple[tuple[int, int], ...]
 
 # The order of Table VI of the IUPAC nomenclature of inorganic chemistry (2005), which goes
 # through the groups of the periodic table; pymatgen's `iupac_ordering` is the same.
@@ -51,3 +57,41 @@ def chemical_formula(atoms: Atoms, *, reduced: bool = True) -> str:
 def _symbol(number: int) -> str:
     """The symbol of an atomic number, 'X' where there is no such element."""
     return chemical_symbols[number] if 0 < number < len(chemical_symbols) else 'X'
+
+
+def composition(numbers: ArrayLike) -> Composition:
+    """What the reduced formula of these atomic numbers says.
+
+    Parameters
+    ----------
+    numbers : (n_atoms,) int
+
+    Returns
+    -------
+    tuple of (int, int)
+        Atomic numbers in ascending order, each with its count in one formula unit.
+
+    Examples
+    --------
+    >>> composition([17, 11, 11, 17])
+    ((11, 1), (17, 1))
+    """
+    elements, counts = np.unique(numbers, return_counts=True)
+    return tuple(
+        zip(elements.tolist(), (counts // np.gcd.reduce(counts)).tolist(), strict=True)
+    )
+
+
+def read_compositions(path: Path) -> set[Composition]:
+    """The compositions of a text file of formulas, which white space separates.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+
+    Raises
+    ------
+    ValueError, KeyError
+        A word is no formula.
+    """
+    return {composition(Atoms(formula).numbers) for formula in path.read_text().split()}

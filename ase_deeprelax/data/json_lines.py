@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,6 +75,19 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise PairFileError(
             f'{path}: damaged after line {number} ({error}); copy or write it again'
         ) from error
+
+
+def first_record_has(path: Path, key: str) -> bool:
+    """Whether a path is a file of JSON lines whose first object has this key.
+
+    Raises
+    ------
+    PairFileError
+        A file of JSON lines is damaged.
+    """
+    if not path.name.endswith(JSON_LINES):
+        return False
+    return any(key in record for _, record in islice(read_json_lines(path), 1))
 
 
 def check_text(text: str, what: str, where: str) -> None:

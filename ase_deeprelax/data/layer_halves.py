@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ase import Atoms
 
-from ase_deeprelax.errors import StructureError
-from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.geometry.vacuum import Layer, layer_or_none
 
 
 def as_layers(unrelaxed: Atoms, relaxed: Atoms) -> tuple[Atoms, Atoms]:
@@ -35,8 +34,8 @@ def as_layers(unrelaxed: Atoms, relaxed: Atoms) -> tuple[Atoms, Atoms]:
     >>> a.pbc.tolist(), float(b.cell.lengths()[2] - a.cell.lengths()[2])
     ([True, True, False], 0.0)
     """
-    layer = _layer(unrelaxed)
-    if layer is None or _layer(relaxed) is None:
+    layer = layer_or_none(unrelaxed)
+    if layer is None or layer_or_none(relaxed) is None:
         return unrelaxed, relaxed
     # A vector of the cell that has no part in the two of the layer leads across it.
     across = ~layer.basis[:2].any(axis=0)
@@ -44,7 +43,7 @@ def as_layers(unrelaxed: Atoms, relaxed: Atoms) -> tuple[Atoms, Atoms]:
         return unrelaxed, relaxed
     unrelaxed, relaxed = unrelaxed.copy(), relaxed.copy()
     unrelaxed.pbc = relaxed.pbc = ~across
-    unrelaxed_layer, relaxed_layer = _layer(unrelaxed), _layer(relaxed)
+    unrelaxed_layer, relaxed_layer = layer_or_none(unrelaxed), layer_or_none(relaxed)
     if unrelaxed_layer is not None and relaxed_layer is not None:
         relaxed.positions = relaxed_layer.in_one_piece(relaxed)
         parts = np.linalg.solve(
@@ -54,16 +53,6 @@ def as_layers(unrelaxed: Atoms, relaxed: Atoms) -> tuple[Atoms, Atoms]:
         cell[across] = parts @ _plane_and_normal(relaxed, relaxed_layer)
         relaxed.set_cell(cell)
     return unrelaxed, relaxed
-
-
-def _layer(atoms: Atoms) -> Layer | None:
-    """The layer that a structure is; None for all else, usable or not."""
-    if atoms.cell.rank < 3:
-        return None
-    try:
-        return find_layer(atoms)
-    except StructureError:
-        return None
 
 
 def _plane_and_normal(atoms: Atoms, layer: Layer) -> np.ndarray:

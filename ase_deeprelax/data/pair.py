@@ -44,7 +44,8 @@ class Pair:
     cell0, cell1 : (3, 3), A
         Row vectors; ``cell1`` is turned so that ``cell0 -> cell1`` is a pure stretch.
     frac0, frac1 : (n_atoms, 3)
-        Fractional coordinates; ``frac1`` in the image nearest ``frac0``, without drift.
+        Fractional coordinates; ``frac1`` in the image nearest ``frac0``. A rigid drift that
+        a file has may be in them; it is no part of `targets`.
     ok : bool
         Whether the pair looks sane; default True. It looks at the target, so tests are
         reported with and without.
@@ -264,19 +265,13 @@ def make_pair(
             'of both structures in the same order'
         )
     fixed = fixed_atoms(unrelaxed)
-    if fixed.any():  # They say where the other atoms have gone.
-        shift = frac1 - frac0
-        shift = find_mic((shift - shift[fixed][0]) @ cell0, cell0)[0]
-        shift = np.linalg.solve(cell0.T, np.where(fixed[:, None], 0.0, shift).T).T
-    else:
-        shift = nearest_shift(frac1 - frac0, cell0)
     return Pair(
         id=str(id),
         numbers=unrelaxed.numbers.astype(np.int64),
         cell0=cell0.copy(),
         frac0=frac0,
         cell1=cell0.copy() if fixed_cell else cell0 @ stretch,
-        frac1=frac0 + shift,
+        frac1=frac0 + fractional_moves(frac1 - frac0, cell0, fixed),
         ok=bool(ok),
         split=split,
         formula=chemical_formula(unrelaxed),
@@ -296,6 +291,33 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
     [False, True]
     """
     return constraint_labels(atoms, np.ones(len(atoms), dtype=bool)) == 1
+
+
+def fractional_moves(shift: np.ndarray, cell: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """How atoms have moved, from fractional differences in any images and with any drift.
+
+    Parameters
+    ----------
+    shift : (n_atoms, 3)
+    cell : (3, 3), A
+    fixed : (n_atoms,) bool
+
+    Returns
+    -------
+    (n_atoms, 3)
+        In the nearest images: zero for fixed atoms, or without drift where there are none.
+
+    Examples
+    --------
+    >>> shift = np.array([[0.98, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> fractional_moves(shift, 4 * np.eye(3), np.array([False, True])).round(6).tolist()
+    [[-0.02, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    if not fixed.any():
+        return nearest_shift(shift, cell)
+    # Fixed atoms say where the other atoms have gone.
+    moves = find_mic((shift - shift[fixed][0]) @ cell, cell)[0]
+    return np.linalg.solve(cell.T, np.where(fixed[:, None], 0.0, moves).T).T
 
 
 def nearest_shift(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:

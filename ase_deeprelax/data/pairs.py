@@ -6,7 +6,6 @@ import gzip
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +14,13 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import iread
 
-from ase_deeprelax.data.json_lines import JSON_LINES, check_text, read_json_lines
-from ase_deeprelax.data.pair import Pair, check_halves, make_pair
+from ase_deeprelax.data.json_lines import (
+    JSON_LINES,
+    check_text,
+    first_record_has,
+    read_json_lines,
+)
+from ase_deeprelax.data.pair import Pair, check_halves, fractional_moves, make_pair
 from ase_deeprelax.data.published_layouts import is_layout, read_layout
 from ase_deeprelax.errors import PairFileError
 
@@ -34,6 +38,9 @@ Item = TypeVar('Item')
 
 # Vacuum vectors of a layer's two halves that differ by less than this are the same, A.
 SAME_BOX = 1e-4
+# An atom that moves farther along a lattice vector, in fractions of it, was written in
+# another periodic image, or with a drift.
+FARTHEST_MOVE = 0.5
 
 
 def read_pairs(
@@ -47,7 +54,8 @@ def read_pairs(
         One of
 
         - ``*.jsonl`` or ``*.jsonl.gz``: one object per line with ``id, numbers, cell0,
-          frac0, cell1, frac1`` and optionally ``ok, split, formula, scale``;
+          frac0, cell1, frac1`` and optionally ``ok, split, formula, scale``; relaxed
+          atoms in any periodic image;
         - a folder of DeepRelax or E3Relax-H2: ``train.csv``, ``val.csv``, ``test.csv``
           (ids in the column ``atoms_id``, ``mp_id``, ``id``, or else the first) or
           ``id_prop_train_all.csv`` ..., with ``{id}_unrelaxed.cif`` and
@@ -207,8 +215,12 @@ def _from_record(record: dict[str, Any], where: str) -> Pair:
             f'{where}: pbc has {len(pbc)} entries (3 are needed), fixed has '
             f'{0 if fixed is None else len(fixed)} ({n} are needed)'
         )
-    fixed = None if fixed is None else np.array(fixed, dtype=bool)
-    if fixed is not None and fixed.any():  # The others have moved relative to these.
+    fixed = np.array(fixed or [False] * n, dtype=bool)
+    across = [not periodic for periodic in pbc]
+    in_one_box = np.abs(cell1 - cell0)[across].max(initial=0.0) <= SAME_BOX
+    if in_one_box and np.abs(frac1 - frac0).max() > FARTHEST_MOVE:
+        frac1 = frac0 + fractional_moves(frac1 - frac0, cell0, fixed)
+    elif fixed.any():  # The others have moved relative to these.
         frac1 = frac1 - (frac1 - frac0)[fixed].mean(axis=0)
     words = {'id': str(record.get('id', where))}
     for name in ('split', 'formula', 'kind', 'src'):
@@ -226,13 +238,12 @@ def _from_record(record: dict[str, Any], where: str) -> Pair:
         scale=float(record.get('scale', 1.0)),
         pbc=(bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
         fixed_cell=bool(record.get('fixed_cell', False)),
-        fixed=fixed if fixed is not None and fixed.any() else None,
+        fixed=fixed if fixed.any() else None,
     )
-    across = ~np.array(pair.pbc)
-    if np.abs(cell1 - cell0)[across].max(initial=0.0) > SAME_BOX:
-        in_one_box = make_pair(pair.id, pair.unrelaxed, pair.relaxed)
-        pair = replace(pair, cell1=in_one_box.cell1, frac1=in_one_box.frac1)
-    return pair
+    if in_one_box:
+        return pair
+    made = make_pair(pair.id, pair.unrelaxed, pair.relaxed)
+    return replace(pair, cell1=made.cell1, frac1=made.frac1)
 
 
 def holds_pairs(path: str | Path) -> bool:
@@ -255,9 +266,7 @@ def holds_pairs(path: str | Path) -> bool:
     path = Path(path)
     if path.is_dir():
         return _has_frames(path) or is_layout(path)
-    if not path.name.endswith(JSON_LINES):
-        return False
-    return any('cell0' in record for _, record in islice(read_json_lines(path), 1))
+    return first_record_has(path, 'cell0')
 
 
 def _has_frames(folder: Path) -> bool:

@@ -21,17 +21,22 @@ LONGEST = 1 << 26
 # the fields that name the record, the first of them that is there.
 STRUCTURE = 'structure'
 NAMES = ('id', 'immutable_id', 'material_id', 'entry_id')
+# The fields of a structure itself.
+FIELDS = {'lattice', 'sites'}
 
 
 def is_structure(entry: Any) -> bool:
-    """Whether a value from JSON is a structure of pymatgen, or a record that holds one."""
-    return _structure_in(entry) is not None
+    """Whether a value from JSON is a structure of pymatgen, or a record with one.
+
+    A record whose field ``structure`` is empty or odd counts, so that it is told by name.
+    """
+    return isinstance(entry, dict) and (STRUCTURE in entry or set(entry) >= FIELDS)
 
 
 def _structure_in(entry: Any) -> dict[str, Any] | None:
     """The dictionary of a structure: the entry itself, or its field ``structure``."""
     for found in (entry, entry.get(STRUCTURE)) if isinstance(entry, dict) else ():
-        if isinstance(found, dict) and {'lattice', 'sites'} <= set(found):
+        if isinstance(found, dict) and set(found) >= FIELDS:
             return found
     return None
 
@@ -92,10 +97,11 @@ def of_pymatgen(entry: Any) -> Atoms:
 def holds_structures(path: Path) -> bool:
     """Whether a JSON file is a list, or a dictionary, of what `is_structure` means."""
     try:
-        _, entry = next(read_entries(path))
+        name, entry = next(read_entries(path))
     except (ValueError, StopIteration, OSError, EOFError, zlib.error):
         return False
-    return is_structure(entry)
+    # A dictionary that begins with this field is one record, not many.
+    return name != STRUCTURE and is_structure(entry)
 
 
 def read_entries(path: Path) -> Iterator[tuple[str | None, Any]]:

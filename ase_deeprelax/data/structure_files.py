@@ -10,14 +10,16 @@ import bz2
 import glob
 import gzip
 import json
+import logging
 import lzma
 import re
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 from ase import Atoms
 from ase.db import connect
@@ -26,13 +28,21 @@ from ase.io.formats import UnknownFileTypeError, filetype, parse_filename
 
 from ase_deeprelax.data.cif_sites import merge_rounded
 from ase_deeprelax.data.json_lines import LARGEST_RATIO, LOOKED_AT
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pymatgen_json import (
     holds_structures,
     is_structure,
+    name_of,
     of_pymatgen,
     read_entries,
 )
 from ase_deeprelax.errors import StructureError
+
+log = logging.getLogger(__name__)
+
+# A structure, or the reason why there is none in its place.
+Read = Atoms | StructureError
+AnyPath = TypeVar('AnyPath', bound=PurePath)
 
 STDIN = '-'
 # The formats that suffixes stand for where ASE's own table says something else or nothing.
@@ -46,17 +56,19 @@ FORMATS = {
     '.db': 'db',
     '.json': 'json',
 }
-# The files of a folder that are read; a folder may hold anything beside them.
+# The files of a folder that are read, by suffix or, as VASP has them, by name.
 READ_SUFFIXES = (
     *FORMATS,
     *('.res', '.xsf', '.gen', '.cell', '.pdb', '.in', '.pwi', '.xml'),
 )
+READ_NAMES = ('POSCAR', 'CONTCAR')
 # How compressed files are opened.
 OPENERS: dict[str, Any] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 # Formats that are databases: their columns are kept.
 DATABASES = ('db', 'json')
-# Where a database's own columns stand in ``atoms.info``, as ASE names them.
-COLUMNS = 'key_value_pairs'
+# Where a database's own columns, and the further data of a row, stand in ``atoms.info``, as
+# ASE names them.
+COLUMNS, DATA = 'key_value_pairs', 'data'
 
 
 @dataclass(frozen=True)
@@ -84,9 +96,10 @@ def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
     Parameters
     ----------
     words : iterable of str or Path
-        A file; a file and frames of it, ``run.traj@-1``; a folder, whose files of known
-        suffixes are meant; a pattern, as ``'runs/*/CONTCAR'``; ``-``, standard input. A
-        file that has exactly this name comes first.
+        A file; a file and frames of it, ``run.traj@-1``; a folder, whose files that
+        `is_structure_file` knows are meant, and a warning counts the others; a pattern, as
+        ``'runs/*/CONTCAR'``; ``-``, standard input. A file that has exactly this name comes
+        first.
 
     Returns
     -------
@@ -104,9 +117,7 @@ def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
         if word == STDIN or path.is_file():
             files.append(StructureFile(path))
         elif path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in READ_SUFFIXES)
-            inside = [StructureFile(p) for p in found if p.is_file()]
-            files += inside or [StructureFile(path)]
+            files += list(map(StructureFile, _inside(path))) or [StructureFile(path)]
         elif glob.has_magic(word) and (matches := _matches(word)):
             files += find_files(matches)
         else:
@@ -115,6 +126,48 @@ def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
             place = (Path(name), index) if framed else (path,)
             files.append(StructureFile(*place))
     return files
+
+
+def is_structure_file(name: str) -> bool:
+    """Whether a file of a folder is read, by its name; compressed or not.
+
+    >>> [is_structure_file(name) for name in ('a/NaCl.cif.gz', 'POSCAR', 'README.md')]
+    [True, True, False]
+    """
+    path = uncompressed(PurePath(name))
+    if path.name.startswith('.'):
+        return False
+    return path.suffix.lower() in READ_SUFFIXES or path.name in READ_NAMES
+
+
+def uncompressed(path: AnyPath) -> AnyPath:
+    """A path without the suffix of a compression.
+
+    >>> str(uncompressed(PurePath('NaCl.cif.gz'))), str(uncompressed(PurePath('NaCl.cif')))
+    ('NaCl.cif', 'NaCl.cif')
+    """
+    return path.with_suffix('') if path.suffix.lower() in OPENERS else path
+
+
+def warn_of_left_out(folder: Path, names: list[str]) -> None:
+    """Log how many entries of a folder are not read, if there are any, and the first."""
+    if names:
+        log.warning(
+            '%s: left out %d of its entries, the first is %s; to read one, give its name',
+            folder,
+            len(names),
+            names[0],
+        )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder that are read."""
+    there = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
+    found = [path for path in there if is_structure_file(path.name) and path.is_file()]
+    if found:
+        read = set(found)
+        warn_of_left_out(folder, [path.name for path in there if path not in read])
+    return found
 
 
 def _matches(pattern: str) -> list[str]:
@@ -140,21 +193,42 @@ def read_structures(file: StructureFile, form: str | None = None) -> list[Atoms]
     Raises
     ------
     StructureError
-        It cannot be read, or holds no structure.
+        It, or a structure in it, cannot be read, or it holds none.
+    """
+    structures = []
+    for found in read_each(file, form):
+        if isinstance(found, StructureError):
+            raise found
+        structures.append(found)
+    return structures
+
+
+def read_each(file: StructureFile, form: str | None = None) -> list[Read]:
+    """As `read_structures`, but a bad entry of a JSON file loses no other one.
+
+    Returns
+    -------
+    list of ase.Atoms or StructureError
+        In place of an entry that is no ordered structure, the error that says so.
+
+    Raises
+    ------
+    StructureError
+        The file cannot be read, or holds no structure.
     """
     try:
         if str(file.path) == STDIN:
-            atoms = _read_stdin(form)
+            found = _read_stdin(form)
         else:
-            atoms = _read_file(file.path, file.index, form)
+            found = _read_file(file.path, file.index, form)
     except StructureError:
         raise
     # Each of ASE's many readers has its own idea of what to raise.
     except Exception as error:
         raise StructureError(f'cannot be read ({_reason(error)})') from error
-    if not atoms:
+    if not found:
         raise StructureError('holds no structure')
-    return atoms
+    return found
 
 
 def _reason(error: Exception) -> str:
@@ -169,18 +243,17 @@ def _reason(error: Exception) -> str:
     return f'{type(error).__name__}: {error}'.rstrip(': ')
 
 
-def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
+def _read_file(path: Path, index: str, form: str | None) -> list[Read]:
     if path.is_dir():
         raise StructureError(
-            f'is a folder without files of {", ".join(READ_SUFFIXES)}; name other files by '
-            f"a pattern, as '{path}/*/POSCAR'"
+            f'is a folder without files of {", ".join((*READ_SUFFIXES, *READ_NAMES))}; '
+            f"name other files by a pattern, as '{path}/*/POSCAR'"
         )
     if path.exists() and not path.is_file():  # a pipe or a device: it may never end
         raise StructureError('is no regular file; save it to one, or pipe it in as "-"')
-    named = path
-    if path.suffix.lower() in OPENERS:
+    named = uncompressed(path)
+    if named != path:
         _check_expansion(path)
-        named = path.with_suffix('')
     form = form or FORMATS.get(named.suffix.lower())
     if form == 'json' and path.suffix.lower() in ('.gz', named.suffix.lower()):
         found = _pymatgen(path)
@@ -196,8 +269,8 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Atoms]:
         if index == ':':
             raise
         raise StructureError(f'holds no structure {index}') from None
-    frames = frames if isinstance(frames, list) else [frames]
-    return [merge_rounded(atoms) for atoms in frames] if form == 'cif' else frames
+    found = frames if isinstance(frames, list) else [frames]
+    return [merge_rounded(atoms) if form == 'cif' else atoms for atoms in found]
 
 
 def _check_expansion(path: Path) -> None:
@@ -213,7 +286,7 @@ def _check_expansion(path: Path) -> None:
                 )
 
 
-def _read_stdin(form: str | None) -> list[Atoms]:
+def _read_stdin(form: str | None) -> list[Read]:
     """Standard input, through a file, because some readers look at it twice."""
     content = sys.stdin.buffer.read()
     is_json = content.lstrip()[:1] in (b'{', b'[')
@@ -235,7 +308,7 @@ def _guessed(path: Path, content: bytes) -> str:
         return 'vasp'
 
 
-def _chosen(frames: list[Atoms], index: str) -> list[Atoms]:
+def _chosen(frames: list[Read], index: str) -> list[Read]:
     """The frames that an index of ASE means."""
     _, which = parse_filename(f'x@{index}')
     if isinstance(which, slice):
@@ -246,21 +319,43 @@ def _chosen(frames: list[Atoms], index: str) -> list[Atoms]:
 
 
 def atoms_of_row(row: Any) -> Atoms:
-    """The structure of a row of ``ase.db``, its columns in ``info['key_value_pairs']``."""
+    """The structure of a row of ``ase.db``.
+
+    Its columns are in ``info['key_value_pairs']``, its further data in ``info['data']``.
+    """
     atoms = row.toatoms()
     if row.key_value_pairs:
         atoms.info[COLUMNS] = dict(row.key_value_pairs)
+    if row.data:
+        atoms.info[DATA] = dict(row.data)
     return atoms
 
 
-def _pymatgen(path: Path) -> list[Atoms] | None:
+def _pymatgen(path: Path) -> list[Read] | None:
     """Structures of pymatgen in a JSON file, or None where it holds something else."""
     if holds_structures(path):
-        entries = [entry for _, entry in read_entries(path)]
-    else:
-        opener = gzip.open if path.suffix.lower() == '.gz' else open
-        with opener(path, 'rb') as file:
-            entries = [json.loads(file.read())]
-    if not all(map(is_structure, entries)):
-        return None
-    return [of_pymatgen(entry) for entry in entries]
+        return _entries(path)
+    opener = gzip.open if path.suffix.lower() == '.gz' else open
+    with opener(path, 'rb') as file:
+        whole = json.loads(file.read())
+    return [of_pymatgen(whole)] if is_structure(whole) else None
+
+
+def _entries(path: Path) -> list[Read]:
+    """The structures of a list or dictionary, up to where the file is damaged."""
+    found: list[Read] = []
+    try:
+        for name, entry in read_entries(path):
+            found.append(_entry(name or name_of(entry), entry))
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        reason = f'the file is damaged after {count(len(found), "structure")} ({error})'
+        found.append(StructureError(reason))
+    return found
+
+
+def _entry(name: str | None, entry: Any) -> Read:
+    """The structure of an entry, or why there is none."""
+    try:
+        return of_pymatgen(entry)
+    except StructureError as error:
+        return error if name is None else StructureError(f'{name}: {error}')

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from ase.db import connect
+from ase.db.core import check
 from ase.io import write
 from ase.io.formats import filetype, ioformats
 
-from ase_deeprelax import keys
-from ase_deeprelax.data.structure_files import COLUMNS, DATABASES, FORMATS
-from ase_deeprelax.data.writable import writable
+from ase_deeprelax.data.structure_files import COLUMNS, DATA, DATABASES, FORMATS
+from ase_deeprelax.data.writable import ODD, writable
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import replaced
 
@@ -128,7 +129,26 @@ def _those_written(
 
 
 def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns of a database and its further data: what the atoms came with, and ours."""
-    columns = keys.to_key_value_pairs(atoms)
-    data = {name: x for name, x in keys.ours(atoms).items() if name not in columns}
-    return dict(atoms.info.get(COLUMNS, {})) | columns, data
+    """Columns of a row of a database and its further data.
+
+    They are those of the row that the atoms came from, and the rest of ``atoms.info``:
+    what a column takes is one, and anything else is data.
+    """
+    columns, data = dict(atoms.info.get(COLUMNS, {})), dict(atoms.info.get(DATA, {}))
+    for name, value in atoms.info.items():
+        if name not in (COLUMNS, DATA):
+            (columns if _is_column(name, value) else data)[name] = value
+    return columns, data
+
+
+def _is_column(name: str, value: Any) -> bool:
+    """Whether ``ase.db`` takes a value as a column, and finds it again."""
+    if isinstance(value, str) and (not value or ODD.search(value)):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # at names that read as a formula
+        try:
+            check({name: value})
+        except (ValueError, UserWarning):
+            return False
+    return True

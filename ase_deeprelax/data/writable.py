@@ -10,10 +10,12 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
+from ase.db.core import object_to_bytes
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 from ase.io.jsonio import encode
 
 from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.structure_files import DATABASES
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ def writable(atoms: Atoms, form: str) -> Atoms:
     What is left out is logged as a warning, constraints once per kind. Selective dynamics
     of POSCAR files (``FixScaled``) become ``FixCartesian`` for formats that know only that,
     where both mean the same: all directions are fixed, or the lattice vectors lie along x,
-    y and z. Line breaks in text become blanks for extxyz.
+    y and z. Line breaks in text become blanks for extxyz; objects of ASE, as a space group,
+    become dictionaries for databases.
 
     Parameters
     ----------
@@ -74,6 +77,9 @@ def writable(atoms: Atoms, form: str) -> Atoms:
         info = {name: _readable(value) for name, value in info.items()}
         info = {name: value for name, value in info.items() if _in_a_line(name, value)}
         arrays = {name: x for name, x in arrays.items() if _in_columns(name, x)}
+    elif form in DATABASES:
+        info = {name: _plain(value) for name, value in info.items()}
+        info = {name: value for name, value in info.items() if _is_data(name, value)}
     elif form in AS_JSON:
         info = {name: value for name, value in info.items() if _is_json(name, value)}
     lost = [f'info {str(name)!r:.40}' for name in atoms.info if name not in info]
@@ -119,10 +125,26 @@ def _in_columns(name: str, array: np.ndarray) -> bool:
         return True
     if not NAME.fullmatch(name) or name in RESERVED or array.ndim > 2 or not array.size:
         return False
-    if array.dtype.kind in 'SU':
+    if array.dtype.kind in 'SU' or all(isinstance(word, str) for word in array.flat):
         words = array.ravel().astype(str)
         return all(word and not re.search(r'\s', word) for word in words)
     return array.dtype.kind in 'bif'
+
+
+def _plain(value: Any) -> Any:
+    """A value as databases take it: numbers of Python, dictionaries of ASE's objects."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.todict() if hasattr(value, 'todict') else value
+
+
+def _is_data(name: Any, value: Any) -> bool:
+    """Whether a row of a database can hold an entry of ``info``."""
+    try:
+        object_to_bytes(value)
+    except Exception:  # noqa: BLE001 - values are of any kind
+        return False
+    return isinstance(name, str)
 
 
 def _is_json(name: Any, value: Any) -> bool:

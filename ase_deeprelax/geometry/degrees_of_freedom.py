@@ -40,7 +40,7 @@ from ase_deeprelax.geometry.motion import (
     in_plane_strains,
     strain_projection,
 )
-from ase_deeprelax.geometry.snapshot import Snapshot, assign, interrupts_wait
+from ase_deeprelax.geometry.snapshot import Snapshot, assign, innermost, interrupts_wait
 from ase_deeprelax.geometry.vacuum import Layer, find_layer
 
 # The values that `Freedom.kind` can have.
@@ -57,9 +57,7 @@ def unwrap(target: Atoms | Filter) -> Atoms:
     TypeError
         Not something an optimizer can be given.
     """
-    inner = target
-    while isinstance(inner, Filter):
-        inner = inner.atoms
+    inner = innermost(target)
     if isinstance(inner, Atoms):
         return inner
     name = type(inner).__name__
@@ -260,6 +258,8 @@ def find_freedom(target: Atoms | Filter, relax_cell: RelaxCell | None = False) -
             ],
         )
         strain = replace(strain, **filter_settings(cell_filter))
+        if np.abs(strain.projection()).max() < 1e-12:  # a mask that leaves nothing free
+            strain = None
     return Freedom(atoms, layer, cell_filter, strain, labels, movable[: len(atoms)])
 
 

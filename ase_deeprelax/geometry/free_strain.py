@@ -63,6 +63,32 @@ def check_relax_cell(relax_cell: RelaxCell) -> bool | str | np.ndarray:
     )
 
 
+def plain_relax_cell(relax_cell: RelaxCell | None) -> bool | str | list | None:
+    """What ``relax_cell`` says in a form for JSON; None stays None.
+
+    Parameters
+    ----------
+    relax_cell : bool, str, array or None
+        As `check_relax_cell` takes it.
+
+    Returns
+    -------
+    bool, str, None or (3, 3) list of bool
+
+    Raises
+    ------
+    ValueError
+        It is none of these.
+
+    Examples
+    --------
+    >>> plain_relax_cell('in-plane'), plain_relax_cell([0.5, 0, 0, 0, 0, 0])
+    ('in-plane', [[True, False, False], [False, False, False], [False, False, False]])
+    """
+    checked = None if relax_cell is None else check_relax_cell(relax_cell)
+    return checked.tolist() if isinstance(checked, np.ndarray) else checked
+
+
 @dataclass(frozen=True, eq=False)
 class StrainRule:
     """Which strains are free, on the logarithm of the deformation.

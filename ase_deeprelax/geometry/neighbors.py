@@ -85,10 +85,9 @@ def close_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of atoms within a short cutoff, each once, nearest first.
 
-    This is the one search for close pairs of the package, for structures of which nothing
-    is known but that their numbers are finite: boxes of any size and shape are answered or
-    refused, where a bare call of vesin may end the process. Pairs of an atom and its own
-    periodic images are among them.
+    This is the search for structures of which nothing is known but that their numbers are
+    finite: boxes of any size and shape are answered or refused, where a bare call of vesin
+    may end the process. Pairs of an atom and its own periodic images are among them.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -45,7 +46,7 @@ class Snapshot:
     def take(cls, target: Atoms | Filter) -> Snapshot:
         """Copy what moves in atoms, or in the atoms inside a filter."""
         strain = target.strain.copy() if isinstance(target, StrainFilter) else None
-        atoms = _innermost(target)
+        atoms = innermost(target)
         return cls(atoms.cell.array.copy(), atoms.positions.copy(), strain)
 
     def restore(self, target: Atoms | Filter) -> None:
@@ -53,7 +54,7 @@ class Snapshot:
         with interrupts_wait():
             if isinstance(target, StrainFilter) and self.strain is not None:
                 target.strain[:] = self.strain
-            assign(_innermost(target), self.cell, self.positions)
+            assign(innermost(target), self.cell, self.positions)
 
 
 def assign(atoms: Atoms, cell: np.ndarray, positions: np.ndarray) -> None:
@@ -86,11 +87,12 @@ def interrupts_wait() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, former)
-    if received:
-        former(*received[0])
+        if received:  # also where the block raised: a Ctrl-C is never lost
+            former(*received[0])
 
 
-def _innermost(target: Atoms | Filter) -> Atoms:
+def innermost(target: Any) -> Any:
+    """What is inside all filters of ASE: the ``Atoms``, where filters are around some."""
     while isinstance(target, Filter):
         target = target.atoms
     return target

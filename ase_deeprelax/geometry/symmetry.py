@@ -223,13 +223,38 @@ def spacegroup_number(atoms: Atoms, symprec: float = SYMPREC) -> int:
     227
     """
     positions, cell, _ = compact(atoms.positions, atoms.cell.array)
-    crystal = (cell, positions @ np.linalg.inv(cell), atoms.numbers)
+    frac = positions @ np.linalg.inv(cell)
+    dataset = symmetry_dataset((cell, frac, atoms.numbers), symprec)
+    return 0 if dataset is None else int(dataset.number)
+
+
+def symmetry_dataset(
+    crystal: tuple[np.ndarray, np.ndarray, np.ndarray], symprec: float = SYMPREC
+) -> spglib.SpglibDataset | None:
+    """What spglib finds of the symmetry of a crystal.
+
+    Parameters
+    ----------
+    crystal : (3, 3), (n_atoms, 3) and (n_atoms,) arrays
+        Cell, A; fractional coordinates; atomic numbers.
+    symprec : float, A
+        Default 1e-2.
+
+    Returns
+    -------
+    spglib.SpglibDataset or None
+        None where spglib cannot determine it.
+
+    Examples
+    --------
+    >>> symmetry_dataset((4 * np.eye(3), np.zeros((1, 3)), np.array([29]))).international
+    'Pm-3m'
+    """
     # spglib 2 warns and returns None, spglib 3 raises; both mean "not determined".
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         try:
             # spglib declares sequences, and takes arrays.
-            dataset = spglib.get_symmetry_dataset(crystal, symprec=symprec)  # ty: ignore[invalid-argument-type]
+            return spglib.get_symmetry_dataset(crystal, symprec=symprec)  # ty: ignore[invalid-argument-type]
         except spglib.SpglibError:
-            return 0
-    return 0 if dataset is None else int(dataset.number)
+            return None

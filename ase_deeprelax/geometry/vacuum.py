@@ -185,6 +185,23 @@ def find_layer(atoms: Atoms) -> Layer | None:
     return _layer_by_vacuum(atoms, planes[0])
 
 
+def layer_or_none(atoms: Atoms) -> Layer | None:
+    """As `find_layer`, but None for all that is no layer, whether usable or not.
+
+    >>> from ase.build import molecule, mx2
+    >>> layer_or_none(mx2('MoS2', vacuum=10)).normal.round(6).tolist()
+    [0.0, 0.0, 1.0]
+    >>> layer_or_none(molecule('H2O')) is None
+    True
+    """
+    if atoms.cell.rank < 3:
+        return None
+    try:
+        return find_layer(atoms)
+    except StructureError:
+        return None
+
+
 def split_at_widest_gap(fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gaps between planes of atoms, and turns that join all atoms across the other gaps.
 

@@ -126,12 +126,12 @@ class Ensemble(RelaxationModel):
         return output
 
     def _outputs(self, graph: CrystalGraph) -> list[Any]:
-        """Those of the members; replicas of one network share the edge features."""
-        edges: dict[str, Edges] = {}
+        """Those of the members; networks of one `PaEGNN.edge_form` share their edges."""
+        edges: dict[tuple[Any, ...], Edges] = {}
         outputs: list[Any] = []
         for member in self.members:
             if isinstance(member, PaEGNN):
-                form = repr(member.hyperparameters)
+                form = member.edge_form
                 if form not in edges:
                     edges[form] = member.edge_features(graph)
                 outputs.append(member(graph, edges[form]))

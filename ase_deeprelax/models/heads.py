@@ -26,6 +26,8 @@ from ase_deeprelax.models.layers import (
 MAX_STRAIN = 3.0
 # The matrices that the six components of a log strain stand for, as rows (6, 9).
 STRAINS = torch.cat([torch.eye(3, dtype=torch.float64).view(1, 9), TRACELESS])
+# Enough for vectors that change by a hundred times; each step doubles the digits.
+NEWTON_STEPS = 12
 
 
 class Features(NamedTuple):
@@ -200,21 +202,24 @@ class LatticeMatrixHead(nn.Module):
             return free_deformation(stretch_of(general), graph)
 
 
-def stretch_of(general: torch.Tensor, iterations: int = 12) -> torch.Tensor:
+def stretch_of(general: torch.Tensor) -> torch.Tensor:
     """Symmetric factor of ``general = stretch @ rotation``: (n, 3, 3) -> (n, 3, 3).
 
-    The square root of ``general @ general.T`` by the coupled Newton iteration of Denman and
-    Beavers; unlike eigenvectors it has a gradient where eigenvalues are equal, as they are
-    before training.
+    Found by Newton's iteration for the rotation, which may mirror. Where eigenvalues are
+    equal, as before training and for cubic crystals, eigenvectors have no gradient, and on
+    a GPU their search fails. Of singular matrices the result is not finite.
+
+    >>> stretch_of(torch.tensor([[[0.0, 2.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]))
+    tensor([[[2., 0., 0.],
+             [0., 3., 0.],
+             [0., 0., 1.]]])
     """
-    eye = torch.eye(3, dtype=general.dtype, device=general.device)
-    root, inverse = general @ general.mT + 1e-8 * eye, eye.expand_as(general)
-    for _ in range(iterations):
-        root, inverse = (
-            (root + torch.linalg.inv(inverse)) / 2,
-            (inverse + torch.linalg.inv(root)) / 2,
-        )
-    return (root + root.mT) / 2
+    rotation = general
+    for _ in range(NEWTON_STEPS):
+        inverse, _ = torch.linalg.inv_ex(rotation)
+        rotation = (rotation + inverse.mT) / 2
+    stretch = general @ rotation.mT
+    return (stretch + stretch.mT) / 2
 
 
 def undirected(graph: CrystalGraph) -> torch.Tensor:

@@ -16,6 +16,7 @@ Equation numbers are the paper's. Where this differs from the published code:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,8 +143,8 @@ class PaEGNN(RelaxationModel):
         ----------
         graph : CrystalGraph
         edges : tuple, optional
-            What `edge_features` of a network of the same form found for the same graph;
-            default: found here.
+            What `edge_features` of a network of the same `edge_form` found for the same
+            graph; default: found here.
         """
         x, neighborhood, vectors = self.edge_features(graph) if edges is None else edges
         features = self.features(graph, neighborhood)
@@ -164,6 +165,16 @@ class PaEGNN(RelaxationModel):
                 features, x, graph, output.cross_index, lengths
             )
         return output
+
+    @property
+    def edge_form(self) -> tuple[Any, ...]:
+        """All that `edge_features` depends on beside the graph, to be compared.
+
+        A subclass with edge features of its own names here what these depend on.
+        """
+        radial = self.radial
+        size = radial.cutoff, len(radial.centres)
+        return type(self), self.degree, self.offset_encoding, *size
 
     def edge_features(self, graph: CrystalGraph) -> Edges:
         """Edge features x_e (n_edges, n_radial), their sums, and the edge vectors."""

@@ -22,7 +22,7 @@ from ase_deeprelax.optimize.refinable import check_refinable
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.stage_run import StageRun
 from ase_deeprelax.optimize.target import Target, find_target, get_origin, put_origin
-from ase_deeprelax.optimize.verify import Verification, verify
+from ase_deeprelax.optimize.verify import Verification, known_error, verify
 
 
 class Chain:
@@ -124,11 +124,13 @@ class Chain:
         MissingDependencyError, ModelError
             A calculator is not there: known now, and not after hours in the stages before.
         ConfigError
-            An optimizer cannot be made for this structure.
+            An optimizer cannot be made for this structure, or the error of the potential
+            that is to verify the prediction is not known.
         """
         if self._start is None:
             self._start = bare(self.atoms)
         if not self._find_stages():
+            self._check_judge()
             return
         check_refinable(self.atoms)
         for stage in self._options.stages:
@@ -240,6 +242,13 @@ class Chain:
     def _number(self, index: int) -> str:
         return f'stage {index + 1} of {len(self.stages)}'
 
+    def _check_judge(self) -> None:
+        """See to it that the judge, if there is one, can answer, before the atoms move."""
+        judge = self._options.judge
+        if judge is not None:
+            known_error(judge.name, self._options.calibration)
+            judge.build_calculator()
+
     def _verify(self) -> None:
         """Ask the judge, if there is one, about a prediction that is not refined."""
         judge = self._options.judge
@@ -309,8 +318,7 @@ class Chain:
         if self._start is not None and _same_place(atoms, self._start):
             assign(atoms, there.cell.array, there.positions)
             atoms.info.update(state['info'])
-            if keys.SIGMA_ATOMS in atoms.info:
-                atoms.arrays[keys.SIGMA] = np.array(atoms.info[keys.SIGMA_ATOMS])
+            keys.arrays_from_info(atoms)
         self.one_shot.load_state_dict(state['one_shot'])
         stages = state['stages']
         if self._find_stages() and stages is not None:

@@ -37,14 +37,15 @@ class Outcome:
     converged : bool
     reason : str
         Why not, or ''.
-    steps : int
-        Evaluations of the potential.
+    calls : int
+        Evaluations of the potential: of a relaxation that converged, one more than its
+        steps; 0 where the structure could not be evaluated at all.
     """
 
     atoms: Atoms
     converged: bool
     reason: str
-    steps: int
+    calls: int
 
 
 class _Run:

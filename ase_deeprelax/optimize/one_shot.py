@@ -107,7 +107,7 @@ class ProposedMove:
             atoms.calc = None
         keys.strip(atoms)
         atoms.info.update(keys.ours(predicted))
-        atoms.arrays[keys.SIGMA] = predicted.arrays[keys.SIGMA].copy()
+        keys.arrays_from_info(atoms)
 
 
 class OneShotStage(Optimizable):

@@ -16,7 +16,11 @@ from ase.optimize.optimize import DEFAULT_MAX_STEPS
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.files import check_writable
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
-from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
+from ase_deeprelax.geometry.free_strain import (
+    RelaxCell,
+    check_relax_cell,
+    plain_relax_cell,
+)
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 from ase_deeprelax.optimize.chain import Chain
@@ -49,7 +53,7 @@ class DeepRelaxOptimizer(LateBinding):
 
     The vacuum vector of a layer stays, unless the user's own filter moves it in the
     refinement. The first line of the log says what was decided where it may be unexpected,
-    ``atoms.info['deeprelax_kind']`` always.
+    and ``atoms.info['deeprelax_kind']`` does once a step was taken.
 
     With a calculator the first step is the prediction, and an ordinary ASE optimizer goes
     on from there to ``fmax``, in the same run, log and trajectory. The prediction is made
@@ -186,7 +190,7 @@ class DeepRelaxOptimizer(LateBinding):
         asked = self._options.relax_cell
         if isinstance(atoms, Filter) and asked is not None:
             raise ValueError(
-                f'relax_cell={_plain(asked)!r} beside {type(atoms).__name__}: a '
+                f'relax_cell={plain_relax_cell(asked)!r} beside {type(atoms).__name__}: a '
                 'filter says itself whether the cell relaxes; leave relax_cell out'
             )
         self._chain = Chain(atoms, self._options, bound_later=self._bound_later)
@@ -300,10 +304,11 @@ class DeepRelaxOptimizer(LateBinding):
     def todict(self) -> dict[str, Any]:
         """What goes into the header of a trajectory."""
         options = self._options
+        cell = options.relax_cell
         return super().todict() | {
             'model': options.model_name,
             'symmetry': options.symmetry,
-            'relax_cell': _plain(options.relax_cell),
+            'relax_cell': 'default' if cell is None else plain_relax_cell(cell),
             'refinement': optimizer_name(options.optimizer),
             'stages': [stage.name for stage in options.stages],
         }
@@ -340,9 +345,3 @@ class DeepRelaxOptimizer(LateBinding):
     def _traj_is_empty(self) -> bool:
         # A trajectory of several structures holds the first frame of each of them.
         return self._appends or super()._traj_is_empty()
-
-
-def _plain(relax_cell: Any) -> Any:
-    """For a trajectory's header."""
-    array = isinstance(relax_cell, np.ndarray)
-    return relax_cell.tolist() if array else 'default' if relax_cell is None else relax_cell

@@ -79,6 +79,28 @@ def verify(
     Raises
     ------
     ConfigError
+        See `known_error`.
+    """
+    limit = known_error(potential, calibration)
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    step = mean_newton_step(free_cell(atoms, relax_cell))
+    return Verification(potential, step, limit)
+
+
+def known_error(potential: str, calibration: Calibration | None) -> float:
+    """The error of a potential beside a model, A; see `PotentialErrors.step`.
+
+    Parameters
+    ----------
+    potential : str
+        Its name in the calibration.
+    calibration : Calibration or None
+        Of the model.
+
+    Raises
+    ------
+    ConfigError
         The potential was not calibrated.
     """
     known = {} if calibration is None else calibration.potentials
@@ -88,10 +110,7 @@ def verify(
             f'verify is {potential!r}; the error of this potential is not known, but of: '
             f'{names}. "deeprelax calibrate --potential" finds it'
         )
-    atoms = atoms.copy()
-    atoms.calc = calculator
-    step = mean_newton_step(free_cell(atoms, relax_cell))
-    return Verification(potential, step, known[potential].step)
+    return known[potential].step
 
 
 def mean_newton_step(target: Any) -> float:

@@ -12,9 +12,14 @@ from ase_deeprelax.data.convert import Frame
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.geometry.degrees_of_freedom import Freedom
+from ase_deeprelax.geometry.motion import STRAIN_BASIS
 from ase_deeprelax.models.calibration import Calibration, Environments
 from ase_deeprelax.predict.forward import StructureOutput
 from ase_deeprelax.result import no_errors
+
+# A vector counts as fixed where a free strain of size one changes it by a smaller part than
+# this: in cells from files, which have few digits, right angles are not quite right.
+SMALLEST_CHANGE = 1e-3
 
 
 def estimate_errors(
@@ -47,14 +52,13 @@ def estimate_errors(
     if calibration is None:
         return no_errors(len(atoms)), ''
     laws, kind, sigma = calibration.laws, freedom.kind, output.sigma
-    changes = np.full(3, freedom.strain is not None)
-    if freedom.layer is not None:
-        vacuum = np.abs(freedom.layer.basis[2])
-        changes &= (vacuum == 0) | (vacuum.sum() > 1)  # a vector along the vacuum stays
+    changes = _changing_vectors(freedom)
     width = np.where(changes, laws['lattice'].within(kind, sigma), 0.0)
     volume = np.full(2, np.nan)
     if freedom.layer is None:
-        relative = laws['volume'].within(kind, sigma) if changes.any() else 0.0
+        constant = freedom.strain is None or freedom.strain.constant_volume
+        exact = constant or not changes.any()
+        relative = 0.0 if exact else laws['volume'].within(kind, sigma)
         volume = _interval(np.array([atoms.cell.volume]), np.array([relative]))[0]
     sigma_atoms = frame.per_atom(output.sigma_atoms)
     radius = np.where(freedom.labels == 1, 0, laws['positions'].within(kind, sigma_atoms))
@@ -92,6 +96,19 @@ def check_error(atoms: Atoms, error: float, accept_below: float | None) -> None:
         f'below accept_below={accept_below:g} A; relax this structure with a potential or '
         'with DFT'
     )
+
+
+def _changing_vectors(freedom: Freedom) -> np.ndarray:
+    """(3,) bool: the lattice vectors whose lengths a free strain changes."""
+    if freedom.strain is None:
+        return np.zeros(3, dtype=bool)
+    strains = np.tensordot(freedom.strain.projection(), STRAIN_BASIS, 1)
+    units = freedom.strain.cell / np.linalg.norm(freedom.strain.cell, axis=1)[:, None]
+    changes = np.linalg.norm(units @ strains, axis=2).max(axis=0) > SMALLEST_CHANGE
+    if freedom.layer is not None:
+        vacuum = np.abs(freedom.layer.basis[2])
+        changes &= (vacuum == 0) | (vacuum.sum() > 1)  # a vector along the vacuum stays
+    return changes
 
 
 def _interval(values: np.ndarray, relative: np.ndarray) -> np.ndarray:

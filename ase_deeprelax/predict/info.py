@@ -28,7 +28,7 @@ def write_info(result: Relaxation) -> None:
     info[keys.STAGE] = 'predicted'
     if result.ood:  # extxyz cannot hold an empty string: it swallows what follows it
         info[keys.OOD] = result.ood
-    result.atoms.arrays[keys.SIGMA] = sigma_atoms.copy()
+    keys.arrays_from_info(result.atoms)
 
 
 def _write_errors(result: Relaxation) -> None:
@@ -41,4 +41,3 @@ def _write_errors(result: Relaxation) -> None:
         info[keys.VOLUME_LOW], info[keys.VOLUME_HIGH] = result.volume_90.tolist()
     if np.isfinite(result.novelty):
         info[keys.NOVELTY] = result.novelty
-    result.atoms.arrays[keys.POSITION_90] = result.position_90.copy()

@@ -67,7 +67,8 @@ def relax(
     """Predict relaxed structures in one shot; the input is not changed.
 
     Constraints on atoms are honoured as ASE's cell filters do: a fixed atom keeps its
-    fractional coordinates. Calculators are not used and not carried over. Charges and
+    fractional coordinates, so it moves with a cell that relaxes, and not at all where the
+    cell is fixed. Calculators are not used and not carried over. Charges and
     magnetic moments are kept, but the prediction does not depend on them.
 
     A structure with vacuum along one lattice vector (``pbc`` is False there, or a wide gap

@@ -1,8 +1,8 @@
 """The first step of a prediction: a structure is checked and becomes a graph.
 
     prepared = prepare(structure, settings)
-    outputs, _ = run_model(model, collate([prepared.graph]))
-    result = finish(prepared, outputs[0])
+    [output], _ = run_model(model, collate([prepared.graph]))
+    result = finish(prepared, output, [move_of(prepared, output)])
 
 The structure is not changed.
 """

@@ -58,7 +58,7 @@ def of_evaluation(evaluation: AnyEvaluation) -> list[str]:
         shown = [
             f'{cut["median"]:.0f} % of the error of the {what}'
             for what, name in (('positions', 'coord_mae'), ('lattice', 'lattice_mae'))
-            if (cut := below[name]) is not None
+            if (cut := below[name]) is not None and cut['median'] is not None
         ]
         if shown:
             lines.append(

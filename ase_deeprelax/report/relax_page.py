@@ -83,6 +83,7 @@ def write_relax_page(
     scenes = [
         relaxed_scene(name, answers[name].before, answers[name].after)
         for name in worth_a_look(rows)
+        if answers[name].before.cell.rank == 3  # a molecule without a cell is not drawn
     ]
     columns = columns_of(rows.values())
     parts = distributions_section(columns)

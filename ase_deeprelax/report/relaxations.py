@@ -13,11 +13,12 @@ from ase_deeprelax.compare.tables import WIDE_DASH, Table, number
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import fixed_atoms
+from ase_deeprelax.geometry.vacuum import layer_or_none
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
 from ase_deeprelax.report.plot_relaxations import DRAWN, Columns, distributions
 from ase_deeprelax.report.relaxation_table import relaxation_table, uncertainty_of
 from ase_deeprelax.report.style import FEW
-from ase_deeprelax.report.viewer_data import layer_of, periodic_vectors, scene
+from ase_deeprelax.report.viewer_data import periodic_vectors, scene
 from ase_deeprelax.result import Relaxation
 
 # Most rows of structures on a page; JSON has all.
@@ -141,7 +142,7 @@ def scenes_of(named: Mapping[str, Relaxation]) -> list[dict[str, Any]]:
 
 def notes(before: Atoms, after: Atoms, dmax: float | None) -> dict[str, str]:
     """Facts that the viewer shows beside a crystal or layer."""
-    periodic = periodic_vectors(layer_of(before))
+    periodic = periodic_vectors(layer_or_none(before))
     fixed = int(fixed_atoms(before).sum())
     facts = {
         'atoms': f'{len(before)}, {fixed} of them fixed' if fixed else f'{len(before)}'

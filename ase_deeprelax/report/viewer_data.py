@@ -16,9 +16,8 @@ from ase.data.colors import jmol_colors
 
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import fixed_atoms
-from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.neighbors import neighbor_list
-from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.geometry.vacuum import Layer, layer_or_none
 
 # An atom lies on a face of the cell, and is drawn on the opposite one too, within so many
 # A of it, so that a crystal with displaced atoms is drawn whole; at most this part of the
@@ -113,19 +112,6 @@ class _Drawn:
     periodic: np.ndarray
 
 
-def layer_of(atoms: Atoms) -> Layer | None:
-    """The layer that is drawn in one piece; None for crystals and for what is neither.
-
-    >>> from ase.build import mx2
-    >>> layer_of(mx2('MoS2', vacuum=8)).normal.round(6).tolist()
-    [0.0, 0.0, 1.0]
-    """
-    try:
-        return find_layer(atoms)
-    except StructureError:
-        return None
-
-
 def periodic_vectors(layer: Layer | None) -> np.ndarray:
     """(3,) bool: vectors of the cell that are drawn, all but the vacuum vector of a layer.
 
@@ -141,7 +127,7 @@ def periodic_vectors(layer: Layer | None) -> np.ndarray:
 
 
 def _drawn(before: Atoms, after: Atoms) -> _Drawn:
-    layer = layer_of(before)
+    layer = layer_or_none(before)
     periodic = periodic_vectors(layer)
     if layer is None:
         places = before.positions, before.cell.array, after.positions, after.cell.array

@@ -12,7 +12,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_deeprelax.data.structure_files import READ_SUFFIXES
+from ase_deeprelax.data.structure_files import is_structure_file, uncompressed
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.screening.items import (
     LARGEST_MEMBER,
@@ -22,10 +22,8 @@ from ase_deeprelax.screening.items import (
     parsed,
 )
 
-# Files with one structure, by suffix or, as VASP has them, by name.
+# Files with any number of structures.
 MANY = ('.extxyz', '.xyz', '.traj', '.db')
-SINGLE_SUFFIXES = tuple(suffix for suffix in READ_SUFFIXES if suffix not in MANY)
-SINGLE_NAMES = ('POSCAR', 'CONTCAR')
 # What reading a damaged archive raises.
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
@@ -33,13 +31,11 @@ DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
 def is_single(name: str) -> bool:
     """Whether a file of this name is taken to hold one structure.
 
-    >>> is_single('a/NaCl.cif'), is_single('run/POSCAR'), is_single('README.md')
+    >>> is_single('a/NaCl.cif.gz'), is_single('run/POSCAR'), is_single('run.traj')
     (True, True, False)
     """
-    path = PurePosixPath(name)
-    if path.name.startswith('.'):
-        return False
-    return path.suffix.lower() in SINGLE_SUFFIXES or path.name in SINGLE_NAMES
+    suffix = uncompressed(PurePosixPath(name)).suffix.lower()
+    return is_structure_file(name) and suffix not in MANY
 
 
 class FileList:

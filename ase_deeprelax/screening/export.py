@@ -18,8 +18,6 @@ from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import replaced
 from ase_deeprelax.screening.results import Results
 
-# Where the id of a structure stands in its info.
-ID = f'{keys.PREFIX}id'
 # What may stand in the name of a file; the rest of an id becomes '_'.
 ODD = re.compile(r'[^\w.+=-]+')
 
@@ -96,7 +94,7 @@ def file_name(id: str) -> str:
 
 
 def _named(id: str, atoms: Atoms) -> Atoms:
-    atoms.info[ID] = id
+    atoms.info[keys.ID] = id
     return atoms
 
 
@@ -114,7 +112,7 @@ def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     written: set[str] = set()
     for atoms in found:
-        name = file_name(atoms.info[ID])
+        name = file_name(atoms.info[keys.ID])
         while name in written:  # ids that differ in odd characters only
             name += '_'
         written.add(name)

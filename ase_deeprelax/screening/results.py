@@ -76,7 +76,10 @@ class Results:
         files = [str(self.store.path(pack)) for pack in self.packs]
         # Columns that a later version added, or that were empty in the first pack.
         schemas = [pa.parquet.read_schema(file) for file in (files[0], files[-1])]
-        schema = pa.unify_schemas(schemas, promote_options='permissive')
+        # A pack in which all structures are quarantined says nothing of these types.
+        places = pa.list_(pa.float64())
+        known = pa.schema([('atoms', pa.string()), ('initial_positions', places)])
+        schema = pa.unify_schemas([*schemas, known], promote_options='permissive')
         return pa.dataset.dataset(files, schema=schema, format='parquet')
 
     @property
@@ -103,7 +106,7 @@ class Results:
 
     def table(
         self,
-        where: Sequence[str] = (),
+        where: str | Sequence[str] = (),
         *,
         sort: str = 'position',
         descending: bool = False,
@@ -115,9 +118,9 @@ class Results:
 
         Parameters
         ----------
-        where : list of str
-            Conditions that all hold: a column, ``< <= > >= = !=``, and a number, true,
-            false or text, as in ``'sigma < 0.05'`` or ``'kind = layer'``.
+        where : str or list of str
+            One condition, or several that all hold: a column, ``< <= > >= = !=``, and a
+            number, true, false or text, as in ``'sigma < 0.05'`` or ``'kind = layer'``.
         sort : str
             A column; default the order of the source.
         descending : bool
@@ -140,7 +143,7 @@ class Results:
         for name in (sort, *wanted):
             self._check(name)
         chosen = ~pc.field('ok') if quarantined else pc.field('ok')
-        for text in where:
+        for text in [where] if isinstance(where, str) else where:
             chosen &= self._condition(text)
         keys = list(dict.fromkeys(['position', sort]))
         index = self._data.to_table(columns=keys, filter=chosen)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from ase_deeprelax import __version__
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
+from ase_deeprelax.geometry.free_strain import RelaxCell, plain_relax_cell
 from ase_deeprelax.predict.predictor import WINDOW
 from ase_deeprelax.screening.databases import need_pyarrow
 from ase_deeprelax.screening.results import Results
@@ -129,6 +128,8 @@ def screen(
         A pack could not be written; all earlier ones are whole.
     MissingDependencyError
         pyarrow is not there.
+    ValueError
+        ``relax_cell`` makes no sense.
 
     Examples
     --------
@@ -138,7 +139,7 @@ def screen(
     need_pyarrow()
     opened, store = open_source(source), Store(out)
     _check_choices(Path(source), store.out, workers, shard, pack)
-    setup = Setup(model, device, dtype, symmetry, _plain(relax_cell))
+    setup = Setup(model, device, dtype, symmetry, plain_relax_cell(relax_cell))
     here = executor is None and workers == 1
     # Where others do the work, the device is theirs; this process may have none.
     predictor = (setup if here else replace(setup, device='cpu')).predictor()
@@ -192,13 +193,6 @@ def _check_choices(
         raise ConfigError(
             f'{out} lies in {source}, which is read; choose a folder outside of it'
         )
-
-
-def _plain(relax_cell: Any) -> Any:
-    """The choice as it may stand in a manifest."""
-    if relax_cell is None or isinstance(relax_cell, (bool, str)):
-        return relax_cell if relax_cell is None else check_relax_cell(relax_cell)
-    return np.asarray(relax_cell).astype(int).tolist()
 
 
 def _packs_of(plan: Plan, shard: tuple[int, int] | None) -> Sequence[int]:

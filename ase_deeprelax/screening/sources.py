@@ -14,7 +14,9 @@ from ase_deeprelax.data.pymatgen_json import holds_structures
 from ase_deeprelax.data.structure_files import (
     READ_SUFFIXES,
     StructureFile,
+    is_structure_file,
     read_structures,
+    warn_of_left_out,
 )
 from ase_deeprelax.errors import ConfigError, StructureError
 from ase_deeprelax.screening.archives import FileList, Tar, Zip, is_single
@@ -54,10 +56,18 @@ class AnyFile(OneFormat):
 
 
 class Folder:
-    """The sources of a folder and of the folders in it, in the order of their names."""
+    """The sources of a folder and of the folders in it, in the order of their names.
 
-    def __init__(self, path: Path, parts: list[Source]):
-        self.path, self.parts = path, parts
+    Parameters
+    ----------
+    path : Path
+    parts : list of Source
+    left_out : list of str
+        Names of the files below the folder that are not read.
+    """
+
+    def __init__(self, path: Path, parts: list[Source], left_out: list[str]):
+        self.path, self.parts, self.left_out = path, parts, left_out
         self._counts: list[int] = []
 
     @property
@@ -129,7 +139,8 @@ def open_source(path: str | Path) -> Source:
 def scan(source: Source) -> tuple[int, str]:
     """How many items a source has, and a hash of all its files.
 
-    The full pass leaves marks in the source, which lead later ones to any item.
+    The full pass leaves marks in the source, which lead later ones to any item. A warning
+    counts the files of a folder that are not read.
 
     Raises
     ------
@@ -149,6 +160,8 @@ def scan(source: Source) -> tuple[int, str]:
         count += 1
     if not count:
         raise ConfigError(f'{source.path}: holds no structure')
+    if isinstance(source, Folder):
+        warn_of_left_out(source.path, source.left_out)
     digest = hashlib.sha256()
     for file in source.files():
         digest.update(f'{_below(file, source.path)}\0{file.stat().st_size}\0'.encode())
@@ -173,17 +186,23 @@ def _below(file: Path, path: Path) -> str:
 
 
 def _one(path: Path, prefix: str) -> Source:
-    form = _format(path.name)
-    is_json = path.name.lower().endswith(('.json', '.json.gz'))
-    if form is None and is_json and holds_structures(path):
-        form = JsonFile
-    return (form or AnyFile)(path, prefix)
+    form = _format(path.name) or (JsonFile if _is_json_of_many(path) else AnyFile)
+    return form(path, prefix)
+
+
+def _is_json_of_many(path: Path) -> bool:
+    return path.name.lower().endswith(('.json', '.json.gz')) and holds_structures(path)
 
 
 def is_packed(source: StructureFile) -> bool:
     """Whether a file holds structures in a way that ``ase.io`` does not read."""
     packed = (Zip, Tar, LmdbDatabase, Parquet, JsonLinesFile)
     return source.path.is_file() and _format(source.path.name) in packed
+
+
+def has_frames(source: StructureFile) -> bool:
+    """Whether a file is of a format whose frames are read each without the others."""
+    return source.path.is_file() and _format(source.path.name) is Frames
 
 
 def _format(name: str) -> type[OneFormat] | None:
@@ -199,20 +218,23 @@ def _folder(path: Path) -> Folder:
         names += [(place / name).as_posix() for name in files if not name.startswith('.')]
     parts: list[Source] = []
     single: list[str] = []
+    left_out: list[str] = []
     for name in sorted(names):
-        if is_single(name):
+        if is_single(name) and not _is_json_of_many(path / name):
             if not single:
                 single = []
                 parts.append(FileList(path, single))
             single.append(name)
-        elif _format(name) or name.lower().endswith('.traj'):
+        elif _format(name) or is_structure_file(name):
             parts.append(_one(path / name, name))
             single = []
+        else:
+            left_out.append(name)
     if not parts:
         raise ConfigError(
             f'{path}: no file of {", ".join((*READ_SUFFIXES, *FORMATS))} in this folder'
         )
-    return Folder(path, parts)
+    return Folder(path, parts, left_out)
 
 
 def _even_if_damaged(part: Source, start: int = 0) -> Iterator[Item]:

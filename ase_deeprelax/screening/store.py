@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.files import lock_or_refuse, try_lock, write_atomically
+from ase_deeprelax.geometry.free_strain import plain_relax_cell
 from ase_deeprelax.journal import check_settings
 from ase_deeprelax.screening.databases import need_pyarrow
 from ase_deeprelax.screening.sources import Source, scan, stamp
@@ -97,7 +98,7 @@ class Store:
             path, present = self.out / MANIFEST, stamp(source)
             known: dict[str, Any] | None = self.manifest() if path.exists() else None
             if known is not None:
-                check_settings(path, known['settings'], now)
+                check_settings(path, _with_full_mask(known['settings']), now)
             if known is None or known['stamp'] != present:
                 count, digest = scan(source)
                 if known is not None and known['sha256'] != digest:
@@ -212,3 +213,11 @@ class Store:
             f'{plan.n_structures} structures are there, {advice} and give the same command '
             'again'
         )
+
+
+def _with_full_mask(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose mask of the cell is 3 x 3: manifests once held it as it was given."""
+    mask = settings.get('relax_cell')
+    if not isinstance(mask, list):
+        return settings
+    return {**settings, 'relax_cell': plain_relax_cell(mask)}

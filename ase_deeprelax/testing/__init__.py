@@ -1,6 +1,8 @@
 """What any `RelaxationModel` must hold to, ours or a user's, as functions that raise.
 
-Each check takes a model and a float type and goes through the `Predictor`, as users do.
+Each check takes a model and a float type and goes through the `Predictor`, as users do. It
+raises ``AssertionError`` where the model does not hold to its promise, and
+``unittest.SkipTest``, which pytest shows as skipped, where it promises no such thing.
 
 Examples
 --------

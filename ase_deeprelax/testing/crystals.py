@@ -45,6 +45,8 @@ def symmetric_crystals(
 ) -> list[Atoms]:
     """Crystals of random prototypes, elements and lattice constants.
 
+    Prototypes of more than the given elements are left out; one element is enough.
+
     Returns
     -------
     list of ase.Atoms
@@ -55,6 +57,8 @@ def symmetric_crystals(
     while len(found) < n:
         prototype = _PROTOTYPES[rng.integers(len(_PROTOTYPES))]
         atoms = prototype(*rng.uniform(size=3))
+        if len(set(atoms.numbers)) > len(elements):
+            continue
         chosen = rng.choice(elements, size=len(set(atoms.numbers)), replace=False)
         known = np.unique(atoms.numbers, return_inverse=True)[1]
         atoms.numbers[:] = chosen[known]

@@ -1,1 +1,1 @@
-"""Training of models. Needs the extra ``train``; nothing else imports it."""
+"""Training of models, which needs the extra ``train``, and labels, which do not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,31 +12,28 @@ import lightning
 import numpy as np
 import torch
 from ase import Atoms
-from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ase_deeprelax.data.batching import collate, runs, split
 from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.data.formula import Composition, composition, read_compositions
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
-from ase_deeprelax.data.json_lines import check_text, read_json_lines
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import read_pairs, spread
 from ase_deeprelax.data.radius_edges import with_radius_edges
-from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
+from ase_deeprelax.data.relaxed_structures import read_relaxed
+from ase_deeprelax.errors import ConfigError, StructureError
 from ase_deeprelax.geometry.motion import Motion
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.augment import changed, draw_weight, is_simple
-from ase_deeprelax.train.samples import fit_thickness, to_samples
+from ase_deeprelax.train.samples import Samples, fit_thickness, to_samples
 from ase_deeprelax.train.sigterm import outlive_sigterm
 
 if TYPE_CHECKING:
     from ase_deeprelax.train.config import Data, TrainConfig
 
 log = logging.getLogger(__name__)
-
-# What a reduced formula says, however it is written: ((Z, count), ...).
-Composition = tuple[tuple[int, int], ...]
 
 
 class TrainingBatches(Dataset[CrystalGraph]):
@@ -84,23 +81,27 @@ class TrainingBatches(Dataset[CrystalGraph]):
     def __getitem__(self, index: tuple[int, int, np.ndarray]) -> CrystalGraph:
         epoch, number, drawn = index
         which = torch.from_numpy(np.asarray(drawn, dtype=np.int64))
-        samples = self.samples.draw(which)
+        given = samples = self.samples.draw(which)
         if self.data is not None:
             seed = np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)
             generator = torch.Generator().manual_seed(int(seed[0]))
-            samples = changed(samples, which >= self.n_pairs, self.data, generator)
-        graph = fit_thickness(samples)
+            samples = changed(given, which >= self.n_pairs, self.data, generator)
         if self.spec.is_radius:
-            return graph.to_dtype(self.dtype)
-        graphs = []
-        for one, normal in zip(split(graph), samples.normal.numpy(), strict=True):
-            # Strained too far: one sample must not end the training.
+            return fit_thickness(samples).to_dtype(self.dtype)
+        # Where all of a batch were strained too far, it is of the pairs as they are.
+        return collate(self._graphs(samples) or self._graphs(given))
+
+    def _graphs(self, samples: Samples) -> list[CrystalGraph]:
+        """Samples as the spec wants them, without those that were strained too far."""
+        graphs, normals = split(fit_thickness(samples)), samples.normal.numpy()
+        made = []
+        for graph, normal in zip(graphs, normals, strict=True):
             with suppress(StructureError):
-                graphs.append(self._with_edges(one, normal))
-        return collate(graphs)
+                made.append(self._with_edges(graph, normal))
+        return made
 
     def _with_edges(self, graph: CrystalGraph, normal: np.ndarray) -> CrystalGraph:
-        """One graph as the spec wants it: its edges, perhaps in another frame."""
+        """One graph with its edges, perhaps in another frame."""
         cell = graph.cell[0].numpy()
         # In the boxes of `to_samples` the vacuum vector of a layer is along its normal.
         across = np.abs(cell @ normal) > 0.999 * np.linalg.norm(cell, axis=1)
@@ -292,60 +293,3 @@ class PairData(lightning.LightningDataModule):
             persistent_workers=workers > 0,
             worker_init_fn=outlive_sigterm,
         )
-
-
-def composition(numbers: ArrayLike) -> Composition:
-    """What the reduced formula of these atomic numbers says."""
-    elements, counts = np.unique(numbers, return_counts=True)
-    return tuple(
-        zip(elements.tolist(), (counts // np.gcd.reduce(counts)).tolist(), strict=True)
-    )
-
-
-def read_compositions(path: Path) -> set[Composition]:
-    """The compositions of a file of formulas."""
-    return {composition(Atoms(formula).numbers) for formula in path.read_text().split()}
-
-
-def read_relaxed(
-    path: str | Path, excluded: Collection[Composition], max_atoms: float
-) -> list[Pair]:
-    """Relaxed structures of a file of JSON lines as pairs of themselves.
-
-    Records hold ``id, formula, numbers, cell, frac``, or they are pairs, of which the
-    relaxed structure is taken. Single structures with ``fmax`` are frames off equilibrium
-    and are left out, as are excluded compositions and larger cells. In pairs it is the
-    limit of their relaxation.
-    """
-    relaxed, line = [], str(path)
-    try:
-        for line, r in read_json_lines(path):
-            off_equilibrium = 'cell1' not in r and r.get('fmax') is not None
-            if off_equilibrium or len(r['numbers']) > max_atoms:
-                continue
-            numbers = np.array(r['numbers'])
-            if composition(numbers) in excluded:
-                continue
-            check_text(str(r['id']), 'id', line)
-            cell = np.array(r.get('cell1', r.get('cell')), float)
-            frac = np.array(r.get('frac1', r.get('frac')), float)
-            relaxed.append(
-                Pair(
-                    r['id'],
-                    numbers,
-                    cell,
-                    frac,
-                    cell,
-                    frac,
-                    formula=r['formula'],
-                    pbc=tuple(r.get('pbc', (True, True, True))),
-                    src=r.get('src', ''),
-                )
-            )
-    except PairFileError:
-        raise
-    except (OverflowError, ValueError, KeyError, TypeError) as error:
-        raise PairFileError(
-            f'{line}: cannot be read as relaxed structures: {error!r}'
-        ) from error
-    return relaxed

@@ -130,7 +130,8 @@ def label(
                 continue
             energy = outcome.atoms.get_potential_energy() / len(atoms)
             record = pair_record(pair) | {'series': inputs.name, 'k': k}
-            record |= {'parent': parent, 'steps': outcome.steps}
+            # Files of labels have always called the number of calls so.
+            record |= {'parent': parent, 'steps': outcome.calls}
             record |= {'energy_per_atom': energy, **settings}
             good.add((inputs.name, k), record)
             pairs.add(k)

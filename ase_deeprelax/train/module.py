@@ -52,6 +52,7 @@ class RelaxationModule(lightning.LightningModule):
         values = {f'train/{name}': value.detach() for name, value in terms.items()}
         self.log_dict(values, batch_size=n)
         self.log('loss', terms['loss'].detach(), prog_bar=True, logger=False, batch_size=n)
+        # The gradient may be finite where the loss is not: that of an absolute error is.
         if not torch.isfinite(terms['loss']):
             log.warning('step %d: the loss is not finite; skipped', self.global_step)
             return None
@@ -100,6 +101,7 @@ class RelaxationModule(lightning.LightningModule):
                 muon_rate=o.muon_rate,
                 adamw_rate=o.learning_rate,
                 weight_decay=o.weight_decay,
+                amsgrad=o.amsgrad,
             )
         for group in optimizer.param_groups:
             group['initial_lr'] = group['lr']

@@ -16,7 +16,12 @@ from torch import nn
 
 
 def muon_and_adamw(
-    model: nn.Module, *, muon_rate: float, adamw_rate: float, weight_decay: float
+    model: nn.Module,
+    *,
+    muon_rate: float,
+    adamw_rate: float,
+    weight_decay: float,
+    amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer of a model: Muon for two-dimensional weights, AdamW for the rest.
 
@@ -28,6 +33,8 @@ def muon_and_adamw(
     muon_rate, adamw_rate : float
         Learning rates; Muon's updates are scaled to the size of AdamW's.
     weight_decay : float
+    amsgrad : bool
+        Of AdamW; default False.
 
     Returns
     -------
@@ -53,9 +60,10 @@ def muon_and_adamw(
         is_matrix = parameter.dim() == 2 and id(parameter) not in tables
         (matrices if is_matrix else others).append(parameter)
     muon = Muon(matrices, muon_rate, weight_decay=weight_decay)
-    return Together(
-        [muon, torch.optim.AdamW(others, adamw_rate, weight_decay=weight_decay)]
+    adamw = torch.optim.AdamW(
+        others, adamw_rate, weight_decay=weight_decay, amsgrad=amsgrad
     )
+    return Together([muon, adamw])
 
 
 # Coefficients of the Newton-Schulz iteration, as in torch.optim.Muon.

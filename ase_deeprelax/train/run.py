@@ -4,13 +4,17 @@ A run, from top to bottom:
 
 1. `config.load_config` reads the YAML file and checks every setting.
 2. `train` refuses a folder that holds another training, then sets threads and arithmetic.
-3. `_train` makes the network (`models.create_model`), with weights of another one or not.
+3. `_network` makes the network (`models.create_model`), with weights of another one or not.
 4. `datamodule.PairData` reads pairs and relaxed structures, leaves out what must not be
    trained on, and makes batches of similar sizes in an order that seed and epoch decide.
-5. A sample: `augment.hold` takes away freedom, `augment.augment` or `augment.disturb`
-   changes the input, `data.convert.to_graph` makes the graph, with targets in its frame.
-6. `module.RelaxationModule` takes a step: the network, `losses.relaxation_loss`, Muon and
-   AdamW with the rate of the schedule, which may count steps or minutes.
+   Until here nothing is written.
+5. A batch: `augment.changed` makes denoising pairs (`disturb`), takes away freedom (`hold`)
+   and changes the other inputs (`augment`); `samples.fit_thickness` makes the targets.
+   Edges are found on the device (`data.radius_edges`). A graph that is not one of all
+   neighbours within a radius comes from `data.convert.to_graph`, with targets in its frame.
+6. `module.RelaxationModule` takes a step: `recycle.recycled` puts the network's own answers
+   in place of the inputs of some batches; then the network, `losses.relaxation_loss`, Muon
+   and AdamW with the rate of the schedule, which may count steps or minutes.
 7. Lightning writes ``last.ckpt`` and ``best.ckpt``; SIGTERM writes ``last.ckpt`` and ends.
 8. `_choose_weights` takes the better of the last and the best validated averages.
 9. `_card` collects what there is to know, and `models.store.save_model` writes the folder.
@@ -96,7 +100,6 @@ def train(
         _check_new(output)
     else:
         _check_checkpoint(resume)
-    check_writable(output / 'model' / CONFIG)
     with _fast_arithmetic(config.optimize.threads), without_idle_remarks(), no_orphans():
         return _train(config_path, config, resume, start, progress)
 
@@ -160,26 +163,15 @@ def _train(
 ) -> Path:
     o = config.optimize
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    settings = dict(config.model)
-    if 'architecture' not in settings:
-        raise ConfigError(f'{config_path}: model.architecture is missing')
-    model = create_model(settings.pop('architecture'), **settings)
-    if config.data.recycle and not model.spec.is_radius:
-        raise ConfigError(
-            f'{config_path}: data.recycle is {config.data.recycle:g}, but the graph of '
-            f'this model, {model.spec}, cannot be made again in a training; set it to 0'
-        )
-    if start is not None:
-        _take_weights(model, start)
-    if o.precision == '64':
-        model.double()
+    model = _network(config_path, config, start)
     data = PairData(config, model.spec)
+    output = config.output / config.name
+    check_writable(output / 'model' / CONFIG)
     module = RelaxationModule(model, config)
     if o.compile:
         for name in ('messages', 'updates', 'layers'):
             for layer in getattr(model, name, ()):
                 layer.compile(dynamic=True)
-    output = config.output / config.name
     sigterm = StopOnSigterm(output / 'last.ckpt')
     trainer = lightning.Trainer(
         accelerator='auto',
@@ -210,6 +202,24 @@ def _train(
         model.float(), output / 'model', _card(config, trainer, module, data, errors)
     )
     return output / 'model'
+
+
+def _network(
+    config_path: str | Path, config: TrainConfig, start: str | Path | None
+) -> RelaxationModel:
+    """The network to train, with the weights that it starts from."""
+    settings = dict(config.model)
+    if 'architecture' not in settings:
+        raise ConfigError(f'{config_path}: model.architecture is missing')
+    model = create_model(settings.pop('architecture'), **settings)
+    if config.data.recycle and not model.spec.is_radius:
+        raise ConfigError(
+            f'{config_path}: data.recycle is {config.data.recycle:g}, but the graph of '
+            f'this model, {model.spec}, cannot be made again in a training; set it to 0'
+        )
+    if start is not None:
+        _take_weights(model, start)
+    return model.double() if config.optimize.precision == '64' else model
 
 
 def _take_weights(model: RelaxationModel, start: str | Path) -> None:

@@ -21,11 +21,8 @@ from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.pair import FLAT, GROWTH, Pair
 from ase_deeprelax.geometry.lattice import compact
 from ase_deeprelax.models.base import apply_deformation
-from ase_deeprelax.models.heads import free_displacement, project_strains
+from ase_deeprelax.models.heads import free_displacement, project_strains, stretch_of
 from ase_deeprelax.models.layers import mean_over_atoms
-
-# Enough for vectors that change by ten times; each step doubles the digits.
-NEWTON_STEPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,21 +147,6 @@ def with_input(
         deformation_target=stretch.to(graph.pos.dtype),
         displacement_target=apply_deformation(rest, deformation, of_atom),
     )
-
-
-def stretch_of(general: torch.Tensor) -> torch.Tensor:
-    """Symmetric factor of ``general = stretch @ rotation``, (n, 3, 3).
-
-    Found by Newton's iteration for the rotation; determinants are positive. Eigenvectors
-    would do too, but on a GPU their search fails for the equal eigenvalues of cubic
-    crystals.
-    """
-    rotation = general
-    for _ in range(NEWTON_STEPS):
-        inverse, _ = torch.linalg.inv_ex(rotation)
-        rotation = (rotation + inverse.mT) / 2
-    stretch = general @ rotation.mT
-    return (stretch + stretch.mT) / 2
 
 
 def fit_thickness(samples: Samples) -> CrystalGraph:

@@ -1,5 +1,6 @@
 """The scripts of speed run as they are called, and print tables that can be read back."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 from ase.build import bulk
 
 from ase_deeprelax import Predictor
+from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.models.paegnn import PaEGNN
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,73 @@ def test_cpu_time_leaves_out_waiting(benchmarks):
     median = medians({name: lambda n=name: calls.append(n) for name in 'ab'}, 3)
     assert calls == list('ababab')
     assert set(median) == {'a', 'b'}
+
+
+PRINTED = '| model | error |\n|---|--:|\n| mine | 0.1 |'
+
+
+@pytest.fixture
+def measured(benchmarks, tmp_path, monkeypatch):
+    """A function that runs measure.py, and gives what it wrote about a result."""
+    import measure
+
+    monkeypatch.setattr(measure.render, 'RESULTS', tmp_path)
+    monkeypatch.setattr(measure.render, 'PAGES', [])
+    (tmp_path / 'printed.txt').write_text(PRINTED)
+    for name, commands in (('one', ['a.py']), ('two', ['a.py', 'b.py'])):
+        (tmp_path / f'{name}.json').write_text(json.dumps({'commands': commands}))
+
+    def measured(name, *words):
+        monkeypatch.setattr(sys, 'argv', ['measure.py', name, *words])
+        measure.main()
+        return json.loads((tmp_path / f'{name}.json').read_text())
+
+    return measured
+
+
+def test_output_from_elsewhere_says_where_it_is_from(measured, tmp_path):
+    source = ['--from', str(tmp_path / 'printed.txt')]
+    where = ['--machine', 'EPYC, cores: 64', '--commit', 'abc1234']
+    result = measured('one', *source, *where)
+    assert (result['machine'], result['commit']) == ('EPYC, cores: 64', 'abc1234')
+    assert result['weights'] == 'those of the commit'
+    assert 'versions' not in result  # they are not known here
+    assert result['parts'] == [{'columns': ['model', 'error'], 'rows': [['mine', '0.1']]}]
+
+
+def test_output_from_elsewhere_is_that_of_one_command(measured, tmp_path, capsys):
+    source = ['--from', str(tmp_path / 'printed.txt')]
+    where = ['--machine', 'EPYC, cores: 64', '--commit', 'abc1234']
+    for name, words, said in (
+        ('one', source, 'given together or not at all'),
+        ('one', source + where[:2], 'given together or not at all'),
+        ('one', where, 'given together or not at all'),
+        ('two', source + where, 'the output of one command, not of 2'),
+    ):
+        with pytest.raises(SystemExit):
+            measured(name, *words)
+        assert said in capsys.readouterr().err
+
+
+def test_structures_to_time_are_spread_over_the_file(benchmarks, monkeypatch):
+    import throughput
+
+    pairs = read_pairs(ROOT / PAIRS)
+    monkeypatch.setattr(throughput, 'N', 2 * len(pairs) // 3)
+    chosen = throughput.structures(ROOT / PAIRS)
+    assert len(chosen) == throughput.N
+    assert chosen[-1] == pairs[-2].unrelaxed
+
+
+def test_other_weights_are_another_potential(benchmarks, tmp_path):
+    from iterative import journal_of
+
+    for folder in ('a', 'b'):
+        (tmp_path / folder / 'M3GNet-PES').mkdir(parents=True)
+    journal_of('m3gnet', tmp_path, tmp_path / 'a').close()
+    journal_of('m3gnet', tmp_path, tmp_path / 'a').close()
+    with pytest.raises(ConfigError, match=r'was written with potential .*now it is'):
+        journal_of('m3gnet', tmp_path, tmp_path / 'b')
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, mx2
+from ase.calculators.abc import GetPropertiesMixin
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
@@ -40,7 +41,7 @@ def test_each_crystal_goes_the_way_it_goes_alone(optimizer):
         assert alone.run(fmax=0.01)
         outcome = together[k]
         assert outcome.converged
-        assert outcome.steps == alone.nsteps + 1
+        assert outcome.calls == alone.nsteps + 1
         assert np.allclose(outcome.atoms.positions, atoms.positions, atol=1e-9)
         assert np.allclose(outcome.atoms.cell, atoms.cell, atol=1e-9)
         assert outcome.atoms.get_potential_energy() == pytest.approx(
@@ -122,7 +123,7 @@ def test_numbers_that_are_not_finite_undo_the_step_to_them():
         return [found if len(calls) < 4 else found | {'energy': np.nan}]
 
     [(_, end)] = relax_batched([('a', bulk('Cu', a=3.3))], potential)
-    assert (end.converged, end.reason, end.steps) == (False, 'energy is not finite', 4)
+    assert (end.converged, end.reason, end.calls) == (False, 'energy is not finite', 4)
     assert end.atoms == calls[-2] != calls[-1]
     assert end.atoms.get_potential_energy() == pytest.approx(ask([calls[-2]])[0]['energy'])
 
@@ -130,7 +131,7 @@ def test_numbers_that_are_not_finite_undo_the_step_to_them():
 def test_steps_run_out():
     [(_, end)] = relax_batched([('a', bulk('Cu', a=3.3))], batch_potential(EMT()), steps=2)
     assert not end.converged
-    assert end.steps == 3
+    assert end.calls == 3
     assert end.reason == 'not converged in 2 steps'
     assert np.isfinite(end.atoms.get_potential_energy())
 
@@ -212,6 +213,22 @@ def test_calculator_that_raised_is_not_asked_with_its_old_state():
     assert ends['Cu'].converged
 
 
+class Bare(GetPropertiesMixin):
+    """EMT inside an object that says nothing of what it can do."""
+
+    def get_property(self, name, atoms=None, allow_calculation=True):
+        atoms = atoms.copy()
+        atoms.calc = EMT()
+        return atoms.calc.get_property(name, atoms)
+
+
+def test_calculator_that_lists_no_properties_is_used():
+    inputs = [('Fe', bulk('Fe')), ('Cu', bulk('Cu', a=3.5))]
+    ends = dict(relax_batched(inputs, batch_potential(Bare()), batch_atoms=2))
+    assert ends['Fe'].reason.startswith('the potential failed: NotImplementedError')
+    assert ends['Cu'].converged
+
+
 @pytest.mark.filterwarnings('ignore:invalid value')
 @pytest.mark.parametrize('relax_cell', [True, False, 'in-plane'])
 def test_cells_that_are_no_cells_are_never_evaluated(relax_cell):
@@ -231,8 +248,8 @@ def test_cells_that_are_no_cells_are_never_evaluated(relax_cell):
     for key in bad:
         assert not ends[key].converged
         assert ends[key].reason
-        assert ends[key].steps == 0
-    assert ends['good'].steps == 4
+        assert ends[key].calls == 0
+    assert ends['good'].calls == 4
 
 
 @pytest.fixture(scope='module', params=['m3gnet', 'tensornet', 'chgnet'])

@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 
 import ase_deeprelax
+from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.calculators.registry import POTENTIALS, Potential, get_calculator
 from ase_deeprelax.errors import (
     DeepRelaxError,
     MissingDependencyError,
     ModelError,
+    StructureError,
     UnsupportedElementError,
 )
 
@@ -118,6 +120,24 @@ def test_answers_do_not_depend_on_what_was_asked_before(real):
     other.calc = real
     assert answer(other) != first
     assert answer(crystal(real)) == first
+
+
+@pytest.mark.parametrize('name', ['tensornet', 'chgnet'])
+def test_a_molecule_without_a_box_is_refused_with_the_way_out(name):
+    water = molecule('H2O')
+    water.calc = get_calculator(weights(name))
+    with pytest.raises(StructureError, match=r'no box.*put it into one'):
+        water.get_potential_energy()
+    with pytest.raises(StructureError, match='no box'):
+        batch_potential(water.calc)([molecule('H2O')])
+    water.center(vacuum=8)
+    assert np.isfinite(water.get_potential_energy())
+
+
+def test_a_calculator_for_molecules_takes_one_without_a_box():
+    water = molecule('H2O')
+    water.calc = Potential('emt', EMT())
+    assert np.isfinite(water.get_potential_energy())
 
 
 def test_unknown_elements_are_named(real):

@@ -107,6 +107,10 @@ def test_chosen_structures_are_written_ready_for_dft(run, inputs, calibrated, tm
         assert name in result.stdout
     lines = [line for line in result.stdout.splitlines() if line.startswith('001-')]
     assert lines
+    again = run('select', inputs, '--count', 1, '--model', 'nowhere', '--out', out)
+    assert again.exit_code == 2  # before the model is looked for
+    assert 'chosen is not empty' in ' '.join(again.stderr.split())
+    assert sorted(path.name for path in out.iterdir()) == folders
 
 
 def test_only_calibrated_models_can_select(run, inputs, tiny_model, tmp_path):

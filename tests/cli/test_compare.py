@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import bulk, mx2
+from ase.build import bulk, molecule, mx2
 from ase.io import write
 from pymatgen.core import Structure
 from typer.testing import CliRunner
@@ -78,9 +78,11 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 
 def test_two_structures_of_one_name_are_refused(structures):
-    result = CliRunner().invoke(app, ['compare', structures[0], structures[0]])
-    assert result.exit_code == 2
-    assert 'more than one structure' in ' '.join(result.output.split())
+    words = ['compare', structures[0], *structures]
+    for limit in ([], ['--limit', '1']):
+        result = CliRunner().invoke(app, words + limit)
+        assert result.exit_code == 2
+        assert 'more than one structure' in ' '.join(result.output.split())
 
 
 def test_a_calculator_given_twice_and_an_unknown_optimizer_are_named(
@@ -116,6 +118,18 @@ def test_what_of_the_cells_relaxes_can_be_said(tmp_path, tiny_model, cell, kind)
         end = np.array(row['cell'])
         assert np.array_equal(end[2], start[2])
         assert np.array_equal(end, start) == (cell == 'fixed')
+
+
+def test_failed_runs_are_named_with_their_reasons(tmp_path, tiny_model):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    name = tmp_path / 'mol.xyz'
+    write(name, molecule('H2O'))
+    words = ['compare', str(name), '--model', str(tiny_model), '--optimizers', 'FIRE']
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    for start in ('unrelaxed', 'prediction'):
+        assert f'failed: {name} (chgnet + FIRE, start: {start}): ' in answer.output
+    assert 'cell fixed: ' not in answer.output  # it was not relaxed
 
 
 def test_a_cell_that_makes_no_sense_is_told_before_the_work(structures):

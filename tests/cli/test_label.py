@@ -13,8 +13,8 @@ from ase import Atoms
 from ase.build import bulk, mx2
 from ase.io import write
 
-from ase_deeprelax.data.pairs import read_pairs
-from ase_deeprelax.train.datamodule import composition
+from ase_deeprelax.data.formula import composition
+from ase_deeprelax.data.pairs import make_pair, read_pairs, write_pairs
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -156,6 +156,25 @@ def test_given_structures_come_from_all_files_that_relax_takes(label, tmp_path, 
         assert pair.unrelaxed.cell.volume == pytest.approx(crystals[k].cell.volume)
 
 
+@pytest.mark.parametrize('form', ['folder', 'lines'])
+def test_of_given_pairs_the_unrelaxed_structures_are_taken(tmp_path, form):
+    from ase_deeprelax.cli.label import _structures
+
+    halves = bulk('NaCl', 'rocksalt', a=5.4), bulk('NaCl', 'rocksalt', a=5.7)
+    given = tmp_path / ('mine' if form == 'folder' else 'mine.jsonl.gz')
+    if form == 'folder':
+        given.mkdir()
+        for role, atoms in zip(('unrelaxed', 'relaxed'), halves, strict=True):
+            write(given / f'{role}.extxyz', atoms)
+    else:
+        write_pairs(given, [make_pair('0', *halves)])
+    series = _structures(given, frozenset({11, 17}), {})
+    assert (series.name, len(series)) == ('mine', 1)
+    id, atoms, problem = series[0]
+    assert (id, problem) == ('0', '')
+    assert atoms.cell.volume == pytest.approx(halves[0].cell.volume)
+
+
 @needs_potential
 def test_given_file_that_cannot_be_read_is_named(label, tmp_path):
     (tmp_path / 'broken.cif').write_text('data_\n_cell_length_a x\n')
@@ -242,12 +261,16 @@ def test_hubbard_u_goes_by_what_the_potential_was_trained_on(potential, known):
         (['--relaxed', 'SEEDS', '--kind', 'wire'], 2, "'wire' is not one of"),
         (['--given', 'SEEDS', '--potential', 'megnet'], 1, 'megnet'),
         (['--given', 'SEEDS', '--exclude', 'SEEDS'], 1, 'not a list of formulas'),
+        (['--given', 'CUT'], 1, 'cut.jsonl.gz: damaged after line 0'),
     ],
 )
 def test_what_cannot_work_is_named(run, seeds, tmp_path, words, code, said):
     pytest.importorskip('chgnet')
     out = tmp_path / 'pairs.jsonl'
-    words = [str(seeds) if word == 'SEEDS' else word for word in words]
+    cut = tmp_path / 'cut.jsonl.gz'
+    cut.write_bytes(seeds.read_bytes()[:60])
+    files = {'SEEDS': seeds, 'CUT': cut}
+    words = [str(files.get(word, word)) for word in words]
     result = run('label', out, '--potential', 'chgnet', '--device', 'cpu', *words)
     assert result.exit_code == code
     assert said in ' '.join(result.stderr.split())

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111, molecule, mx2
+from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from ase_deeprelax import keys
-from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.calculators.registry import POTENTIALS, Entry, get_calculator
 from ase_deeprelax.cli.answers import STAGES, answer_key
 from ase_deeprelax.cli.refine import Refiner
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
@@ -117,6 +118,33 @@ def test_molecules_are_refined_without_a_prediction(refine, tmp_path):
     after = read(tmp_path / 'out/water.extxyz')
     assert keys.SIGMA not in after.info
     np.testing.assert_allclose(after.cell.array, atoms.cell.array)
+
+
+def test_what_has_no_box_is_refined_too(run, tmp_path, tiny_model, monkeypatch):
+    """A molecule without a cell, a wire with one vector, a slab with two."""
+    emt = Entry('ase', '', 'usual', lambda *_: (EMT(), None), reads_paths=False)
+    monkeypatch.setitem(POTENTIALS, 'emt', emt)
+    water, wire, slab = molecule('H2O'), molecule('H2O'), fcc111('Cu', (1, 1, 3))
+    wire.set_cell([4, 0, 0])
+    wire.cell[1:] = 0
+    wire.pbc = [True, False, False]
+    slab.cell[2] = 0
+    files = [tmp_path / f'{name}.extxyz' for name in ('water', 'wire', 'slab')]
+    for file, atoms in zip(files, (water, wire, slab), strict=True):
+        write(file, atoms)
+    out, table = tmp_path / 'out.extxyz', tmp_path / 'table.json'
+    words = ['--refine', 'emt', '--model', tiny_model, '--out', out, '--json', table]
+    result = run('relax', *files, *words)
+    assert result.exit_code == 0, result.output
+    for row, atoms, file in zip(
+        json.loads(table.read_text()), read(out, ':'), files, strict=True
+    ):
+        start = read(file)
+        moved = np.linalg.norm(atoms.positions - start.positions, axis=1).max()
+        assert row['dmax'] == pytest.approx(moved, abs=1e-6)
+        assert moved > 0
+        assert row['volume_ratio'] is None
+        assert np.array_equal(atoms.cell.array, start.cell.array)
 
 
 def test_a_stopped_command_goes_on_where_it_was(refine, oxides, tmp_path, monkeypatch):

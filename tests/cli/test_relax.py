@@ -52,6 +52,27 @@ def test_relaxes_whatever_ase_reads_into_a_folder(run, salts, tiny_model):
         np.testing.assert_allclose(atoms.arrays[keys.SIGMA], one.sigma_atoms, atol=1e-5)
 
 
+def test_numbers_per_atom_are_written_as_the_function_gives_them(
+    run, salts, calibrated_model
+):
+    out = salts / 'out.extxyz'
+    result = run('relax', salts / 'one.cif', '--out', out, '--model', calibrated_model)
+    assert result.exit_code == 0, result.output
+    expected = relax(read(salts / 'one.cif'), calibrated_model).atoms
+    written = {name: x for name, x in read(out).arrays.items() if keys.is_ours(name)}
+    assert written.keys() == {keys.SIGMA, keys.POSITION_90}
+    for name, values in written.items():
+        np.testing.assert_allclose(values, expected.arrays[name], atol=1e-6)
+
+
+def test_a_potential_that_cannot_verify_is_told_before_the_work(run, salts, tiny_model):
+    words = ['--out', salts / 'out', '--model', tiny_model, '--verify', 'chgnet']
+    result = run('relax', salts / 'one.cif', *words)
+    assert result.exit_code == 1
+    assert "verify is 'chgnet'; the error of this potential is not known" in result.stderr
+    assert not list(salts.glob('out*'))
+
+
 def test_prints_a_table_with_a_row_for_each_structure(run, salts, tiny_model):
     out = salts / 'out'
     result = run('relax', salts / 'many.extxyz', '--out', out, '--model', tiny_model)
@@ -76,6 +97,8 @@ def test_writes_all_structures_to_one_file(run, salts, tiny_model):
     assert result.exit_code == 0, result.output
     formulas = [atoms.get_chemical_formula('metal') for atoms in read(out, ':')]
     assert formulas == ['NaCl', 'KBr', 'MgO', 'LiF']
+    ids = [atoms.info[keys.ID] for atoms in read(out, ':')]
+    assert ids == ['one.cif', *(f'many.extxyz@{k}' for k in range(3))]
 
 
 def test_same_names_keep_their_suffixes(run, salts, tiny_model):
@@ -111,7 +134,9 @@ def test_bad_files_are_reported_and_the_others_go_on(run, salts, tiny_model):
     for file in bad:
         assert f'failed: {file}' in result.stderr
     assert len(read(out / 'one.extxyz')) == 2
-    assert not list(out.glob('cut*'))
+    # A frame that is damaged loses no other one.
+    assert 'cut.extxyz@1: line 5: the frame has' in result.stderr
+    assert 'K' in read(out / 'cut.extxyz').symbols
 
 
 def test_bad_structures_are_reported_and_the_others_go_on(run, salts, tiny_model):

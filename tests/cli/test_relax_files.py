@@ -103,7 +103,7 @@ def test_formats_of_one_structure_are_refused_before_the_work(relaxed, tmp_path)
         assert not part_file(tmp_path / out).exists()
 
 
-@pytest.mark.parametrize('limit', ['nan', '-1'])
+@pytest.mark.parametrize('limit', ['nan', '-1', '0'])
 def test_a_limit_that_is_no_length_is_refused(relaxed, tmp_path, limit):
     write(tmp_path / 'a.cif', salt())
     result, _ = relaxed(tmp_path / 'a.cif', '--accept-below', limit, code=2)
@@ -135,15 +135,54 @@ def test_a_file_of_exactly_that_name_comes_first(relaxed, tmp_path):
 def test_databases_keep_their_columns_and_gain_ours(relaxed, tmp_path, suffix):
     with connect(tmp_path / f'in.{suffix}') as database:
         for k in range(3):
-            database.write(salt(seed=k), tag=f'salt {k}', gap=1.5 * k, good=True)
+            columns = {'tag': f'salt {k}', 'gap': 1.5 * k, 'good': True}
+            database.write(salt(seed=k), columns, data={'mesh': [4, 4, k]})
     _, out = relaxed(tmp_path / f'in.{suffix}', out=f'out.{suffix}')
     rows = list(connect(out).select())
     assert [row.tag for row in rows] == ['salt 0', 'salt 1', 'salt 2']
     assert [row.gap for row in rows] == [0.0, 1.5, 3.0]
+    assert [row.data['mesh'] for row in rows] == [[4, 4, 0], [4, 4, 1], [4, 4, 2]]
+    assert [row[keys.ID] for row in rows] == [f'in.{suffix}@{k}' for k in range(3)]
     for row in rows:
         assert row.key_value_pairs[keys.SIGMA] > 0
         assert row.key_value_pairs[keys.MODEL] == 'tiny'
         assert len(row.data[keys.SIGMA_ATOMS]) == 2
+
+
+@pytest.mark.parametrize(
+    ('out', 'words'),
+    [('proj.db', []), ('proj.json', []), ('new', ['--format', 'db'])],
+)
+def test_a_database_that_exists_is_not_replaced(relaxed, tmp_path, monkeypatch, out, words):
+    write(tmp_path / 'a.cif', salt())
+    place = tmp_path / out / 'a.db' if words else tmp_path / out
+    place.parent.mkdir(exist_ok=True)
+    with connect(place) as database:
+        for k in range(5):
+            database.write(salt(seed=k))
+    work = OneShot.answer
+    monkeypatch.setattr(OneShot, 'answer', lambda *_: pytest.fail('work was done'))
+    result, _ = relaxed(tmp_path / 'a.cif', *words, out=out, code=2)
+    assert 'choose another name' in ' '.join(result.stderr.split())
+    assert connect(place).count() == 5
+    # A command that was stopped may have written it.
+    monkeypatch.setattr(OneShot, 'answer', work)
+    part_file(tmp_path / out).write_text('')
+    relaxed(tmp_path / 'a.cif', *words, out=out)
+    assert connect(place).count() == 1
+
+
+def test_a_bad_record_of_a_file_is_named_and_the_others_go_on(relaxed, tmp_path):
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    good = AseAtomsAdaptor.get_structure(salt()).as_dict()
+    entries = [{'id': f'mp-{k}', 'structure': s} for k, s in enumerate([good, None, good])]
+    (tmp_path / 'mp.json').write_text(json.dumps(entries))
+    result, out = relaxed(tmp_path / 'mp.json', out='out.db', code=1)
+    assert f'failed: {tmp_path / "mp.json"}@1: mp-1: no structure' in result.stderr
+    rows = list(connect(out).select())
+    assert [row[keys.ID] for row in rows] == ['mp.json@0', 'mp.json@2']
+    assert [row.data['id'] for row in rows] == ['mp-0', 'mp-2']
 
 
 def test_structures_of_pymatgen_folders_patterns_and_standard_input(relaxed, tmp_path, run):

@@ -8,10 +8,11 @@ from html import unescape
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.io import read, write
 
 from ase_deeprelax import __version__, keys
+from ase_deeprelax.report.relax_page import Answer, write_relax_page
 
 pytest.importorskip('matplotlib', reason='matplotlib is not installed')
 
@@ -89,6 +90,14 @@ def test_a_page_without_an_answer_says_why(run, files, tiny_model, tmp_path):
     html = page.read_text()
     assert 'broken.cif' in html
     assert 'canvas' not in html.partition('</style>')[2]
+
+
+def test_a_molecule_without_a_cell_has_a_row_and_is_not_drawn(tmp_path):
+    row = {'formula': 'H2O', 'n_atoms': 3, 'ok': True, 'dmax': 0.1, 'volume_ratio': None}
+    answers = {'water': Answer(row, molecule('H2O'), molecule('H2O'))}
+    html = write_relax_page(tmp_path / 'page.html', answers).read_text()
+    assert '<td>0.100</td>' in html
+    assert 'id="scenes"' not in html
 
 
 def test_a_page_that_cannot_be_written_is_told_before_the_work(

@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ase_deeprelax.compare import calibrate as calibrate_module
 from ase_deeprelax.compare.calibrate import (
     calibrate,
     errors_of,
     features_of,
     fit_environments,
 )
+from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
 from ase_deeprelax.compare.error_laws import (
     COVERAGE,
     FEWEST,
@@ -139,6 +142,32 @@ def test_what_is_known_has_unit_distance_and_the_rest_is_far():
     assert 0.3 < np.sqrt(np.mean(inside**2)) < 1.2
     [far] = features_of(predictor, [bulk('W')])
     assert environments.distances(far).min() > 2 * inside.max()
+
+
+def test_of_many_known_structures_an_even_sample_goes_through_the_network(monkeypatch):
+    monkeypatch.setattr(calibrate_module, 'MOST_KNOWN', 10)
+    asked = []
+
+    def features(predictor, structures):
+        asked.extend(structures)
+        return features_of(predictor, structures)
+
+    monkeypatch.setattr(calibrate_module, 'features_of', features)
+    predictor = Predictor(create_model('paegnn', hidden=16, layers=2))
+    known = [*(pair.unrelaxed for pair in some_pairs(18)), bulk('KCl', 'rocksalt', a=6.3)]
+    environments = fit_environments(predictor, known)
+    assert len(asked) == 10
+    assert asked[-1] == known[17]
+    assert environments.elements == {(11, 17), (17, 19)}  # those of all
+
+
+def test_a_potential_needs_a_pair_that_can_be_predicted():
+    clash = bulk('NaCl', 'rocksalt', a=5.7)
+    clash.positions[1] = clash.positions[0]
+    pair = make_pair('clash', clash, bulk('NaCl', 'rocksalt', a=5.7))
+    predictor = Predictor(create_model('paegnn', hidden=16, layers=2))
+    with pytest.raises(ConfigError, match='none of 1 pair can be predicted'):
+        calibrate_potential([pair], predictor, EMT())
 
 
 def test_what_cannot_move_has_no_error():

@@ -12,13 +12,14 @@ from ase_deeprelax.compare.evaluate import (
     cuts,
     evaluate,
     evaluate_all,
-    kind_of,
 )
+from ase_deeprelax.compare.evaluation_records import kind_of
 from ase_deeprelax.compare.evaluation_tables import (
     FOOTNOTE,
     SHOWN,
     SHOWN_SHARES,
     evaluation_text,
+    mean_and_median,
 )
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
@@ -354,6 +355,25 @@ def test_means_are_over_the_pairs_that_are_scored():
     cuts_of_slabs = cuts(together['kinds']['slab']['all'])
     assert cuts_of_slabs['lattice_mae'] is None
     assert cuts_of_slabs['coord_mae'] == {'mean': 0, 'median': 0}
+
+
+def test_where_the_input_is_right_up_to_rounding_there_is_no_cut():
+    before, after = mx2('MoS2', a=3.3, vacuum=8), mx2('MoS2', a=3.18, vacuum=8)
+    result = evaluate([make_pair('l', before, after)], rattled)
+    assert result['all']['dummy']['internal_mae']['mean'] < 1e-15
+    cut = cuts(result['all'])
+    assert cut['internal_mae'] is None
+    assert abs(cut['lattice_mae']['mean']) < 100
+    rows = [row for row in evaluation_text(result).splitlines() if row.startswith('model')]
+    assert rows[1].split()[4] == '-'
+
+
+def test_most_inputs_may_be_right_and_a_few_wrong():
+    right = {'mean': 0.2, 'median': 1e-12}
+    section = {'dummy': {'coord_mae': right}, 'model': {'coord_mae': right | {'mean': 0.1}}}
+    cut = cuts(section)['coord_mae']
+    assert cut == {'mean': 50, 'median': None}
+    assert mean_and_median(cut, '.1f') == '50.0 / -'
 
 
 def test_the_model_gets_the_periodicity_and_the_held_cells_of_pairs():

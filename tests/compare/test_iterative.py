@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import re
 from contextlib import nullcontext
 from functools import partial
@@ -11,10 +12,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
+from monty.json import MontyDecoder
 
 from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.evaluate import cuts, evaluate
-from ase_deeprelax.compare.iterative import Iterative
+from ase_deeprelax.compare.iterative import Iterative, IterativeRelaxation
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.result import Relaxation
@@ -106,6 +108,18 @@ def test_the_record_says_what_was_done():
     assert result.volume_ratio == pytest.approx(
         result.atoms.get_volume() / before.get_volume()
     )
+
+
+def test_json_there_and_back_keeps_what_was_done():
+    [result] = Iterative(EMT(), fmax=0.02)([alloy()])
+    text = json.dumps(result.as_dict(), allow_nan=False)
+    record = json.loads(text)
+    for back in (IterativeRelaxation.from_dict(record), MontyDecoder().decode(text)):
+        assert isinstance(back, IterativeRelaxation)
+        assert (back.steps, back.converged, back.reason) == (result.steps, True, '')
+        assert back.atoms == result.atoms
+    plain = Relaxation.from_dict(record)
+    assert IterativeRelaxation.from_dict(plain.as_dict()).steps == 0  # the default
 
 
 def test_the_answer_is_a_minimum_and_carries_its_numbers():

@@ -195,6 +195,8 @@ def test_three_relaxations_side_by_side(tmp_path):
     assert 'Imaginary modes' not in comparison_text(result)
 
     class Broken(EMT):
+        name = 'emt'
+
         def calculate(self, *args, **kwargs):
             raise AssertionError('called again')
 
@@ -202,6 +204,30 @@ def test_three_relaxations_side_by_side(tmp_path):
     assert again[:3] == rows[:3]
     with pytest.raises(ConfigError, match='min_length'):
         compare_phonons(result, [EMT()], out=tmp_path)
+
+
+class Stiff(EMT):
+    """EMT in other units of energy."""
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        for name in ('energy', 'free_energy', 'forces', 'stress'):
+            self.results[name] = 4 * self.results[name]
+
+
+def test_other_weights_and_other_elements_have_phonons_of_their_own(tmp_path):
+    how = {'model': lambda structures: structures, 'optimizers': ['BFGS'], 'steps': 1}
+
+    def found(symbol, calculator):
+        result = compare({'x': bulk(symbol, a=3.8)}, {'pot': calculator}, **how)
+        rows = compare_phonons(result, {'pot': calculator}, out=tmp_path, min_length=5.0)
+        return np.max(rows[0]['bands']['frequencies'])
+
+    copper, silver = found('Cu', EMT), found('Ag', EMT)
+    assert silver > 1.5 * copper
+    # The square of a frequency is a force per displacement.
+    assert found('Cu', Stiff) == pytest.approx(2 * copper, rel=1e-3)
+    assert found('Cu', EMT) == copper
 
 
 def test_unknown_names_and_a_missing_package(monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.calculators.abc import GetPropertiesMixin
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
@@ -15,6 +16,7 @@ from ase.optimize.cellawarebfgs import CellAwareBFGS
 
 from ase_deeprelax import ElasticBFGS
 from ase_deeprelax.compare.baselines import Dummy
+from ase_deeprelax.compare.cases import check_unique
 from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.relaxation_run import (
     CountingCalculator,
@@ -70,6 +72,8 @@ class Faulty(EMT):
 
 class Lazy(EMT):
     """Gives only the properties of a call, and keeps a list of them."""
+
+    name = 'emt'
 
     def __init__(self):
         super().__init__()
@@ -390,6 +394,35 @@ class Bag(Calculator):
         }
 
 
+class Bare(GetPropertiesMixin):
+    """EMT inside an object that says nothing of what it can do."""
+
+    def get_property(self, name, atoms=None, allow_calculation=True):
+        atoms = atoms.copy()
+        atoms.calc = EMT()
+        return atoms.calc.get_property(name, atoms)
+
+
+def test_a_calculator_that_lists_no_properties_is_used():
+    how = {'optimizer': BFGS, 'fmax': 0.05, 'steps': 100}
+    end, known = (run_relaxation(alloy(), calc, **how) for calc in (Bare(), EMT()))
+    assert end.converged, end.reason
+    assert end.curve == known.curve
+
+
+class Unready(EMT):
+    """Cannot be made ready for another structure."""
+
+    def reset(self):
+        raise OSError('no licence')
+
+
+def test_a_calculator_that_cannot_begin_is_a_failed_run():
+    end = run_relaxation(alloy(), Unready(), optimizer=BFGS, fmax=0.05, steps=100)
+    assert (end.ok, end.reason, end.calls) == (False, 'OSError: no licence', 0)
+    assert end.atoms.calc is None
+
+
 def test_runaways_end():
     end = run_relaxation(alloy(), Bag(), optimizer=BFGS, fmax=0.01, steps=500)
     assert not end.ok
@@ -424,7 +457,26 @@ def test_failures_are_counted_apart_and_change_no_other_row(result):
     assert (alone['failed'], alone['seconds']['n']) == (1, 2)
     assert alone['energy_difference']['n'] == 2
     json.dumps(found, allow_nan=False)
-    assert '1' in comparison_text(found)
+    lines = comparison_text(found).splitlines()
+    [before, after] = [line for line in lines if line.startswith('failed: ')]
+    assert before.startswith('failed: bad (emt + FIRE, start: unrelaxed): NotImplemented')
+    assert after == (
+        'failed: bad (emt + FIRE, start: prediction): '
+        'no prediction: RuntimeError: I know no iron'
+    )
+
+
+def test_the_text_names_the_first_failures_and_counts_the_others(result):
+    broken = [
+        run | {'ok': False, 'reason': f'no. {k}'} for k, run in enumerate(result['runs'])
+    ]
+    lines = comparison_text(result | {'runs': broken}).splitlines()
+    named = [line for line in lines if line.startswith('failed: ')]
+    assert [line.rsplit(': ', 1)[1] for line in named[:-1]] == [
+        f'no. {k}' for k in range(6)
+    ]
+    assert named[-1].startswith(f'failed: {len(broken) - 6} more runs')
+    assert 'failed: ' not in comparison_text(result)
 
 
 def _all_but_iron(structures):
@@ -515,6 +567,35 @@ def test_work_goes_on_where_it_stopped(tmp_path):
             compare([alloy(0)], [EMT()], out=tmp_path, **{'model': model} | other)
 
 
+def test_other_weights_of_a_potential_are_another_potential(tmp_path, monkeypatch):
+    potentials = {
+        'pot': EMT(),
+        'pot:a': Faulty('energy', value=2.0, after=0),
+        'pot:b': Faulty('energy', value=3.0, after=0),
+    }
+    monkeypatch.setattr(
+        'ase_deeprelax.compare.named_calculators.get_calculator',
+        lambda name, **_: potentials[name],
+    )
+
+    def relaxed(name):
+        settings = {'model': Dummy(), 'fmax': 0.1, 'batched': True, 'out': tmp_path}
+        return compare({'x': alloy(0)}, [name], **settings)
+
+    plain, first, second = map(relaxed, potentials)
+    energies = [one['runs'][0]['curve'][0][0] for one in (plain, first, second)]
+    assert energies[1:] == pytest.approx([2 * energies[0], 3 * energies[0]])
+    for result, full in ((plain, 'pot'), (first, 'pot:a'), (second, 'pot:b')):
+        assert result['settings']['calculators'] == {'pot': full}
+        assert {run['calculator'] for run in result['runs']} == {'pot'}
+    assert relaxed('pot:a')['runs'] == first['runs']
+    lines = (tmp_path / 'runs.jsonl').read_text().splitlines()[1:]
+    keys = [json.loads(line)['key'] for line in lines]
+    labels = [x for x in ('pot', 'pot (pot:a)', 'pot (pot:b)') for _ in 'ab']
+    assert [key[3] for key in keys if key[0] == 'run'] == labels
+    assert [key[1] for key in keys if key[0] == 'batched'] == labels
+
+
 def test_a_changed_structure_of_the_same_name_is_run_anew(tmp_path):
     one, two = (
         compare({'x': alloy(k)}, [EMT()], model=Dummy(), fmax=0.1, out=tmp_path)
@@ -553,6 +634,13 @@ def test_pairs_bring_their_reference_and_lists_may_have_some():
 def test_mistakes_are_found_before_the_work(structures, reference, error, match):
     with pytest.raises(error, match=match):
         compare(structures, [EMT()], model=Dummy(), reference=reference)
+
+
+def test_many_ids_are_checked_in_one_pass():
+    ids = [f'{k}' for k in range(100_000)]
+    check_unique(iter(ids))
+    with pytest.raises(StructureError, match="'7' is the id of more than one"):
+        check_unique(iter([*ids, '8', '7']))
 
 
 def test_calculators_have_names_of_their_own(tiny_model):

@@ -3,7 +3,8 @@ import pytest
 from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.evaluation_tables import evaluation_text
 from ase_deeprelax.compare.schema import VERSION, check_version
-from ase_deeprelax.compare.tables import Link, Table, number, quartiles_text
+from ase_deeprelax.compare.summary import quartiles
+from ase_deeprelax.compare.tables import Link, Table, counts_text, number, quartiles_text
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import ConfigError
 
@@ -45,6 +46,13 @@ def test_numbers_in_words():
     assert quartiles_text({'n': 1, 'q25': -0.01, 'median': 0, 'q75': 1}, '.0f') == (
         '0 (0 to 1)'
     )
+
+
+def test_halves_of_counts_are_written():
+    assert counts_text(quartiles([3, 4])) == '3.5 (3 to 4)'
+    assert counts_text(quartiles([2, 3])) == '2.5 (2 to 3)'
+    assert counts_text(quartiles([-1, 0, 1_234_567])) == '0 (-0.5 to 617283.5)'
+    assert counts_text(quartiles([])) is counts_text(None) is None
 
 
 def test_results_of_a_later_version_are_refused_with_the_way_out():

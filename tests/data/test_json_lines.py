@@ -9,8 +9,8 @@ import pytest
 from ase.build import bulk
 
 from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs
+from ase_deeprelax.data.relaxed_structures import read_relaxed
 from ase_deeprelax.errors import PairFileError
-from ase_deeprelax.train.datamodule import read_relaxed
 
 RECORD = pair_record(make_pair('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6)))
 
@@ -64,6 +64,15 @@ def test_gzip_bombs_are_refused_soon(read, unit, tmp_path):
     with pytest.raises(PairFileError, match=r'expands|longer|key|KeyError|empty lines'):
         read(path)
     assert time.process_time() - begun < 3
+
+
+def test_cut_file_of_relaxed_structures_is_named(tmp_path):
+    path = tmp_path / 'known.jsonl.gz'
+    path.write_bytes(gzip.compress(f'{line()}\n'.encode() * 100))
+    assert len(read_relaxed(path, set(), 10)) == 100
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(PairFileError, match=r'known\.jsonl'):
+        read_relaxed(path, set(), 10)
 
 
 def test_special_files_are_not_opened(tmp_path):

@@ -10,7 +10,7 @@ from ase.build import bulk
 from ase.io import write
 from scipy.spatial.transform import Rotation
 
-from ase_deeprelax.data.pairs import make_pair, read_pairs, write_pairs
+from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs, write_pairs
 from ase_deeprelax.errors import PairFileError
 
 SHARED = Path(__file__).parents[2] / '../shared/data'
@@ -115,6 +115,37 @@ def test_defaults_of_a_record_with_the_bare_keys(tmp_path):
     (tmp_path / 'p.jsonl').write_text(json.dumps({k: record[k] for k in keys}) + '\n\n')
     (pair,) = read_pairs(tmp_path / 'p.jsonl')
     assert (pair.ok, pair.split, pair.formula, pair.scale) == (True, '', '', 1.0)
+
+
+def in_other_images(record, drift):
+    """The record with relaxed atoms in the cell, as other programs write them."""
+    return record | {'frac1': ((np.array(record['frac1']) + drift) % 1).tolist()}
+
+
+@pytest.mark.parametrize('drift', [0.0, 0.3], ids=['no drift', 'drift'])
+@pytest.mark.parametrize('form', ['crystal', 'layer', 'fixed atoms'])
+def test_relaxed_atoms_of_json_lines_may_be_in_any_image(tmp_path, form, drift):
+    pairs = some_pairs()
+    if form == 'layer':
+        pairs = [replace(p, cell1=p.cell0, pbc=(True, True, False)) for p in pairs]
+    if form == 'fixed atoms':
+        fixed = np.arange(6) < 3
+        pairs = [
+            replace(p, fixed=fixed, frac1=np.where(fixed[:, None], p.frac0, p.frac1))
+            for p in pairs
+        ]
+    moved = [in_other_images(pair_record(pair), drift) for pair in pairs]
+    assert any(np.abs(np.subtract(r['frac1'], r['frac0'])).max() > 0.5 for r in moved)
+    (tmp_path / 'p.jsonl').write_text('\n'.join(map(json.dumps, moved)))
+    assert_same(pairs, read_pairs(tmp_path / 'p.jsonl'))
+
+
+def test_numbers_of_json_lines_in_the_nearest_image_are_read_as_they_are(tmp_path):
+    records = [pair_record(pair) for pair in some_pairs()]
+    (tmp_path / 'p.jsonl').write_text('\n'.join(map(json.dumps, records)))
+    for record, pair in zip(records, read_pairs(tmp_path / 'p.jsonl'), strict=True):
+        assert pair.frac1.tolist() == record['frac1']
+        assert pair.cell1.tolist() == record['cell1']
 
 
 def test_extxyz_side_by_side(tmp_path):

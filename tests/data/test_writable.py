@@ -80,11 +80,36 @@ def test_a_database_takes_each_value_of_ours_once_as_column_or_as_data(tmp_path)
         keys.SIGMA_ATOMS: np.zeros(1),
     }
     columns, data = columns_of(atoms)
-    assert columns == keys.to_key_value_pairs(atoms) == {keys.SIGMA: 0.1, keys.KIND: 'bulk'}
+    assert keys.to_key_value_pairs(atoms) == {keys.SIGMA: 0.1, keys.KIND: 'bulk'}
+    assert columns == keys.to_key_value_pairs(atoms) | {'mine': 3}
     assert set(data) == {keys.MODEL, keys.STAGE, keys.SIGMA_ATOMS}
     with connect(tmp_path / 'one.db') as database:
         database.write(atoms, columns, data)
     assert connect(tmp_path / 'one.db').get(1).data[keys.MODEL] == '42'
+
+
+@pytest.mark.parametrize('form', ['db', 'json'])
+def test_a_database_takes_what_the_input_knew_as_columns_or_as_data(form, tmp_path, caplog):
+    columns = {'name': 'salt', 'energy_above_hull': np.float32(0.5), 'stable': True}
+    data = {
+        'id': 'mp-1',  # a database has numbers of its own
+        'CO2': 1,  # a query would take it for a formula
+        'energy': -1.0,
+        'text': 'one\ntwo',
+        'code': '42',
+        'rows': [[1], [2, 3]],
+        'group': Spacegroup(225),
+    }
+    held = {'key_value_pairs': {'gap': 1.5}, 'data': {'kpoints': np.arange(3)}}
+    atoms = salt()
+    atoms.info = columns | data | held | {'odd': object(), ('a', 1): 1}
+    file = tmp_path / f'one.{form}'
+    assert not write_structures(file, [atoms], form)
+    row = connect(file).get(1)
+    assert row.key_value_pairs == columns | {'gap': 1.5}
+    assert row.data.keys() == data.keys() | {'kpoints'}
+    assert row.data['group'] == {'number': 225, 'setting': 1}
+    assert "info 'odd', info \"('a', 1)\"; it is left out" in caplog.text
 
 
 # Values and names that ASE writes without a word, and reads otherwise or not at all.
@@ -144,10 +169,12 @@ def test_arrays_that_extxyz_cannot_hold_are_named(tmp_path, caplog):
     atoms = salt()
     n = len(atoms)
     good = {'whole': np.arange(n), 'text': np.array(['ab'] * n), 'rows': np.ones((n, 2))}
+    good['read'] = np.array(['ab'] * n, dtype=object)  # as ASE reads text
     bad = {
         'blank': np.array(['a b'] * n),
         'empty': np.array([''] * n),
         'complex': np.ones(n) * 1j,
+        'mixed': np.array(['ab', None] * (n // 2), dtype=object),
         'deep': np.ones((n, 3, 3)),
         'a name': np.ones(n),
         'pos': np.ones((n, 3)),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, mx2
 from ase.constraints import (
     FixAtoms,
     FixBondLength,
@@ -163,6 +163,20 @@ def test_mask_is_exact(mask, kind):
     change = np.linalg.solve(start, cell) - np.eye(3)
     assert np.abs(change[~free]).max(initial=0) < 1e-12
     assert np.array_equal(start, cell) == (not any(mask))
+
+
+def test_a_mask_that_frees_no_strain_fixes_the_cell():
+    """Errors and the question to the network are those of the kind."""
+    crystal, layer = bulk('Cu', cubic=True), mx2('MoS2', vacuum=9)
+    cases = [(crystal, 6 * [0]), (FrechetCellFilter(crystal, mask=6 * [0]), None)]
+    cases += [(layer, [0, 0, 1, 0, 0, 0])]  # across the layer nothing is free
+    for target, relax_cell in cases:
+        freedom = find_freedom(target, relax_cell)
+        assert freedom.kind.endswith(', cell fixed')
+        assert freedom.strain is None
+        assert not freedom.motion.free_strain.any()
+    assert find_freedom(crystal, [1, 0, 0, 0, 0, 0]).kind == 'bulk'
+    assert find_freedom(layer, [1, 0, 0, 0, 0, 0]).kind == 'layer'
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

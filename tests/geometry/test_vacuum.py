@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import fcc111, graphene, graphene_nanoribbon, molecule, mx2
+from ase.build import bulk, fcc111, graphene, graphene_nanoribbon, molecule, mx2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.errors import StructureError
-from ase_deeprelax.geometry.vacuum import LAYER_GAP, STACK_GAP, VACUUM_GAP, find_layer
+from ase_deeprelax.geometry.vacuum import (
+    LAYER_GAP,
+    STACK_GAP,
+    VACUUM_GAP,
+    find_layer,
+    layer_or_none,
+)
 from tests.layers import real_layers, rewrite, with_adsorbate, written_layers
 from tests.strategies import crystals, disguises, prototypes, quick, random_crystal, seeds
 
@@ -440,6 +446,15 @@ def test_molecules_are_refused(name):
         atoms.pbc = pbc
         with pytest.raises(StructureError, match='molecule or cluster'):
             find_layer(atoms)
+
+
+def test_layers_are_told_from_all_else_without_an_error():
+    sheet = mx2('MoS2', vacuum=8)
+    assert repr(layer_or_none(sheet)) == repr(find_layer(sheet))
+    wide = sheet.copy()
+    wide.cell[0] = 2 * wide.cell[1]  # the plane has no area
+    for atoms in (bulk('Cu'), molecule('H2O', vacuum=8), molecule('H2O'), wide):
+        assert layer_or_none(atoms) is None
 
 
 # Real structures

@@ -1,8 +1,11 @@
+import unittest
+
 import pytest
 import torch
 
 from ase_deeprelax import testing
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.card import ModelCard
 from ase_deeprelax.models.paegnn import PUBLISHED
 from ase_deeprelax.models.store import available_models, load_model
 
@@ -35,6 +38,21 @@ def model(request):
 @pytest.mark.parametrize('check', testing.CHECKS, ids=lambda check: check.__name__)
 def test_model(model, check, dtype):
     check(model, dtype)
+
+
+@pytest.mark.parametrize('elements', [(8,), (8, 22)])
+@pytest.mark.parametrize('check', testing.CHECKS, ids=lambda check: check.__name__)
+def test_model_of_few_elements(check, elements):
+    architecture, hyperparameters, scale = FORMS['paegnn']
+    model = testing.awaken(create_model(architecture, **hyperparameters), scale=scale)
+    model.card = ModelCard(elements=elements)
+    check(model, 'float64')
+
+
+def test_check_that_does_not_apply_is_skipped():
+    model = create_model('paegnn', **{**PUBLISHED, **SMALL})
+    with pytest.raises(unittest.SkipTest, match='sees the choice of cell'):
+        testing.ignores_supercell(model, 'float64')
 
 
 def test_untrained_model_moves_nothing():

@@ -237,4 +237,18 @@ def test_stretch_is_the_polar_factor():
     )
     stretch = stretch_of(general)
     left, values, _ = torch.linalg.svd(general)
-    torch.testing.assert_close(stretch, (left * values.unsqueeze(1)) @ left.mT)
+    expected = (left * values.unsqueeze(1)) @ left.mT
+    torch.testing.assert_close(stretch, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize('shortest', [1.0, 0.5, 0.01])
+def test_stretch_of_flat_cells_in_single_precision(shortest):
+    torch.manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(20, 3, 3)).Q
+    expected = torch.diag(torch.tensor([1.0, 1.0, shortest])).expand(20, 3, 3)
+    torch.testing.assert_close(stretch_of(expected @ rotation), expected, atol=1e-6, rtol=0)
+
+
+def test_stretch_has_a_gradient_where_eigenvalues_are_equal():
+    general = torch.diag(torch.tensor([1.0, 1.0, 1.3], dtype=torch.float64))[None]
+    assert torch.autograd.gradcheck(stretch_of, general.requires_grad_())

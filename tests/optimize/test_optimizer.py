@@ -109,6 +109,16 @@ def test_info(one_shot):
         assert key in atoms.info
 
 
+def test_numbers_per_atom_are_those_of_relax(calibrated_model):
+    atoms = rocksalt()
+    expected = relax(atoms, model=calibrated_model).atoms
+    DeepRelaxOptimizer(atoms, logfile=None, model=calibrated_model).run()
+    written = {name: x for name, x in atoms.arrays.items() if keys.is_ours(name)}
+    assert written.keys() == {keys.SIGMA, keys.POSITION_90}
+    for name, values in written.items():
+        np.testing.assert_allclose(values, expected.arrays[name], rtol=1e-5)
+
+
 def test_log_has_its_own_columns(one_shot, tmp_path):
     log = tmp_path / 'relax.log'
     one_shot(rocksalt(), logfile=log).run()

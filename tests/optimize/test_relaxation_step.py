@@ -19,7 +19,7 @@ from ase.optimize.sciopt import SciPyFminBFGS
 
 from ase_deeprelax import DeepRelaxOptimizer, ElasticBFGS, Stage, keys
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning, RefinementError
-from ase_deeprelax.geometry.snapshot import Snapshot, assign
+from ase_deeprelax.geometry.snapshot import Snapshot, assign, interrupts_wait
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer
 from ase_deeprelax.optimize.relaxation_step import GuardedOptimizer
 from tests.alloys import alloy_with_emt as alloy
@@ -306,6 +306,17 @@ def test_an_interrupt_never_leaves_half_a_structure(monkeypatch):
         Snapshot(goal.cell * 2, goal.positions * 2, np.zeros(6)).restore(strained)
     assert np.array_equal(place(atoms), 2 * np.concatenate([goal.positions, goal.cell]))
     assert not strained.strain.any()
+
+
+@pytest.mark.skipif(not hasattr(signal, 'raise_signal'), reason='no signals here')
+def test_an_interrupt_is_not_lost_where_the_block_fails():
+    def fails():
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError('after Ctrl-C')
+
+    with pytest.raises(KeyboardInterrupt):
+        fails()
 
 
 def test_the_state_of_a_run_stays_out_of_the_state_of_an_optimizer():

@@ -9,7 +9,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.optimize import RestartError
 
-from ase_deeprelax import DeepRelaxOptimizer
+from ase_deeprelax import DeepRelaxOptimizer, keys
 from ase_deeprelax.errors import ConfigError
 from tests.alloys import alloy_with_emt as alloy
 
@@ -47,6 +47,16 @@ def test_atoms_that_are_elsewhere_stay_there(tiny_model, begun):
     same = alloy()
     DeepRelaxOptimizer(same, begun, None, model=tiny_model).run(fmax=0.01, steps=0)
     assert not np.array_equal(same.positions, alloy().positions)
+
+
+def test_numbers_per_atom_come_back_with_the_structure(calibrated_model, tmp_path):
+    options = {'model': calibrated_model, 'energy_gate': None, 'logfile': None}
+    options['restart'] = tmp_path / 'restart.json'
+    stopped, again = alloy(), alloy()
+    DeepRelaxOptimizer(stopped, **options).run(fmax=1e-3, steps=2)
+    DeepRelaxOptimizer(again, **options).run(fmax=1e-3, steps=0)
+    for name in (keys.SIGMA, keys.POSITION_90):
+        np.testing.assert_array_equal(again.arrays[name], stopped.arrays[name])
 
 
 def test_files_of_the_version_before_are_refused_with_the_way_out(tiny_model, tmp_path):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
 from ase_deeprelax import DeepRelaxOptimizer, keys
-from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.errors import ConfigError, ModelError
 from ase_deeprelax.models.calibration import PotentialErrors
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.optimize.verify import mean_newton_step, verify
@@ -96,6 +97,28 @@ def test_the_optimizer_asks_after_its_prediction(model, capsys):
     assert atoms.info[keys.VERIFIED] == str(optimizer.verification)
     assert str(optimizer.verification) in capsys.readouterr().out
     assert atoms.calc is None
+
+
+@pytest.mark.parametrize(
+    ('potential', 'error', 'said'),
+    [
+        (LennardJones(), ConfigError, 'the error of this potential is not known'),
+        ('emt', ModelError, "calculator 'emt' is not known"),
+    ],
+)
+def test_a_potential_that_cannot_judge_is_told_before_anything_moves(
+    calibrated_model, potential, error, said
+):
+    atoms = bulk('Cu', a=3.7)
+    before = atoms.copy()
+    optimizer = DeepRelaxOptimizer(
+        atoms, logfile=None, model=calibrated_model, verify=potential
+    )
+    with pytest.raises(error, match=said):
+        optimizer.run()
+    assert atoms == before
+    assert not atoms.info
+    assert not optimizer.stages
 
 
 def test_an_unknown_potential_is_refused():

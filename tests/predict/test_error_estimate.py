@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, make_supercell, mx2
 from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
+from ase.filters import FrechetCellFilter
 
 from ase_deeprelax import keys, relax
 from ase_deeprelax.errors import ModelError, PredictionError
@@ -71,6 +72,35 @@ def test_what_cannot_change_is_exact():
     radius = relax(slab).position_90
     assert (radius[:2] == 0).all()
     assert (radius[2:] > 0).all()
+
+
+def test_what_a_partly_free_cell_cannot_change_is_exact(rutile, calibrated_model):
+    def widths(structure, relax_cell):
+        """Of the intervals of the three lengths and of the volume."""
+        result = relax(structure, calibrated_model, relax_cell=relax_cell)
+        return np.ptp([*result.lattice_90, result.volume_90], axis=1).tolist()
+
+    *lengths, volume = widths(rutile, [0, 0, 1, 0, 0, 0])
+    assert lengths[:2] == [0, 0]
+    assert min(lengths[2], volume) > 0
+    *lengths, volume = widths(rutile, 'in-plane')
+    assert lengths[2] == 0
+    assert min(*lengths[:2], volume) > 0
+    # A cell from a file of few digits, whose c is not quite perpendicular to a and b.
+    rounded = rutile.copy()
+    rounded.set_cell([*rutile.cell[:2], [1e-4, 0, 2.96]], scale_atoms=True)
+    assert widths(rounded, 'in-plane')[2] == 0
+    assert min(widths(rutile, 'hydrostatic')) > 0
+    # A shear changes lengths and volume, though only to second order.
+    *lengths, volume = widths(rutile, [0, 0, 0, 0, 0, 1])
+    assert lengths[2] == 0
+    assert min(*lengths[:2], volume) > 0
+
+
+def test_a_constant_volume_is_exact(rutile, calibrated_model):
+    result = relax(FrechetCellFilter(rutile, constant_volume=True), calibrated_model)
+    np.testing.assert_allclose(result.volume_90, rutile.cell.volume)
+    assert (np.ptp(result.lattice_90, axis=1) > 0).all()
 
 
 def test_names_in_the_atoms(rutile):

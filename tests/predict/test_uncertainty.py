@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from ase_deeprelax import relax
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.ensemble import Ensemble, combine
-from ase_deeprelax.models.paegnn import PUBLISHED
+from ase_deeprelax.models.paegnn import PUBLISHED, PaEGNN
+from ase_deeprelax.models.painn import PaiNN
 from ase_deeprelax.predict.uncertainty import aggregate
 from ase_deeprelax.testing import awaken
 
@@ -126,6 +128,36 @@ def test_members_that_differ_are_averaged_and_less_sure():
     np.testing.assert_allclose(together.deformation, mean, atol=1e-9)
     assert together.sigma > np.mean([result.sigma for result in alone])
     assert together.model == 'ensemble of 3'
+
+
+@pytest.mark.parametrize(
+    'forms',
+    [
+        (PaiNN, PaEGNN),  # the same settings, another degree
+        (PaEGNN, partial(PaEGNN, rbf_cutoff=30.0)),
+        (PaEGNN, partial(PaEGNN, num_rbf=4)),
+        (partial(PaEGNN, degree=1), PaEGNN),
+        (
+            partial(PaEGNN, readout='distances'),
+            partial(PaEGNN, readout='distances', offset_encoding=8),
+        ),
+    ],
+)
+def test_members_of_other_forms_keep_edge_features_of_their_own(forms):
+    models = [awaken(form(hidden=16, layers=2)) for form in forms]
+    alone = [relax(rattled(), model=model, dtype='float64') for model in models]
+    together = relax(rattled(), model=Ensemble(models), dtype='float64')
+    mean = np.mean([result.deformation for result in alone], axis=0)
+    np.testing.assert_allclose(together.deformation, mean, atol=1e-9)
+
+
+def test_replicas_share_edge_features(monkeypatch):
+    found, find = [], PaEGNN.edge_features
+    monkeypatch.setattr(
+        PaEGNN, 'edge_features', lambda self, graph: found.append(1) or find(self, graph)
+    )
+    relax(rattled(), model=Ensemble([PaEGNN(hidden=16, layers=1) for _ in range(3)]))
+    assert len(found) == 1
 
 
 def test_members_must_want_one_graph():

@@ -19,7 +19,7 @@ from ase_deeprelax.cli import app
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.screening import Results
 from ase_deeprelax.screening import results as results_module
-from ase_deeprelax.screening.export import ID, chosen, export, file_name
+from ase_deeprelax.screening.export import chosen, export, file_name
 from ase_deeprelax.screening.refine import refine
 
 
@@ -52,6 +52,7 @@ def test_rows_are_chosen_and_sorted_as_pandas_would(out):
     name = frame.id[5]
     assert found.table([f'id == {name}'])['id'].to_pylist() == [name]
     assert len(found.table([f'id != {name}'])) == 59
+    assert found.table(f'id == {name}')['id'].to_pylist() == [name]  # one condition
 
 
 @pytest.mark.parametrize(
@@ -88,10 +89,10 @@ def test_structures_are_exported(out, tmp_path):
     ids = table['id'].to_pylist()
     assert export(chosen(found, table), tmp_path / 'best.extxyz') == 12
     written = read(tmp_path / 'best.extxyz', ':')
-    assert [atoms.info[ID] for atoms in written] == ids
+    assert [atoms.info[keys.ID] for atoms in written] == ids
     assert export(chosen(found, table), tmp_path / 'best.db') == 12
     rows = list(connect(tmp_path / 'best.db').select(f'{keys.SIGMA}>0'))
-    assert [row[ID] for row in rows] == ids
+    assert [row[keys.ID] for row in rows] == ids
     assert export(chosen(found, table), tmp_path / 'cifs') == 12
     cif = read(tmp_path / 'cifs' / f'{file_name(ids[0])}.cif')
     assert cif.cell.volume == pytest.approx(written[0].cell.volume, rel=1e-4)
@@ -124,6 +125,11 @@ def test_command_shows_exports_and_draws(out, tmp_path):
     assert len(json.loads(shown.stdout)) == 3
     shown = run('results', out, '--limit', 4, '--export', tmp_path / 'x.extxyz')
     assert 'x.extxyz: 4 structures' in shown.stderr
+    words = ['results', out, '--limit', 4, '--export', tmp_path / 'x.db']
+    assert run(*words).exit_code == 0
+    shown = run(*words)
+    assert shown.exit_code == 2
+    assert 'choose another name' in ' '.join(shown.stderr.split())
     assert run('results', tmp_path).exit_code == 1
     assert run('results', out, '--format', 'vasp').exit_code == 2
     page = tmp_path / 'page.html'
@@ -172,6 +178,23 @@ def test_an_unfinished_screen_can_be_looked_at(out, tmp_path, tiny_model, crysta
     shown = run('results', half)
     assert shown.exit_code == 1
     assert 'holds no finished pack yet' in shown.stderr
+
+
+def test_packs_of_quarantined_structures_may_come_first_and_last(tmp_path, tiny_model):
+    clash = Atoms('NaCl', cell=[5, 5, 5], positions=[[1, 1, 1], [1, 1, 1]], pbc=True)
+    salt = bulk('NaCl', 'rocksalt', a=5.5)
+    file = tmp_path / 'many.extxyz'
+    write(file, [clash, clash, salt, salt, clash, clash])
+    lines = file.read_text().splitlines()
+    for frame in (0, 1, 4, 5):
+        lines[4 * frame + 2] = 'Na 0 0 what'  # no structure at all
+    for name, text in (('clash', file.read_text()), ('unreadable', '\n'.join(lines))):
+        file.write_text(text)
+        found = screen(file, tmp_path / name, model=tiny_model, pack=2).results
+        assert (len(found), found.n_quarantined) == (6, 4)
+        for row, atoms in found.structures(found.table()):
+            before = found.initial(row['position'], atoms)
+            np.testing.assert_allclose(before.positions, salt.positions, atol=1e-7)
 
 
 def emt_screen(folder, model):

@@ -1,5 +1,6 @@
 """A screen gives what `relax` gives, as rows, whatever is among the structures."""
 
+import json
 import re
 
 import numpy as np
@@ -109,6 +110,36 @@ def test_settings_and_source_of_a_screen_are_kept(source, tmp_path, tiny_model, 
     write(source, crystals[1:])
     with pytest.raises(ConfigError, match='content has changed'):
         screen(source, out, model=tiny_model, pack=100)
+
+
+@pytest.mark.filterwarnings('ignore:.*outside the training range')
+def test_masks_of_the_cell_mean_what_they_mean_to_relax(tmp_path, tiny_model):
+    crystal = bulk('NaCl', 'rocksalt', a=5.5, cubic=True)
+    write(tmp_path / 'one.extxyz', crystal)
+    asked = [0.5, 0, 0, 0, 0, 0]
+    choices = {'model': tiny_model, 'relax_cell': asked}
+    done = screen(tmp_path / 'one.extxyz', tmp_path / 'out', **choices)
+    expected = relax(crystal, tiny_model, relax_cell=asked).atoms.cell.array
+    assert not np.allclose(expected, crystal.cell.array, atol=1e-4)
+    [(_, atoms)] = done.results.structures(done.results.table())
+    np.testing.assert_allclose(atoms.cell.array, expected, atol=1e-5)
+    # The former form of a mask: as it was given, with whole numbers.
+    file = tmp_path / 'out/manifest.json'
+    manifest = json.loads(file.read_text())
+    manifest['settings']['relax_cell'] = [1, 0, 0, 0, 0, 0]
+    file.write_text(json.dumps(manifest))
+    assert screen(tmp_path / 'one.extxyz', tmp_path / 'out', **choices).n_done == 1
+    choices['relax_cell'] = [0, 1, 0, 0, 0, 0]
+    with pytest.raises(ConfigError, match='was written with relax_cell'):
+        screen(tmp_path / 'one.extxyz', tmp_path / 'out', **choices)
+
+
+def test_a_mask_that_makes_no_sense_is_refused_before_the_work(
+    source, tmp_path, tiny_model
+):
+    with pytest.raises(ValueError, match=r'relax_cell is \[1, 2\]'):
+        screen(source, tmp_path / 'out', model=tiny_model, relax_cell=[1, 2])
+    assert not (tmp_path / 'out').exists()
 
 
 def test_choices_that_make_no_sense_are_refused(source, tmp_path, tiny_model):

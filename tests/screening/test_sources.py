@@ -216,6 +216,34 @@ def test_a_folder_may_hold_anything(tmp_path, atoms):
         assert ids == list(found)[start:]
 
 
+def test_a_folder_gives_compressed_files_and_lists_and_counts_the_rest(
+    tmp_path, atoms, caplog
+):
+    folder = tmp_path / 'in'
+    (folder / 'below').mkdir(parents=True)
+    (folder / 'below' / 'a.cif.gz').write_bytes(gzip.compress(cif(atoms[0])))
+    frames = as_extxyz(tmp_path, atoms[:2]).read_bytes()
+    (folder / 'b.extxyz.gz').write_bytes(gzip.compress(frames))
+    as_json(folder, atoms[:2])
+    one = AseAtomsAdaptor.get_structure(atoms[0]).as_dict()
+    (folder / 'one.json').write_text(json.dumps(one))
+    (folder / 'README.md').write_text('not a structure')
+    source = open_source(folder)
+    found = {item.id: len(item.load()) for item in source.items()}
+    n, m = len(atoms[0]), len(atoms[1])
+    assert found == {
+        'all.json@0': n,
+        'all.json@1': m,
+        'b.extxyz.gz@0': n,
+        'b.extxyz.gz@1': m,
+        'below/a.cif.gz': n,
+        'one.json': n,
+    }
+    assert not caplog.records
+    scan(source)
+    assert f'{folder}: left out 1 of its entries, the first is README.md' in caplog.text
+
+
 def test_cut_archives_and_files_tell_where(tmp_path, atoms):
     for path in (as_tar(tmp_path, atoms), as_json(tmp_path, atoms)):
         content = path.read_bytes()

@@ -134,6 +134,18 @@ def test_targets_in_the_graph_lead_to_the_relaxed_structure(seed, name, denoised
     np.testing.assert_allclose(found[near], lengths_there, atol=1e-6)
 
 
+def test_a_batch_of_which_all_are_strained_too_far_is_of_the_pairs_as_they_are():
+    too_far = Augment(strain=100, strain_probability=1)
+    data = ALL.model_copy(update={'augment': too_far, 'hold': Hold(probability=0)})
+    pairs, spec = [PAIRS['crystal']] * 2, GraphSpec(max_neighbors=12)
+    changed_, given_ = (
+        TrainingBatches(pairs, [], spec, data=settings_, seed=1)[0, 0, np.arange(2)]
+        for settings_ in (data, None)
+    )
+    for name, tensor in given_.tensors().items():
+        assert torch.equal(changed_.tensors()[name], tensor)
+
+
 def test_targets_are_those_of_the_pair():
     for name, pair in PAIRS.items():
         graph = fit_thickness(to_samples([pair], GraphSpec()))

@@ -9,9 +9,10 @@ from ase.build import bulk, fcc111, mx2
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
+from ase_deeprelax.data.formula import composition, read_compositions
 from ase_deeprelax.data.pair import fixed_atoms, make_pair
+from ase_deeprelax.data.relaxed_structures import read_relaxed
 from ase_deeprelax.geometry.vacuum import find_layer
-from ase_deeprelax.train.datamodule import composition, read_compositions, read_relaxed
 from ase_deeprelax.train.inputs import (
     KINDS,
     SERIES,

@@ -14,10 +14,11 @@ from ase.calculators.lj import LennardJones
 from ase.constraints import FixedPlane, FixScaled
 
 from ase_deeprelax.calculators.batched import batch_potential
+from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import read_pairs
+from ase_deeprelax.data.relaxed_structures import read_relaxed
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
-from ase_deeprelax.train.datamodule import composition, read_relaxed
 from ase_deeprelax.train.inputs import (
     KINDS,
     DefectRecipe,

@@ -1,8 +1,6 @@
 """Training runs on small files that the tests make."""
 
 import csv
-import gzip
-import json
 import math
 import multiprocessing
 import os
@@ -22,10 +20,11 @@ from ase.io import write
 
 from ase_deeprelax.data.batching import collate, split
 from ase_deeprelax.data.convert import to_graph
+from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import write_pairs
-from ase_deeprelax.errors import ConfigError, PairFileError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.train.config import load_config
@@ -33,8 +32,6 @@ from ase_deeprelax.train.datamodule import (
     PairData,
     SizeBatches,
     TrainingBatches,
-    composition,
-    read_relaxed,
 )
 from ase_deeprelax.train.module import RelaxationModule, structure_errors
 from ase_deeprelax.train.run import train
@@ -220,6 +217,45 @@ def test_a_failed_training_ends_no_processes_of_its_caller(config, monkeypatch):
         assert mine.is_alive()
     finally:
         mine.kill()
+
+
+def test_no_step_is_taken_along_a_finite_gradient_of_an_infinite_loss(config, caplog):
+    settings = load_config(config, ['loss.scales=false'])
+    module = RelaxationModule(create_model('paegnn', hidden=16, layers=2), settings)
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    data = PairData(settings, module.model.spec)
+    data.setup()
+    graph = data.on_after_batch_transfer(data.train_set[0, 0, np.arange(4)], 0)
+    loss = module.training_step(graph, 0)
+    assert torch.isfinite(loss)
+    graph.deformation_target[0] *= 1e20
+    assert module.training_step(graph, 0) is None
+    assert 'the loss is not finite; skipped' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        (['model={hidden: 16}'], 'model.architecture is missing'),
+        (['model.architecture=paegn'], 'unknown architecture'),
+        (['data.pairs.0.path=nowhere.jsonl'], 'there is no such file'),
+    ],
+)
+def test_a_training_that_cannot_begin_leaves_nothing_on_disk(
+    config, tmp_path, overrides, message
+):
+    with pytest.raises(DeepRelaxError, match=message):
+        train(config, overrides=overrides, progress=False)
+    assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('muon', ['null', '2.0e-3'])
+def test_amsgrad_is_that_of_adamw_with_and_without_muon(config, muon):
+    overrides = ['optimize.amsgrad=true', f'optimize.muon_rate={muon}']
+    model = create_model('paegnn', hidden=16, layers=2)
+    module = RelaxationModule(model, load_config(config, overrides))
+    *_, adamw = module.configure_optimizers().param_groups
+    assert adamw['amsgrad']
 
 
 def test_own_answers_need_a_graph_of_all_neighbours(config):
@@ -424,17 +460,6 @@ def test_held_out_compositions_are_left_out(config, tmp_path):
         ((3, 1), (17, 1)),
         ((11, 1), (17, 1)),
     }
-
-
-def test_cut_seed_file_is_named(tmp_path):
-    path = tmp_path / 'seeds.jsonl.gz'
-    record = {'id': 'x', 'formula': 'Cu', 'numbers': [29], 'cell': np.eye(3).tolist()}
-    text = json.dumps(record | {'frac': [[0, 0, 0]]}) + '\n'
-    path.write_bytes(gzip.compress((text * 100).encode()))
-    assert len(read_relaxed(path, set(), 10)) == 100
-    path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(PairFileError, match=r'seeds\.jsonl'):
-        read_relaxed(path, set(), 10)
 
 
 def test_one_entry_of_a_list_can_be_overridden(config, tmp_path):

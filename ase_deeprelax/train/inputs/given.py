@@ -9,11 +9,11 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 
+from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict.structure_checks import check_cell
-from ase_deeprelax.train.datamodule import composition
 from ase_deeprelax.train.inputs.series import KINDS, needs_hubbard
 
 

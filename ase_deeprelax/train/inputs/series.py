@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
-from ase.neighborlist import neighbor_list
 
+from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.train.datamodule import composition
+from ase_deeprelax.geometry.neighbors import close_pairs
 
 # MP and WBM computed oxides and fluorides of these with a Hubbard U: a potential trained
 # without it relaxes them to other volumes than the pairs from DFT have.
@@ -74,7 +74,7 @@ class Series:
         Atomic numbers that may occur.
     seed : int
     excluded : set
-        Compositions that must not be made, see `datamodule.composition`; parents of these
+        Compositions that must not be made, see `formula.composition`; parents of these
         compositions are not used either.
     hubbard : bool
         Whether to make what `needs_hubbard`, default True.
@@ -178,5 +178,8 @@ def atoms_overlap(atoms: Atoms) -> bool:
     >>> atoms_overlap(Atoms('H2', [[0, 0, 0], [0, 0, 0.2]]))
     True
     """
-    cutoffs = CLOSEST * covalent_radii[atoms.numbers]
-    return len(neighbor_list('i', atoms, cutoffs)) > 0
+    radii = CLOSEST * covalent_radii[atoms.numbers]
+    i, j, distance = close_pairs(
+        atoms.positions, atoms.cell.array, 2 * radii.max(), atoms.pbc
+    )
+    return bool((distance < radii[i] + radii[j]).any())

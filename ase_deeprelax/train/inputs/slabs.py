@@ -15,8 +15,7 @@ from pymatgen.core.surface import SlabGenerator
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from ase_deeprelax.errors import StructureError
-from ase_deeprelax.geometry.vacuum import find_layer
+from ase_deeprelax.geometry.vacuum import layer_or_none
 from ase_deeprelax.train.inputs.adsorbates import add_adsorbate
 from ase_deeprelax.train.inputs.series import Series
 
@@ -238,10 +237,7 @@ def stand_up(slab: Atoms, vacuum: float) -> Atoms | None:
     """
     slab = slab.copy()
     slab.pbc = (True, True, False)
-    try:
-        layer = find_layer(slab)
-    except StructureError:
-        return None
+    layer = layer_or_none(slab)
     if layer is None:
         return None
     positions, cell = layer.standard_box(slab, vacuum)

@@ -12,7 +12,7 @@ from ase.build import make_supercell
 from ase.data import chemical_symbols
 from pymatgen.core import Element
 
-from ase_deeprelax.train.datamodule import composition
+from ase_deeprelax.data.formula import composition
 from ase_deeprelax.train.inputs.series import Series
 
 

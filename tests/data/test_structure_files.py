@@ -1,0 +1,90 @@
+"""Which files of a folder are read, and what a bad entry of a file leaves of the others."""
+
+import gzip
+import json
+
+import pytest
+from ase.build import bulk
+from ase.db import connect
+from ase.io import write
+from pymatgen.core import Lattice, Structure
+
+from ase_deeprelax.data.structure_files import (
+    StructureFile,
+    find_files,
+    read_each,
+    read_structures,
+)
+from ase_deeprelax.errors import StructureError
+
+SALT = Structure(Lattice.cubic(4), ['Na', 'Cl'], [[0] * 3, [0.5] * 3])
+ALLOY = Structure(Lattice.cubic(3), [{'Cu': 0.5, 'Au': 0.5}], [[0] * 3])
+
+
+def record(name, structure):
+    found = None if structure is None else structure.as_dict()
+    return {'material_id': name, 'structure': found}
+
+
+def as_json(path, entries):
+    path.write_text(json.dumps(entries))
+    return StructureFile(path)
+
+
+def test_a_folder_gives_what_is_read_when_named_and_counts_the_rest(tmp_path, caplog):
+    salt = bulk('NaCl', 'rocksalt', a=5.6)
+    for name in ('NaCl.cif', 'POSCAR', 'CONTCAR'):
+        write(tmp_path / name, salt, format='cif' if '.' in name else 'vasp')
+        packed = gzip.compress((tmp_path / name).read_bytes())
+        (tmp_path / f'{name}.gz').write_bytes(packed)
+    assert not caplog.records
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for name in ('notes.txt', '.hidden.cif', 'all.zip'):
+        (tmp_path / name).write_text('no structure')
+    (tmp_path / 'below').mkdir()
+    found = find_files([tmp_path])
+    assert [file.path.name for file in found] == names
+    assert all(len(read_structures(file)) == 1 for file in found)
+    assert f'{tmp_path}: left out 3 of its entries, the first is all.zip' in caplog.text
+
+
+@pytest.mark.parametrize('bad', [ALLOY, None])
+def test_a_bad_record_is_named_and_loses_no_other_one(tmp_path, bad):
+    entries = [record('mp-0', SALT), record('mp-1', bad), record('mp-2', SALT)]
+    for content in (
+        entries,
+        entries[1:],
+        {entry['material_id']: entry for entry in entries},
+    ):
+        file = as_json(tmp_path / 'mp.json', content)
+        *_, wrong, last = read_each(file)
+        assert last.info['id'] == 'mp-2'
+        assert str(wrong).startswith('mp-1: ')
+        assert ('disordered' if bad else 'no structure of pymatgen') in str(wrong)
+        with pytest.raises(StructureError, match='mp-1: '):
+            read_structures(file)
+    assert len(read_structures(StructureFile(file.path, '-1'))) == 1
+
+
+def test_a_cut_list_keeps_what_is_before_the_damage(tmp_path):
+    file = as_json(tmp_path / 'cut.json', [SALT.as_dict()] * 3)
+    file.path.write_text(file.path.read_text()[:-50])
+    first, second, wrong = read_each(file)
+    assert len(first) == len(second) == 2
+    assert 'the file is damaged after 2 structures' in str(wrong)
+
+
+def test_a_single_record_may_begin_with_its_structure(tmp_path):
+    one = {'structure': SALT.as_dict(), 'id': 'mp-0'}
+    [atoms] = read_structures(as_json(tmp_path / 'one.json', one))
+    assert atoms.info['id'] == 'mp-0'
+    with pytest.raises(StructureError, match='there is: structure, id'):
+        read_structures(as_json(tmp_path / 'one.json', one | {'structure': None}))
+
+
+def test_rows_of_a_database_keep_columns_and_data(tmp_path):
+    with connect(tmp_path / 'in.db') as database:
+        database.write(bulk('Cu'), tag='x', data={'mesh': [4, 4, 4]})
+    [atoms] = read_structures(StructureFile(tmp_path / 'in.db'))
+    assert atoms.info['key_value_pairs'] == {'tag': 'x'}
+    assert atoms.info['data'] == {'mesh': [4, 4, 4]}
