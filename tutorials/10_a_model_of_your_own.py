@@ -24,6 +24,7 @@ import logging
 import shutil
 import tempfile
 import time
+import unittest
 import warnings
 from pathlib import Path
 
@@ -144,13 +145,13 @@ print('volume ratio, untrained:', relax(salt, model=model).volume_ratio)
 
 # %%
 def conforms(model):
-    """Run all checks; print those that fail."""
+    """Run all checks; print those that fail or do not apply."""
     passed = 0
     for check in testing.CHECKS:
         try:
             check(model, 'float64')
             passed += 1
-        except AssertionError as error:
+        except (AssertionError, unittest.SkipTest) as error:
             print(f'{check.__name__}: {str(error)[:70]}')
     print(f'{passed} of {len(testing.CHECKS)} checks passed')
 
