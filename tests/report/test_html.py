@@ -240,7 +240,7 @@ def test_an_evaluation_is_a_table_of_all_methods(evaluated):
                     assert f'{value["mean"]:.4f} / {value["median"]:.4f}' in cells
                 else:
                     assert f'{value:.4f}' in cells
-            for cut in below.values():
+            for cut in filter(None, below.values()):  # None: the input is right
                 assert f'{cut["mean"]:z.1f} / {cut["median"]:z.1f}' in cells
     captions = Reader(html).text['caption']
     assert captions[0].startswith('All 14 pairs: mean / median of errors (Å, Å², Å³)')
