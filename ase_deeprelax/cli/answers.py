@@ -109,7 +109,7 @@ class OneShot:
 
     @property
     def _name(self) -> str:
-        """Of the potential, in the calibration."""
+        """The name of the potential in the calibration."""
         return str(self.verify).partition(':')[0]
 
     def _verified(self, atoms: Atoms) -> str:

@@ -32,9 +32,7 @@ from ase_deeprelax.compare.predictor_adapter import (
     problem_of,
 )
 from ase_deeprelax.compare.schema import VERSION
-from ase_deeprelax.compare.uncertainty import (
-    inside_90,
-)
+from ase_deeprelax.compare.uncertainty import inside_90
 from ase_deeprelax.data.one_line import count, one_line
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError

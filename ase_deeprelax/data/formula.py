@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 from numpy.typing import ArrayLike
 
-# What a reduced formula says, however it is written: ((Z, count), ...).
+# The elements of a reduced formula and their counts, as ((Z, count), ...).
 Composition = tuple[tuple[int, int], ...]
 
 # The order of Table VI of the IUPAC nomenclature of inorganic chemistry (2005), which goes
@@ -60,7 +60,7 @@ def _symbol(number: int) -> str:
 
 
 def composition(numbers: ArrayLike) -> Composition:
-    """What the reduced formula of these atomic numbers says.
+    """The elements and counts of the reduced formula that these atomic numbers have.
 
     Parameters
     ----------

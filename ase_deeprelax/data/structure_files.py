@@ -66,8 +66,8 @@ READ_NAMES = ('POSCAR', 'CONTCAR')
 OPENERS: dict[str, Any] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 # Formats that are databases: their columns are kept.
 DATABASES = ('db', 'json')
-# Where a database's own columns, and the further data of a row, stand in ``atoms.info``, as
-# ASE names them.
+# The names under which a database's own columns, and the further data of a row, are in
+# ``atoms.info``; they are those of ASE.
 COLUMNS, DATA = 'key_value_pairs', 'data'
 
 

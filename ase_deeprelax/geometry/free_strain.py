@@ -64,7 +64,7 @@ def check_relax_cell(relax_cell: RelaxCell) -> bool | str | np.ndarray:
 
 
 def plain_relax_cell(relax_cell: RelaxCell | None) -> bool | str | list | None:
-    """What ``relax_cell`` says in a form for JSON; None stays None.
+    """The checked value of ``relax_cell`` in a form for JSON; None stays None.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ def interrupts_wait() -> Generator[None]:
 
 
 def innermost(target: Any) -> Any:
-    """What is inside all filters of ASE: the ``Atoms``, where filters are around some."""
+    """The object inside all filters of ASE, which usually is the ``Atoms``."""
     while isinstance(target, Filter):
         target = target.atoms
     return target

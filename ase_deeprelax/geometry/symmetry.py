@@ -231,7 +231,7 @@ def spacegroup_number(atoms: Atoms, symprec: float = SYMPREC) -> int:
 def symmetry_dataset(
     crystal: tuple[np.ndarray, np.ndarray, np.ndarray], symprec: float = SYMPREC
 ) -> spglib.SpglibDataset | None:
-    """What spglib finds of the symmetry of a crystal.
+    """The symmetry of a crystal, as spglib finds it.
 
     Parameters
     ----------

@@ -126,7 +126,10 @@ class Ensemble(RelaxationModel):
         return output
 
     def _outputs(self, graph: CrystalGraph) -> list[Any]:
-        """Those of the members; networks of one `PaEGNN.edge_form` share their edges."""
+        """The outputs of the members.
+
+        Networks with the same `PaEGNN.edge_form` share their edge features.
+        """
         edges: dict[tuple[Any, ...], Edges] = {}
         outputs: list[Any] = []
         for member in self.members:

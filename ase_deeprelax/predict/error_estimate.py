@@ -56,8 +56,7 @@ def estimate_errors(
     width = np.where(changes, laws['lattice'].within(kind, sigma), 0.0)
     volume = np.full(2, np.nan)
     if freedom.layer is None:
-        constant = freedom.strain is None or freedom.strain.constant_volume
-        exact = constant or not changes.any()
+        exact = freedom.strain is None or freedom.strain.constant_volume
         relative = 0.0 if exact else laws['volume'].within(kind, sigma)
         volume = _interval(np.array([atoms.cell.volume]), np.array([relative]))[0]
     sigma_atoms = frame.per_atom(output.sigma_atoms)
@@ -99,7 +98,10 @@ def check_error(atoms: Atoms, error: float, accept_below: float | None) -> None:
 
 
 def _changing_vectors(freedom: Freedom) -> np.ndarray:
-    """(3,) bool: the lattice vectors whose lengths a free strain changes."""
+    """(3,) bool: the lattice vectors that a free strain changes.
+
+    To turn a vector changes it too: its length then changes to second order.
+    """
     if freedom.strain is None:
         return np.zeros(3, dtype=bool)
     strains = np.tensordot(freedom.strain.projection(), STRAIN_BASIS, 1)

@@ -130,7 +130,7 @@ def label(
                 continue
             energy = outcome.atoms.get_potential_energy() / len(atoms)
             record = pair_record(pair) | {'series': inputs.name, 'k': k}
-            # Files of labels have always called the number of calls so.
+            # In files of labels the number of calls has always had this name.
             record |= {'parent': parent, 'steps': outcome.calls}
             record |= {'energy_per_atom': energy, **settings}
             good.add((inputs.name, k), record)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, mx2
-from ase.calculators.abc import GetPropertiesMixin
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
@@ -15,6 +14,7 @@ from ase_deeprelax import ElasticBFGS
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.optimize.many import relax_batched
+from tests.calculators.bare import Bare
 
 POTENTIALS = Path(__file__).parents[2] / '../shared/potentials'
 M3GNET = POTENTIALS / 'M3GNet-MP-2021.2.8-PES'
@@ -211,15 +211,6 @@ def test_calculator_that_raised_is_not_asked_with_its_old_state():
     ends = dict(relax_batched(inputs, batch_potential(EMT()), batch_atoms=2))
     assert ends['Fe'].reason.startswith('the potential failed: NotImplementedError')
     assert ends['Cu'].converged
-
-
-class Bare(GetPropertiesMixin):
-    """EMT inside an object that says nothing of what it can do."""
-
-    def get_property(self, name, atoms=None, allow_calculation=True):
-        atoms = atoms.copy()
-        atoms.calc = EMT()
-        return atoms.calc.get_property(name, atoms)
 
 
 def test_calculator_that_lists_no_properties_is_used():

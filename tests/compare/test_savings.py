@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
-from ase.calculators.abc import GetPropertiesMixin
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
@@ -29,6 +28,7 @@ from ase_deeprelax.data.pairs import make_pair, read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer
 from tests.alloys import strained_alloy as alloy
+from tests.calculators.bare import Bare
 
 SHARED = Path(__file__).parents[2] / '../shared'
 FMAX = 0.02
@@ -392,15 +392,6 @@ class Bag(Calculator):
             'forces': np.zeros((len(atoms), 3)),
             'stress': pull / volume * np.array([1, 1, 1, 0, 0, 0]),
         }
-
-
-class Bare(GetPropertiesMixin):
-    """EMT inside an object that says nothing of what it can do."""
-
-    def get_property(self, name, atoms=None, allow_calculation=True):
-        atoms = atoms.copy()
-        atoms.calc = EMT()
-        return atoms.calc.get_property(name, atoms)
 
 
 def test_a_calculator_that_lists_no_properties_is_used():
