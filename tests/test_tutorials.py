@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import logging
 import re
 import tempfile
 from html.parser import HTMLParser
@@ -200,6 +201,17 @@ def test_notebook_holds_the_cells_of_the_script(script):
     assert found == [(cell.cell_type, cell.source) for cell in cells(script)], MEND
 
 
+@pytest.fixture
+def loggers_as_before():
+    """A tutorial quietens loggers for its process; here other tests follow."""
+    loggers = [logging.getLogger(name) for name in ('ase_deeprelax', 'lightning.pytorch')]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.mark.usefixtures('loggers_as_before')
 @pytest.mark.timeout(900)  # a minute or two each, on a machine with nothing else to do
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs_and_prints_what_the_notebook_shows(script, tmp_path, monkeypatch):
