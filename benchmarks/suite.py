@@ -124,11 +124,16 @@ def roofline(model):
 
 
 MODELS = ('deeprelax', 'ensemble')
+WORKERS = 'one call, 2 workers'
 KINDS = ('symmetric', 'displaced', 'nearly symmetric', 'vacancy')
 FIGURES = [
     *(
         Figure(f'{model}, {way}, 2 threads', 'bench', bench(model, way, '2'), ' ms')
         for way in ('one call', 'one by one')
+        for model in MODELS
+    ),
+    *(
+        Figure(f'{model}, {WORKERS}', 'bench', bench(model, WORKERS), ' ms')
         for model in MODELS
     ),
     *(

@@ -1,11 +1,12 @@
 """How long the shipped models take for a structure on this CPU, and for what.
 
 Each model relaxes the structures in one call, and some of them one by one, with one thread
-of torch and with more. Every repeat goes through all ways once, and medians are shown. The
-parts are wall times, as ``Predictor.timings`` has them; CPU time, in which other programs
-do not count, stands beside. The ratios hold within the run.
+of torch and with more, and in one call with worker processes of one thread each, which were
+started before. Every repeat goes through all ways once, and medians are shown. The parts
+are wall times, as ``Predictor.timings`` has them; CPU time, in which other programs do not
+count, stands beside where there is one process. The ratios hold within the run.
 
-    python benchmarks/throughput.py PAIRS --threads 1 2
+    python benchmarks/throughput.py PAIRS --threads 1 2 --workers 2
 
 PAIRS is a file of pairs, of which the unrelaxed halves are taken, spread over the file;
 without it, crystals of random prototypes and elements are.
@@ -34,12 +35,12 @@ def structures(pairs_file=None):
     return [pair.unrelaxed for pair in spread(read_pairs(pairs_file), N)]
 
 
-def measure(predictor, batches):
+def measure(predictor, batches, workers=1):
     """Relax each batch in a call of its own: wall time, CPU time and parts, ms each."""
     parts = np.zeros(len(PARTS))
     start, begun = perf_counter(), process_time()
     for batch in batches:
-        predictor.relax(batch)
+        predictor.relax(batch, workers=workers)
         parts += [predictor.timings[part] for part in PARTS]
     times = [perf_counter() - start, process_time() - begun, *parts]
     return 1e3 * np.array(times) / sum(map(len, batches))
@@ -50,6 +51,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('pairs', type=Path, nargs='?')
     parser.add_argument('--threads', type=int, nargs='+', default=[1])
+    parser.add_argument('--workers', type=int, default=1, help='default: no row of them')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--model', action='append', help='default: all that are shipped')
     options = parser.parse_args()
@@ -57,13 +59,17 @@ def main():
     names = options.model or list(available_models())
     predictors = {name: Predictor(name, device='cpu') for name in names}
     ways = {'one call': [atoms], 'one by one': [[x] for x in spread(atoms, SINGLE)]}
-    found = {(m, way, n): [] for m in names for way in ways for n in options.threads}
+    hows = [(way, n, 1) for way in ways for n in options.threads]
+    if options.workers != 1:
+        hows.append(('one call', 1, options.workers))
+    found = {(model, *how): [] for model in names for how in hows}
     for predictor in predictors.values():
         predictor.relax(atoms[:8])  # caches are warm from here on
+        predictor.relax(atoms, workers=options.workers)
     for _ in range(options.repeats):
-        for (model, way, threads), times in found.items():
+        for (model, way, threads, workers), times in found.items():
             torch.set_num_threads(threads)
-            times.append(measure(predictors[model], ways[way]))
+            times.append(measure(predictors[model], ways[way], workers))
     mean = sum(map(len, atoms)) / len(atoms)
     source = options.pairs.name if options.pairs else 'prototypes'
     print(
@@ -72,10 +78,13 @@ def main():
     )
     medians = {key: np.median(times, axis=0) for key, times in found.items()}
     rows = []
-    for (model, way, threads), (wall, cpu, *parts) in medians.items():
-        single = medians[model, way, options.threads[0]][0]
-        shown = [wall, cpu, *parts, wall - sum(parts)]
-        row = [model, way, f'{threads}', *(f'{ms:.2f}' for ms in shown)]
+    for (model, way, threads, workers), (wall, cpu, *parts) in medians.items():
+        single = medians[model, way, options.threads[0], 1][0]
+        shown = [f'{ms:.2f}' for ms in (wall, cpu, *parts, wall - sum(parts))]
+        name = way if workers == 1 else f'{way}, {workers} workers'
+        if workers != 1:
+            shown[1] = shown[-1] = '-'  # of this process alone
+        row = [model, name, f'{threads}', *shown]
         rows.append([*row, f'{single / wall:.2f}', f'{1e3 / wall:.0f}'])
     heads = ['model', '', 'threads', 'ms each', 'CPU ms each']
     heads += [f'{part} / ms' for part in PARTS]

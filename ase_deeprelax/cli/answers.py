@@ -58,6 +58,8 @@ class OneShot:
     verify : str or None
         A potential that is called once for each prediction. It is made, and its error
         looked up, before there is any.
+    workers : int
+        Processes that share the predictions; default 1.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class OneShot:
     predictor: Predictor
     relax_cell: Any
     verify: str | None = None
+    workers: int = 1
     batch: int = BATCH
     _potential: Any = field(default=None, init=False, repr=False)
 
@@ -100,7 +103,9 @@ class OneShot:
         with warnings.catch_warnings():
             # The table tells it for each structure.
             warnings.filterwarnings('ignore', '.*outside the training range')
-            results = self.predictor.relax(structures, relax_cell=self.relax_cell)
+            results = self.predictor.relax(
+                structures, relax_cell=self.relax_cell, workers=self.workers
+            )
         if self._potential is not None:
             for result in results:
                 if result.ok:

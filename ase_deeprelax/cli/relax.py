@@ -76,6 +76,10 @@ def relax(
             help='Refuse predictions whose expected error, A, is not below this.',
         ),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(help='Processes that share the predictions; -1: one for each core.'),
+    ] = 1,
     verify: Annotated[
         str | None,
         typer.Option(
@@ -151,7 +155,8 @@ def relax(
     from ase_deeprelax.predict import Predictor
 
     chosen = {'fmax': fmax, 'steps': steps, 'optimizer': optimizer, 'guided': guided}
-    _check_options(refine, chosen, judged=verify is not None or accept_below is not None)
+    judged = verify is not None or accept_below is not None
+    _check_options(refine, chosen, judged=judged, workers=workers)
     need_pages(html_file)
     relax_cell = relax_cell_of(cell)
     sources = find_files(files)
@@ -166,7 +171,7 @@ def relax(
     if refine is None:
         from ase_deeprelax.cli.answers import OneShot
 
-        worker: Any = OneShot(predictor, relax_cell, verify)
+        worker: Any = OneShot(predictor, relax_cell, verify, workers)
     else:
         how = {'model': model, 'relax_cell': relax_cell}
         worker = _refiner(refine, predictor, how, **chosen)
@@ -210,12 +215,19 @@ def relax(
     tell_problems(problems)
 
 
-def _check_options(refine: str | None, chosen: dict[str, Any], *, judged: bool) -> None:
+def _check_options(
+    refine: str | None, chosen: dict[str, Any], *, judged: bool, workers: int
+) -> None:
     if refine is None and chosen != REFINEMENT:
         raise typer.BadParameter('--fmax, --steps, --optimizer and --guided need --refine')
     if refine is not None and judged:
         raise typer.BadParameter(
             '--verify and --accept-below judge predictions alone; leave out --refine'
+        )
+    if refine is not None and workers != 1:
+        raise typer.BadParameter(
+            '--workers shares predictions alone; leave out --refine, or relax first and '
+            'refine what was written'
         )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,7 +23,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.models.store import for_prediction, load_shared
+from ase_deeprelax.models.store import find_model, for_prediction, load_shared
 from ase_deeprelax.predict.forward import (
     BATCH_EDGES,
     DTYPES,
@@ -32,16 +32,13 @@ from ase_deeprelax.predict.forward import (
     resolve_device,
     run_model,
 )
+from ase_deeprelax.predict.parallel import relax_windows
 from ase_deeprelax.predict.passes import MAX_PASSES
 from ase_deeprelax.predict.prepare import PARTS, Prepared, Settings
-from ase_deeprelax.predict.window import Window
 from ase_deeprelax.result import Relaxation
 
 if TYPE_CHECKING:
     from pymatgen.core import IStructure
-
-# Structures whose graphs are held, and sorted by size, at a time.
-WINDOW = 1024
 
 
 @overload
@@ -61,6 +58,7 @@ def relax(
     symmetry: str = 'keep',
     relax_cell: RelaxCell | None = None,
     accept_below: float | None = None,
+    workers: int = 1,
     progress: bool = False,
     on_bad: str | None = None,
 ) -> Relaxation | list[Relaxation]:
@@ -95,6 +93,9 @@ def relax(
     accept_below : float, optional, A
         A prediction whose expected error (`Relaxation.error`) is not below this fails like
         one that did not pass the checks; default: errors are only reported.
+    workers : int
+        How many processes share many structures, -1: one for each core. The first call
+        waits some seconds for them to start. Default 1: this process alone.
     progress : bool
         Show a bar; default False.
     on_bad : 'raise' or 'keep', optional
@@ -115,6 +116,8 @@ def relax(
         What was predicted did not pass the checks.
     DeviceError, ModelError
         The device or the model is not there.
+    ConfigError
+        With several workers: something cannot be sent to another process.
 
     Examples
     --------
@@ -132,7 +135,11 @@ def relax(
         )
         return result
     return predictor.relax(
-        structures, relax_cell=relax_cell, progress=progress, on_bad=on_bad or 'keep'
+        structures,
+        relax_cell=relax_cell,
+        workers=workers,
+        progress=progress,
+        on_bad=on_bad or 'keep',
     )
 
 
@@ -158,7 +165,8 @@ class Predictor:
     Attributes
     ----------
     timings : dict of str to float, s
-        Wall time of the latest `relax` by part: checks, symmetry, graph, network, solver.
+        Time of the latest `relax` by part: checks, symmetry, graph, network, solver. It is
+        wall time, summed over the processes.
     max_passes : int
         How often a structure goes through the network at most (`predict.passes`); default
         `MAX_PASSES`, or 1 where the model saw no relaxed inputs in training; may be set.
@@ -195,8 +203,10 @@ class Predictor:
         self.batch_edges = batch_edges or BATCH_EDGES[self.device.type]
         if isinstance(model, RelaxationModel):
             self.model = for_prediction(copy.deepcopy(model).to(self.device, self.dtype))
+            self._folder = None
         else:
-            self.model = load_shared(model, self.device, self.dtype)
+            self._folder = find_model(model).absolute()
+            self.model = load_shared(self._folder, self.device, self.dtype)
         if accept_below is not None and self.model.calibration is None:
             raise ModelError(
                 f'accept_below needs a calibrated model, and {self.model.name!r} is not; '
@@ -213,6 +223,21 @@ class Predictor:
         return (
             f'Predictor({self.name!r}, {self.device}, {dtype}, symmetry={self.symmetry!r})'
         )
+
+    def copy_in_worker(self) -> Callable[[], Predictor]:
+        """What makes the same predictor in another process; to be sent there.
+
+        A model from a folder is read from there, once for all calls.
+        """
+        options = {
+            'device': str(self.device),
+            'dtype': str(self.dtype).removeprefix('torch.'),
+            'symmetry': self.symmetry,
+            'accept_below': self.accept_below,
+            'batch_edges': self.batch_edges,
+        }
+        model = self.model if self._folder is None else self._folder
+        return partial(_make_again, model, self.sha256, self.max_passes, options)
 
     @property
     def settings(self) -> Settings:
@@ -236,6 +261,7 @@ class Predictor:
         structures: Iterable[Any],
         *,
         relax_cell: RelaxCell | None = None,
+        workers: int = 1,
         progress: bool = False,
         on_bad: str = 'keep',
     ) -> list[Relaxation]:
@@ -257,16 +283,17 @@ class Predictor:
             relax_cell = check_relax_cell(relax_cell)
         self.timings = dict.fromkeys(PARTS, 0.0)
         total = len(structures) if isinstance(structures, Sized) else None
-        results, remaining = [], iter(structures)
+        results: list[Relaxation] = []
         with _progress_bar(total) if progress else nullcontext() as bar:
-            while window := list(islice(remaining, WINDOW)):
-                found = Window(self, window, relax_cell, bar)
-                for index, result in enumerate(found.results()):
-                    if on_bad == 'raise' and index in found.errors:
-                        raise _located(found.errors[index], len(results), total)
+            windows = relax_windows(self, structures, relax_cell, workers=workers, bar=bar)
+            for found, errors in windows:
+                if on_bad == 'raise' and errors:
+                    first = min(errors)
+                    raise _located(errors[first], len(results) + first, total)
+                for result in found:
                     for part, seconds in result.timings.items():
                         self.timings[part] += seconds
-                    results.append(result)
+                results += found
         self._warn(results)
         return results
 
@@ -330,6 +357,17 @@ class Predictor:
                 f'range of model {self.name!r}, the first at index {outside[0]}: '
                 f'{results[outside[0]].ood}'
             )
+
+
+def _make_again(
+    model: Path | RelaxationModel, sha256: str, max_passes: int, options: dict[str, Any]
+) -> Predictor:
+    """The predictor with the same answers."""
+    predictor = Predictor(model, **options)
+    if predictor.sha256 != sha256:
+        raise ModelError(f'{model} was changed while it was in use; give the call again')
+    predictor.max_passes = max_passes
+    return predictor
 
 
 def is_one(structures: Any) -> bool:

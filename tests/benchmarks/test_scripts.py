@@ -121,7 +121,7 @@ def test_other_weights_are_another_potential(benchmarks, tmp_path):
 @pytest.mark.parametrize(
     ('command', 'rows'),
     [
-        ('throughput.py --repeats 1 --model deeprelax', [2]),
+        ('throughput.py --repeats 1 --model deeprelax --workers 2', [3]),
         (f'published_speed.py {PAIRS} --limit 2 --repeats 1', [7, 8]),
         ('scaling.py --sizes 1 2 --kind vacancy', [2]),
         (f'roofline.py {PAIRS} --limit 8 --repeats 1', [8]),

@@ -256,3 +256,22 @@ def test_a_cell_that_makes_no_sense_is_told_before_the_work(run, kinds, cell):
     result = run('relax', kinds[0], '--cell', cell, '--model', 'nothing')
     assert result.exit_code == 2
     assert 'free, fixed, in-plane, hydrostatic' in ' '.join(result.stderr.split())
+
+
+def test_processes_share_the_structures(run, tiny_model, tmp_path):
+    file = tmp_path / 'crystals.traj'
+    write(file, [bulk('Cu', a=3.4 + 0.001 * k) for k in range(150)])
+    answers = []
+    for workers in (1, 2):
+        out = tmp_path / f'relaxed{workers}.extxyz'
+        words = ('relax', file, '--model', tiny_model, '--out', out, '--workers', workers)
+        assert run(*words).exit_code == 0
+        answers.append(read(out, ':'))
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_allclose(one.cell.array, other.cell.array, atol=1e-5)
+
+
+def test_processes_do_not_refine(run, kinds):
+    result = run('relax', kinds[0], '--workers', 2, '--refine', 'emt')
+    assert result.exit_code == 2
+    assert '--workers shares predictions alone' in ' '.join(result.stderr.split())

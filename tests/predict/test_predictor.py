@@ -184,7 +184,7 @@ def test_pymatgen_in_and_out(model):
 def test_order_is_kept_over_batches_and_windows(model, monkeypatch):
     crystals = symmetric_crystals(23, seed=5)
     expected = relax(crystals, model)
-    monkeypatch.setattr('ase_deeprelax.predict.predictor.WINDOW', 7)
+    monkeypatch.setattr('ase_deeprelax.predict.parallel.WINDOW', 7)
     predictor = Predictor(model, device='cpu', batch_edges=500)
     found = predictor.relax(crystals)
     for one, two in zip(expected, found, strict=True):

@@ -1,0 +1,121 @@
+"""Many structures, window by window: in this process, or in several of this machine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any
+
+from ase import Atoms
+from ase.filters import Filter
+from joblib import Parallel, delayed, effective_n_jobs
+
+from ase_deeprelax.errors import ConfigError, DeepRelaxError
+from ase_deeprelax.geometry.degrees_of_freedom import unwrap
+from ase_deeprelax.predict.window import Window
+
+if TYPE_CHECKING:
+    from ase_deeprelax.geometry.free_strain import RelaxCell
+    from ase_deeprelax.predict.predictor import Predictor
+    from ase_deeprelax.result import Relaxation
+
+# Structures whose graphs are held, and sorted by size, at a time; of several processes,
+# each takes so many that none of them waits for long at the end.
+WINDOW, WINDOW_OF_WORKER = 1024, 64
+
+# Results of the structures of a window, and the errors of some by their index.
+Found = tuple[list['Relaxation'], dict[int, DeepRelaxError]]
+
+
+def relax_windows(
+    predictor: Predictor,
+    structures: Iterable[Any],
+    relax_cell: RelaxCell | None = None,
+    *,
+    workers: int = 1,
+    bar: Any = None,
+) -> Iterator[Found]:
+    """Relax structures, which are taken from the iterable as they are needed.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    structures : iterable
+    relax_cell : bool, str, array or None
+        See `find_freedom`.
+    workers : int
+        How many processes, -1: one for each core. Default 1: this one. They stay, and wait
+        for the next call.
+    bar : tqdm, optional
+        Updated when structures are done.
+
+    Yields
+    ------
+    tuple of list of Relaxation and dict of int to DeepRelaxError
+        ``Window.results()`` and ``Window.errors`` of each window, in their order.
+
+    Raises
+    ------
+    ConfigError
+        The number of workers is none; or the model or a structure cannot be sent to
+        another process.
+    ModelError
+        The folder of the model was changed since the predictor read it.
+    """
+    if workers != -1 and workers < 1:
+        raise ConfigError(
+            f'workers is {workers}; it must be 1 or more, or -1 for one on each core'
+        )
+    workers = effective_n_jobs(workers)
+    if workers == 1:
+        for window in _windows(structures, WINDOW):
+            yield _relax_window(predictor, window, relax_cell, bar)
+        return
+    make = predictor.copy_in_worker()
+    tasks = (
+        delayed(_relax_in_worker)(make, [_sendable(x) for x in window], relax_cell)
+        for window in _windows(structures, WINDOW_OF_WORKER)
+    )
+    try:
+        for results, errors in Parallel(workers, return_as='generator')(tasks):
+            if bar is not None:
+                bar.update(len(results))
+            yield results, errors
+    except PicklingError as error:
+        raise ConfigError(
+            'the model, or what is stored in a structure, cannot be sent to another '
+            'process; use workers=1'
+        ) from error
+
+
+def _windows(structures: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    remaining = iter(structures)
+    while window := list(islice(remaining, size)):
+        yield window
+
+
+def _relax_window(
+    predictor: Predictor,
+    structures: list[Any],
+    relax_cell: RelaxCell | None,
+    bar: Any,
+) -> Found:
+    window = Window(predictor, structures, relax_cell, bar)
+    return window.results(), window.errors
+
+
+def _relax_in_worker(
+    make: Callable[[], Predictor], structures: list[Any], relax_cell: RelaxCell | None
+) -> Found:
+    return _relax_window(make(), structures, relax_cell, None)
+
+
+def _sendable(structure: Any) -> Any:
+    """The structure without its calculator, which may be large or bound to this process."""
+    if isinstance(structure, Atoms):
+        return structure.copy()
+    if isinstance(structure, Filter):
+        return copy.deepcopy(structure, {id(unwrap(structure).calc): None})
+    return structure

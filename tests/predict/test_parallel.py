@@ -1,0 +1,133 @@
+"""Many structures shared by processes: the answers are those of one process."""
+
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, mx2
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from ase.filters import FrechetCellFilter
+
+from ase_deeprelax.errors import ConfigError, ModelError, StructureError
+from ase_deeprelax.models import create_model
+from ase_deeprelax.models.paegnn import PaEGNN
+from ase_deeprelax.models.store import load_model, save_model
+from ase_deeprelax.predict import Predictor, relax
+from ase_deeprelax.testing import awaken, symmetric_crystals
+from ase_deeprelax.testing.predictions import BATCH_TOLERANCE
+
+SCRIPT = """
+from ase.build import bulk
+from ase_deeprelax import relax
+sizes = [3.5, 3.6, 3.7] * 50  # no "if __name__ == '__main__'"
+found = relax([bulk('Cu', a=a) for a in sizes], {model!r}, device='cpu', workers=2)
+assert [result.initial.cell[0, 1] for result in found] == [a / 2 for a in sizes]
+"""
+
+
+class Unsendable(EMT):
+    """A calculator that is bound to its process."""
+
+    def __reduce__(self):
+        raise TypeError('this calculator stays here')
+
+
+class Mine(PaEGNN):
+    """A network that another process cannot import."""
+
+
+@pytest.fixture
+def mixture():
+    """More structures than two windows hold: crystals, layers, filters, and bad ones."""
+    fixed = bulk('MgO', 'rocksalt', a=4.3) * (2, 1, 1)
+    fixed.set_constraint(FixAtoms([0]))
+    copper = bulk('Cu', a=3.8)
+    copper.calc = Unsendable()
+    held = FrechetCellFilter(copper.copy(), mask=[1, 1, 0, 0, 0, 0])
+    held.atoms.calc = Unsendable()
+    layer = mx2('MoS2', vacuum=8)
+    layer.pbc = True
+    bad = [Atoms(), None, Atoms('H', cell=[3, 3, 0], pbc=True)]
+    return [*symmetric_crystals(140, seed=3), fixed, copper, held, layer, *bad]
+
+
+def assert_same(one, other):
+    assert len(one) == len(other)
+    tolerance = BATCH_TOLERANCE['float32']
+    for a, b in zip(one, other, strict=True):
+        assert (a.ok, a.problem, a.ood, a.kind) == (b.ok, b.problem, b.ood, b.kind)
+        assert a.initial == b.initial
+        np.testing.assert_allclose(a.atoms.positions, b.atoms.positions, atol=tolerance)
+        np.testing.assert_allclose(a.atoms.cell.array, b.atoms.cell.array, atol=tolerance)
+        assert a.atoms.info.keys() == b.atoms.info.keys()
+
+
+def test_processes_answer_as_one(calibrated_model, mixture):
+    predictor = Predictor(calibrated_model, device='cpu')
+    predictor.max_passes = 2
+    expected = predictor.relax(mixture)
+    assert [result.ok for result in expected[-7:]] == [True] * 4 + [False] * 3
+    assert_same(expected, predictor.relax(mixture, workers=2))
+    assert_same(expected, predictor.relax(iter(mixture), workers=-1))
+    assert mixture[141].calc is not None
+    assert all(seconds > 0 for seconds in predictor.timings.values())
+
+
+def test_what_is_held_is_held_in_processes_too(tiny_model):
+    crystals = symmetric_crystals(70)
+    for result in relax(crystals, tiny_model, relax_cell=False, workers=2):
+        np.testing.assert_array_equal(result.atoms.cell.array, result.initial.cell.array)
+
+
+def test_errors_name_the_place_in_the_list(tiny_model, mixture):
+    with pytest.raises(StructureError, match='structure 144: 0 atoms'):
+        relax(mixture, tiny_model, workers=2, on_bad='raise')
+    assert len(relax(mixture[:3], tiny_model, workers=2)) == 3
+
+
+def test_a_model_in_memory_goes_along():
+    torch.manual_seed(0)
+    model = awaken(Mine(hidden=16, layers=1), scale=0.3)
+    crystals = symmetric_crystals(70)
+    assert_same(relax(crystals, model), relax(crystals, model, workers=2))
+
+
+def test_a_script_needs_no_main_guard(tiny_model, tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(SCRIPT.format(model=str(tiny_model)))
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True, timeout=200)
+
+
+def test_a_relative_folder_is_found_from_other_places(tiny_model, tmp_path, monkeypatch):
+    relax(symmetric_crystals(70), tiny_model, workers=2)  # the processes start here
+    shutil.copytree(tiny_model, tmp_path / 'mine')
+    monkeypatch.chdir(tmp_path)
+    assert all(result.ok for result in relax(symmetric_crystals(70), 'mine', workers=2))
+
+
+def test_a_model_that_was_trained_again_is_not_mixed_in(tiny_model, tmp_path):
+    folder = tmp_path / 'mine'
+    shutil.copytree(tiny_model, folder)
+    predictor = Predictor(folder, device='cpu')
+    save_model(create_model('paegnn', hidden=16, layers=1), folder, load_model(folder).card)
+    with pytest.raises(ModelError, match='was changed while it was in use'):
+        predictor.relax(symmetric_crystals(70), workers=2)
+
+
+@pytest.mark.parametrize('workers', [0, -2])
+def test_the_number_of_processes_is_checked(tiny_model, workers):
+    with pytest.raises(ConfigError, match=f'workers is {workers}'):
+        relax([bulk('Cu')], tiny_model, workers=workers)
+
+
+def test_what_cannot_be_sent_is_said(tiny_model):
+    atoms = bulk('Cu')
+    atoms.info['lock'] = threading.Lock()
+    with pytest.raises(ConfigError, match=r'stored in a structure.*use workers=1'):
+        relax([*symmetric_crystals(140), atoms], tiny_model, workers=2)
