@@ -15,8 +15,8 @@ errors of the training's own are those of the model too):
 Of these, the ones with one element replaced by a similar one count, as in WBM, and none
 whose composition is among the labels of the training.
 Prints, for each file, the share of errors inside their 90 % intervals where each half of
-the file was covered by a fit to the other halves. Potentials are fitted to 120 pairs of the
-Materials Project.
+the file was covered by a fit to the other halves. Potentials are fitted to 100 pairs of
+the Materials Project, and to 100 of monolayers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.calibrate import calibrate, coverage_table
 from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
 from ase_deeprelax.data.formula import composition
-from ase_deeprelax.data.pairs import read_pairs, spread
+from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.models.store import find_model, load_model
 from ase_deeprelax.predict import Predictor
 
@@ -120,13 +120,14 @@ def main():
     predictor = Predictor(load_model(arguments.model))
     found = calibrate(files, predictor, known=known)
     print(coverage_table(found).as_markdown())
-    small = [pair for pair in files['Materials Project'] if len(pair) <= 24]
+    crystals_and_layers = ('Materials Project', '2DMatPedia', 'MXenes')
+    beside = [pair for name in crystals_and_layers for pair in files[name]]
     potentials = {}
     for potential in arguments.potential:
         name = potential.partition(':')[0]
         print(f'\n{name}')
         potentials[name] = calibrate_potential(
-            spread(small, 120), predictor, get_calculator(potential), tell=print
+            beside, predictor, get_calculator(potential), tell=print
         )
         print(potentials[name])
     found = replace(found, potentials=potentials)

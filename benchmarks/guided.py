@@ -60,22 +60,25 @@ def main():
     predictor = Predictor(arguments.model)
     potential = get_calculator(arguments.potential)
     name = arguments.potential.partition(':')[0]
-    strength = arguments.strength
-    if strength is None:
-        strength = strength_for(name, predictor.model.calibration)
     held = [pair.fixed_cell for pair in pairs]
     inputs = [pair.unrelaxed for pair in pairs]
     predictions = [
         predictor.relax([atoms], relax_cell=not cell_fixed)[0]
         for atoms, cell_fixed in zip(inputs, held, strict=True)
     ]
+    calibration = predictor.model.calibration
+    strengths = {
+        kind: arguments.strength or strength_for(name, kind, calibration)
+        for kind in sorted({one.kind for one in predictions if one.ok})
+    }
     ways: dict = {'one shot': ([one.atoms for one in predictions], [0] * len(pairs))}
     ways[f'{name}, from the input'] = relaxed(inputs, potential, held)
     starts = ways['one shot'][0]
     ways[f'{name}, from the prediction'] = relaxed(starts, potential, held)
 
     def guide(k):
-        return pull_of(predictions[k], strength) if predictions[k].ok else None
+        one = predictions[k]
+        return pull_of(one, strengths[one.kind]) if one.ok else None
 
     ways[f'{name}, guided'] = relaxed(starts, potential, held, guide)
     found = evaluate_all(
@@ -95,7 +98,8 @@ def main():
             for w in ('mean', 'median')
         )
         rows.append([way, means, medians, f'{np.median(calls):.0f}'])
-    print(f'{len(pairs)} pairs, model {predictor.name}, strength {strength:g} eV/A\n')
+    pulls = ', '.join(f'{strength:g} eV/A ({kind})' for kind, strength in strengths.items())
+    print(f'{len(pairs)} pairs, model {predictor.name}, strength {pulls}\n')
     heads = ["cut of the input's error, %", 'mean', 'median', 'calls, median']
     print(Table(heads, rows).as_markdown())
 

@@ -117,6 +117,6 @@ def calibrated_model(tiny_model, tmp_path_factory):
         fitted_on=[],
         laws=dict.fromkeys(calibration.QUANTITIES, law),
         environments=calibration.Environments(np.zeros(16), np.eye(16)),
-        potentials={'emt': calibration.PotentialErrors(guide=0.02, step=0.02)},
+        potentials={'emt': {'bulk': calibration.PotentialErrors(guide=0.02, step=0.02)}},
     ).save(folder, store.load_model(folder).sha256)
     return folder

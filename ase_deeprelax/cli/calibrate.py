@@ -10,9 +10,6 @@ import typer
 
 from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption
 
-# Pairs that a potential is called for, of at most so many atoms.
-MOST_PAIRS, MOST_ATOMS = 80, 24
-
 
 def calibrate(
     pairs: Annotated[
@@ -52,7 +49,7 @@ def calibrate(
     from ase_deeprelax.compare.calibrate import calibrate as fit
     from ase_deeprelax.compare.calibrate import coverage_table
     from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
-    from ase_deeprelax.data.pairs import read_pairs, spread
+    from ase_deeprelax.data.pairs import read_pairs
     from ase_deeprelax.files import check_writable
     from ase_deeprelax.models.calibration import CALIBRATION
     from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
@@ -68,7 +65,13 @@ def calibrate(
         name.partition(':')[0]: get_calculator(name, device=device)
         for name in potentials or ()
     }
-    files = {path.name: [p for p in read_pairs(path, split) if p.ok] for path in pairs}
+    names = [path.name for path in pairs]
+    files = {
+        path.name if names.count(path.name) == 1 else str(path): [
+            pair for pair in read_pairs(path, split) if pair.ok
+        ]
+        for path in pairs
+    }
     known = None
     if training:
         known = (p.unrelaxed for path in training for p in read_pairs(path) if p.ok)
@@ -76,11 +79,11 @@ def calibrate(
     found = fit(files, predictor, known=known)
     typer.echo(coverage_table(found).as_text())
     fitted = dict(found.potentials)
-    everything = [pair for one in files.values() for pair in one if len(pair) <= MOST_ATOMS]
+    everything = [pair for one in files.values() for pair in one]
     for name, calculator in calculators.items():
         typer.echo(f'\n{name}, strength of the prediction beside it')
         fitted[name] = calibrate_potential(
-            spread(everything, MOST_PAIRS), predictor, calculator, tell=typer.echo
+            everything, predictor, calculator, tell=typer.echo
         )
     out.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS, CONFIG):

@@ -10,9 +10,10 @@ from ase.calculators.calculator import Calculator
 
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.compare.alignment import Alignment
+from ase_deeprelax.compare.error_laws import FEWEST
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
-from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import Pair
+from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.cell_filter import free_cell
 from ase_deeprelax.models.calibration import PotentialErrors
@@ -24,10 +25,12 @@ from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
 
 # Strengths of the pull of a prediction that are tried, eV/A.
-STRENGTHS = (0.005, 0.01, 0.02, 0.04, 0.08)
+STRENGTHS = (0.01, 0.02, 0.04, 0.08, 0.16)
 # Strengths whose errors differ by less than this share are equally good: on 100 pairs it
 # would be chance.
 TIE = 0.02
+# Pairs of each kind that a potential is called for, at most, and with how many atoms.
+MOST_PAIRS, MOST_ATOMS = 100, 24
 # Limits of the guided relaxations.
 FMAX, STEPS = 0.05, 20
 # The share of the structures relaxed with DFT whose step is within the error.
@@ -40,19 +43,21 @@ def calibrate_potential(
     calculator: Calculator,
     *,
     tell: Callable[[str], None] | None = None,
-) -> PotentialErrors:
+) -> dict[str, PotentialErrors]:
     """Fit the strength of a prediction beside a potential, and the potential's own error.
 
-    The strength is that of `STRENGTHS` whose guided relaxations end closest to DFT: the
-    smallest sum of the errors of coordinates and lattice, each in units of the input's,
-    means and medians alike. Of those that are equally good (`TIE`) it is the weakest, which
-    takes the fewest calls. The error is what 90 % of the structures relaxed with DFT are
-    off by, in the potential's own view (`verify.mean_newton_step`).
+    Each kind of structure with `FEWEST` pairs of at most `MOST_ATOMS` atoms has numbers of
+    its own, from a spread sample of `MOST_PAIRS`. The strength is that of `STRENGTHS` whose
+    guided relaxations end closest to DFT: the smallest sum of the errors of coordinates and
+    lattice, each in units of the input's, means and medians alike. Of those that are
+    equally good (`TIE`) it is the weakest, which takes the fewest calls. The error is what
+    90 % of the structures relaxed with DFT are off by, in the potential's own view
+    (`verify.mean_newton_step`).
 
     Parameters
     ----------
     pairs : list of Pair
-        Relaxed with DFT, and never seen by the model; 50 to 100 are enough.
+        Relaxed with DFT, and never seen by the model.
     predictor : Predictor
     calculator : ase Calculator
         Of the potential.
@@ -61,29 +66,50 @@ def calibrate_potential(
 
     Returns
     -------
-    PotentialErrors
+    dict of str to PotentialErrors
+        By `Relaxation.kind`.
 
     Raises
     ------
     ConfigError
-        None of the pairs can be predicted.
+        There are too few pairs of each kind.
     """
+    pairs = [pair for pair in pairs if len(pair) <= MOST_ATOMS]
     predicted = predict_pairs(PredictorAdapter(predictor), pairs)
-    usable = {
-        k: one for k, one in enumerate(predicted) if isinstance(one, Relaxation) and one.ok
-    }
-    if not usable:
+    kinds: dict[str, list[tuple[Pair, Relaxation]]] = {}
+    for pair, one in zip(pairs, predicted, strict=True):
+        if isinstance(one, Relaxation) and one.ok:
+            kinds.setdefault(one.kind, []).append((pair, one))
+    enough = {kind: found for kind, found in kinds.items() if len(found) >= FEWEST}
+    if not enough:
         raise ConfigError(
-            f'none of {count(len(pairs), "pair")} can be predicted; give pairs that the '
-            'model predicts, see `deeprelax evaluate`'
+            f'no kind of structure has {FEWEST} pairs with at most {MOST_ATOMS} atoms that '
+            'the model predicts; a potential needs as many, see `deeprelax evaluate`'
         )
-    steps = [_step_at(pairs[k], calculator) for k in usable]
+    return {
+        kind: _calibrate_kind(kind, spread(found, MOST_PAIRS), calculator, tell)
+        for kind, found in enough.items()
+    }
+
+
+def _calibrate_kind(
+    kind: str,
+    found: Sequence[tuple[Pair, Relaxation]],
+    calculator: Calculator,
+    tell: Callable[[str], None] | None,
+) -> PotentialErrors:
+    pairs = [pair for pair, _ in found]
+    predicted = {k: one for k, (_, one) in enumerate(found)}
     scores = {}
     for strength in STRENGTHS:
-        errors = guided_errors(pairs, usable, calculator, strength)
+        errors = guided_errors(pairs, predicted, calculator, strength)
         scores[strength] = _score(errors)
         if tell is not None:
-            tell(f'{strength:g} eV/A: error {scores[strength]:.3f} of that of the inputs')
+            tell(
+                f'{kind}, {strength:g} eV/A: error {scores[strength]:.3f} of that of the '
+                'inputs'
+            )
+    steps = [_step_at(pair, calculator) for pair in pairs]
     return PotentialErrors(guide=weakest(scores), step=float(np.quantile(steps, USUAL)))
 
 

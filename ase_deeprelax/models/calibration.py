@@ -146,8 +146,8 @@ class Calibration:
     laws : dict of str to ErrorLaw
         By `QUANTITIES`.
     environments : Environments
-    potentials : dict of str to PotentialErrors
-        By name, as 'chgnet'.
+    potentials : dict of str to dict of str to PotentialErrors
+        By name, as 'chgnet', and by `Relaxation.kind`.
 
     Examples
     --------
@@ -160,7 +160,7 @@ class Calibration:
     fitted_on: list[dict[str, Any]]
     laws: dict[str, ErrorLaw]
     environments: Environments
-    potentials: dict[str, PotentialErrors] = field(default_factory=dict)
+    potentials: dict[str, dict[str, PotentialErrors]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         n = sum(file.get('n', 0) for file in self.fitted_on)
@@ -172,12 +172,30 @@ class Calibration:
         """The kinds of structures that it was fitted on."""
         return tuple(self.laws['coordinates'].scale)
 
+    def beside(self, potential: str, kind: str) -> PotentialErrors | None:
+        """How far to trust a potential; None where that is not known.
+
+        Parameters
+        ----------
+        potential : str
+            Its name, as 'chgnet'.
+        kind : str
+            That of the structure. For one that was not fitted, the kind with the cell free
+            stands, or else the first one that was fitted.
+        """
+        known = self.potentials.get(potential, {})
+        first = next(iter(known.values()), None)
+        return known.get(kind, known.get(kind.partition(',')[0], first))
+
     def to_dict(self) -> dict[str, Any]:
         """All but the arrays, and the pairs of elements, ready for JSON."""
         return {
             'fitted_on': self.fitted_on,
             'laws': {name: asdict(law) for name, law in self.laws.items()},
-            'potentials': {name: asdict(p) for name, p in self.potentials.items()},
+            'potentials': {
+                name: {kind: asdict(errors) for kind, errors in kinds.items()}
+                for name, kinds in self.potentials.items()
+            },
             'limit': self.environments.limit,
         }
 
@@ -240,9 +258,15 @@ class Calibration:
                 mean, whitening, dict(data['limit']), _from_text(data['elements'])
             ),
             potentials={
-                name: PotentialErrors(**value) for name, value in data['potentials'].items()
+                name: _by_kind(entry) for name, entry in data['potentials'].items()
             },
         )
+
+
+def _by_kind(entry: dict[str, Any]) -> dict[str, PotentialErrors]:
+    """The errors of a potential; files of version 0.2 hold those of bulk crystals alone."""
+    kinds = {'bulk': entry} if 'guide' in entry else entry
+    return {kind: PotentialErrors(**errors) for kind, errors in kinds.items()}
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:

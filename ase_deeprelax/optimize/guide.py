@@ -48,19 +48,21 @@ def pull_of(relaxation: Relaxation, strength: float) -> EDGCalculator:
     return EDGCalculator(relaxation, force_constant=strength / scales)
 
 
-def strength_for(potential: str, calibration: Calibration | None) -> float:
+def strength_for(potential: str, kind: str, calibration: Calibration | None) -> float:
     """How strongly a prediction pulls beside a potential, eV/A; see `Stage`.
 
     Parameters
     ----------
     potential : str
         Its name, as 'chgnet'.
+    kind : str
+        `Relaxation.kind` of the prediction.
     calibration : Calibration or None
         Of the model.
     """
-    known = {} if calibration is None else calibration.potentials
-    if potential in known:
-        return known[potential].guide
+    known = None if calibration is None else calibration.beside(potential, kind)
+    if known is not None:
+        return known.guide
     warn(
         f'the model is not calibrated beside {potential!r}; its prediction pulls with '
         f'{USUAL_STRENGTH:g} eV/A, as beside other potentials ("deeprelax calibrate '

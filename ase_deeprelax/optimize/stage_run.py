@@ -259,7 +259,8 @@ class StageRun(Optimizable):
             return
         self.leave()
         if strength is True:
-            strength = strength_for(self.name.lower(), self._options.calibration)
+            calibration = self._options.calibration
+            strength = strength_for(self.name.lower(), prediction.kind, calibration)
         self.atoms.calc = GuidedCalculator(self.atoms.calc, prediction, strength)
 
     def leave(self) -> None:

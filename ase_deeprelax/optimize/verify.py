@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.cell_filter import free_cell
 from ase_deeprelax.geometry.constraints import constraint_labels
-from ase_deeprelax.geometry.degrees_of_freedom import unwrap
+from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.models.calibration import Calibration
 from ase_deeprelax.optimize.elastic_bfgs import model_hessian
@@ -81,14 +81,17 @@ def verify(
     ConfigError
         See `known_error`.
     """
-    limit = known_error(potential, calibration)
+    kind = find_freedom(atoms, relax_cell).kind
+    limit = known_error(potential, calibration, kind)
     atoms = atoms.copy()
     atoms.calc = calculator
     step = mean_newton_step(free_cell(atoms, relax_cell))
     return Verification(potential, step, limit)
 
 
-def known_error(potential: str, calibration: Calibration | None) -> float:
+def known_error(
+    potential: str, calibration: Calibration | None, kind: str = 'bulk'
+) -> float:
     """The error of a potential beside a model, A; see `PotentialErrors.step`.
 
     Parameters
@@ -97,20 +100,22 @@ def known_error(potential: str, calibration: Calibration | None) -> float:
         Its name in the calibration.
     calibration : Calibration or None
         Of the model.
+    kind : str
+        That of the structure, see `Relaxation.kind`; default 'bulk'.
 
     Raises
     ------
     ConfigError
         The potential was not calibrated.
     """
-    known = {} if calibration is None else calibration.potentials
-    if potential not in known:
-        names = ', '.join(known) or 'none'
+    known = None if calibration is None else calibration.beside(potential, kind)
+    if known is None:
+        names = ', '.join(calibration.potentials if calibration else ()) or 'none'
         raise ConfigError(
             f'verify is {potential!r}; the error of this potential is not known, but of: '
             f'{names}. "deeprelax calibrate --potential" finds it'
         )
-    return known[potential].step
+    return known.step
 
 
 def mean_newton_step(target: Any) -> float:

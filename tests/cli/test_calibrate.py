@@ -139,8 +139,8 @@ def test_a_potential_judges_and_guides(run, inputs, calibrated, many_pairs, tmp_
     words = ['--model', calibrated[0], '--out', model, '--potential', 'chgnet']
     result = run('calibrate', few, *words)
     assert result.exit_code == 0, result.output
-    potential = store.load_model(model).calibration.potentials['chgnet']
-    assert f'{potential.guide:g} eV/A: error' in result.stdout
+    potential = store.load_model(model).calibration.potentials['chgnet']['bulk']
+    assert f'bulk, {potential.guide:g} eV/A: error' in result.stdout
     table = tmp_path / 'all.json'
     words = ['--model', model, '--json', table]
     result = run('relax', inputs, *words, '--out', tmp_path / 'a', '--verify', 'chgnet')

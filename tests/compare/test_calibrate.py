@@ -161,13 +161,13 @@ def test_of_many_known_structures_an_even_sample_goes_through_the_network(monkey
     assert environments.elements == {(11, 17), (17, 19)}  # those of all
 
 
-def test_a_potential_needs_a_pair_that_can_be_predicted():
+def test_a_potential_needs_pairs_that_can_be_predicted():
     clash = bulk('NaCl', 'rocksalt', a=5.7)
     clash.positions[1] = clash.positions[0]
     pair = make_pair('clash', clash, bulk('NaCl', 'rocksalt', a=5.7))
     predictor = Predictor(create_model('paegnn', hidden=16, layers=2))
-    with pytest.raises(ConfigError, match='none of 1 pair can be predicted'):
-        calibrate_potential([pair], predictor, EMT())
+    with pytest.raises(ConfigError, match='no kind of structure has 30 pairs'):
+        calibrate_potential(40 * [pair], predictor, EMT())
 
 
 def test_what_cannot_move_has_no_error():

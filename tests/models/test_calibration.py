@@ -14,6 +14,8 @@ from ase_deeprelax.models.calibration import (
 )
 from ase_deeprelax.models.store import load_model, save_model
 
+to_dict = Calibration.to_dict
+
 
 def some_calibration(width=16):
     law = ErrorLaw(1.2, {'bulk': 2.0}, {'bulk': 3.0})
@@ -27,7 +29,12 @@ def some_calibration(width=16):
             {'bulk': 2.5},
             frozenset({(8, 22), (1, 8)}),
         ),
-        potentials={'chgnet': PotentialErrors(guide=0.02, step=0.05)},
+        potentials={
+            'chgnet': {
+                'bulk': PotentialErrors(guide=0.02, step=0.05),
+                'layer': PotentialErrors(guide=0.08, step=0.04),
+            }
+        },
     )
 
 
@@ -49,6 +56,27 @@ def test_what_was_written_is_read(folder):
     np.testing.assert_allclose(
         found.environments.whitening, written.environments.whitening, rtol=1e-6
     )
+
+
+def test_a_potential_is_trusted_by_kind():
+    calibration = some_calibration()
+    guides = {
+        kind: calibration.beside('chgnet', kind).guide
+        for kind in ('bulk', 'bulk, cell fixed', 'layer', 'layer, cell fixed')
+    }
+    assert list(guides.values()) == [0.02, 0.02, 0.08, 0.08]
+    assert calibration.beside('m3gnet', 'bulk') is None
+    del calibration.potentials['chgnet']['bulk']
+    assert calibration.beside('chgnet', 'bulk').guide == 0.08
+
+
+def test_potentials_of_version_0_2_are_those_of_bulk_crystals(folder, monkeypatch):
+    written = some_calibration()
+    former = {'potentials': {'chgnet': {'guide': 0.02, 'step': 0.05}}}
+    monkeypatch.setattr(Calibration, 'to_dict', lambda _: to_dict(written) | former)
+    written.save(folder, load_model(folder).sha256)
+    found = load_model(folder).calibration
+    assert found.potentials == {'chgnet': {'bulk': PotentialErrors(guide=0.02, step=0.05)}}
 
 
 def test_a_model_without_one_has_none(folder):

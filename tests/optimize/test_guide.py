@@ -1,5 +1,7 @@
 """Relaxation under a potential and a prediction at once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111
@@ -12,6 +14,8 @@ from ase.optimize import BFGS
 from ase_deeprelax import DeepRelaxOptimizer, relax
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.errors import DeepRelaxWarning
+from ase_deeprelax.models.calibration import PotentialErrors
+from ase_deeprelax.models.store import load_model
 from ase_deeprelax.optimize.guide import GuidedCalculator, pull_of
 from ase_deeprelax.optimize.many import relax_batched
 from ase_deeprelax.optimize.stage import Stage
@@ -161,13 +165,26 @@ def test_without_a_prediction_the_stage_is_an_ordinary_one():
 
 
 def _knows_nothing():
-    from dataclasses import replace
-
     from ase_deeprelax.models import create_model
 
     model = create_model('paegnn', hidden=16, layers=1)
     model.card = replace(model.card, elements=(1,))
     return model
+
+
+def test_a_prediction_pulls_as_its_kind_was_calibrated():
+    """A crystal ends where the potential alone takes it, a layer where it was predicted."""
+    model = load_model('default')
+    errors = {'bulk': PotentialErrors(1e-5, 0.02), 'layer': PotentialErrors(10.0, 0.02)}
+    model.calibration = replace(model.calibration, potentials={'emt': errors})
+    crystal, layer = alloy(), fcc111('Cu', (1, 1, 2), a=3.9, vacuum=8)
+    for atoms in (crystal, layer):
+        stage = Stage(EMT(), guided=True)
+        optimizer(atoms, model=model, refine=stage, relax_cell=True).run(fmax=FMAX)
+    alone, predicted = guided_end(1e-5), relax(fcc111('Cu', (1, 1, 2), a=3.9, vacuum=8))
+    assert crystal.cell.volume == pytest.approx(alone.cell.volume, rel=1e-3)
+    lengths = layer.cell.lengths()[0], predicted.atoms.cell.lengths()[0]
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-3)
 
 
 def test_potentials_without_a_calibration_are_said():

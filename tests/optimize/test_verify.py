@@ -31,7 +31,7 @@ class Counting(EMT):
 def model():
     """The default one, which knows how large the errors of EMT are."""
     model = load_model('default')
-    potentials = {'emt': PotentialErrors(guide=0.02, step=0.02)}
+    potentials = {'emt': {'bulk': PotentialErrors(guide=0.02, step=0.02)}}
     model.calibration = replace(model.calibration, potentials=potentials)
     return model
 
