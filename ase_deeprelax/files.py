@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,11 @@ except ImportError:  # Windows
     fcntl = None
 
 log = logging.getLogger(__name__)
+
+# What may stand in a name that is made of any text; the rest becomes '_'.
+ODD = re.compile(r'[^\w.+=@-]+')
+# Bytes of such a name. File systems take 255, and a suffix may follow.
+LONGEST_NAME = 200
 
 
 def try_lock(file: IO, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
@@ -101,14 +107,18 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Generator[Path]:
-    """A file beside ``path`` that takes its place if the block ends without an error."""
-    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    """A file beside ``path`` that takes its place if the block ends without an error.
+
+    A link stays, and what it leads to is replaced.
+    """
+    place = Path(os.path.realpath(path))
+    part = place.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
     part.unlink(missing_ok=True)
     try:
         yield part
         if part.exists():
-            part.replace(path)
-            _keep_names(path.parent)
+            part.replace(place)
+            _keep_names(place.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -139,14 +149,32 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        new = not path.exists()
-        with path.open('ab'):
+        _check_regular(path)
+        place = Path(os.path.realpath(path))  # a link stays
+        new = not place.exists()
+        with place.open('ab'):
             pass
         if new:
-            path.unlink()
+            place.unlink()
     except OSError as error:
         raise ConfigError(
             f'{path} cannot be written: {error.strerror}; choose another place'
         ) from error
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse by ``OSError`` what is there and is no file: opening a pipe may never end."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, 'it is a pipe or a device, and no file')
+
+
+def plain_name(text: str) -> str:
+    """A name of a file or folder for any text; it leads to no other folder.
+
+    >>> plain_name('../x/NaCl@3'), plain_name('')
+    ('_x_NaCl@3', 'structure')
+    """
+    name = ODD.sub('_', text).lstrip('.')
+    return name.encode()[:LONGEST_NAME].decode(errors='ignore') or 'structure'

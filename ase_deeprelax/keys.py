@@ -7,6 +7,7 @@ so none are written. Numbers per atom go into ``arrays`` (kept by extxyz) and in
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,15 +99,23 @@ def to_key_value_pairs(atoms: Atoms) -> dict[str, Any]:
     >>> to_key_value_pairs(copper)
     {'deeprelax_sigma': 0.02, 'deeprelax_kind': 'bulk'}
     """
-    return {name: value for name, value in ours(atoms).items() if _is_scalar(value)}
+    return {name: value for name, value in ours(atoms).items() if is_column(name, value)}
 
 
-def _is_scalar(value: object) -> bool:
-    """Whether a column of a database takes a value: no text that reads as a number."""
-    if not isinstance(value, str):
-        return np.isscalar(value)
-    try:
-        float(value)
-    except ValueError:
-        return value != ''
-    return False
+def is_column(name: str, value: object) -> bool:
+    """Whether ``ase.db`` takes a value as a column of this name, and finds it again.
+
+    >>> is_column('gap', 1.1), is_column('note', '12'), is_column('moments', [0.1, 0.2])
+    (True, False, False)
+    """
+    from ase.db.core import check  # takes a while, and few need it
+
+    if isinstance(value, str) and not value:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # at names that read as a formula
+        try:
+            check({name: value})
+        except (ValueError, UserWarning):
+            return False
+    return True

@@ -15,8 +15,8 @@ errors of the training's own are those of the model too):
 Of these, the ones with one element replaced by a similar one count, as in WBM, and none
 whose composition is among the labels of the training.
 Prints, for each file, the share of errors inside their 90 % intervals where each half of
-the file was covered by a fit to the other halves. Potentials are fitted to 100 pairs of
-the Materials Project, and to 100 of monolayers.
+the file was covered by a fit to the other halves. Potentials are fitted to 200 pairs of
+the Materials Project, and to 200 of monolayers.
 """
 
 import argparse

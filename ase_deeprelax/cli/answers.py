@@ -193,13 +193,21 @@ def answer_key(worker: Worker, name: str, atoms: Atoms) -> tuple[str, str]:
     """Key of an answer: another structure or other settings have another key."""
     held = [constraint.todict() for constraint in atoms.constraints]
     digest = hashlib.sha256(repr((__version__, worker.settings, held)).encode())
-    for part in (atoms.numbers, atoms.pbc, atoms.cell.array, atoms.positions):
+    # A calculator starts from the moments and charges.
+    own = atoms.get_initial_magnetic_moments(), atoms.get_initial_charges()
+    for part in (atoms.numbers, atoms.pbc, atoms.cell.array, atoms.positions, *own):
         digest.update(part.tobytes())
     return name, digest.hexdigest()
 
 
 def part_file(out: Path) -> Path:
-    """File that keeps the finished answers until all are written."""
+    """File that keeps the finished answers until all are written.
+
+    >>> str(part_file(Path('out/best.db'))), str(part_file(Path('.')))
+    ('out/best.db.part.jsonl', 'relaxed.part.jsonl')
+    """
+    if out.name in ('', '..'):  # a folder that has no name here, and none beside it
+        return out / 'relaxed.part.jsonl'
     return out.with_name(f'{out.name}.part.jsonl')
 
 

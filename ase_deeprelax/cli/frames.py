@@ -46,13 +46,33 @@ def _read_file(source: StructureFile, problems: list[str]) -> list[Frame]:
         problems += damaged
         return frames
     frames = []
-    for index, atoms in enumerate(found):
-        frame = f'@{index}' if len(found) > 1 else ''
+    for frame, atoms in zip(_names(source.index, len(found)), found, strict=True):
         if isinstance(atoms, StructureError):
             problems.append(f'{source}{frame}: {atoms}')
         else:
             frames.append((source, frame, atoms))
     return frames
+
+
+def _names(index: str, n: int) -> list[str]:
+    """Names of the frames that an index of ASE gave, '@2'; '' for the only one of a file.
+
+    Numbers are those in the file. What is counted from its end has the index in its name.
+
+    >>> _names('5:9:2', 2), _names('-1', 1), _names('-3:', 2)
+    (['@5', '@7'], ['@-1'], ['@-3:[0]', '@-3:[1]'])
+    """
+    from ase.io.formats import parse_filename
+
+    if index == ':' and n == 1:
+        return ['']
+    _, which = parse_filename(f'x@{index}')
+    if not isinstance(which, slice):
+        return [f'@{which}']
+    start, step = which.start or 0, which.step or 1
+    if start < 0 or step < 0:
+        return [f'@{index}[{k}]' for k in range(n)]
+    return [f'@{start + k * step}' for k in range(n)]
 
 
 def _undamaged(source: StructureFile, problems: list[str]) -> list[Frame]:
@@ -73,16 +93,18 @@ def _read_packed(source: StructureFile, problems: list[str]) -> list[Frame]:
 
 def _read_items(source: StructureFile, problems: list[str]) -> list[Frame]:
     """Structures read one by one; ``problems`` gets those that cannot be read."""
+    from ase_deeprelax.data.structure_files import warn_of_left_out
     from ase_deeprelax.screening.sources import open_source
 
-    frames = []
-    for item in open_source(source.path).items():
+    frames, opened = [], open_source(source.path)
+    for item in opened.items():
         # An item without a name of its own has that of the file and a number.
         frame = f'@{item.id.removeprefix(f"{source.path.name}@")}'
         try:
             frames.append((source, frame, item.load()))
         except Exception as error:  # noqa: BLE001 - files hold anything
             problems.append(f'{source}{frame}: {error}')
+    warn_of_left_out(source.path, opened.left_out)
     return frames
 
 

@@ -63,11 +63,12 @@ def _format(path: Path, form: str | None) -> str:
 
 def _names(labels: dict[StructureFile, Path]) -> dict[StructureFile, str]:
     """Names of files, all different: without suffix where that tells them apart."""
+    from ase_deeprelax.data.structure_files import uncompressed
 
     def named(full: bool) -> dict[StructureFile, str]:
         framed = Counter(source.path for source in labels)
         return {
-            source: f'{place if full else place.with_suffix("")}'
+            source: f'{place if full else uncompressed(place).with_suffix("")}'
             + (f'@{source.index}' if framed[source.path] > 1 else '')
             for source, place in labels.items()
         }
@@ -106,20 +107,20 @@ def check_room(
             )
 
 
-def check_databases(targets: Iterable[tuple[Path, str]], part: Path) -> None:
+def check_databases(targets: Iterable[tuple[Path, str]], part: Path | None) -> None:
     """Refuse to replace databases, before the work: they may hold that of weeks.
 
     Parameters
     ----------
     targets : iterable of (Path, str)
         Outputs and their formats.
-    part : Path
-        The file that a stopped command leaves behind. Where it is, that command wrote the
-        databases, and goes on.
+    part : Path or None
+        The file that a stopped command leaves behind, if it leaves one. Where it is, that
+        command wrote the databases, and goes on.
     """
     from ase_deeprelax.data.structure_files import DATABASES
 
-    for path, form in () if part.exists() else targets:
+    for path, form in () if part is not None and part.exists() else targets:
         if form in DATABASES and path.exists():
             raise typer.BadParameter(
                 f'{path} is a database that is there already; choose another name, or '
@@ -130,11 +131,12 @@ def check_databases(targets: Iterable[tuple[Path, str]], part: Path) -> None:
 def write_to(
     targets: list[tuple[Path, str]], structures: list[Atoms], problems: list[str]
 ) -> int:
-    """To how many files structures, if there are any, were written."""
+    """To how many files structures were written; those that hold none are not made."""
     from ase_deeprelax.data.structure_writing import write_structures
 
+    n_files = 0
     for target, form in targets if structures else ():
-        problems += [
-            f'{target}: {text}' for text in write_structures(target, structures, form)
-        ]
-    return len(targets) if structures else 0
+        found = write_structures(target, structures, form)
+        problems += [f'{target}: {text}' for text in found]
+        n_files += len(found) < len(structures)
+    return n_files

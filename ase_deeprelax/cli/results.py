@@ -97,7 +97,7 @@ def results(
     need_pages(html_file)
     one_file = export is not None and is_one_file(export, form)
     if export is not None and one_file:
-        _keep_database(export, form)
+        _keep_database(export, form, refine)
     check_outputs(json_file, html_file, export if one_file else None)
     found = Results(out)
     if quarantined and sort == 'sigma':
@@ -120,7 +120,8 @@ def results(
                 found, table, refine, part_file(export), device=device, problems=problems
             )
         written = write_structures(ends, export, form)
-        part_file(export).unlink(missing_ok=True)
+        if refine is not None:
+            part_file(export).unlink(missing_ok=True)
         typer.echo(f'wrote {export}: {count(written)}', err=True)
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
@@ -130,12 +131,13 @@ def results(
     tell_problems(problems, 'not converged')
 
 
-def _keep_database(export: Path, form: str | None) -> None:
+def _keep_database(export: Path, form: str | None, refine: str | None) -> None:
     """Refuse to replace a database, unless a refinement that was stopped goes on."""
     from ase_deeprelax.cli.answers import part_file
     from ase_deeprelax.data.structure_writing import find_format
 
-    check_databases([(export, find_format(export, form))], part_file(export))
+    part = None if refine is None else part_file(export)
+    check_databases([(export, find_format(export, form))], part)
 
 
 def _refined(

@@ -45,7 +45,7 @@ def select(
     from ase_deeprelax.compare.tables import Table
     from ase_deeprelax.data.structure_files import find_files
     from ase_deeprelax.data.structure_writing import write_structures
-    from ase_deeprelax.files import check_writable
+    from ase_deeprelax.files import check_writable, plain_name
     from ase_deeprelax.predict import Predictor
     from ase_deeprelax.predict.select import select as choose
 
@@ -56,6 +56,8 @@ def select(
         )
     check_writable(out / POSCAR)
     frames, problems = read_frames(find_files(files))
+    if not frames:
+        tell_problems(problems)
     predictor = Predictor(model, device=device)
     results = predictor.relax(
         [atoms for *_, atoms in frames], progress=shows_progress(), on_bad='keep'
@@ -64,7 +66,7 @@ def select(
     rows = []
     for rank, k in enumerate(chosen, start=1):
         source, frame, _ = frames[k]
-        target = out / f'{rank:03d}-{source.path.stem}{frame}' / POSCAR
+        target = out / plain_name(f'{rank:03d}-{source.path.stem}{frame}') / POSCAR
         check_writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         atoms = results[k].atoms if predicted else results[k].initial

@@ -30,7 +30,7 @@ STRENGTHS = (0.01, 0.02, 0.04, 0.08, 0.16)
 # would be chance.
 TIE = 0.02
 # Pairs of each kind that a potential is called for, at most, and with how many atoms.
-MOST_PAIRS, MOST_ATOMS = 100, 24
+MOST_PAIRS, MOST_ATOMS = 200, 24
 # Limits of the guided relaxations.
 FMAX, STEPS = 0.05, 20
 # The share of the structures relaxed with DFT whose step is within the error.

@@ -47,6 +47,12 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     --------
     >>> records = [record for _, record in read_json_lines('mine.jsonl')]  # doctest: +SKIP
     """
+    for where, line in read_lines(path):
+        yield where, parse_line(line, where)
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, bytes]]:
+    """As `read_json_lines`, but the lines themselves, for `parse_line`."""
     path, number, empty = Path(path), 0, 0
     if not path.is_file():
         raise PairFileError(f'{path}: there is no such file, or it is no regular file')
@@ -69,8 +75,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                         )
                     continue
                 empty = 0
-                where = f'{path}, line {number}'
-                yield where, _parsed(line, where)
+                yield f'{path}, line {number}', line
     except (EOFError, OSError, zlib.error) as error:
         raise PairFileError(
             f'{path}: damaged after line {number} ({error}); copy or write it again'
@@ -104,7 +109,8 @@ def check_text(text: str, what: str, where: str) -> None:
         ) from None
 
 
-def _parsed(line: bytes, where: str) -> dict[str, Any]:
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """The object in a line; where there is none, ``PairFileError`` names ``where``."""
     try:
         record = json.loads(line)
     # json.loads raises RecursionError for brackets in brackets, and ValueError for numbers

@@ -119,9 +119,9 @@ class Pair:
         Returns
         -------
         deformation : (3, 3)
-            Symmetric, positive definite; ``cell0 @ deformation`` is the relaxed cell,
-            beside the vacuum vector of a layer. Along the normal of a layer, whose
-            thickness may change, it is the stretch that fits the heights of its atoms best.
+            Symmetric, positive definite; ``cell0 @ deformation`` is the relaxed cell, but
+            for the height of a layer's box. Along the normal of a layer, whose thickness
+            may change, it is the stretch that fits the heights of its atoms best.
         displacement : (n_atoms, 3), A
             At the unrelaxed cell; without rigid drift where no atom is fixed.
 

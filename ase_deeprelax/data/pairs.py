@@ -23,6 +23,7 @@ from ase_deeprelax.data.json_lines import (
 from ase_deeprelax.data.pair import Pair, check_halves, fractional_moves, make_pair
 from ase_deeprelax.data.published_layouts import is_layout, read_layout
 from ase_deeprelax.errors import PairFileError
+from ase_deeprelax.files import replaced
 
 __all__ = [
     'Pair',
@@ -118,7 +119,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     Parameters
     ----------
     path : str or Path
-        Overwritten.
+        Overwritten once all pairs are written.
     pairs : iterable of Pair
         See `make_pair`.
 
@@ -134,7 +135,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """
     path = Path(path)
     opener = gzip.open if path.suffix == '.gz' else open
-    with opener(path, 'wt', encoding='utf-8') as file:
+    with replaced(path) as part, opener(part, 'wt', encoding='utf-8') as file:
         for pair in pairs:
             file.write(json.dumps(pair_record(pair), separators=(',', ':')) + '\n')
 

@@ -17,6 +17,8 @@ from ase_deeprelax.errors import StructureError
 CHUNK = 1 << 20
 # One entry of more characters is no structure.
 LONGEST = 1 << 26
+# What reading a damaged file raises.
+DAMAGED = (ValueError, OSError, EOFError, zlib.error)
 # The field of a record, as those of the Materials Project, that holds its structure, and
 # the fields that name the record, the first of them that is there.
 STRUCTURE = 'structure'
@@ -98,7 +100,7 @@ def holds_structures(path: Path) -> bool:
     """Whether a JSON file is a list, or a dictionary, of what `is_structure` means."""
     try:
         name, entry = next(read_entries(path))
-    except (ValueError, StopIteration, OSError, EOFError, zlib.error):
+    except (StopIteration, *DAMAGED):
         return False
     # A dictionary that begins with this field is one record, not many.
     return name != STRUCTURE and is_structure(entry)
@@ -121,7 +123,7 @@ def read_entries(path: Path) -> Iterator[tuple[str | None, Any]]:
     Raises
     ------
     ValueError
-        What follows is no JSON.
+        What follows is no JSON; of a damaged ``.gz``, any of `DAMAGED`.
     """
     opener = gzip.open if path.suffix.lower() == '.gz' else open
     with opener(path, 'rt', encoding='utf-8') as file:

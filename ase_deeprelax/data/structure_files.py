@@ -13,10 +13,11 @@ import json
 import logging
 import lzma
 import re
+import sqlite3
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from ase_deeprelax.data.cif_sites import merge_rounded
 from ase_deeprelax.data.json_lines import LARGEST_RATIO, LOOKED_AT
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pymatgen_json import (
+    DAMAGED,
     holds_structures,
     is_structure,
     name_of,
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 # A structure, or the reason why there is none in its place.
 Read = Atoms | StructureError
 AnyPath = TypeVar('AnyPath', bound=PurePath)
+Item = TypeVar('Item')
 
 STDIN = '-'
 # The formats that suffixes stand for where ASE's own table says something else or nothing.
@@ -249,7 +252,9 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Read]:
             f'is a folder without files of {", ".join((*READ_SUFFIXES, *READ_NAMES))}; '
             f"name other files by a pattern, as '{path}/*/POSCAR'"
         )
-    if path.exists() and not path.is_file():  # a pipe or a device: it may never end
+    if not path.is_file():
+        path.stat()  # which raises where there is nothing
+        # A pipe or a device may never end.
         raise StructureError('is no regular file; save it to one, or pipe it in as "-"')
     named = uncompressed(path)
     if named != path:
@@ -259,8 +264,12 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Read]:
         found = _pymatgen(path)
         if found is not None:
             return _chosen(found, index)
-    if form in DATABASES and named == path:
-        rows = connect(path, type=form).select(include_data=True)
+    if form == 'db' and named == path:
+        numbers = _chosen(row_numbers(path), index)
+        with connect(path, type='db', use_lock_file=False) as database:
+            return [atoms_of_row(database.get(number)) for number in numbers]
+    if form == 'json' and named == path:
+        rows = connect(path, type='json').select(include_data=True)
         return _chosen([atoms_of_row(row) for row in rows], index)
     try:
         # Without splitting at '@', which belongs to the name here.
@@ -308,7 +317,7 @@ def _guessed(path: Path, content: bytes) -> str:
         return 'vasp'
 
 
-def _chosen(frames: list[Read], index: str) -> list[Read]:
+def _chosen(frames: list[Item], index: str) -> list[Item]:
     """The frames that an index of ASE means."""
     _, which = parse_filename(f'x@{index}')
     if isinstance(which, slice):
@@ -316,6 +325,24 @@ def _chosen(frames: list[Read], index: str) -> list[Read]:
     if not -len(frames) <= which < len(frames):
         raise StructureError(f'holds no structure {index}; it has {len(frames)}')
     return [frames[which]]
+
+
+def row_numbers(path: Path) -> list[int]:
+    """Numbers of the rows of an ``ase.db`` file (SQLite), in order.
+
+    ASE itself would make its tables in any file of SQLite that has none.
+
+    Raises
+    ------
+    StructureError
+        It is no such file.
+    """
+    uri = f'{path.absolute().as_uri()}?mode=ro'
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as file:
+            return [row[0] for row in file.execute('SELECT id FROM systems ORDER BY id')]
+    except sqlite3.Error as error:
+        raise StructureError(f'no database of ASE ({error})') from error
 
 
 def atoms_of_row(row: Any) -> Atoms:
@@ -347,7 +374,7 @@ def _entries(path: Path) -> list[Read]:
     try:
         for name, entry in read_entries(path):
             found.append(_entry(name or name_of(entry), entry))
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+    except DAMAGED as error:
         reason = f'the file is damaged after {count(len(found), "structure")} ({error})'
         found.append(StructureError(reason))
     return found

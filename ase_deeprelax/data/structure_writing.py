@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from ase.db import connect
-from ase.db.core import check
+from ase.db.jsondb import JSONDatabase
 from ase.io import write
 from ase.io.formats import filetype, ioformats
 
+from ase_deeprelax import keys
 from ase_deeprelax.data.structure_files import COLUMNS, DATA, DATABASES, FORMATS
 from ase_deeprelax.data.writable import ODD, writable
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import replaced
+
+
+class _JsonDatabase(JSONDatabase):
+    """ASE's database in JSON, written when it is closed: not once more for each row."""
+
+    def __init__(self, path: Path):
+        super().__init__(str(path))
+        self._rows: tuple[dict[int, Any], list[int], int] = {}, [], 1
+        path.touch()  # ASE reads the former rows of a file that is there
+
+    def _read_json(self) -> Any:
+        return self._rows
+
+    def _write_json(self, bigdct: dict[int, Any], ids: list[int], nextid: int) -> None:
+        self._rows = bigdct, ids, nextid
+
+    def __exit__(self, exc_type: Any, exc_value: Any, tb: Any) -> None:
+        super()._write_json(*self._rows)
 
 
 def find_format(path: Path, form: str | None = None) -> str:
@@ -101,7 +119,8 @@ def write_frames(path: Path, structures: Iterable[Atoms], form: str) -> int:
     path.unlink(missing_ok=True)
     count = 0
     if form in DATABASES:
-        with connect(path, type=form, append=False) as database:
+        opened = _JsonDatabase(path) if form == 'json' else connect(path, type=form)
+        with opened as database:
             for count, atoms in enumerate(structures, start=1):  # noqa: B007
                 database.write(atoms, *columns_of(atoms))
     elif form == 'extxyz':
@@ -137,18 +156,7 @@ def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     columns, data = dict(atoms.info.get(COLUMNS, {})), dict(atoms.info.get(DATA, {}))
     for name, value in atoms.info.items():
         if name not in (COLUMNS, DATA):
-            (columns if _is_column(name, value) else data)[name] = value
+            odd = isinstance(value, str) and ODD.search(value)
+            is_column = not odd and keys.is_column(name, value)
+            (columns if is_column else data)[name] = value
     return columns, data
-
-
-def _is_column(name: str, value: Any) -> bool:
-    """Whether ``ase.db`` takes a value as a column, and finds it again."""
-    if isinstance(value, str) and (not value or ODD.search(value)):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')  # at names that read as a formula
-        try:
-            check({name: value})
-        except (ValueError, UserWarning):
-            return False
-    return True

@@ -1,122 +1,136 @@
-"""Folders and archives of files with one structure each."""
+"""Archives of files with structures."""
 
 from __future__ import annotations
 
+import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from ase import Atoms
 
-from ase_deeprelax.data.structure_files import is_structure_file, uncompressed
+from ase_deeprelax.data.json_lines import LARGEST_RATIO
+from ase_deeprelax.data.structure_files import is_structure_file
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.screening.formats import may_hold_many, reader_of
 from ase_deeprelax.screening.items import (
     LARGEST_MEMBER,
-    Item,
     OneFormat,
+    even_if_damaged,
     only_structure,
-    parsed,
+    raising,
 )
 
-# Files with any number of structures.
-MANY = ('.extxyz', '.xyz', '.traj', '.db')
 # What reading a damaged archive raises.
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
 
-def is_single(name: str) -> bool:
-    """Whether a file of this name is taken to hold one structure.
+class Member(NamedTuple):
+    """A file in an archive: its name, its size in bytes, and what opens it."""
 
-    >>> is_single('a/NaCl.cif.gz'), is_single('run/POSCAR'), is_single('run.traj')
-    (True, True, False)
+    name: str
+    size: int
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
+
+
+class Archive(OneFormat):
+    """The files of an archive; ids are their names in it, as paths are in a folder.
+
+    Files of many structures are unpacked to the temporary folder while they are read;
+    archives in the archive are left out.
     """
-    suffix = uncompressed(PurePosixPath(name)).suffix.lower()
-    return is_structure_file(name) and suffix not in MANY
-
-
-class FileList:
-    """Files of a folder with one structure each; their ids are their paths below it.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
-    names : list of str
-        Below it, in order.
-    """
-
-    def __init__(self, path: Path, names: Sequence[str]):
-        self.path, self.names = path, names
-        self.marks: list[Any] = []
-
-    def items(self, start: int = 0) -> Iterator[Item]:
-        """See `Source`."""
-        for name in self.names[start:]:
-            yield Item(name, partial(only_structure, self.path / name))
-
-    def files(self) -> Iterator[Path]:
-        """See `Source`."""
-        for name in self.names:
-            yield self.path / name
-
-
-class Zip(OneFormat):
-    """The files of a zip archive; their ids are their names in it."""
 
     noun = 'archive'
     damaged = DAMAGED
 
+    def members(self) -> Iterator[Member]:
+        """The files of the archive, in order."""
+        raise NotImplementedError
+
     def entries(self) -> Iterator[tuple[str, Callable[[], Atoms]]]:
         """Names in the archive, and what reads them."""
-        with zipfile.ZipFile(self.path) as archive:
-            for member in archive.infolist():
-                if is_single(member.filename):
-                    yield member.filename, partial(self._load, archive, member)
+        self.left_out = []
+        for member in self.members():
+            if may_hold_many(member.name):
+                yield from self._of_many(member)
+            elif is_structure_file(member.name):
+                yield member.name, partial(self._only, member)
+            elif not PurePosixPath(member.name).name.startswith('.'):
+                self.left_out.append(member.name)
 
-    def _load(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Atoms:
-        _check_size(member.file_size)
+    def _of_many(self, member: Member) -> Iterator[tuple[str, Callable[[], Atoms]]]:
+        """The structures of a file of many; of JSON it may be one, under its name."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self._unpack(member, folder)
+            except StructureError as error:
+                yield member.name, raising(str(error))
+                return
+            if reader := reader_of(path):
+                yield from even_if_damaged(reader(path, member.name), member.name)
+            else:
+                yield member.name, partial(only_structure, path)
+
+    def _only(self, member: Member) -> Atoms:
+        """The structure of a file that holds one."""
+        if member.size > LARGEST_MEMBER:
+            raise StructureError(
+                f'unpacks to {member.size >> 20} MB, more than a file of one structure has'
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            return only_structure(self._unpack(member, folder))
+
+    def _unpack(self, member: Member, folder: str) -> Path:
+        """Put a file into a folder, under its own name without the folders before it.
+
+        So a name in an archive leads nowhere else on the disk.
+        """
+        if member.size > LARGEST_RATIO * self.path.stat().st_size:
+            raise StructureError(
+                f'unpacks to {member.size >> 20} MB, more than {LARGEST_RATIO} times the '
+                'size of the archive; no file of structures does'
+            )
+        path = Path(folder) / (PurePosixPath(member.name).name or 'structure')
         try:
-            content = archive.read(member)
+            with member.open() as packed, path.open('wb') as file:
+                shutil.copyfileobj(packed, file)
         except (*DAMAGED, RuntimeError, NotImplementedError) as error:  # encrypted, odd
             raise StructureError(f'cannot be unpacked ({error})') from error
-        return parsed(content, member.filename)
+        return path
 
 
-class Tar(OneFormat):
-    """The files of a tar archive, compressed or not; their ids are their names in it.
+class Zip(Archive):
+    """The files of a zip archive."""
+
+    def members(self) -> Iterator[Member]:
+        """See `Archive`."""
+        with zipfile.ZipFile(self.path) as archive:
+            for info in archive.infolist():
+                if not info.is_dir():
+                    yield Member(info.filename, info.file_size, partial(archive.open, info))
+
+
+class Tar(Archive):
+    """The files of a tar archive, compressed or not.
 
     It is read from its beginning to its end. An item is loaded before the next one is
     asked for, or never.
     """
 
-    noun = 'archive'
-    damaged = DAMAGED
-
-    def entries(self) -> Iterator[tuple[str, Callable[[], Atoms]]]:
-        """Names in the archive, and what reads them."""
+    def members(self) -> Iterator[Member]:
+        """See `Archive`."""
         with tarfile.open(self.path) as archive:
-            for member in archive:
+            for info in archive:
                 kept: Any = archive
                 kept.members = []  # it would keep every one of a million
-                if member.isfile() and is_single(member.name):
-                    yield member.name, partial(self._load, archive, member)
-
-    def _load(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Atoms:
-        _check_size(member.size)
-        try:
-            file = archive.extractfile(member)
-            content = b'' if file is None else file.read()
-        except DAMAGED as error:
-            raise StructureError(f'cannot be unpacked ({error})') from error
-        return parsed(content, member.name)
-
-
-def _check_size(size: int) -> None:
-    if size > LARGEST_MEMBER:
-        raise StructureError(
-            f'unpacks to {size >> 20} MB, more than a file of one structure has'
-        )
+                if info.isfile():
+                    unpacked: Any = partial(archive.extractfile, info)
+                    yield Member(info.name, info.size, unpacked)
+                elif not info.isdir():
+                    self.left_out.append(info.name)

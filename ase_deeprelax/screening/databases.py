@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from ase.db import connect
 from ase.io.jsonio import decode
 
 from ase_deeprelax.data.pymatgen_json import NAMES, of_pymatgen
-from ase_deeprelax.data.structure_files import atoms_of_row
+from ase_deeprelax.data.structure_files import atoms_of_row, row_numbers
 from ase_deeprelax.errors import MissingDependencyError, StructureError
-from ase_deeprelax.screening.items import Item, OneFormat, parsed
+from ase_deeprelax.screening.items import Item, OneFormat, only_structure
 
 # Rows of a parquet file that are held at a time.
 ROWS = 1000
@@ -37,16 +38,11 @@ class Database(OneFormat):
     def _connected(self) -> Generator[Any]:
         yield connect(self.path, type='db', use_lock_file=False)
 
-    def _row_numbers(self, database: Any) -> Sequence[int] | np.ndarray:  # noqa: ARG002
-        import sqlite3
-
-        uri = f'{self.path.absolute().as_uri()}?mode=ro'
+    def _row_numbers(self, database: Any) -> Sequence[int]:  # noqa: ARG002
         try:
-            with closing(sqlite3.connect(uri, uri=True)) as file:
-                rows = file.execute('SELECT id FROM systems ORDER BY id')
-                return np.fromiter((row[0] for row in rows), dtype=np.int64)
-        except sqlite3.Error as error:
-            raise StructureError(f'{self.path}: no database of ASE ({error})') from error
+            return row_numbers(self.path)
+        except StructureError as error:
+            raise StructureError(f'{self.path}: {error}') from error
 
 
 def _row(database: Any, number: int) -> Atoms:
@@ -139,7 +135,7 @@ def _reader(
     if 'structure' in names:
         return ['structure'], lambda row: of_pymatgen(row['structure'])
     if 'cif' in names:
-        return ['cif'], lambda row: parsed(row['cif'].encode(), 'structure.cif')
+        return ['cif'], lambda row: _of_cif(row['cif'])
     if names >= set(LEMAT):
         return LEMAT, lambda row: _of_columns(*(row[key] for key in LEMAT))
     for species in ('numbers', 'symbols'):
@@ -152,6 +148,13 @@ def _reader(
         f'{path}: no column that holds structures: atoms, structure, cif, or numbers, '
         f'positions and cell; there are: {", ".join(sorted(names))}'
     )
+
+
+def _of_cif(text: str) -> Atoms:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'structure.cif'
+        path.write_text(text, encoding='utf-8')
+        return only_structure(path)
 
 
 def _of_columns(cell: Any, species: Any, positions: Any) -> Atoms:

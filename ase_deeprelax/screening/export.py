@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,11 +14,8 @@ from ase_deeprelax import keys
 from ase_deeprelax.data.structure_writing import find_format, write_frames
 from ase_deeprelax.data.writable import writable
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.files import replaced
+from ase_deeprelax.files import plain_name, replaced
 from ase_deeprelax.screening.results import Results
-
-# What may stand in the name of a file; the rest of an id becomes '_'.
-ODD = re.compile(r'[^\w.+=-]+')
 
 
 def export(
@@ -47,7 +43,8 @@ def export(
     Raises
     ------
     ConfigError
-        No such format can be written, or a file of it cannot hold so many.
+        No such format can be written, a file of it cannot hold so many, or ``ase.io``
+        cannot write a structure in it without more information.
     """
     path = Path(path)
     found = (_named(id, atoms) for id, atoms in named)
@@ -88,9 +85,7 @@ def file_name(id: str) -> str:
     ('_x_NaCl', 'a.extxyz-3')
     """
     # ASE would take what follows an @ for the number of a frame.
-    plain = id.removesuffix('.cif').replace('@', '-')
-    name = ODD.sub('_', plain).lstrip('.')
-    return name[:200] or 'structure'
+    return plain_name(id.removesuffix('.cif').replace('@', '-'))
 
 
 def _named(id: str, atoms: Atoms) -> Atoms:
@@ -117,5 +112,17 @@ def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
             name += '_'
         written.add(name)
         with replaced(folder / f'{name}.{form}') as part:
-            write_frames(part, [writable(atoms, form)], form)
+            _write_one(part, atoms, form)
     return len(written)
+
+
+def _write_one(path: Path, atoms: Atoms, form: str) -> None:
+    try:
+        write_frames(path, [writable(atoms, form)], form)
+    except OSError:
+        raise
+    except Exception as error:  # writers raise anything
+        raise ConfigError(
+            f'{atoms.info[keys.ID]}: ase.io cannot write it in the format {form} '
+            f'({type(error).__name__}: {error}); choose another one, such as cif or vasp'
+        ) from error

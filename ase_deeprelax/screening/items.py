@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -45,6 +44,11 @@ class Source(Protocol):
     path: Path
     marks: list[Any]
 
+    @property
+    def left_out(self) -> list[str]:
+        """Names in a folder, or in the archives gone through, that are not read."""
+        ...
+
     def items(self, start: int = 0) -> Iterator[Item]:
         """The items from number ``start`` on; none is loaded yet."""
         ...
@@ -56,11 +60,29 @@ class Source(Protocol):
 
 def broken(id: str, reason: str) -> Item:
     """An item that cannot be read, and why."""
+    return Item(id, raising(reason))
+
+
+def raising(reason: str) -> Callable[[], Atoms]:
+    """What loads a structure that cannot be read: it raises ``StructureError``."""
 
     def load() -> Atoms:
         raise StructureError(reason)
 
-    return Item(id, load)
+    return load
+
+
+def even_if_damaged(part: Source, id: str, start: int = 0) -> Iterator[Item]:
+    """The items of a part of a source; one with this id that says why there are none."""
+    begun = False
+    try:
+        for item in part.items(start):
+            begun = True
+            yield item
+    except StructureError as error:
+        if begun or start:
+            raise
+        yield broken(id, str(error))
 
 
 def only_structure(path: Path) -> Atoms:
@@ -72,18 +94,6 @@ def only_structure(path: Path) -> Atoms:
             'write them to one .extxyz file'
         )
     return found[0]
-
-
-def parsed(content: bytes, name: str) -> Atoms:
-    """The structure that the content of a file of this name stands for.
-
-    Only the suffix or the name without folders is used, so that a name from an archive
-    leads nowhere else on the disk.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / (Path(name).name or 'structure')
-        path.write_bytes(content)
-        return only_structure(path)
 
 
 class OneFormat:
@@ -103,6 +113,7 @@ class OneFormat:
     def __init__(self, path: Path, prefix: str):
         self.path, self.prefix = path, prefix
         self.marks: list[Any] = []
+        self.left_out: list[str] = []
 
     def entries(self) -> Iterator[tuple[str | None, Callable[[], Atoms]]]:
         """The name of each structure, None where it has none, and what reads it."""

@@ -7,24 +7,30 @@ from functools import partial
 
 from ase import Atoms
 
-from ase_deeprelax.data.json_lines import read_json_lines
-from ase_deeprelax.data.pymatgen_json import name_of, of_pymatgen, read_entries
+from ase_deeprelax.data.json_lines import parse_line, read_lines
+from ase_deeprelax.data.pymatgen_json import DAMAGED, name_of, of_pymatgen, read_entries
 from ase_deeprelax.errors import PairFileError
-from ase_deeprelax.screening.items import OneFormat
+from ase_deeprelax.screening.items import OneFormat, raising
 
 
 class JsonLinesFile(OneFormat):
     """A file with the JSON of one structure of pymatgen per line; ``.gz`` is unzipped.
 
-    A line may be a record with the field ``structure``; its name is then the id.
+    A line may be a record with the field ``structure``; its name is then the id. A line
+    that is no JSON takes no other one with it.
     """
 
     damaged = (PairFileError,)
 
     def entries(self) -> Iterator[tuple[str | None, Callable[[], Atoms]]]:
         """One structure per line, with the name of a record."""
-        for _, record in read_json_lines(self.path):
-            yield name_of(record), partial(of_pymatgen, record)
+        for where, line in read_lines(self.path):
+            try:
+                record = parse_line(line, where.removeprefix(f'{self.path}, '))
+            except PairFileError as error:
+                yield None, raising(str(error))
+            else:
+                yield name_of(record), partial(of_pymatgen, record)
 
 
 class JsonFile(OneFormat):
@@ -33,7 +39,7 @@ class JsonFile(OneFormat):
     Entries are read one after the other; the ids are their names or their numbers.
     """
 
-    damaged = (ValueError,)
+    damaged = DAMAGED
 
     def entries(self) -> Iterator[tuple[str | None, Callable[[], Atoms]]]:
         """The structures, with their names in a dictionary or in records."""

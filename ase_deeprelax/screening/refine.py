@@ -39,7 +39,8 @@ def refine(
     potential : callable
         See `calculators.batched.batch_potential`.
     journal : str or Path
-        Keeps what is finished, a line of JSON each; the same call goes on after a stop.
+        Keeps what is finished, a line of JSON each; the same call goes on after a stop. It
+        belongs to this screen and these settings; others are refused by ``ConfigError``.
     name : str
         Of the potential, for ``info['deeprelax_stage']`` and the journal.
     fmax, steps
@@ -59,8 +60,10 @@ def refine(
     >>> tail = found.table(sort='sigma', descending=True, limit=500)  # doctest: +SKIP
     >>> ends = refine(found, tail, batch_potential(calc), 'tail.jsonl')  # doctest: +SKIP
     """
-    screen = results.store.manifest()['settings']
-    settings = {'potential': name, 'fmax': fmax, 'steps': steps, 'screen': screen}
+    manifest = results.store.manifest()
+    screen, source = manifest['settings'], manifest['sha256']
+    settings = {'potential': name, 'fmax': fmax, 'steps': steps}
+    settings |= {'screen': screen, 'source': source}
     asked = screen.get('relax_cell')
     free = True if asked is None else asked
     with Journal(journal, settings) as kept:

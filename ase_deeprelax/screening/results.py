@@ -74,8 +74,8 @@ class Results:
         if not self.packs:
             raise ConfigError(f'{self.store.out}: holds no finished pack yet')
         files = [str(self.store.path(pack)) for pack in self.packs]
-        # Columns that a later version added, or that were empty in the first pack.
-        schemas = [pa.parquet.read_schema(file) for file in (files[0], files[-1])]
+        # Columns may be empty in some packs, or have been added by a later version.
+        schemas = [_schema(file) for file in files]
         # A pack in which all structures are quarantined says nothing of these types.
         places = pa.list_(pa.float64())
         known = pa.schema([('atoms', pa.string()), ('initial_positions', places)])
@@ -140,8 +140,9 @@ class Results:
         pc = need_pyarrow().compute
         there = self._data.schema.names
         wanted = list(columns or [name for name in there if name not in STRUCTURE])
-        for name in (sort, *wanted):
-            self._check(name)
+        for name in wanted:
+            self._check(name, structures=True)
+        self._check(sort)
         chosen = ~pc.field('ok') if quarantined else pc.field('ok')
         for text in [where] if isinstance(where, str) else where:
             chosen &= self._condition(text)
@@ -218,10 +219,25 @@ class Results:
             ) from None
         return getattr(pa.compute, OPERATORS[operator])(pa.compute.field(name), scalar)
 
-    def _check(self, name: str) -> Any:
-        """The type of a column, or ``ConfigError`` that names those that are there."""
+    def _check(self, name: str, *, structures: bool = False) -> Any:
+        """The type of a column, or ``ConfigError`` that names those that are there.
+
+        ``structures`` says whether one that holds structures, which have no order, will do.
+        """
         schema = self._data.schema
-        if name not in schema.names:
-            there = ', '.join(x for x in schema.names if x not in STRUCTURE)
-            raise ConfigError(f'there is no column {name!r}; there are: {there}')
+        plain = [x for x in schema.names if x not in STRUCTURE]
+        if name not in (schema.names if structures else plain):
+            raise ConfigError(f'there is no column {name!r}; there are: {", ".join(plain)}')
         return schema.field(name).type
+
+
+def _schema(file: str) -> Any:
+    """The columns of a pack, or ``ConfigError`` where it is damaged."""
+    pa = need_pyarrow()
+    try:
+        return pa.parquet.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(
+            f'{file}: damaged ({error}); delete it, and give the command of the screen '
+            'again, which makes it anew'
+        ) from error

@@ -4,55 +4,66 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ase import Atoms
-
-from ase_deeprelax.data.pymatgen_json import holds_structures
 from ase_deeprelax.data.structure_files import (
     READ_SUFFIXES,
     StructureFile,
     is_structure_file,
-    read_structures,
     warn_of_left_out,
 )
-from ase_deeprelax.errors import ConfigError, StructureError
-from ase_deeprelax.screening.archives import FileList, Tar, Zip, is_single
-from ase_deeprelax.screening.databases import Database, LmdbDatabase, Parquet
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.screening.archives import Archive, Tar, Zip
+from ase_deeprelax.screening.databases import LmdbDatabase, Parquet
+from ase_deeprelax.screening.formats import FORMATS, AnyFile, by_suffix, reader_of
 from ase_deeprelax.screening.frames import Frames
-from ase_deeprelax.screening.items import Item, OneFormat, Source, broken
-from ase_deeprelax.screening.json_structures import JsonFile, JsonLinesFile
+from ase_deeprelax.screening.items import (
+    Item,
+    OneFormat,
+    Source,
+    even_if_damaged,
+    only_structure,
+)
+from ase_deeprelax.screening.json_structures import JsonLinesFile
 
-FORMATS: dict[str, type[OneFormat]] = {
-    '.xyz': Frames,
-    '.extxyz': Frames,
+ARCHIVES: dict[str, type[Archive]] = {
     '.zip': Zip,
     '.tar': Tar,
     '.tgz': Tar,
     '.tar.gz': Tar,
     '.tar.bz2': Tar,
     '.tar.xz': Tar,
-    '.db': Database,
-    '.aselmdb': LmdbDatabase,
-    '.parquet': Parquet,
-    '.jsonl': JsonLinesFile,
-    '.jsonl.gz': JsonLinesFile,
 }
 
 
-class AnyFile(OneFormat):
-    """A file of another format that ``ase.io`` reads; all of it is held in memory."""
+class FileList:
+    """Files of a folder with one structure each; their ids are their paths below it.
 
-    def entries(self) -> Iterator[tuple[None, Callable[[], Atoms]]]:
-        """The frames."""
-        try:
-            found = read_structures(StructureFile(self.path))
-        except StructureError as error:
-            raise StructureError(f'{self.path}: {error}') from error
-        for atoms in found:
-            yield None, lambda atoms=atoms: atoms
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    names : list of str
+        Below it, in order.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        self.path, self.names = path, names
+        self.marks: list[Any] = []
+        self.left_out: list[str] = []
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """See `Source`."""
+        for name in self.names[start:]:
+            yield Item(name, partial(only_structure, self.path / name))
+
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        for name in self.names:
+            yield self.path / name
 
 
 class Folder:
@@ -63,12 +74,22 @@ class Folder:
     path : Path
     parts : list of Source
     left_out : list of str
-        Names of the files below the folder that are not read.
+        Names below the folder that are not read.
     """
 
     def __init__(self, path: Path, parts: list[Source], left_out: list[str]):
-        self.path, self.parts, self.left_out = path, parts, left_out
+        self.path, self.parts, self._left_out = path, parts, left_out
         self._counts: list[int] = []
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names below the folder, and in its archives, that are not read."""
+        inside = (
+            f'{_below(part.path, self.path)}/{name}'
+            for part in self.parts
+            for name in part.left_out
+        )
+        return [*self._left_out, *inside]
 
     @property
     def marks(self) -> list[Any]:
@@ -87,16 +108,19 @@ class Folder:
         for index, part in enumerate(self.parts):
             if index < len(self._counts):
                 if start < self._counts[index]:
-                    yield from _even_if_damaged(part, start)
+                    yield from self._items_of(part, start)
                 start = max(0, start - self._counts[index])
                 continue
             count = 0
-            for item in _even_if_damaged(part):
+            for item in self._items_of(part):
                 if count >= start:
                     yield item
                 count += 1
             self._counts.append(count)
             start = max(0, start - count)
+
+    def _items_of(self, part: Source, start: int = 0) -> Iterator[Item]:
+        return even_if_damaged(part, _below(part.path, self.path), start)
 
     def files(self) -> Iterator[Path]:
         """See `Source`."""
@@ -133,14 +157,14 @@ def open_source(path: str | Path) -> Source:
         return _folder(path)
     if not path.is_file():
         raise ConfigError(f'{path}: there is no such file or folder')
-    return _one(path, path.name)
+    return (_reader_of(path) or AnyFile)(path, path.name)
 
 
 def scan(source: Source) -> tuple[int, str]:
     """How many items a source has, and a hash of all its files.
 
     The full pass leaves marks in the source, which lead later ones to any item. A warning
-    counts the files of a folder that are not read.
+    counts the files of a folder or an archive that are not read.
 
     Raises
     ------
@@ -158,13 +182,12 @@ def scan(source: Source) -> tuple[int, str]:
             )
         seen.add(key)
         count += 1
+    warn_of_left_out(source.path, source.left_out)
     if not count:
         raise ConfigError(f'{source.path}: holds no structure')
-    if isinstance(source, Folder):
-        warn_of_left_out(source.path, source.left_out)
     digest = hashlib.sha256()
     for file in source.files():
-        digest.update(f'{_below(file, source.path)}\0{file.stat().st_size}\0'.encode())
+        digest.update(_line(_below(file, source.path), file.stat().st_size))
         with file.open('rb') as content:
             while chunk := content.read(1 << 20):
                 digest.update(chunk)
@@ -177,75 +200,67 @@ def stamp(source: Source) -> str:
     for file in source.files():
         state = file.stat()
         name = _below(file, source.path)
-        digest.update(f'{name}\0{state.st_size}\0{state.st_mtime_ns}\0'.encode())
+        digest.update(_line(name, state.st_size, state.st_mtime_ns))
     return digest.hexdigest()
+
+
+def _line(name: str, *numbers: int) -> bytes:
+    """What a file adds to a hash; its name need not be UTF-8."""
+    return os.fsencode('\0'.join([name, *map(str, numbers), '']))
 
 
 def _below(file: Path, path: Path) -> str:
     return file.relative_to(path).as_posix() if file != path else file.name
 
 
-def _one(path: Path, prefix: str) -> Source:
-    form = _format(path.name) or (JsonFile if _is_json_of_many(path) else AnyFile)
-    return form(path, prefix)
-
-
-def _is_json_of_many(path: Path) -> bool:
-    return path.name.lower().endswith(('.json', '.json.gz')) and holds_structures(path)
+def _reader_of(path: Path) -> type[OneFormat] | None:
+    """What reads an archive or a file of many structures; None for all other files."""
+    return by_suffix(path.name, ARCHIVES) or reader_of(path)
 
 
 def is_packed(source: StructureFile) -> bool:
     """Whether a file holds structures in a way that ``ase.io`` does not read."""
     packed = (Zip, Tar, LmdbDatabase, Parquet, JsonLinesFile)
-    return source.path.is_file() and _format(source.path.name) in packed
+    return source.path.is_file() and _named_reader(source.path) in packed
 
 
 def has_frames(source: StructureFile) -> bool:
     """Whether a file is of a format whose frames are read each without the others."""
-    return source.path.is_file() and _format(source.path.name) is Frames
+    return source.path.is_file() and _named_reader(source.path) is Frames
 
 
-def _format(name: str) -> type[OneFormat] | None:
-    suffixes = [suffix for suffix in FORMATS if name.lower().endswith(suffix)]
-    return FORMATS[max(suffixes, key=len)] if suffixes else None
+def _named_reader(path: Path) -> type[OneFormat] | None:
+    """What reads a file of this name, if the name alone tells."""
+    return by_suffix(path.name, ARCHIVES | FORMATS)
 
 
 def _folder(path: Path) -> Folder:
     names = []
     for folder, below, files in os.walk(path):
-        below[:] = sorted(name for name in below if not name.startswith('.'))
         place = Path(folder).relative_to(path)
-        names += [(place / name).as_posix() for name in files if not name.startswith('.')]
+        below[:] = sorted(name for name in below if not name.startswith('.'))
+        # Links to folders are not followed, as they may lead back, but left out by name.
+        links = [name for name in below if (path / place / name).is_symlink()]
+        found = (name for name in files if not name.startswith('.'))
+        names += [(place / name).as_posix() for name in (*links, *found)]
     parts: list[Source] = []
     single: list[str] = []
     left_out: list[str] = []
     for name in sorted(names):
-        if is_single(name) and not _is_json_of_many(path / name):
+        file = path / name
+        if not file.is_file():  # also a pipe, or a link that leads nowhere
+            left_out.append(name)
+        elif reader := _reader_of(file):
+            parts.append(reader(file, name))
+            single = []
+        elif is_structure_file(name):
             if not single:
                 single = []
                 parts.append(FileList(path, single))
             single.append(name)
-        elif _format(name) or is_structure_file(name):
-            parts.append(_one(path / name, name))
-            single = []
         else:
             left_out.append(name)
     if not parts:
-        raise ConfigError(
-            f'{path}: no file of {", ".join((*READ_SUFFIXES, *FORMATS))} in this folder'
-        )
+        known = dict.fromkeys((*READ_SUFFIXES, *FORMATS, *ARCHIVES))
+        raise ConfigError(f'{path}: no file of {", ".join(known)} in this folder')
     return Folder(path, parts, left_out)
-
-
-def _even_if_damaged(part: Source, start: int = 0) -> Iterator[Item]:
-    """The items of a part; one that says why, where there are none."""
-    begun = False
-    try:
-        for item in part.items(start):
-            begun = True
-            yield item
-    except StructureError as error:
-        if begun or start:
-            raise
-        prefix = getattr(part, 'prefix', str(part.path))
-        yield broken(prefix, str(error))

@@ -204,7 +204,7 @@ def relax_pack(
 
 def _row(position: int, id: str, result: Relaxation) -> dict[str, Any]:
     initial = result.initial
-    return {
+    row = {
         'id': id,
         'position': position,
         **result.to_row(),
@@ -213,6 +213,18 @@ def _row(position: int, id: str, result: Relaxation) -> dict[str, Any]:
         'initial_cell': initial.cell.array.ravel().tolist(),
         'initial_positions': initial.positions.astype(float).ravel().tolist(),
     }
+    return {name: _encodable(value) for name, value in row.items()}
+
+
+def _encodable(value: Any) -> Any:
+    r"""Text that files can hold: names of files need not be UTF-8.
+
+    >>> _encodable('M\udcf6bius.cif')
+    'M\\udcf6bius.cif'
+    """
+    if not isinstance(value, str):
+        return value
+    return value.encode(errors='backslashreplace').decode()
 
 
 def _named(error: Exception) -> Exception:

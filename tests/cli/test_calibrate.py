@@ -1,6 +1,7 @@
 """``deeprelax calibrate``, and what a calibrated model is used for."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -53,6 +54,20 @@ def test_a_calibrated_copy_of_the_model_is_written(calibrated, tiny_model):
     assert f'wrote {out}' in printed
     share = 100 * found.calibration.fitted_on[0]['coverage']['positions']
     assert f'{share:.1f}' in printed
+
+
+def test_files_of_one_name_are_all_used(run, many_pairs, tiny_model, tmp_path):
+    pairs, files = read_pairs(many_pairs), []
+    for folder, part in (('a', pairs[:32]), ('b', pairs[32:])):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / 'mine.jsonl')
+        write_pairs(files[-1], part)
+    out = tmp_path / 'model'
+    result = run('calibrate', *files, '--model', tiny_model, '--out', out)
+    assert result.exit_code == 0, result.output
+    fitted = store.load_model(out).calibration.fitted_on
+    assert [one['file'] for one in fitted] == list(map(str, files))
+    assert sum(one['n'] for one in fitted) == 70
 
 
 def test_unknown_potentials_are_named_before_the_work(run, many_pairs, tmp_path):
@@ -111,6 +126,28 @@ def test_chosen_structures_are_written_ready_for_dft(run, inputs, calibrated, tm
     assert again.exit_code == 2  # before the model is looked for
     assert 'chosen is not empty' in ' '.join(again.stderr.split())
     assert sorted(path.name for path in out.iterdir()) == folders
+
+
+def test_names_in_an_archive_lead_to_no_other_folder(run, inputs, calibrated, tmp_path):
+    archive, out = tmp_path / 'in.zip', tmp_path / 'below' / 'chosen'
+    with zipfile.ZipFile(archive, 'w') as file:
+        for name in ('../../../a.extxyz', '/b/../c.extxyz'):
+            file.write(inputs, name)
+    words = ['--count', 6, '--model', calibrated[0], '--out', out]
+    assert run('select', archive, *words).exit_code == 0
+    assert len(list(out.glob('*/POSCAR'))) == 6
+    assert {path.name for path in tmp_path.iterdir()} == {'below', 'in.extxyz', 'in.zip'}
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_cannot_be_read_is_named_where_nothing_can_be_chosen(
+    run, calibrated, tmp_path
+):
+    words = ['--model', calibrated[0], '--out', tmp_path / 'chosen']
+    result = run('select', tmp_path / 'missing.cif', *words)
+    assert result.exit_code == 1
+    assert 'missing.cif: cannot be read' in result.stderr
+    assert 'expected error' not in result.stderr
 
 
 def test_only_calibrated_models_can_select(run, inputs, tiny_model, tmp_path):

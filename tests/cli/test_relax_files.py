@@ -358,7 +358,7 @@ def test_a_stopped_one_shot_command_goes_on_where_it_was(relaxed, tmp_path, monk
     monkeypatch.setattr(
         OneShot,
         '__init__',
-        lambda self, p, cell, verify=None: make(self, p, cell, verify, batch=2),
+        lambda self, *asked: make(self, *asked, batch=2),
     )
     result, out = relaxed(tmp_path / 'many.traj', code=130)
     assert 'the same command goes on' in result.stderr
@@ -430,9 +430,11 @@ def test_an_answer_belongs_to_all_that_it_depends_on():
         lambda atoms: atoms.set_pbc([True, True, False]),
         lambda atoms: atoms.set_cell(atoms.cell * (1 + 1e-9)),
         lambda atoms: atoms.symbols.__setitem__(0, 'K'),
+        lambda atoms: atoms.set_initial_magnetic_moments([1] * len(atoms)),
+        lambda atoms: atoms.set_initial_charges([1] * len(atoms)),
     )
     found = [key(), *map(key, changes), key(settings=['model', False])]
-    assert len(set(found)) == len(found) == 9
+    assert len(set(found)) == len(found) == 11
     assert key() == found[0]
 
 

@@ -271,3 +271,19 @@ def test_real_pairs_are_in_their_nearest_images_and_without_rotation():
         again = make_pair(pair.id, pair.unrelaxed, scrambled).targets()[1]
         # never longer; where it is another image, two are equally near
         assert (again**2).sum() <= (displacement**2).sum() + 1e-6
+
+
+def test_pairs_are_written_whole_or_not_at_all(tmp_path):
+    atoms = crystal(np.random.default_rng(0), 3)
+    pair = make_pair('x', atoms, atoms)
+
+    def damaged():
+        yield pair
+        raise KeyboardInterrupt
+
+    for name in ('mine.jsonl', 'mine.jsonl.gz'):
+        write_pairs(tmp_path / name, [pair] * 3)
+        with pytest.raises(KeyboardInterrupt):
+            write_pairs(tmp_path / name, damaged())
+        assert len(read_pairs(tmp_path / name)) == 3
+    assert len(list(tmp_path.iterdir())) == 2

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 from ase.build import bulk
@@ -88,3 +90,17 @@ def test_rows_of_a_database_keep_columns_and_data(tmp_path):
     [atoms] = read_structures(StructureFile(tmp_path / 'in.db'))
     assert atoms.info['key_value_pairs'] == {'tag': 'x'}
     assert atoms.info['data'] == {'mesh': [4, 4, 4]}
+
+
+def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
+    with closing(sqlite3.connect(tmp_path / 'other.db')) as database:
+        database.execute('CREATE TABLE flowers (name)')
+    (tmp_path / 'empty.db').touch()
+    for name in ('other.db', 'empty.db'):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(StructureError, match='no database of ASE'):
+            read_structures(StructureFile(tmp_path / name))
+        assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(StructureError, match='No such file'):
+        read_structures(StructureFile(tmp_path / 'missing.db'))
+    assert not (tmp_path / 'missing.db').exists()

@@ -1,4 +1,5 @@
 import logging
+from time import process_time
 
 import numpy as np
 import pytest
@@ -78,11 +79,12 @@ def test_a_database_takes_each_value_of_ours_once_as_column_or_as_data(tmp_path)
         keys.KIND: 'bulk',
         keys.STAGE: '',
         keys.SIGMA_ATOMS: np.zeros(1),
+        keys.LATTICE_LOW: np.zeros(3),
     }
     columns, data = columns_of(atoms)
     assert keys.to_key_value_pairs(atoms) == {keys.SIGMA: 0.1, keys.KIND: 'bulk'}
     assert columns == keys.to_key_value_pairs(atoms) | {'mine': 3}
-    assert set(data) == {keys.MODEL, keys.STAGE, keys.SIGMA_ATOMS}
+    assert set(data) == {keys.MODEL, keys.STAGE, keys.SIGMA_ATOMS, keys.LATTICE_LOW}
     with connect(tmp_path / 'one.db') as database:
         database.write(atoms, columns, data)
     assert connect(tmp_path / 'one.db').get(1).data[keys.MODEL] == '42'
@@ -110,6 +112,17 @@ def test_a_database_takes_what_the_input_knew_as_columns_or_as_data(form, tmp_pa
     assert row.data.keys() == data.keys() | {'kpoints'}
     assert row.data['group'] == {'number': 225, 'setting': 1}
     assert "info 'odd', info \"('a', 1)\"; it is left out" in caplog.text
+
+
+@pytest.mark.parametrize('form', ['db', 'json', 'extxyz'])
+def test_many_structures_cost_as_many_times_as_much(form, tmp_path):
+    file, costs = tmp_path / f'many.{form}', []
+    for n in (60, 480):
+        begun = process_time()
+        assert not write_structures(file, [salt()] * n, form)
+        costs.append(process_time() - begun)
+    assert len(read(file, ':')) == 480
+    assert costs[1] < 24 * costs[0]  # in proportion it is 8, and to the square 64
 
 
 # Values and names that ASE writes without a word, and reads otherwise or not at all.

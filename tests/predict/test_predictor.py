@@ -354,7 +354,7 @@ def test_outside_the_training_range_is_said_once(model, tmp_path):
     large.positions[0] += 0.1  # No supercell of the small one.
     with pytest.warns(UserWarning, match='2 of 3 .* first at index 1: 8 atoms') as caught:
         results = relax([small, large, large], tmp_path)
-    assert len(caught) == 1
+    assert [one.category for one in caught].count(DeepRelaxWarning) == 1
     assert [bool(r.ood) for r in results] == [False, True, True]
     assert results[1].atoms.info[keys.OOD] == results[1].ood
     assert all(r.ok for r in results)

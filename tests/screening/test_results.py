@@ -61,6 +61,7 @@ def test_rows_are_chosen_and_sorted_as_pandas_would(out):
         ('sigma', 'is no condition'),
         ('energy < 3', "no column 'energy'; there are: id, position"),
         ('sigma < much', "double, which 'much' is not"),
+        ('initial_cell < 3', "no column 'initial_cell'"),
         ("__import__('os') < 3", 'is no condition'),
     ],
 )
@@ -274,3 +275,51 @@ def test_command_refines_what_it_exports(tmp_path, tiny_model, monkeypatch):
     assert len(rows) == 2
     assert all(row.energy is not None and row[keys.STAGE] == 'emt' for row in rows)
     assert not list(tmp_path.glob('*.part.jsonl'))
+
+
+def test_a_refinement_belongs_to_one_screen(tmp_path, tiny_model):
+    table, journal = {}, tmp_path / 'tail.jsonl'
+    for name in ('one', 'two'):
+        (tmp_path / name).mkdir()
+        metals = [bulk('Cu', a=3.7 if name == 'one' else 3.9)]
+        write(tmp_path / name / 'metals.extxyz', metals)
+        out = tmp_path / name / 'out'
+        table[name] = screen(tmp_path / name / 'metals.extxyz', out, model=tiny_model)
+    potential = batch_potential(EMT())
+    found = table['one'].results
+    assert len(list(refine(found, found.table(), potential, journal))) == 1
+    other = table['two'].results
+    with pytest.raises(ConfigError, match='was written with source'):
+        list(refine(other, other.table(), potential, journal))
+
+
+def test_an_export_leaves_a_stopped_refinement_alone(out, tmp_path):
+    part = tmp_path / 'best.db.part.jsonl'
+    part.write_text('hours of work')
+    words = ['results', out, '--limit', 2, '--export', tmp_path / 'best.db']
+    assert run(*words).exit_code == 0
+    assert part.read_text() == 'hours of work'
+    assert run(*words).exit_code == 2  # the database is not that of the refinement
+
+
+def test_a_damaged_pack_is_named_with_the_remedy(tmp_path, tiny_model, crystals):
+    write(tmp_path / 'many.extxyz', crystals[:6])
+    words = {'model': tiny_model, 'pack': 2}
+    done = screen(tmp_path / 'many.extxyz', tmp_path / 'out', **words)
+    pack = tmp_path / 'out/packs/000001.parquet'
+    pack.write_bytes(pack.read_bytes()[:100])
+    shown = run('results', tmp_path / 'out')
+    assert shown.exit_code == 1
+    assert f'{pack}: damaged' in shown.stderr
+    pack.unlink()
+    again = screen(tmp_path / 'many.extxyz', tmp_path / 'out', **words)
+    assert again == done
+    assert len(again.results.table()) == 6
+
+
+def test_a_format_that_needs_more_is_refused_by_name(out, tmp_path):
+    words = ['--limit', 1, '--export', tmp_path / 'qe', '--format', 'espresso-in']
+    shown = run('results', out, *words)
+    assert shown.exit_code == 1
+    assert 'cannot write it in the format espresso-in' in shown.stderr
+    assert not list((tmp_path / 'qe').iterdir())

@@ -1,7 +1,9 @@
 """A screen gives what `relax` gives, as rows, whatever is among the structures."""
 
 import json
+import os
 import re
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -192,3 +194,20 @@ def test_relaxed_structures_are_a_source_again(source, tmp_path, tiny_model):
     again = screen(tmp_path / 'out/packs', tmp_path / 'again', model=tiny_model)
     assert again.n_done == done.n_done
     assert frame(tmp_path / 'again').id[0] == 'many.extxyz@0'
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path, tiny_model):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    name = os.fsdecode(b'M\xf6bius.cif')
+    write(tmp_path / 'a.cif', bulk('NaCl', 'rocksalt', a=5.5))
+    try:
+        (tmp_path / 'a.cif').rename(folder / name)
+    except OSError:
+        pytest.skip('this file system takes no such names')
+    with tarfile.open(tmp_path / 'in.tar', 'w') as archive:
+        archive.add(folder / name, name)
+    for number, source in enumerate((folder, tmp_path / 'in.tar')):
+        done = screen(source, tmp_path / f'{number}', model=tiny_model)
+        assert done.results.table()['id'].to_pylist() == [r'M\udcf6bius.cif']
+        assert screen(source, tmp_path / f'{number}', model=tiny_model) == done

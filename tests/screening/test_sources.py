@@ -365,3 +365,90 @@ def test_a_record_without_a_structure_says_what_it_holds(tmp_path):
     [item] = open_source(tmp_path / 'docs.jsonl').items()
     with pytest.raises(StructureError, match='there is: material_id, volume'):
         item.load()
+
+
+def as_zip_of(path, files):
+    with zipfile.ZipFile(path / 'mixed.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file, f'below/{file.name}')
+    return path / 'mixed.zip'
+
+
+def as_tar_of(path, files):
+    with tarfile.open(path / 'mixed.tar.gz', 'w:gz') as archive:
+        for file in files:
+            archive.add(file, f'below/{file.name}')
+    return path / 'mixed.tar.gz'
+
+
+@pytest.mark.parametrize('packed', [as_zip_of, as_tar_of])
+def test_an_archive_gives_what_a_folder_gives(packed, tmp_path, atoms, caplog):
+    folder = tmp_path / 'below'
+    folder.mkdir()
+    ways = (as_extxyz, as_database, as_json, as_json_lines, as_trajectory, as_parquet)
+    files = [way(folder, atoms[:3]) for way in ways]
+    (folder / 'NaCl.cif').write_bytes(cif(atoms[0]))
+    one = AseAtomsAdaptor.get_structure(atoms[0]).as_dict()
+    (folder / 'one.json').write_text(json.dumps(one))
+    (folder / 'cut.db').write_bytes(b'nothing')
+    (folder / 'inner.zip').write_bytes(as_zip(tmp_path, atoms[:1]).read_bytes())
+    (folder / 'README.md').write_text('nothing')
+    archive = packed(tmp_path, sorted(folder.iterdir()))
+    (folder / 'inner.zip').unlink()
+    found, source = {}, open_source(archive)
+    for item in source.items():
+        try:
+            found[item.id] = len(item.load())
+        except StructureError as error:
+            found[item.id] = 'no database of ASE' in str(error)
+    parquet = [f'x-{k}' for k in range(3)]  # rows have names of their own
+    wanted = [item.id for item in open_source(folder).items()]
+    wanted = {id if id in parquet else f'below/{id}' for id in wanted}
+    assert found.keys() == wanted
+    assert len(found) == 3 * len(files) + 3
+    assert found['below/cut.db'] is True
+    assert found['below/all.json@2'] == len(atoms[2])
+    for start in (0, 5, 11):
+        assert [item.id for item in source.items(start)] == list(found)[start:]
+    assert scan(source)[0] == len(found)
+    assert f'{archive}: left out 2 of its entries, the first is below/' in caplog.text
+
+
+def test_files_that_unpack_to_more_than_any_structure_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'bomb.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name in ('a.cif', 'b.extxyz'):
+            archive.writestr(name, b' ' * (1 << 26))
+    for item in open_source(tmp_path / 'bomb.zip').items():
+        with pytest.raises(StructureError, match='more than 500 times the size'):
+            item.load()
+
+
+def test_a_bad_line_of_json_takes_no_other_one(tmp_path, atoms):
+    lines = list(map(json.dumps, records(atoms[:4])))
+    lines[1] = lines[1][:50]
+    (tmp_path / 'docs.jsonl').write_text('\n'.join(lines))
+    items = list(open_source(tmp_path / 'docs.jsonl').items())
+    assert [item.id for item in items] == ['mp-0', 'docs.jsonl@1', 'mp-2', 'mp-3']
+    with pytest.raises(StructureError, match=r'^line 2: not a JSON object'):
+        items[1].load()
+    for k in (0, 2, 3):
+        assert len(items[k].load()) == len(atoms[k])
+
+
+def test_a_cut_list_in_a_compressed_file_tells_where(tmp_path, atoms):
+    text = json.dumps(records(atoms) * 100).encode()
+    (tmp_path / 'docs.json.gz').write_bytes(gzip.compress(text)[:-500])
+    items = list(open_source(tmp_path / 'docs.json.gz').items())
+    assert len(items) > N
+    assert items[-1].id == 'docs.json.gz@damaged'
+    with pytest.raises(StructureError, match=r'damaged after \d+ structures'):
+        items[-1].load()
+
+
+def test_links_of_a_folder_that_are_not_followed_are_counted(tmp_path, atoms, caplog):
+    folder = as_folder(tmp_path, atoms[:4])
+    (folder / 'README.md').unlink()
+    (folder / 'again').symlink_to('0')
+    (folder / 'gone.cif').symlink_to('nowhere.cif')
+    assert scan(open_source(folder))[0] == 4
+    assert f'{folder}: left out 2 of its entries, the first is again' in caplog.text

@@ -1,0 +1,48 @@
+"""Links and pipes stay what they are, and names of any text stay in their folder."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.files import check_writable, plain_name, write_atomically
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, there):
+    (tmp_path / 'disk').mkdir()
+    place, link = tmp_path / 'disk' / 'large.json', tmp_path / 'out.json'
+    link.symlink_to('disk/large.json')
+    if there:
+        place.write_text('before')
+    check_writable(link)
+    assert link.is_symlink()
+    assert place.exists() == there
+    write_atomically(link, 'after')
+    assert link.is_symlink()
+    assert place.read_text() == 'after'
+    assert list((tmp_path / 'disk').iterdir()) == [place]
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / 'out.json').symlink_to('disk/large.json')
+    with pytest.raises(ConfigError, match=r'out\.json cannot be written: No such file'):
+        check_writable(tmp_path / 'out.json')
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_refused_and_stays(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(ConfigError, match='it is a pipe or a device'):
+        check_writable(tmp_path / 'pipe')
+    assert (tmp_path / 'pipe').is_fifo()
+
+
+@given(st.text(max_size=300))
+def test_names_of_any_text_stay_in_their_folder(text):
+    name = plain_name(text)
+    assert name not in ('', '.', '..')
+    assert not set(name) & set('/\\\0')
+    assert len(os.fsencode(name)) <= 200
