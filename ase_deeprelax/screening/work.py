@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +166,11 @@ def read_packs(
     pack : int
     items : iterator of (int, Item)
         To be used up before the next pack is asked for.
+
+    Raises
+    ------
+    ConfigError
+        The source holds fewer items than the plan says.
     """
     items, at = iter(()), -1
     for pack in packs:
@@ -174,7 +178,20 @@ def read_packs(
         if at != first:
             items = source.items(first)
         at = first + plan.size(pack)
-        yield pack, zip(range(first, at), islice(items, plan.size(pack)), strict=True)
+        yield pack, _numbered(source, items, range(first, at))
+
+
+def _numbered(
+    source: Source, items: Iterator[Item], numbers: Sequence[int]
+) -> Iterator[tuple[int, Item]]:
+    for number in numbers:
+        item = next(items, None)
+        if item is None:
+            raise ConfigError(
+                f'{source.path} was changed during the screen: there is no structure '
+                f'number {number} any more. Begin a new screen with the source as it is'
+            )
+        yield number, item
 
 
 def relax_pack(

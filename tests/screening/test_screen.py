@@ -4,6 +4,7 @@ import json
 import os
 import re
 import tarfile
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,9 @@ from ase.io.jsonio import decode
 from ase_deeprelax import keys, relax, screen
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.screening import Results
+from ase_deeprelax.screening.sources import open_source
+from ase_deeprelax.screening.store import Plan
+from ase_deeprelax.screening.work import read_packs
 
 
 def frame(out):
@@ -211,3 +215,12 @@ def test_names_of_files_need_not_be_utf_8(tmp_path, tiny_model):
         done = screen(source, tmp_path / f'{number}', model=tiny_model)
         assert done.results.table()['id'].to_pylist() == [r'M\udcf6bius.cif']
         assert screen(source, tmp_path / f'{number}', model=tiny_model) == done
+
+
+def test_a_source_that_loses_structures_meanwhile_is_named(source):
+    plan = Plan(n_structures=300, pack=100)
+    packs = read_packs(open_source(source), plan, range(3))
+    assert [len(list(items)) for _, items in islice(packs, 2)] == [100, 100]
+    _, items = next(packs)
+    with pytest.raises(ConfigError, match=r'many.extxyz was changed .* number 240 any more'):
+        list(items)
