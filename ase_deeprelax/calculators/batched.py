@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.calculators.attached import has_stress
-from ase_deeprelax.calculators.periodic import periodic_box
+from ase_deeprelax.calculators.periodic import periodic_box, right_handed
 
 
 def batch_potential(
@@ -107,7 +107,7 @@ class ChgnetBatch:
         from ase.units import GPa
         from pymatgen.io.ase import AseAtomsAdaptor
 
-        boxes = [periodic_box(atoms) for atoms in structures]
+        boxes = [right_handed(periodic_box(atoms)) for atoms in structures]
         graphs = [
             self.potential.graph_converter(AseAtomsAdaptor.get_structure(box))
             for box in boxes

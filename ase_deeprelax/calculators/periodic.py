@@ -1,4 +1,4 @@
-"""Layers and molecules for potentials that know only structures periodic in three ways."""
+"""Cells as potentials want them: periodic in three ways, and right-handed."""
 
 from __future__ import annotations
 
@@ -71,3 +71,32 @@ def periodic_box(atoms: Atoms) -> Atoms:
         cell[k] *= max(1.0, needed / abs(cell[k] @ normal))
         box.cell = cell
     return box
+
+
+def right_handed(atoms: Atoms) -> Atoms:
+    """The same structure with lattice vectors that form a right-handed system.
+
+    CHGNet divides by a volume with a sign, so that its stress pulls where it should push
+    when the vectors are left-handed, as they are in many files.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With three lattice vectors.
+
+    Returns
+    -------
+    ase.Atoms
+        The same positions; where need be, the first two vectors change places.
+
+    Examples
+    --------
+    >>> left = Atoms('Cu', cell=[[0, 3, 0], [3, 0, 0], [0, 0, 3]], pbc=True)
+    >>> right_handed(left).cell.handedness
+    1
+    """
+    if atoms.cell.handedness > 0:
+        return atoms
+    order = [1, 0, 2]
+    cell, pbc = atoms.cell.array[order], atoms.pbc[order]
+    return Atoms(atoms.numbers, cell=cell, positions=atoms.positions, pbc=pbc)

@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ase_deeprelax.calculators.periodic import check_box, periodic_box
+from ase_deeprelax.calculators.periodic import check_box, periodic_box, right_handed
 from ase_deeprelax.errors import (
     DeepRelaxError,
     MissingDependencyError,
@@ -96,6 +96,7 @@ class Potential(Calculator):
         given, package = self.atoms, type(self.calculator).__module__.split('.')[0]
         if package == 'chgnet':
             check_box(given)
+            given = right_handed(given)
         if package == 'matgl':
             given = periodic_box(given)
         self.calculator.calculate(given, properties, system_changes)

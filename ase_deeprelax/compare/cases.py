@@ -49,7 +49,7 @@ NO_END: End = {
 
 
 def find_cases(
-    structures: Mapping[Any, Any] | Iterable[Any],
+    structures: Any,
     reference: Mapping[Any, Any] | Sequence[Any] | None = None,
     relax_cell: RelaxCell | None = None,
 ) -> list[Case]:
@@ -62,6 +62,8 @@ def find_cases(
     PairFileError
         A reference does not hold its structure's atoms in its order.
     """
+    if isinstance(structures, (Atoms, Pair)) or hasattr(structures, 'is_ordered'):
+        structures = [structures]  # the last is a structure of pymatgen
     if isinstance(structures, Mapping):
         ids, given = list(map(str, structures)), list(structures.values())
     else:
@@ -151,6 +153,9 @@ class Case:
         digest = hashlib.sha256(b''.join(np.ascontiguousarray(x).tobytes() for x in parts))
         moves = [atoms.pbc.tolist(), [one.todict() for one in atoms.constraints]]
         digest.update(repr([*moves, self.held]).encode())
+        for name in ('initial_magmoms', 'initial_charges'):
+            if atoms.has(name):  # on which energies may depend
+                digest.update(atoms.arrays[name].tobytes())
         self.key = (self.id, digest.hexdigest()[:16])
 
     def row(self, sigma: float | None) -> StructureRow:
@@ -159,6 +164,7 @@ class Case:
         if self.pair is not None:
             relaxed = self.pair.relaxed
             reference = {'spacegroup': _spacegroup(relaxed), **geometry(relaxed)}
+        moments = self.atoms.arrays.get('initial_magmoms')
         return {
             'id': self.id,
             'formula': chemical_formula(self.atoms),
@@ -166,6 +172,7 @@ class Case:
             'spacegroup': self.spacegroup,
             'kind': self.kind,
             'numbers': self.atoms.numbers.tolist(),
+            'magmoms': None if moments is None else moments.tolist(),
             **geometry(self.atoms),
             'reference': reference,
             'sigma': sigma,

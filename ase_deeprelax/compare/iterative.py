@@ -13,6 +13,7 @@ from ase_deeprelax import __version__
 from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.relaxation_run import run_relaxation
+from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
@@ -117,13 +118,13 @@ class Iterative:
         )
 
     def __call__(
-        self, atoms_list: Sequence[Atoms], relax_cell: RelaxCell | None = None
+        self, atoms_list: Sequence[Any], relax_cell: RelaxCell | None = None
     ) -> list[IterativeRelaxation]:
         """Relax each structure from where it is.
 
         Parameters
         ----------
-        atoms_list : list of ase.Atoms
+        atoms_list : list of ase.Atoms or pymatgen Structure
             Not changed.
         relax_cell : bool, str or array, optional
             Freedom of the cells of these structures; default that of the constructor.
@@ -139,7 +140,7 @@ class Iterative:
 
         bar = tqdm(atoms_list, self.__name__, disable=not self.progress, unit='structures')
         free = self.relax_cell if relax_cell is None else check_relax_cell(relax_cell)
-        return [self._relax(atoms.copy(), free) for atoms in bar]
+        return [self._relax(as_atoms(given).copy(), free) for given in bar]
 
     def _relax(
         self, initial: Atoms, relax_cell: RelaxCell | Callable | None

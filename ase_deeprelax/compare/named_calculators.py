@@ -41,14 +41,12 @@ class NamedCalculator:
         return f'{self.name} ({self.made_from})'
 
 
-def named_calculators(
-    calculators: Mapping[Any, Any] | Iterable[Any], device: str
-) -> dict[str, NamedCalculator]:
+def named_calculators(calculators: Any, device: str) -> dict[str, NamedCalculator]:
     """The calculators of a comparison by name.
 
     Parameters
     ----------
-    calculators : list or mapping
+    calculators : list or mapping, or a single one
         As `savings.compare` takes them.
     device : str
         Where potentials by name run.
@@ -68,6 +66,8 @@ def named_calculators(
     >>> named_calculators({'metals': EMT}, 'cpu')['metals'].label
     'metals (EMT)'
     """
+    if isinstance(calculators, str) or not isinstance(calculators, Iterable):
+        calculators = [calculators]
     if not isinstance(calculators, Mapping):
         given = list(calculators)
         calculators = by_name('calculators', _short_names(given), given)

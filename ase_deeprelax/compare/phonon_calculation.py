@@ -62,7 +62,8 @@ def phonons(
     Parameters
     ----------
     atoms : ase.Atoms
-        Relaxed; periodic along all three vectors.
+        Relaxed; periodic along all three vectors. Masses and initial magnetic moments are
+        used where they were set.
     calculator : ase Calculator
         Gives the forces on displaced atoms.
     min_length : float, A
@@ -215,6 +216,8 @@ def _force_constants(
         numbers=atoms.numbers,
         cell=atoms.cell.array,
         scaled_positions=atoms.get_scaled_positions(),
+        masses=atoms.arrays.get('masses'),
+        magnetic_moments=atoms.arrays.get('initial_magmoms'),
     )
     found = phonopy.Phonopy(
         unit, supercell_matrix=matrix.T, primitive_matrix=np.eye(3), symprec=TOLERANCE
@@ -231,7 +234,13 @@ def _force_constants(
 
 
 def _forces(cell: Any, calculator: Any) -> np.ndarray:
-    atoms = Atoms(cell.numbers, cell=cell.cell, positions=cell.positions, pbc=True)
+    atoms = Atoms(
+        cell.numbers,
+        cell=cell.cell,
+        positions=cell.positions,
+        pbc=True,
+        magmoms=cell.magnetic_moments,
+    )
     forces = np.array(calculator.get_property('forces', atoms), dtype=float)
     if not np.isfinite(forces).all():
         raise RefinementError(

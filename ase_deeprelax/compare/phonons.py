@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ KINDS = ('predicted', 'refined', 'iterative')
 
 def compare_phonons(
     result: Comparison,
-    calculators: Mapping[Any, Any] | Iterable[Any],
+    calculators: Any,
     *,
     optimizer: str | None = None,
     min_length: float = 10.0,
@@ -45,7 +45,7 @@ def compare_phonons(
     ----------
     result : Comparison
         Of `savings.compare`.
-    calculators : list or mapping
+    calculators : list or mapping, or a single one
         Those of the comparison, or some of them.
     optimizer : str, optional
         Whose relaxed structures; default the first of the comparison.
@@ -162,10 +162,16 @@ def _digest(*structures: Atoms) -> str:
     for atoms in structures:
         digest.update(atoms.numbers.tobytes())
         digest.update(atoms.cell.array.tobytes() + atoms.positions.tobytes())
+        if atoms.has('initial_magmoms'):
+            digest.update(atoms.arrays['initial_magmoms'].tobytes())
     return digest.hexdigest()[:16]
 
 
 def _atoms(given: StructureRow, place: Geometry) -> Atoms:
     return Atoms(
-        given['numbers'], positions=place['positions'], cell=place['cell'], pbc=True
+        given['numbers'],
+        positions=place['positions'],
+        cell=place['cell'],
+        pbc=True,
+        magmoms=given.get('magmoms'),
     )

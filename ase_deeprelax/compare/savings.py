@@ -49,10 +49,10 @@ from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 
 
 def compare(
-    structures: Mapping[Any, Any] | Iterable[Any],
-    calculators: Mapping[Any, Any] | Iterable[Any] = ('chgnet',),
+    structures: Any,
+    calculators: Any = 'chgnet',
     *,
-    optimizers: Iterable[str | Callable] = ('FIRE',),
+    optimizers: str | Callable | Iterable[str | Callable] = 'FIRE',
     model: Any = 'default',
     fmax: float = 0.05,
     steps: int = 500,
@@ -71,13 +71,13 @@ def compare(
 
     Parameters
     ----------
-    structures : list or mapping
+    structures : list or mapping, or a single one
         ``ase.Atoms``, pymatgen ``Structure`` or `Pair`, whose relaxed half is its
         reference. Those of a list, but for pairs, get their place in it as id; those of
         a mapping their key.
-    calculators : list or mapping
+    calculators : list or mapping, or a single one
         What `get_calculator` takes; the keys of a mapping are what they are called.
-    optimizers : list of str or classes
+    optimizers : list of str or classes, or a single one
         'FIRE', 'BFGS', 'ElasticBFGS' or another, see `find_optimizer`; default FIRE.
     model : str, path, RelaxationModel, Predictor or callable
         What predicts, as in `compare.evaluate.evaluate`; default 'default'.
@@ -141,6 +141,8 @@ def compare(
     cases = find_cases(structures, reference, relax_cell)
     if not cases:
         raise ConfigError('structures is empty; give one or more')
+    if isinstance(optimizers, str) or callable(optimizers):
+        optimizers = [optimizers]
     classes = [find_optimizer(optimizer) for optimizer in optimizers]
     named = by_name('optimizers', [optimizer_name(o) for o in classes], classes)
     if not named:

@@ -93,6 +93,8 @@ class StructureRow(Geometry):
     # no calculator can relax.
     kind: str
     numbers: list[int]  # atomic numbers
+    # Initial magnetic moments where they were set, mu_B; older results lack them.
+    magmoms: NotRequired[list[Any] | None]
     reference: ReferenceRow | None
     sigma: float | None  # uncertainty of its prediction, A
 

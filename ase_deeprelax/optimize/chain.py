@@ -10,12 +10,13 @@ from ase.filters import Filter
 from ase.optimize import RestartError
 
 from ase_deeprelax import keys
-from ase_deeprelax.calculators.attached import has_calculator
+from ase_deeprelax.calculators.attached import calculator_name, has_calculator
 from ase_deeprelax.errors import warn
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
-from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.geometry.free_strain import RelaxCell, plain_relax_cell
 from ase_deeprelax.geometry.snapshot import assign
-from ase_deeprelax.optimize.ase_optimizers import make_optimizer
+from ase_deeprelax.optimize.ase_optimizers import make_optimizer, optimizer_name
+from ase_deeprelax.optimize.guide import bare_calculator
 from ase_deeprelax.optimize.one_shot import OneShotStage
 from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.refinable import check_refinable
@@ -58,10 +59,13 @@ class Chain:
     def __init__(self, given: Atoms | Filter, options: Options, *, bound_later: bool):
         self.given, self.atoms = given, unwrap(given)
         self._options, self._bound_later = options, bound_later
-        self.one_shot = OneShotStage(given, options, self._relax_cell)
         self.lines: list[str] = []
         self.verification: Verification | None = None
         self._start: Atoms | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.one_shot = OneShotStage(self.given, self._options, self._relax_cell)
         self._reset([])
 
     def _reset(self, stages: list[Stage]) -> None:
@@ -117,6 +121,8 @@ class Chain:
     def begin(self, fmax: float) -> None:
         """Start a run: at the first stage, or where the last run stopped.
 
+        Where there are more or fewer atoms than before, everything begins anew.
+
         Raises
         ------
         StructureError
@@ -129,10 +135,18 @@ class Chain:
         """
         if self._start is None:
             self._start = bare(self.atoms)
+        if len(self._start) != len(self.atoms):
+            self._start = bare(self.atoms)
+            self._begin_anew()
         if not self._find_stages():
             self._check_judge()
             return
         check_refinable(self.atoms)
+        if self._options.judge is not None:
+            warn(
+                'verify is left out: the atoms have a calculator, which refines the '
+                'prediction; atoms.calc = None has the prediction judged instead'
+            )
         for stage in self._options.stages:
             stage.build_calculator()
         if self.run is None:
@@ -163,7 +177,7 @@ class Chain:
         """Whether there is something to refine with: a calculator may come and go."""
         stages = self._options.stages
         if not stages and has_calculator(self.atoms):
-            stages = [Stage(None, guided=self._options.guided)]
+            stages = [self._options.ordinary]
         if len(stages) != len(self.stages):
             self._reset(stages)
         if stages and self._target is None:
@@ -280,6 +294,7 @@ class Chain:
         if self.stages:
             stages = {
                 'index': -1 if run is None else run.index,
+                'title': '' if run is None else self._title(run.index),
                 'next': self._next,
                 'origin': get_origin(self.target.moving),
                 'done': [record.to_state() for record in self._done],
@@ -304,7 +319,8 @@ class Chain:
         Raises
         ------
         RestartError
-            It was another structure. A copy of the atoms that has become one begins anew.
+            It was another structure, or the stage in which it stopped is another one here.
+            A copy of the atoms that has become another structure begins anew.
         """
         atoms, there = self.atoms, state['atoms']
         if not np.array_equal(there.numbers, atoms.numbers):
@@ -315,6 +331,8 @@ class Chain:
                 'it or name another one'
             )
         self._start = state['began']
+        if self._start is not None:
+            self._check_same_stage(state['stages'])
         if self._start is not None and _same_place(atoms, self._start):
             assign(atoms, there.cell.array, there.positions)
             atoms.info.update(state['info'])
@@ -327,6 +345,34 @@ class Chain:
             if stages['run'] is not None:
                 self._enter(stages['index']).load_state_dict(stages['run'])
             self._next = stages['next']
+
+    def _check_same_stage(self, stages: dict[str, Any] | None) -> None:
+        """Refuse a restart file that stopped in a stage which is another one here."""
+        if stages is None or stages['run'] is None:
+            return
+        index = stages['index']
+        here = self._title(index) if self._find_stages() else ''
+        if stages.get('title', here) != here:
+            raise RestartError(
+                f'the restart file stopped in stage {index + 1}, {stages["title"]}; here '
+                f'that is {here or "not there"}: refine as before, or delete the file or '
+                'name another one'
+            )
+
+    def _title(self, index: int) -> str:
+        """What a stage does with what, for restart files; '' where there is none."""
+        if index >= len(self.stages):
+            return ''
+        stage = self.stages[index]
+        calculator, moves = stage.name, type(self.target.moving).__name__
+        if stage.calculator is None:
+            calculator = calculator_name(bare_calculator(self.atoms.calc))
+        if callable(stage.relax_cell):
+            moves = optimizer_name(stage.relax_cell)
+        elif stage.relax_cell is not None:
+            moves = f'relax_cell={plain_relax_cell(stage.relax_cell)}'
+        optimizer = optimizer_name(stage.optimizer or self._options.optimizer)
+        return f'{calculator} with {optimizer} and {moves}'
 
 
 def _same_place(one: Atoms, two: Atoms) -> bool:

@@ -94,7 +94,8 @@ class DeepRelaxOptimizer(LateBinding):
     verify : str or ase Calculator, optional
         A potential that is called once, after a prediction that is not refined: the log,
         ``atoms.info['deeprelax_verified']`` and `verification` say whether the prediction
-        lies within the potential's own error. Default: none.
+        lies within the potential's own error. Where the atoms have a calculator it is left
+        out with a warning. Default: none.
     model : str, path or RelaxationModel
         Default 'default', the shipped model that measured best.
     symmetry : 'keep' or 'free'
@@ -159,7 +160,7 @@ class DeepRelaxOptimizer(LateBinding):
             stages=as_stages(refine, guided=guided),
             optimizer=find_optimizer(optimizer),
             energy_gate=energy_gate,
-            guided=guided,
+            ordinary=Stage(None, guided=guided),
             judge=None if verify is None else Stage(verify),
         )
         if verify is not None and self._options.stages:
@@ -228,6 +229,8 @@ class DeepRelaxOptimizer(LateBinding):
             A calculator or the model is not there.
         ConfigError
             No such optimizer can be made, or the restart file not be written.
+        RestartError
+            The restart file is of another structure or refinement.
         """
         if args and not np.isscalar(args[0]):
             return self.bind(args[0]).run(*args[1:], **kwargs)
@@ -247,9 +250,9 @@ class DeepRelaxOptimizer(LateBinding):
             raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
         if self.restart is not None and self.comm.rank == 0:
             check_writable(self.restart)
-        state, self._state = self._state, None
-        if state is not None:
-            self._chain.load_state_dict(state)
+        if self._state is not None:
+            self._chain.load_state_dict(self._state)
+            self._state = None
         self._chain.begin(fmax)
         self.optimizable = self._chain.present
         return self._released(super().irun(fmax=fmax, steps=steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,8 +33,8 @@ class Options:
         Of stages that have none.
     energy_gate : float or None, eV/atom
         How much a prediction may raise the energy.
-    guided : bool or float
-        Of an ordinary relaxation, see `Stage`.
+    ordinary : Stage
+        Of an ordinary relaxation, with the calculator that the atoms have.
     judge : Stage or None
         With the potential that verifies a prediction which is not refined.
     """
@@ -46,8 +47,15 @@ class Options:
     stages: list[Stage]
     optimizer: Callable
     energy_gate: float | None
-    guided: bool | float
+    ordinary: Stage
     judge: Stage | None
+
+    def __post_init__(self) -> None:
+        gate = self.energy_gate
+        if gate is not None and not gate >= -math.inf:
+            raise ValueError(
+                f'energy_gate is {gate}; it must be an energy in eV/atom, or None'
+            )
 
     @cached_property
     def predictor(self) -> Predictor:

@@ -16,7 +16,8 @@ from ase_deeprelax.errors import StructureError, warn
 from ase_deeprelax.geometry.cell_filter import FreeCellFilter, free_cell
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
-from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.geometry.layer import Layer
+from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, inside_partial
 
 

@@ -264,6 +264,9 @@ def test_batch_says_what_the_calculator_says(calculator):
     for k, atoms in enumerate(crystals):
         atoms.rattle(0.05, seed=k)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * k), scale_atoms=True)
+    left = crystals[-1].copy()
+    left.set_cell(left.cell.array[[1, 0, 2]])
+    crystals.append(left)
     potential = batch_potential(calculator)
     together = potential(crystals)
     [alone] = potential(crystals[:1])
@@ -274,6 +277,7 @@ def test_batch_says_what_the_calculator_says(calculator):
         assert np.allclose(found['forces'], atoms.get_forces(), atol=2e-4)
         assert np.allclose(found['stress'], atoms.get_stress(), atol=2e-5)
         assert found['stress'].shape == (6,)
+    assert np.allclose(together[-1]['stress'], together[-2]['stress'], atol=2e-5)
 
 
 def test_layers_are_no_molecules(calculator):

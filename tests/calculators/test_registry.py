@@ -102,6 +102,15 @@ def test_energies_are_those_of_the_cell_not_of_an_atom(real):
     assert double.get_stress() == pytest.approx(atoms.get_stress(), abs=1e-5)
 
 
+def test_forces_and_stress_do_not_depend_on_the_order_of_the_lattice_vectors(real):
+    atoms, left = crystal(real), crystal(real)
+    left.set_cell(left.cell.array[[1, 0, 2]])
+    assert left.cell.handedness == -1
+    stress, forces = atoms.get_stress(), atoms.get_forces()
+    assert left.get_stress() == pytest.approx(stress, abs=1e-5)
+    assert left.get_forces() == pytest.approx(forces, abs=1e-5)
+
+
 def test_results_are_plain_numbers_of_double_precision(real):
     atoms = crystal(real)
     assert isinstance(atoms.get_potential_energy(), float)

@@ -13,12 +13,13 @@ from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from monty.json import MontyDecoder
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.evaluate import cuts, evaluate
 from ase_deeprelax.compare.iterative import Iterative, IterativeRelaxation
 from ase_deeprelax.data.pairs import make_pair
-from ase_deeprelax.errors import ModelError
+from ase_deeprelax.errors import ModelError, StructureError
 from ase_deeprelax.result import Relaxation
 from tests.alloys import strained_alloy
 
@@ -132,6 +133,15 @@ def test_the_answer_is_a_minimum_and_carries_its_numbers():
     assert kept['stress'] == pytest.approx(fresh.get_stress())
     forces = FrechetCellFilter(fresh).get_forces()
     assert np.linalg.norm(forces, axis=1).max() <= 0.02
+
+
+def test_structures_of_pymatgen_are_relaxed_too():
+    given = AseAtomsAdaptor.get_structure(alloy())
+    results = Iterative(EMT(), fmax=0.02)([given, alloy()])
+    volumes = [result.atoms.get_volume() for result in results]
+    assert volumes[0] == pytest.approx(volumes[1], rel=1e-6)
+    with pytest.raises(StructureError, match='not a structure'):
+        Iterative(EMT())(['Cu'])
 
 
 def test_each_structure_is_relaxed_as_if_alone():

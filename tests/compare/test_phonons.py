@@ -10,6 +10,7 @@ from ase.calculators.emt import EMT
 from ase.units import kB
 from scipy.constants import R
 
+from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.phonon_calculation import choose_supercell, phonons
 from ase_deeprelax.compare.phonons import KINDS, compare_phonons
@@ -87,6 +88,42 @@ def test_the_same_crystal_in_another_cell(copper, conventional):
     assert largest[0] == pytest.approx(largest[1], rel=0.02)
     heats = [f['thermal']['heat_capacity'] for f in (copper, conventional)]
     assert heats[0] == pytest.approx(heats[1], rel=0.02)
+
+
+def test_masses_of_isotopes_count(copper):
+    heavy = bulk('Cu', a=A_CU)
+    heavy.set_masses(4 * heavy.get_masses())
+    found = phonons(heavy, EMT(), **SHORT)
+    largest = [np.max(one['bands']['frequencies']) for one in (copper, found)]
+    assert largest[0] == pytest.approx(2 * largest[1], rel=1e-6)
+
+
+class Magnet(EMT):
+    """EMT that keeps the magnetic moments it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.moments = []
+
+    def calculate(self, atoms=None, properties=('energy',), system_changes=()):
+        self.moments.append(atoms.get_initial_magnetic_moments())
+        super().calculate(atoms, properties, system_changes)
+
+
+def test_magnetic_moments_reach_the_calculator():
+    atoms, magnet = bulk('Ni', cubic=True), Magnet()
+    order = [1.0, 1.0, -1.0, -1.0]
+    atoms.set_initial_magnetic_moments(order)
+    found = phonons(atoms, magnet, min_length=5.0)
+    expected = np.repeat(order, found['n_supercell'] // 4)
+    assert len(magnet.moments) == 1 + found['displacements']
+    assert all(np.array_equal(moments, expected) for moments in magnet.moments)
+    # They are kept in the rows of a comparison.
+    result = compare([atoms], [magnet], model=Dummy())
+    magnet.moments.clear()
+    compare_phonons(result, [magnet], min_length=5.0)
+    assert magnet.moments
+    assert all(np.array_equal(moments, expected) for moments in magnet.moments)
 
 
 @pytest.mark.parametrize(('structure', 'a'), [('bcc', 2.87), ('sc', 2.4)])

@@ -595,6 +595,17 @@ def test_a_changed_structure_of_the_same_name_is_run_anew(tmp_path):
     assert one['runs'][0]['curve'] != two['runs'][0]['curve']
 
 
+def test_another_magnetic_order_is_run_anew(tmp_path):
+    calls = []
+    for moments in ([1, 1, 1, 1], [1, -1, 1, -1], [1, -1, 1, -1]):
+        atoms, counting = alloy(), CountingCalculator(EMT())
+        atoms.set_initial_magnetic_moments(moments)
+        compare([atoms], {'emt': counting}, model=Dummy(), fmax=0.1, out=tmp_path)
+        calls.append(counting.calls)
+    assert calls == [calls[0], calls[0], 0]
+    assert calls[0] > 0
+
+
 def test_pairs_bring_their_reference_and_lists_may_have_some():
     atoms = alloy()
     pair = make_pair('p', atoms, minimum(atoms))
@@ -625,6 +636,15 @@ def test_pairs_bring_their_reference_and_lists_may_have_some():
 def test_mistakes_are_found_before_the_work(structures, reference, error, match):
     with pytest.raises(error, match=match):
         compare(structures, [EMT()], model=Dummy(), reference=reference)
+
+
+def test_one_of_a_kind_needs_no_list():
+    found = compare(alloy(), EMT(), optimizers='BFGS', model=Dummy(), fmax=0.1)
+    listed = compare([alloy()], [EMT()], optimizers=['BFGS'], model=Dummy(), fmax=0.1)
+    assert list(found['settings']['calculators']) == ['emt']
+    assert [run['curve'] for run in found['runs']] == [
+        run['curve'] for run in listed['runs']
+    ]
 
 
 def test_many_ids_are_checked_in_one_pass():

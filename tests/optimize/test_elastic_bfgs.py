@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.tersoff import Tersoff, TersoffParameters
@@ -55,6 +56,36 @@ def test_a_doubled_crystal_goes_the_same_way():
     one = path(FrechetCellFilter(atoms), atoms)
     two = path(FrechetCellFilter(doubled), doubled)
     np.testing.assert_allclose(one[:, :4], two[:, :4], atol=1e-6)
+
+
+def test_large_cells_cost_no_eigenvectors(monkeypatch):
+    def slow(matrix):
+        raise AssertionError('ten times slower than a solution of linear equations')
+
+    monkeypatch.setattr(np.linalg, 'eigh', slow)
+    assert ElasticBFGS(FrechetCellFilter(crystal()), logfile=None).run(fmax=0.01, steps=60)
+
+
+class TwoWells(Calculator):
+    """For each coordinate the energy (x^2 - 1)^2, which is a maximum at zero."""
+
+    implemented_properties = ('energy', 'forces')
+
+    def calculate(self, atoms=None, properties=(), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        x = atoms.positions
+        self.results = {'energy': ((x**2 - 1) ** 2).sum(), 'forces': 4 * x * (1 - x**2)}
+
+
+def test_from_near_a_maximum_it_goes_downhill():
+    atoms = Atoms('H', positions=[[0.05, -0.1, 0.2]], calculator=TwoWells())
+    optimizer, energies = ElasticBFGS(atoms, logfile=None, maxstep=0.1), []
+    optimizer.attach(lambda: energies.append(atoms.get_potential_energy()))
+    optimizer.run(fmax=1e-3, steps=3)
+    assert np.linalg.eigvalsh(optimizer.hessian).min() < 0
+    assert optimizer.run(fmax=1e-3, steps=60)
+    assert (np.diff(energies) < 0.05).all()
+    np.testing.assert_allclose(np.abs(atoms.positions), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize('kind', [FrechetCellFilter, UnitCellFilter])

@@ -535,6 +535,18 @@ def test_calculator_attached_after_the_prediction(one_shot):
     assert np.abs(atoms.get_stress()).max() < 2e-3
 
 
+def test_more_atoms_than_in_the_run_before_begin_anew(one_shot):
+    atoms = gold()
+    atoms.optimizer = one_shot(refine=EMT(), energy_gate=None)
+    assert atoms.optimizer.run(fmax=0.02) is True
+    atoms *= (2, 1, 1)
+    atoms.rattle(0.05, seed=3)
+    assert atoms.optimizer.run(fmax=0.02) is True
+    assert [record.name for record in atoms.optimizer.stages] == ['prediction', 'emt']
+    assert len(atoms.arrays[keys.SIGMA]) == len(atoms) == 8
+    assert np.abs(atoms.get_forces()).max() < 0.02
+
+
 # --- restart, copies, mistakes ---------------------------------------------------------
 
 
@@ -615,6 +627,14 @@ def test_before_binding(one_shot):
 def test_fmax_must_make_sense(one_shot, fmax):
     with pytest.raises(ValueError, match='fmax'):
         one_shot(gold()).run(fmax=fmax)
+
+
+@pytest.mark.parametrize(
+    'wrong', [{'energy_gate': np.nan}, {'guided': -0.1}, {'guided': np.nan}]
+)
+def test_options_that_make_no_sense_are_refused_before_there_are_atoms(one_shot, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        one_shot(**wrong)
 
 
 def test_models(tiny_model):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.optimize import RestartError
 
-from ase_deeprelax import DeepRelaxOptimizer, keys
+from ase_deeprelax import DeepRelaxOptimizer, Stage, keys
 from ase_deeprelax.errors import ConfigError
 from tests.alloys import alloy_with_emt as alloy
 
@@ -65,6 +66,49 @@ def test_files_of_the_version_before_are_refused_with_the_way_out(tiny_model, tm
     path.write_text(json.dumps(dict.fromkeys(names)))
     with pytest.raises(RestartError, match=r'ase_deeprelax 0\.1.*delete'):
         DeepRelaxOptimizer(alloy(), path, None, model=tiny_model).run()
+
+
+STAGES = [
+    Stage(EMT, fmax=0.3, optimizer='FIRE'),
+    Stage(EMT, fmax=1e-3, relax_cell=False),
+]
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        {'refine': [STAGES[0], Stage(EMT, fmax=1e-3)]},
+        {'refine': [STAGES[0], Stage(EMT, optimizer='BFGS', relax_cell=False)]},
+        {'refine': [STAGES[0], Stage(LennardJones, relax_cell=False)]},
+        {'refine': STAGES[:1]},
+        {},
+    ],
+    ids=['cell', 'optimizer', 'calculator', 'one stage', 'no stage'],
+)
+def test_another_refinement_is_refused_and_the_file_kept(tiny_model, tmp_path, other):
+    options = {'model': tiny_model, 'logfile': None, 'restart': tmp_path / 'restart.json'}
+    stopped = DeepRelaxOptimizer(alloy(), refine=STAGES, energy_gate=None, **options)
+    while len(stopped.stages) < 3:
+        stopped.run(steps=1)
+    before, atoms = options['restart'].read_bytes(), alloy()
+    atoms.calc = None
+    optimizer = DeepRelaxOptimizer(atoms, **options, **other)
+    for _ in range(2):  # the second run does not begin anew over the file
+        with pytest.raises(RestartError, match=r'stage 2, EMT with ElasticBFGS.*delete'):
+            optimizer.run()
+    assert np.array_equal(atoms.positions, alloy().positions)
+    assert options['restart'].read_bytes() == before
+
+
+def test_stages_to_come_may_be_others(tiny_model, tmp_path):
+    options = {'model': tiny_model, 'logfile': None, 'restart': tmp_path / 'restart.json'}
+    DeepRelaxOptimizer(alloy(), refine=STAGES[:1], **options).run()
+    atoms = alloy()
+    longer = DeepRelaxOptimizer(atoms, refine=STAGES, **options)
+    assert longer.run()
+    names = [record.optimizer for record in longer.stages]
+    assert names == ['', 'FIRE', 'ElasticBFGS']
+    assert np.abs(atoms.get_forces()).max() < 1e-3
 
 
 def test_positions_that_are_not_finite_are_never_converged(tiny_model):

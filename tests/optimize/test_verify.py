@@ -12,7 +12,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
 from ase_deeprelax import DeepRelaxOptimizer, keys
-from ase_deeprelax.errors import ConfigError, ModelError
+from ase_deeprelax.errors import ConfigError, DeepRelaxWarning, ModelError
 from ase_deeprelax.models.calibration import PotentialErrors
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.optimize.verify import mean_newton_step, verify
@@ -97,6 +97,16 @@ def test_the_optimizer_asks_after_its_prediction(model, capsys):
     assert atoms.info[keys.VERIFIED] == str(optimizer.verification)
     assert str(optimizer.verification) in capsys.readouterr().out
     assert atoms.calc is None
+
+
+def test_a_prediction_that_is_refined_is_not_judged(model):
+    atoms = bulk('Cu', a=3.7)
+    atoms.calc = EMT()
+    optimizer = DeepRelaxOptimizer(atoms, logfile=None, model=model, verify=Counting())
+    with pytest.warns(DeepRelaxWarning, match='verify is left out'):
+        optimizer.run()
+    assert optimizer.verification is None
+    assert keys.VERIFIED not in atoms.info
 
 
 @pytest.mark.parametrize(
