@@ -198,7 +198,7 @@ def _made_from(
 ) -> Series:
     """The series of structures of a kind that are made from relaxed ones."""
     from ase_deeprelax.data.relaxed_structures import read_relaxed
-    from ase_deeprelax.train.inputs import SERIES, Prototypes
+    from ase_deeprelax.train.inputs import KINDS, SERIES, Prototypes
 
     parents = [parent for file in files for parent in read_relaxed(file, (), PARENT_ATOMS)]
     if sources:
@@ -206,10 +206,13 @@ def _made_from(
     series = SERIES[kind](parents, elements, **settings)
     if not series.parents and kind != Prototypes.kind:
         of = f' of the collection {" or ".join(sources)}' if sources else ''
+        what = 'structure'
+        if KINDS[kind].relax_cell == 'in-plane':
+            what = 'layer (with pbc false along one vector)'
         raise PairFileError(
-            f'{", ".join(map(str, files))}: no structure{of} with at most {PARENT_ATOMS} '
-            f'atoms, and of elements that the potential knows, to make a {kind} from; give '
-            'other relaxed structures'
+            f'{", ".join(map(str, files))}: no {what}{of} with at most {PARENT_ATOMS} '
+            'atoms, and of elements that the potential knows, to make inputs of the kind '
+            f'{kind} from; give other relaxed structures'
         )
     return series
 

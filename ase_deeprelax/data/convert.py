@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec, build_graph
 from ase_deeprelax.geometry.canonical import CanonicalCrystal, canonicalize
 from ase_deeprelax.geometry.lattice import compact
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.motion import Motion, everything_free, rotate_projection
-from ase_deeprelax.geometry.vacuum import Layer, split_at_widest_gap
+from ase_deeprelax.geometry.vacuum import split_at_widest_gap
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from ase import Atoms
 
-from ase_deeprelax.geometry.vacuum import Layer, layer_or_none
+from ase_deeprelax.geometry.layer import Layer
+from ase_deeprelax.geometry.vacuum import layer_or_none
 
 
 def as_layers(unrelaxed: Atoms, relaxed: Atoms) -> tuple[Atoms, Atoms]:

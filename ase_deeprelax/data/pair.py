@@ -17,8 +17,9 @@ from ase_deeprelax.data.layer_halves import as_layers
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.geometry.constraints import constraint_labels
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
-from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.geometry.vacuum import find_layer
 
 # A cell with less room than this is flat or missing, A^3 per atom.
 SMALLEST_VOLUME = 1e-3

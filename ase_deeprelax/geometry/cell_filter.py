@@ -12,13 +12,13 @@ from ase.filters import Filter, FrechetCellFilter
 from ase_deeprelax.geometry.constraints import SUPPORTED
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom
 from ase_deeprelax.geometry.free_strain import RelaxCell
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.motion import (
     STRAIN_BASIS,
     in_plane_strains,
     project_strain,
     strain_projection,
 )
-from ase_deeprelax.geometry.vacuum import Layer
 
 
 def free_cell(atoms: Atoms, relax_cell: RelaxCell | None = True) -> Atoms | Filter:

@@ -35,13 +35,14 @@ from ase_deeprelax.geometry.free_strain import (
     check_relax_cell,
     filter_settings,
 )
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.motion import (
     Motion,
     in_plane_strains,
     strain_projection,
 )
 from ase_deeprelax.geometry.snapshot import Snapshot, assign, innermost, interrupts_wait
-from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.geometry.vacuum import find_layer
 
 # The values that `Freedom.kind` can have.
 KINDS = ('bulk', 'layer', 'bulk, cell fixed', 'layer, cell fixed')

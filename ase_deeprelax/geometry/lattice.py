@@ -6,9 +6,14 @@ import itertools
 
 import numpy as np
 
+from ase_deeprelax.errors import StructureError
+
 # A basis vector longer than this many heights of its cell along it costs the neighbour
 # list more than reducing the cell does.
 SKEW = 2.5
+# Cells are reduced in fewer steps, also where vectors are 1e6 times as long as they must be
+# (six steps). In longer ones rounding may hide the lattice: the steps lead in a circle.
+MOST_STEPS = 100
 
 # The three pairs of different vectors.
 _PAIRS = np.triu_indices(3, 1)
@@ -73,9 +78,14 @@ def reduced_basis(cell: np.ndarray) -> np.ndarray:
     Returns
     -------
     (3, 3) int64
+
+    Raises
+    ------
+    StructureError
+        The vectors are so skewed that rounding hides the lattice.
     """
     basis = np.eye(3, dtype=np.int64)
-    while True:
+    for _ in range(MOST_STEPS):
         vectors = basis @ cell
         metric = vectors @ vectors.T
         order = np.argsort(np.diag(metric), kind='stable')
@@ -85,6 +95,10 @@ def reduced_basis(cell: np.ndarray) -> np.ndarray:
             return basis
         row, coefficients = step
         basis[row] += coefficients @ basis
+    raise StructureError(
+        f'the cell {cell.tolist()} is too skewed to be reduced; write it with shorter '
+        'vectors'
+    )
 
 
 def _reducing_step(metric: np.ndarray) -> tuple[int, np.ndarray] | None:

@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 
 from ase_deeprelax.geometry.crystal_images import Crystal, mean_by_label
 from ase_deeprelax.geometry.lattice import compact, reduced_basis
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.motion import rotate_projection
 from ase_deeprelax.geometry.symmetry_search import find_operations, find_translations
-from ase_deeprelax.geometry.vacuum import VACUUM_GAP, Layer
+from ase_deeprelax.geometry.vacuum import VACUUM_GAP
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
 

@@ -1,9 +1,9 @@
-"""Layers and slabs: structures with vacuum along one lattice vector."""
+"""The search for vacuum: which structures are layers, and which are none."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,6 +12,7 @@ from ase.data import covalent_radii
 
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.lattice import reduced_basis
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.neighbors import neighbor_list
 
 # A wider gap between planes of nuclei is vacuum, A. The widest gaps by benchmarks/vacuum.py
@@ -26,9 +27,6 @@ LAYER_GAP = 6.0
 STACK_GAP = 9.0
 # Gaps that differ by less than this are equal, A.
 EQUAL_GAPS = 0.5
-# Room above and below a layer that counts as its own, together, A: about the gap between
-# the layers of a layered crystal.
-LAYER_ROOM = 3.0
 # Atoms closer than this many times the sum of their covalent radii are bonded.
 BOND = 1.3
 
@@ -37,101 +35,6 @@ BOND = 1.3
 _LARGEST_INDEX = 4
 # A gap between all atoms is a gap between some of them: so many are looked at first.
 _FEW_ATOMS = 64
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Layer:
-    """A layer or slab: periodic along two lattice vectors, vacuum along the third.
-
-    Attributes
-    ----------
-    basis : (3, 3) int64
-        ``basis @ cell`` are the two lattice vectors of the layer and the vacuum vector.
-    normal : (3,)
-        Unit vector across the layer.
-    turns : (n_atoms,) int64
-        Vacuum vectors to add to each atom, so that the layer is in one piece.
-    vacuum : float, A
-        Width of the vacuum; infinite where the box ends with the layer.
-    found_by : 'pbc' or 'vacuum'
-        Whether the structure says that it is not periodic along the vacuum vector, or a
-        wide gap between its atoms does.
-    """
-
-    basis: np.ndarray
-    normal: np.ndarray
-    turns: np.ndarray
-    vacuum: float
-    found_by: str
-
-    def __repr__(self) -> str:
-        n = len(self.turns)
-        return f'Layer({n} atoms, vacuum {self.vacuum:.1f} A, by {self.found_by})'
-
-    def in_one_piece(self, atoms: Atoms) -> np.ndarray:
-        """(n_atoms, 3): positions, A, with the layer in one piece."""
-        vacuum_vector = self.basis[2] @ atoms.cell.array
-        return atoms.positions + self.turns[:, None] * vacuum_vector
-
-    def middle(self, positions: np.ndarray) -> float:
-        """Height of the layer's middle plane along the normal, A."""
-        heights = positions @ self.normal
-        return float(heights.min() + heights.max()) / 2
-
-    def standard_box(self, atoms: Atoms, vacuum: float) -> tuple[np.ndarray, np.ndarray]:
-        """The layer in a box of agreed height: positions and cell.
-
-        Neither the height of the box, nor the place of the layer in it, nor a tilt of the
-        vacuum vector is left in the result.
-
-        Parameters
-        ----------
-        atoms : ase.Atoms
-        vacuum : float, A
-
-        Returns
-        -------
-        positions : (n_atoms, 3), A
-            The middle plane lies at half the height.
-        cell : (3, 3), A
-            The layer's lattice vectors, and ``thickness + vacuum`` along the normal.
-        """
-        positions = self.in_one_piece(atoms)
-        heights = positions @ self.normal
-        height = float(np.ptp(heights)) + vacuum
-        cell = self.basis @ atoms.cell.array
-        cell[2] = height * self.normal
-        lift = height / 2 - self.middle(positions)
-        return positions + lift * self.normal, cell
-
-    def solid_volume(self, atoms: Atoms) -> float:
-        """Volume of the layer, A^3, with `LAYER_ROOM` in place of the vacuum."""
-        return float(abs(np.linalg.det(self.standard_box(atoms, LAYER_ROOM)[1])))
-
-    def strain(
-        self, atoms: Atoms, deformation: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Cell and positions after a strain of the layer; the vacuum vector stays.
-
-        Parameters
-        ----------
-        atoms : ase.Atoms
-        deformation : (3, 3)
-            Acts on row vectors from the right; mixes no in-plane vector with the normal.
-
-        Returns
-        -------
-        cell : (3, 3), A
-        positions : (n_atoms, 3), A
-            In the images of ``atoms``; strained about the middle plane.
-        """
-        rows = self.basis @ atoms.cell.array
-        strained = np.array([*(rows[:2] @ deformation), rows[2]])
-        cell = np.rint(np.linalg.inv(self.basis)) @ strained
-        positions = self.in_one_piece(atoms)
-        centre = self.middle(positions) * self.normal
-        moved = (positions - centre) @ deformation + centre
-        return cell, moved - self.turns[:, None] * rows[2]
 
 
 def find_layer(atoms: Atoms) -> Layer | None:

@@ -12,6 +12,8 @@ from ase_deeprelax.models.paegnn import PaEGNN
 from ase_deeprelax.models.painn import PaiNN
 
 ARCHITECTURES = {'paegnn': PaEGNN, 'e3relax-h2': e3relax_h2, 'painn': PaiNN, 'egnn': EGNN}
+# Without any of these there is no network; with a cutoff below zero, atoms see nothing.
+SIZES = ('hidden', 'layers', 'num_rbf', 'cutoff')
 
 
 def create_model(architecture: str, **hyperparameters: Any) -> RelaxationModel:
@@ -32,7 +34,7 @@ def create_model(architecture: str, **hyperparameters: Any) -> RelaxationModel:
     Raises
     ------
     ModelError
-        Unknown architecture, or a hyperparameter that it does not have.
+        Unknown architecture, a hyperparameter that it does not have, or a size of nothing.
 
     Examples
     --------
@@ -45,6 +47,12 @@ def create_model(architecture: str, **hyperparameters: Any) -> RelaxationModel:
             f'unknown architecture {architecture!r}; known are: {known}; make one of your '
             f'own known by ase_deeprelax.models.ARCHITECTURES[{architecture!r}] = ITS_CLASS'
         )
+    for name in SIZES:
+        size = hyperparameters.get(name, 1)
+        if isinstance(size, (int, float)) and not size > 0:
+            raise ModelError(
+                f'architecture {architecture!r}: {name} is {size}; it must be above 0'
+            )
     try:
         model = ARCHITECTURES[architecture](**hyperparameters)
     except (TypeError, ValueError) as error:

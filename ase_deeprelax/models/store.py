@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ def save_model(
     Raises
     ------
     ModelError
-        An entry of the card is not of its kind; or the model has no architecture by which
-        `load_model` could make it again, see `create_model`.
+        An entry of the card is not of its kind; or the model is an ensemble, or has no
+        architecture by which `load_model` could make it again, see `create_model`.
 
     Examples
     --------
@@ -81,6 +82,11 @@ def save_model(
     >>> config = save_model(model, 'my-model', {'elements': [8, 22]})  # doctest: +SKIP
     """
     folder = Path(folder)
+    if isinstance(model, Ensemble):
+        raise ModelError(
+            'an ensemble has no weights of its own; save its members, and make it again by '
+            'Ensemble([load_model(folder), ...])'
+        )
     if not model.architecture:
         name = type(model).__name__
         raise ModelError(
@@ -294,6 +300,11 @@ def for_prediction(model: RelaxationModel) -> RelaxationModel:
 
 def find_model(name: str | Path) -> Path:
     """Folder of a model given by name or path; ``ModelError`` where there is none."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise ModelError(
+            f'{name!r:.60} is no model; give a name, a folder, or a RelaxationModel '
+            '(docs/own_model.md)'
+        )
     shipped = [path.parent.name for path in _shipped_configs()]
     if isinstance(name, str):
         resolved = DEFAULT if name == 'default' else name

@@ -9,8 +9,8 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from ase_deeprelax.errors import PredictionError
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.neighbors import close_pairs
-from ase_deeprelax.geometry.vacuum import Layer
 from ase_deeprelax.predict.structure_checks import (
     close_box,
     first_not_finite,

@@ -14,9 +14,10 @@ from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import StructureError, UnsupportedElementError
 from ase_deeprelax.geometry.element_volumes import usual_volume
 from ase_deeprelax.geometry.lattice import compact
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.neighbors import close_pairs
 from ase_deeprelax.geometry.symmetry import Symmetry, primitive_size
-from ase_deeprelax.geometry.vacuum import Layer, find_layer
+from ase_deeprelax.geometry.vacuum import find_layer
 
 # Less room than this is no crystal but a flat or missing cell, A^3 per atom.
 SMALLEST_VOLUME = 1.0

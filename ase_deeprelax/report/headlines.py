@@ -56,7 +56,7 @@ def of_evaluation(evaluation: AnyEvaluation) -> list[str]:
     for key in models_of(evaluation):
         below = cuts(evaluation['all'], key)
         shown = [
-            f'{cut["median"]:.0f} % of the error of the {what}'
+            f'{cut["median"]:z.0f} % of the error of the {what}'
             for what, name in (('positions', 'coord_mae'), ('lattice', 'lattice_mae'))
             if (cut := below[name]) is not None and cut['median'] is not None
         ]

@@ -54,6 +54,7 @@ def distributions(columns: Columns) -> Figure:
         high = max(high, low + SMALLEST)
         ax.hist(np.clip(found, low, high), bins=40, range=(low, high), color=BLUE)
         ax.set(xlabel=DRAWN[name], ylabel='structures')
+        ax.locator_params(axis='y', integer=True)
     return figure
 
 

@@ -17,6 +17,7 @@ from ase_deeprelax.compare.uncertainty import risk_coverage
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import PredictionError
+from ase_deeprelax.report.plot_accuracy import method_name
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
@@ -34,6 +35,7 @@ from ase_deeprelax.report.style import (
 from ase_deeprelax.result import Relaxation
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # Errors below this are drawn at it, A.
@@ -58,6 +60,8 @@ def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
     matplotlib.figure.Figure
         Darker hexagons hold more structures; the title gives Spearman's rank correlation.
     """
+    from matplotlib.ticker import MaxNLocator
+
     rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
     figure, [[ax]] = panels(1, 1)
     if not rows:
@@ -66,9 +70,11 @@ def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
     sigma = np.maximum([row['sigma'][method] for row in rows], SMALLEST)
     error = np.maximum([row['bond_error'][method] for row in rows], SMALLEST)
     drawn = ax.hexbin(
-        sigma, error, gridsize=28, xscale='log', yscale='log', mincnt=1, cmap='Blues'
+        sigma, error, gridsize=28, xscale='log', yscale='log', mincnt=1, cmap=_counts()
     )
-    figure.colorbar(drawn, ax=ax, label='structures')
+    drawn.set_clim(1, max(2, drawn.get_array().max()))
+    ticks = MaxNLocator(integer=True, min_n_ticks=1)
+    figure.colorbar(drawn, ax=ax, label='structures', ticks=ticks)
     ends = np.array([sigma.min(), sigma.max()])
     ax.plot(ends, ends, color=INK, lw=0.7, ls=DASHED)
     ax.set(xlabel='sigma of the structure / Å', ylabel='mean error of its distances / Å')
@@ -76,6 +82,13 @@ def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
     if rank is not None:
         ax.set_title(f"Spearman's rho {rank:.2f}, {count(len(rows))}")
     return figure
+
+
+def _counts() -> Colormap:
+    """From a light blue, so that a hexagon with one structure is seen, to a dark one."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list('counts', ['#bcd9ee', BLUE, '#062b55'])
 
 
 @styled
@@ -142,7 +155,8 @@ def risk_coverage_curve(evaluation: AnyEvaluation) -> Figure:
         return figure
     looks = zip(cycle((BLUE, *MORE)), cycle(DASHES), strict=False)
     for (name, points), (color, dashes) in zip(curves.items(), looks, strict=False):
-        ax.plot(*_points(points), color=color, ls=dashes, label=plain(name))
+        label = plain(method_name(evaluation, name))
+        ax.plot(*_points(points), color=color, ls=dashes, label=label)
     first = next(iter(curves))
     errors = [row['errors'][first]['coord_mae'] for row in evaluation['structures']]
     best = risk_coverage(errors, errors)

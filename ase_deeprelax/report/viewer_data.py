@@ -16,8 +16,9 @@ from ase.data.colors import jmol_colors
 
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import fixed_atoms
+from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.neighbors import neighbor_list
-from ase_deeprelax.geometry.vacuum import Layer, layer_or_none
+from ase_deeprelax.geometry.vacuum import layer_or_none
 
 # An atom lies on a face of the cell, and is drawn on the opposite one too, within so many
 # A of it, so that a crystal with displaced atoms is drawn whole; at most this part of the

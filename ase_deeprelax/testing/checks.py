@@ -84,6 +84,8 @@ def output_is_sound(model: RelaxationModel, dtype: str) -> None:
     before = batch.clone()
     with torch.inference_mode():
         output = predictor.model(batch)
+    kind = type(output).__name__
+    expect(isinstance(output, ModelOutput), f'forward returned {kind}, not ModelOutput')
     after = batch.tensors()
     for key, tensor in before.tensors().items():
         expect(torch.equal(after[key], tensor), f'the model changed graph.{key}')
@@ -122,7 +124,8 @@ def _check_ranges(batch: CrystalGraph, output: ModelOutput) -> None:
         inside = log_b is None or ((log_b >= low) & (log_b <= high)).all()
         expect(inside, 'log_b is out of range')
     expect((output.distance >= 0).all(), 'negative distances')
-    bonds = torch.bincount(batch.edge_index[:, output.bond_index].flatten())
+    ends = batch.edge_index[:, output.bond_index].flatten()
+    bonds = torch.bincount(ends, minlength=len(batch.z))
     expect((bonds > 0).all(), 'an atom has no bond with a predicted distance')
 
 

@@ -4,18 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from ase_deeprelax.errors import ConfigError
+
+# What files written before call `Data.relaxed_structures`.
+FORMER = 'seeds'
 
 
 class Section(BaseModel):
     """Settings that are checked, and unknown ones refused."""
 
-    model_config = ConfigDict(extra='forbid', frozen=True)
+    model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode='before')
+    @classmethod
+    def _name_unknown(cls, settings: Any) -> Any:
+        """Say which settings there are, where one is given that is not."""
+        for name in settings if isinstance(settings, dict) else ():
+            if name not in cls.model_fields and name != FORMER:
+                known = ', '.join(cls.model_fields)
+                raise ValueError(f'there is no setting {name!r} here, only {known}')
+        return settings
+
+
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    low, high = limits
+    if low > high:
+        raise ValueError(f'the lower limit comes first, not {low:g}')
+    return limits
+
+
+# A lower and an upper limit.
+Limits = Annotated[tuple[float, float], AfterValidator(_ascending)]
+# The smallest and the largest change of a volume, as a share of it.
+Share = Annotated[float, Field(gt=-1)]
+VolumeLimits = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 
 
 class Augment(Section):
@@ -52,15 +87,15 @@ class Denoise(Section):
     """Pairs made on the fly from relaxed structures: strained and displaced inputs."""
 
     share: float = Field(0.15, gt=0, lt=1, description='share of all training samples')
-    max_atoms: int = 40
-    volume: tuple[float, float] = (-0.15, 0.20)
-    shear: float = 0.02
-    displacement: tuple[float, float] = Field((0.02, 0.2), description='A, rms')
+    max_atoms: int = Field(40, ge=1)
+    volume: VolumeLimits = (-0.15, 0.20)
+    shear: float = Field(0.02, ge=0)
+    displacement: Limits = Field((0.02, 0.2), description='A, rms')
     simple_weight: float = Field(
         1, gt=0, description='how often a simple binary compound is drawn, others: 1'
     )
     element_weight: float = Field(1, gt=0, description='how often an element is drawn')
-    simple_volume: tuple[float, float] = Field(
+    simple_volume: VolumeLimits = Field(
         (-0.32, 0.40), description='changes of their volumes; lengths by 12 %'
     )
     symmetric: float = Field(
@@ -81,9 +116,8 @@ class Data(Section):
     """What is trained on, and in what batches."""
 
     pairs: list[Source] = Field(min_length=1)
-    # Files written before call them seeds.
     relaxed_structures: list[RelaxedStructures] = Field(
-        [], validation_alias=AliasChoices('relaxed_structures', 'seeds')
+        [], validation_alias=AliasChoices('relaxed_structures', FORMER)
     )
     denoise: Denoise = Denoise()
     exclude_formulas: Path | None = None
@@ -96,17 +130,17 @@ class Data(Section):
     batch_crystals: int | None = Field(
         None, ge=1, description='crystals per batch in place of atoms, as in the papers'
     )
-    workers: int = 1
+    workers: int = Field(1, ge=0, description='processes; 0: the training loads itself')
 
 
 class Loss(Section):
     """Weights of the terms of eqs. 11-15."""
 
-    distance: float = 0.05
-    cross_distance: float = 0.05
-    lattice: float = 1.0
-    volume: float = 1.0
-    displacement: float = 1.0
+    distance: float = Field(0.05, ge=0)
+    cross_distance: float = Field(0.05, ge=0)
+    lattice: float = Field(1.0, ge=0)
+    volume: float = Field(1.0, ge=0)
+    displacement: float = Field(1.0, ge=0)
     scales: bool = Field(
         True, description='Laplace likelihood of distances; else their absolute error'
     )
@@ -119,28 +153,28 @@ class Optimize(Section):
     muon_rate: float | None = Field(
         None, gt=0, description='learning rate of Muon for weight matrices; else AdamW'
     )
-    weight_decay: float = 0.01
+    weight_decay: float = Field(0.01, ge=0)
     amsgrad: bool = False
     schedule: Literal['plateau', 'cosine'] = 'cosine'
-    warmup_steps: int = 500
+    warmup_steps: int = Field(500, ge=0)
     max_minutes: float | None = Field(None, gt=0)
     max_steps: int | None = Field(None, gt=0)
-    clip: float = 10.0
+    clip: float = Field(10.0, gt=0, description='largest norm of the gradient')
     ema: float = Field(0.999, ge=0, lt=1)
     ema_ramp: int = Field(
         10, ge=1, description='after n steps at most (1 + n) / (ema_ramp + n) is kept'
     )
     precision: Literal['32', '64', 'bf16'] = '32'
     compile: bool = False
-    threads: int | None = None
-    val_every_steps: int = 1000
-    early_stop: int | None = Field(None, description='validations without a gain')
+    threads: int | None = Field(None, ge=1)
+    val_every_steps: int = Field(1000, ge=1)
+    early_stop: int | None = Field(None, ge=1, description='validations without a gain')
 
 
 class TrainConfig(Section):
     """Everything `deeprelax train` needs; relative paths start at the YAML file."""
 
-    name: str
+    name: str = Field(min_length=1)
     licence: str = Field('', description='of the weights')
     model: dict
     data: Data
@@ -191,14 +225,19 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [
-            f'  {".".join(map(str, e["loc"]))}: {e["msg"]} (got {e["input"]!r:.200})'
-            for e in error.errors()[:MOST_ERRORS]
-        ]
+        lines = [_line(problem) for problem in error.errors()[:MOST_ERRORS]]
         raise ConfigError(f'{path}:\n' + '\n'.join(lines)) from error
     if config.optimize.max_minutes is None and config.optimize.max_steps is None:
         raise ConfigError(f'{path}: set optimize.max_minutes or optimize.max_steps')
     return _resolve(config, base)
+
+
+def _line(problem: Any) -> str:
+    """What pydantic found wrong, with the name of the setting."""
+    name = '.'.join(map(str, problem['loc']))
+    if 'error' in problem.get('ctx', {}):  # our own words
+        return f'  {name + ": " if name else ""}{problem["ctx"]["error"]}'
+    return f'  {name}: {problem["msg"]} (got {problem["input"]!r:.200})'
 
 
 def _read_yaml(path: Path) -> Any:

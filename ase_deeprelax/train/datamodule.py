@@ -28,7 +28,7 @@ from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.augment import changed, draw_weight, is_simple
 from ase_deeprelax.train.samples import Samples, fit_thickness, to_samples
-from ase_deeprelax.train.sigterm import outlive_sigterm
+from ase_deeprelax.train.stop_signals import outlive_signals
 
 if TYPE_CHECKING:
     from ase_deeprelax.train.config import Data, TrainConfig
@@ -291,5 +291,5 @@ class PairData(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=outlive_sigterm,
+            worker_init_fn=outlive_signals,
         )

@@ -13,7 +13,7 @@ from ase import Atoms
 
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.pairs import pair_record
-from ase_deeprelax.errors import DeepRelaxError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.journal import Journal, check_settings
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.many import RAISED, Outcome, relax_batched
@@ -31,6 +31,8 @@ VOLUME_RATIOS = (0.5, 2.0)
 # A crystal with a smaller share of the usual volume of its elements has fallen into a hole
 # of the potential; those of the Materials Project have at least 0.68.
 SMALLEST_VOLUME_RATIO = 0.6
+# So many pairs that are there are compared with the inputs that they should come from.
+COMPARED = 10
 # A potential that fails for so many inputs one after the other is broken, not they.
 BROKEN = 50
 
@@ -84,8 +86,9 @@ def label(
     Raises
     ------
     ConfigError
-        ``out`` holds something else, or pairs of this series with another potential or
-        ``fmax``; or another process is writing to it.
+        ``out`` holds something else, or pairs of a series of this name with another
+        potential or ``fmax``, or from other structures; or another process is writing to
+        it.
     DeepRelaxError
         The potential fails for every input.
     """
@@ -97,6 +100,8 @@ def label(
         for k in pairs:  # those of former versions do not say it
             known = good[inputs.name, k]
             check_settings(out, {x: known.get(x, settings[x]) for x in settings}, settings)
+        for k in sorted(pairs)[:COMPARED]:
+            _check_same(out, inputs, good[inputs.name, k])
         numbers = range(len(cast('Structures', inputs)) if count is None else count)
         todo = [k for k in numbers if k not in pairs and k not in failed]
 
@@ -145,6 +150,22 @@ def _key(record: Any) -> tuple[str, int]:
 def _done(journal: Journal, series: str) -> set[int]:
     """The inputs of a series that a file has."""
     return {k for name, k in journal if name == series}
+
+
+def _check_same(out: Path, inputs: Series | Structures, known: dict[str, Any]) -> None:
+    """Refuse a file whose pair ``known`` comes from another input than this series has."""
+    try:
+        _, atoms, _ = inputs[known['k']]
+    except IndexError:  # there were more of them
+        atoms = None
+    if atoms is None or not (
+        np.array_equal(atoms.numbers, known['numbers'])
+        and np.allclose(atoms.cell.array, known['cell0'], atol=1e-6)
+    ):
+        raise ConfigError(
+            f'{out} holds pairs of {inputs.name!r} that were made from other structures; '
+            'go on with these, or choose another seed, another name or another place'
+        )
 
 
 def _taken(

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # Usual norms of the gradient are below 100.
 LARGEST_GRADIENT = 1e4
+# Settings of the optimizer whose values are in a checkpoint: a training that goes on from
+# it cannot have others.
+KEPT = ('learning_rate', 'muon_rate', 'weight_decay', 'amsgrad', 'schedule', 'precision')
 
 
 class RelaxationModule(lightning.LightningModule):
@@ -172,9 +175,16 @@ class RelaxationModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint['elapsed'] = self.elapsed
+        checkpoint['settings'] = kept_settings(self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.elapsed = checkpoint['elapsed']
+
+
+def kept_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a training and all that go on from its checkpoints share."""
+    kept = {f'optimize.{name}': getattr(config.optimize, name) for name in KEPT}
+    return {'model': config.model, **kept}
 
 
 def structure_errors(

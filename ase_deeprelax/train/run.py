@@ -3,7 +3,8 @@
 A run, from top to bottom:
 
 1. `config.load_config` reads the YAML file and checks every setting.
-2. `train` refuses a folder that holds another training, then sets threads and arithmetic.
+2. `train` refuses a folder that holds another training, and a checkpoint of other
+   settings, then sets threads and arithmetic.
 3. `_network` makes the network (`models.create_model`), with weights of another one or not.
 4. `datamodule.PairData` reads pairs and relaxed structures, leaves out what must not be
    trained on, and makes batches of similar sizes in an order that seed and epoch decide.
@@ -15,13 +16,15 @@ A run, from top to bottom:
 6. `module.RelaxationModule` takes a step: `recycle.recycled` puts the network's own answers
    in place of the inputs of some batches; then the network, `losses.relaxation_loss`, Muon
    and AdamW with the rate of the schedule, which may count steps or minutes.
-7. Lightning writes ``last.ckpt`` and ``best.ckpt``; SIGTERM writes ``last.ckpt`` and ends.
+7. Lightning writes ``last.ckpt`` and ``best.ckpt``; SIGTERM and Ctrl-C write ``last.ckpt``
+   and end.
 8. `_choose_weights` takes the better of the last and the best validated averages.
 9. `_card` collects what there is to know, and `models.store.save_model` writes the folder.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -44,13 +47,16 @@ from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import check_writable
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.models.ensemble import Ensemble
 from ase_deeprelax.models.store import CONFIG, load_model, save_model
 from ase_deeprelax.predict.structure_checks import volume_ratio
 from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
-from ase_deeprelax.train.module import RelaxationModule
+from ase_deeprelax.train.module import RelaxationModule, kept_settings
 from ase_deeprelax.train.progress import progress_callback, without_idle_remarks
-from ase_deeprelax.train.sigterm import StopOnSigterm, no_orphans
+from ase_deeprelax.train.stop_signals import StopOnSignal, no_orphans
+
+log = logging.getLogger(__name__)
 
 PRECISION: dict[str, Any] = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
 
@@ -77,7 +83,7 @@ def train(
         schedule, averaged weights, used time and the place in the data come back. Code in
         it is not run.
     start : str or path, optional
-        Model to start the weights from (transfer learning).
+        Model to start the weights from (transfer learning); not beside ``resume``.
     progress : bool
         Show a progress bar; where standard error is no terminal, a line for each
         validation. Default True.
@@ -92,14 +98,19 @@ def train(
     ConfigError, PairFileError, ModelError
         Nothing was trained, and nothing is changed on disk.
     SystemExit
-        SIGTERM came: ``last.ckpt`` is written, the status is 143.
+        SIGTERM or Ctrl-C came: ``last.ckpt`` is written, the status is 143 or 130.
     """
     config = load_config(config_path, overrides)
     output = config.output / config.name
-    if resume is None:
+    if resume is not None and start is not None:
+        raise ConfigError(
+            f'a training goes on from {resume} with the weights that are there; give '
+            'resume or a model to start from, not both'
+        )
+    if resume is None or Path(resume).resolve().parent != output.resolve():
         _check_new(output)
-    else:
-        _check_checkpoint(resume)
+    if resume is not None:
+        _check_checkpoint(resume, config)
     with _fast_arithmetic(config.optimize.threads), without_idle_remarks(), no_orphans():
         return _train(config_path, config, resume, start, progress)
 
@@ -119,12 +130,12 @@ def _check_new(output: Path) -> None:
         )
 
 
-def _check_checkpoint(path: str | Path) -> None:
-    """Refuse what is no checkpoint, or holds code, before anything else is done."""
+def _check_checkpoint(path: str | Path, config: TrainConfig) -> None:
+    """Refuse what is no checkpoint, holds code, or is of a training with other settings."""
     if not Path(path).is_file():
         raise ConfigError(
             f'{path}: there is no such file; a training writes its last.ckpt every '
-            'optimize.val_every_steps steps, and on SIGTERM'
+            'optimize.val_every_steps steps, on SIGTERM and on Ctrl-C'
         )
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
@@ -136,6 +147,14 @@ def _check_checkpoint(path: str | Path) -> None:
         ) from error
     if missing:
         raise ConfigError(f'{path} is no checkpoint of a training: no {sorted(missing)}')
+    before, now = content.get('settings', {}), kept_settings(config)
+    changed = [name for name in before if before[name] != now.get(name)]
+    if changed:
+        values = [f'{name} {before[name]}, not {now.get(name)}' for name in changed]
+        raise ConfigError(
+            f'{path} is of a training with {"; ".join(values)}: go on with its settings, '
+            'or begin a new training with its model as a start (--from)'
+        )
 
 
 @contextmanager
@@ -165,6 +184,10 @@ def _train(
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = _network(config_path, config, start)
     data = PairData(config, model.spec)
+    if not data.val:
+        log.warning(
+            "no pair has the split 'val': no errors are shown, the last weights count"
+        )
     output = config.output / config.name
     check_writable(output / 'model' / CONFIG)
     module = RelaxationModule(model, config)
@@ -172,7 +195,7 @@ def _train(
         for name in ('messages', 'updates', 'layers'):
             for layer in getattr(model, name, ()):
                 layer.compile(dynamic=True)
-    sigterm = StopOnSigterm(output / 'last.ckpt')
+    stop = StopOnSignal(output / 'last.ckpt')
     trainer = lightning.Trainer(
         accelerator='auto',
         devices=1,
@@ -186,7 +209,7 @@ def _train(
         num_sanity_val_steps=0,
         log_every_n_steps=50,
         # Last: its checkpoint holds what the averages have learnt of the step.
-        callbacks=[*_callbacks(config, output, bool(data.val), progress), sigterm],
+        callbacks=[*_callbacks(config, output, bool(data.val), progress), stop],
         logger=[
             CSVLogger(output, name='csv'),
             TensorBoardLogger(output, name='tensorboard'),
@@ -196,7 +219,7 @@ def _train(
         default_root_dir=output,
     )
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    sigterm.exit_if_it_came()
+    stop.exit_if_it_came()
     errors = _choose_weights(trainer, module, data) if data.val else {}
     save_model(
         model.float(), output / 'model', _card(config, trainer, module, data, errors)
@@ -225,16 +248,21 @@ def _network(
 def _take_weights(model: RelaxationModel, start: str | Path) -> None:
     """Start from another model's weights, which must be of the same form."""
     other = load_model(start)
-    problem = '' if model.spec == other.spec else f'its graph is {other.spec}'
+    if isinstance(other, Ensemble):
+        raise ConfigError(
+            f'{str(start)!r} is an ensemble; start from one of its members: '
+            f'{", ".join(other.card.members)}'
+        )
+    fits = model.spec == other.spec
     try:
         model.load_state_dict(other.state_dict())
-    except RuntimeError as error:
-        problem = str(error)
-    if problem:
+    except RuntimeError:  # a list of all weights that differ, or are not there
+        fits = False
+    if not fits:
         raise ConfigError(
-            f'the weights of {start!r} ({other.architecture}, {other.hyperparameters}) do '
-            f'not fit {model.architecture}, {model.hyperparameters}: give the same model '
-            f'settings. {problem}'
+            f'the weights of {str(start)!r} ({other.architecture}, '
+            f'{other.hyperparameters}) do not fit {model.architecture}, '
+            f'{model.hyperparameters}: give the same model settings'
         )
 
 

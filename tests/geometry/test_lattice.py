@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.lattice import (
     SKEW,
     canonical_bases,
@@ -70,6 +71,18 @@ def test_lattice_symmetries_of_holohedries(name, count):
     assert len(found) == count == len(canonical_bases(cell, 1e-3))
     turns = np.linalg.inv(cell) @ found @ cell
     np.testing.assert_allclose(turns @ turns.transpose(0, 2, 1) - np.eye(3), 0, atol=1e-6)
+
+
+def test_a_cell_whose_lattice_rounding_hides_is_refused():
+    """Each vector can be shortened by the others for ever, by what is lost in digits."""
+    a = 2.844393168277005
+    cell = [
+        [0.0, a, a],
+        [a, 284439.3168277005, 284442.16122086876],
+        [-853315.1060899332, 22.75514534621604, -853298.0397309235],
+    ]
+    with pytest.raises(StructureError, match='too skewed to be reduced'):
+        reduced_basis(np.array(cell))
 
 
 def test_a_huge_skew_is_undone():

@@ -93,3 +93,30 @@ def test_check_finds_a_model_that_changes_its_input():
 
     with pytest.raises(AssertionError, match=r'changed graph\.pos'):
         testing.output_is_sound(Vandal(hidden=16, layers=2).eval(), 'float32')
+
+
+def test_check_finds_a_model_that_returns_something_else():
+    class Dictionary(Anchored):
+        def forward(self, graph):
+            return vars(super().forward(graph))
+
+    with pytest.raises(AssertionError, match='forward returned dict, not ModelOutput'):
+        testing.output_is_sound(Dictionary(hidden=16, layers=2).eval(), 'float32')
+
+
+@pytest.mark.parametrize('kept', [0, 1])
+def test_check_finds_a_model_that_leaves_an_atom_without_bonds(kept):
+    """The last atoms of the batch, or all of them."""
+
+    class Lonely(Anchored):
+        def forward(self, graph):
+            said = super().forward(graph)
+            said.displacement = said.displacement * 0
+            first = graph.edge_index[:, said.bond_index].amax(dim=0) < kept
+            said.bond_index, said.distance, said.log_b = (
+                x[first] for x in (said.bond_index, said.distance, said.log_b)
+            )
+            return said
+
+    with pytest.raises(AssertionError, match='an atom has no bond'):
+        testing.output_is_sound(Lonely(hidden=16, layers=2).eval(), 'float32')

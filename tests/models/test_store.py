@@ -12,6 +12,7 @@ from ase_deeprelax import files
 from ase_deeprelax.errors import DeepRelaxWarning, ModelError
 from ase_deeprelax.models import create_model, store
 from ase_deeprelax.models.card import ModelCard
+from ase_deeprelax.models.ensemble import Ensemble
 from ase_deeprelax.models.painn import PaiNN
 from ase_deeprelax.models.store import (
     answers_hash,
@@ -40,6 +41,8 @@ def folder(original, tmp_path):
 def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path):
     with pytest.raises(ModelError, match=r"ARCHITECTURES\['painn'\] = PaiNN"):
         save_model(PaiNN(hidden=16), tmp_path / 'mine', {})
+    with pytest.raises(ModelError, match='save its members'):
+        save_model(Ensemble([PaiNN(hidden=16)]), tmp_path / 'mine', {})
     assert not (tmp_path / 'mine').exists()
 
 
@@ -174,6 +177,12 @@ def test_pickles_are_refused_unread(tmp_path, suffix):
 def test_folder_without_config(tmp_path):
     with pytest.raises(ModelError, match=r'no config\.json'):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize('thing', [None, 3, torch.nn.Linear(2, 2), PaiNN])
+def test_what_is_no_model_is_named(thing):
+    with pytest.raises(ModelError, match='is no model; give a name, a folder, or'):
+        relax(bulk('Cu'), model=thing) if thing is not None else load_model(thing)
 
 
 def test_unknown_name_tells_the_nearest(folder, monkeypatch):

@@ -24,6 +24,7 @@ from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
 from ase_deeprelax.predict import relax
 from ase_deeprelax.report import accuracy
+from ase_deeprelax.report.headlines import of_evaluation
 from ase_deeprelax.report.html import embedded, write_report
 
 NASTY = '</script><b>x</b> & "quotes" $\\alpha$'
@@ -184,7 +185,16 @@ def test_the_headline_and_where_it_comes_from_stand_first(page, full_page, evalu
     assert f'emt with {row["optimizer"]}: {line}' in path.read_text()
     path, found = evaluated
     cut = cuts(found['all'], 'model')['lattice_mae']['median']
-    assert f'{cut:.0f} % of the error of the lattice' in path.read_text()
+    assert f'{cut:z.0f} % of the error of the lattice' in path.read_text()
+
+
+def test_the_headline_of_a_model_that_gains_nothing_has_no_minus_zero(evaluated):
+    worse = copy.deepcopy(evaluated[1])
+    for name in ('coord_mae', 'lattice_mae'):
+        dummy = worse['all']['dummy'][name]
+        worse['all']['model'][name] = {key: 1.003 * x for key, x in dummy.items()}
+    [line] = of_evaluation(worse)
+    assert 'takes away 0 % of the error of the positions and 0 % of' in line
 
 
 def test_all_refused_leaves_no_viewer(tmp_path, relaxations):

@@ -479,3 +479,5 @@ def test_distributions_count_every_structure_whose_value_is_known():
     assert [sum(heights[0]), sum(heights[1])] == [2001, 2000]
     assert max(heights[0]) < 100  # the one far away leaves room for the others
     assert max(heights[1]) == 2000  # nothing moved
+    few = plot_relaxations.distributions({'dmax': [0.1, 0.1, 0.2]}).axes[0]
+    assert (few.get_yticks() % 1 == 0).all()

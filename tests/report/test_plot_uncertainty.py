@@ -19,8 +19,12 @@ def evaluation():
 
 
 def test_every_structure_is_in_one_hexagon(evaluation):
-    [ax, _] = plot_uncertainty.error_density(evaluation).axes
-    assert ax.collections[0].get_array().sum() == 40
+    [ax, bar] = plot_uncertainty.error_density(evaluation).axes
+    [hexagons] = ax.collections
+    assert hexagons.get_array().sum() == 40
+    assert hexagons.get_array().min() == 1
+    assert min(hexagons.cmap(0.0)) < 0.8, 'one structure cannot be seen on white'
+    assert (bar.get_yticks() % 1 == 0).all()
     assert f'{evaluation["spearman_sigma"]:.2f}' in ax.get_title()
 
 
@@ -43,6 +47,7 @@ def test_the_curve_ends_at_the_mean_error_and_the_best_order_is_below(evaluation
     assert best[-1] == pytest.approx(mean)
     assert (best <= np.array(curve) + 1e-12).all()
     assert (np.diff(best) >= 0).all()
+    assert ax.get_legend_handles_labels()[1][0] == evaluation['model']
 
 
 def test_bonds_have_their_own_colours():

@@ -222,5 +222,7 @@ def test_a_source_that_loses_structures_meanwhile_is_named(source):
     packs = read_packs(open_source(source), plan, range(3))
     assert [len(list(items)) for _, items in islice(packs, 2)] == [100, 100]
     _, items = next(packs)
-    with pytest.raises(ConfigError, match=r'many.extxyz was changed .* number 240 any more'):
+    with pytest.raises(
+        ConfigError, match=r'many.extxyz was changed .* number 240 any more'
+    ):
         list(items)

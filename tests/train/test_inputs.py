@@ -126,6 +126,11 @@ def test_excluded_compositions_are_not_made(series, crystals, layers):
             assert atoms == before
 
 
+@pytest.mark.parametrize('kind', [kind for kind in SERIES if in_plane(kind)])
+def test_what_relaxes_in_the_plane_is_made_from_layers(kind, crystals, layers):
+    assert SERIES[kind]([*crystals, *layers], ELEMENTS).parents == layers
+
+
 def test_hubbard_inputs_can_be_left_out(crystals):
     series = FixedCells(crystals, ELEMENTS, seed=1, hubbard=False)
     found = [series[k] for k in range(200)]

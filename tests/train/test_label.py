@@ -332,6 +332,29 @@ def test_other_series_in_the_file_are_left_alone(tmp_path, seeds, series):
     assert names.count(other.name) == second['pairs'] > 3
 
 
+def test_other_structures_are_no_series_that_is_there(tmp_path, seeds, series):
+    out = tmp_path / 'pairs.jsonl'
+    counts = run(out, series)
+    fewer = Substitutions(seeds[3:], EMT_ELEMENTS, seed=3)
+    assert fewer.name == series.name
+    with pytest.raises(ConfigError, match=r'made from other structures.*another seed'):
+        run(out, fewer)
+    assert run(out, Substitutions(seeds, EMT_ELEMENTS, seed=3)) == counts
+
+
+def test_given_structures_may_become_more_but_not_other_ones(tmp_path):
+    def given(*constants):
+        atoms = [Given('mine', bulk('Cu', a=a)) for a in constants]
+        return Structures(atoms, EMT_ELEMENTS, 'mine')
+
+    out = tmp_path / 'pairs.jsonl'
+    assert run(out, given(3.5), count=None)['pairs'] == 1
+    assert run(out, given(3.5, 3.7), count=None)['pairs'] == 2
+    for others in (given(3.4, 3.7), given()):
+        with pytest.raises(ConfigError, match='made from other structures'):
+            run(out, others, count=None)
+
+
 def relax_slowly(out, seeds):
     """For another process: label, a moment after each structure."""
     ask = batch_potential(EMT())

@@ -147,10 +147,11 @@ def same_weights(*folders):
     return all(map(torch.equal, one, two))
 
 
-def test_sigterm_leaves_a_checkpoint_from_which_training_goes_on(
-    config, tmp_path, monkeypatch
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_from_which_training_goes_on(
+    config, tmp_path, monkeypatch, number
 ):
-    """Queues send SIGTERM to the processes that load data too."""
+    """Queues send SIGTERM, and terminals Ctrl-C, to the processes that load data too."""
     take, seen = RelaxationModule.on_train_batch_start, []
 
     def terminated(self, batch, batch_idx):
@@ -158,15 +159,16 @@ def test_sigterm_leaves_a_checkpoint_from_which_training_goes_on(
         take(self, batch, batch_idx)
         if self.global_step == 33 and len(seen) == 34:
             for child in multiprocessing.active_children():
-                os.kill(child.pid, signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
+                os.kill(child.pid, number)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(RelaxationModule, 'on_train_batch_start', terminated)
     overrides = ['data.workers=1', 'data.pairs.0.copies=1.5', 'optimize.max_steps=50']
+    former = signal.getsignal(number)
     with pytest.raises(SystemExit) as caught:
         train(config, overrides=overrides, progress=False)
-    assert caught.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert caught.value.code == 128 + number
+    assert signal.getsignal(number) is former
     checkpoint = tmp_path / 'runs/tiny/last.ckpt'
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 34
     resumed = train(config, overrides=overrides, resume=checkpoint, progress=False)
@@ -238,6 +240,8 @@ def test_no_step_is_taken_along_a_finite_gradient_of_an_infinite_loss(config, ca
     [
         (['model={hidden: 16}'], 'model.architecture is missing'),
         (['model.architecture=paegn'], 'unknown architecture'),
+        (['model.layers=0'], 'layers is 0; it must be above 0'),
+        (['model.cutoff=-5.0'], r'cutoff is -5\.0; it must be above 0'),
         (['data.pairs.0.path=nowhere.jsonl'], 'there is no such file'),
     ],
 )
@@ -289,6 +293,46 @@ def test_no_training_is_replaced_in_silence(config):
         train(config, overrides=short, resume=folder.parent / 'last.ckpt')
 
 
+def test_a_training_goes_on_beside_another_one_but_not_in_its_place(config):
+    short = ['optimize.max_steps=2', 'optimize.val_every_steps=1']
+    first = train(config, overrides=[*short, 'name=first'], progress=False)
+    second = train(config, overrides=[*short, 'seed=1', 'name=second'], progress=False)
+    before = (second / 'model.safetensors').read_bytes()
+    checkpoint = first.parent / 'last.ckpt'
+    longer = ['optimize.max_steps=3', 'optimize.val_every_steps=1']
+    with pytest.raises(ConfigError, match='second holds a training already'):
+        train(config, overrides=[*longer, 'name=second'], resume=checkpoint, progress=False)
+    assert (second / 'model.safetensors').read_bytes() == before
+    third = train(
+        config, overrides=[*longer, 'name=third'], resume=checkpoint, progress=False
+    )
+    assert load_model(third).card.training['steps'] == 3
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('model.hidden=8', r"model \{.*'hidden': 16.*, not \{.*'hidden': 8"),
+        ('optimize.learning_rate=1e-4', r'learning_rate 0\.005, not 0\.0001'),
+        ('optimize.muon_rate=1e-3', r'muon_rate None, not 0\.001'),
+        ('optimize.schedule=plateau', 'schedule cosine, not plateau'),
+    ],
+)
+def test_a_training_does_not_go_on_with_other_settings(config, tmp_path, override, message):
+    short = ['optimize.max_steps=1', 'optimize.val_every_steps=1']
+    train(config, overrides=short, progress=False)
+    checkpoint = tmp_path / 'runs/tiny/last.ckpt'
+    with pytest.raises(ConfigError, match=message):
+        train(config, overrides=[override], resume=checkpoint, progress=False)
+    with pytest.raises(ConfigError, match=r'last\.ckpt.*not both'):
+        train(config, resume=checkpoint, start='deeprelax', progress=False)
+
+
+def test_an_ensemble_is_no_start_but_its_members_are(config):
+    with pytest.raises(ConfigError, match=r"'default' is an ensemble.*: deeprelax, "):
+        train(config, start='default', progress=False)
+
+
 def test_a_log_file_gets_a_line_per_validation_and_no_idle_remarks(config, capfd):
     short = ['optimize.max_steps=4', 'optimize.val_every_steps=2']
     train(config, overrides=short)
@@ -304,11 +348,12 @@ class Bomb:
         return Path.write_text, (Path('exploded'), 'yes')
 
 
-def test_pairs_without_a_part_for_validation(config, tmp_path):
+def test_pairs_without_a_part_for_validation(config, tmp_path, caplog):
     pairs = [replace(pair, split='train') for pair in rocksalts(8)]
     write_pairs(tmp_path / 'pairs.jsonl.gz', pairs)
     folder = train(config, overrides=['optimize.max_steps=3'], progress=False)
     assert load_model(folder).card.training['pairs'] == 8
+    assert "no pair has the split 'val'" in caplog.text
 
 
 def test_code_in_a_checkpoint_is_not_run(config, tmp_path, monkeypatch):
@@ -361,7 +406,18 @@ def test_trains_from_the_published_folder_layout(config, tmp_path):
     ('override', 'message'),
     [
         ('optimize.learning_rate=-1', 'optimize.learning_rate'),
-        ('optimise.max_steps=3', 'optimise'),
+        ('optimise.max_steps=3', "no setting 'optimise' here, only .*, optimize, "),
+        (
+            'data.pairs.0.pth=a',
+            r"data\.pairs\.0: there is no setting 'pth' here, only path, ",
+        ),
+        ('data.workers=-1', r'data\.workers'),
+        ('optimize.threads=-3', r'optimize\.threads'),
+        ('optimize.val_every_steps=0', r'optimize\.val_every_steps'),
+        ('optimize.clip=.nan', r'optimize\.clip'),
+        ('data.denoise.volume=[0.2, -0.1]', r'data\.denoise\.volume: the lower limit'),
+        ('data.denoise.volume=[-1, 0.2]', r'data\.denoise\.volume'),
+        ('name=""', 'name'),
         ('data.pairs=[]', 'data.pairs'),
         ('optimize.precision=fp8', 'optimize.precision'),
         ('name', 'key=value'),

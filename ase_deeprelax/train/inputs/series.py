@@ -124,7 +124,11 @@ class Series:
         return parent, child, ''
 
     def usable(self, parent: Pair) -> bool:
-        """Whether inputs are made from this parent: small enough, of known elements."""
+        """Whether inputs are made from this parent: small enough, of known elements, and
+        a layer where the kind relaxes in the plane.
+        """
+        if KINDS[self.kind].relax_cell == 'in-plane' and all(parent.pbc):
+            return False
         if len(parent) > getattr(self.recipe, 'max_parent_atoms', math.inf):
             return False
         return self.elements.issuperset(parent.numbers.tolist())

@@ -1,4 +1,4 @@
-"""SIGTERM, as queues send it when time is up: stop after a step, with a checkpoint."""
+"""SIGTERM, as queues send it when time is up, and Ctrl-C: stop with a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ log = logging.getLogger(__name__)
 GRACE = 60
 
 
-def outlive_sigterm(_worker: int) -> None:
+def outlive_signals(_worker: int) -> None:
     """Let a process that loads data live until the training has stopped by itself.
 
-    Queues send SIGTERM to all processes of a job. If these ended first, the training would
-    end with an error in the middle of a step, without a checkpoint.
+    Queues send SIGTERM to all processes of a job, and terminals Ctrl-C. If those that load
+    data ended first, the training would end with an error in the middle of a step, without
+    a checkpoint.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # The second one ends it.
@@ -50,8 +52,8 @@ def no_orphans() -> Generator[None]:
         raise
 
 
-class StopOnSigterm(lightning.Callback):
-    """Ends a training after the present step.
+class StopOnSignal(lightning.Callback):
+    """Ends a training after the present step; a second Ctrl-C ends it at once.
 
     Parameters
     ----------
@@ -60,27 +62,35 @@ class StopOnSigterm(lightning.Callback):
     """
 
     def __init__(self, checkpoint: Path):
-        self.checkpoint, self.came = checkpoint, False
+        self.checkpoint = checkpoint
+        self.came: int | None = None  # the number of the signal
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         # Here, and not before: Lightning sets a handler of its own, which ends with status
         # 0, and puts back the former one when it is done.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, self._note)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background
+            signal.signal(signal.SIGINT, self._note)
 
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        if self.came:
+        if self.came is not None:
             trainer.save_checkpoint(self.checkpoint)
             trainer.should_stop = True
 
     def exit_if_it_came(self) -> None:
-        """Exit with status 143, with a warning that names the way to go on."""
-        if self.came:
-            log.warning(
-                'stopped by SIGTERM; the same command with --resume %s goes on',
-                self.checkpoint,
-            )
-            raise SystemExit(128 + signal.SIGTERM)
+        """Exit with status 143 or 130, with a warning that names the way to go on."""
+        if self.came is None:
+            return
+        log.warning(
+            'stopped by %s; the same command with --resume %s goes on',
+            'Ctrl-C' if self.came == signal.SIGINT else 'SIGTERM',
+            self.checkpoint,
+        )
+        raise SystemExit(128 + self.came)
 
-    def _note(self, *_: Any) -> None:
-        self.came = True
+    def _note(self, number: int, _frame: Any) -> None:
+        self.came = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
