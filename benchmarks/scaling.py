@@ -12,6 +12,7 @@ what it was after a first small structure.
 
 import argparse
 import multiprocessing
+import os
 import resource
 import sys
 import warnings
@@ -82,6 +83,8 @@ def main():
     parser.add_argument('--kind', action='append', choices=KINDS)
     options = parser.parse_args()
     lines = []
+    # The CPU time of a process is that of NumPy's threads too, which never rest.
+    os.environ['OPENBLAS_NUM_THREADS'] = '1'
     for kind in options.kind or KINDS:
         with multiprocessing.get_context('spawn').Pool(1) as pool:
             rows = pool.apply(measure, (kind, sorted(options.sizes), options.model))
