@@ -52,7 +52,7 @@ def one_answer(axis):
     axis.barh(places, times, color=colors)
     for place, time in zip(places, times, strict=True):
         axis.annotate(
-            f'{time:.3g}',
+            f'{time:.3g}' if time < 1000 else f'{time:,.0f}',
             (time, place),
             xytext=(4, 0),
             textcoords='offset points',
