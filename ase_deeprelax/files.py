@@ -20,7 +20,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-# What may stand in a name that is made of any text; the rest becomes '_'.
+# The characters of a text that a name made of it does not keep; '_' takes their place.
 ODD = re.compile(r'[^\w.+=@-]+')
 # Bytes of such a name. File systems take 255, and a suffix may follow.
 LONGEST_NAME = 200

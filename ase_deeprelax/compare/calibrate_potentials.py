@@ -26,8 +26,8 @@ from ase_deeprelax.result import Relaxation
 
 # Strengths of the pull of a prediction that are tried, eV/A.
 STRENGTHS = (0.01, 0.02, 0.04, 0.08, 0.16)
-# Strengths whose errors differ by less than this share are equally good: on 100 pairs it
-# would be chance.
+# Strengths whose errors differ by less than this share are equally good: another sample of
+# pairs would put them in another order.
 TIE = 0.02
 # Pairs of each kind that a potential is called for, at most, and with how many atoms.
 MOST_PAIRS, MOST_ATOMS = 200, 24

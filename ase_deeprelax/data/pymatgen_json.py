@@ -17,7 +17,7 @@ from ase_deeprelax.errors import StructureError
 CHUNK = 1 << 20
 # One entry of more characters is no structure.
 LONGEST = 1 << 26
-# What reading a damaged file raises.
+# The errors that Python raises where a file is damaged.
 DAMAGED = (ValueError, OSError, EOFError, zlib.error)
 # The field of a record, as those of the Materials Project, that holds its structure, and
 # the fields that name the record, the first of them that is there.

@@ -95,7 +95,12 @@ def reduced_basis(cell: np.ndarray) -> np.ndarray:
             return basis
         row, coefficients = step
         basis[row] += coefficients @ basis
-    raise StructureError(
+    raise too_skewed(cell)
+
+
+def too_skewed(cell: np.ndarray) -> StructureError:
+    """The error for a cell (3, 3), A, of which no reduced one can be found."""
+    return StructureError(
         f'the cell {cell.tolist()} is too skewed to be reduced; write it with shorter '
         'vectors'
     )

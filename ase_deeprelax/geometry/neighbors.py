@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from vesin import NeighborList
 
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.geometry.lattice import too_skewed
 
 # Neighbours whose distances differ by less than this belong to one shell, A.
 SHELL_TOLERANCE = 1e-3
@@ -175,10 +176,7 @@ def _pairs_by_tree(
     try:  # In the reduced cell the least images are near.
         cell, basis = minkowski_reduce(cell, periodic)
     except RuntimeError as error:
-        raise StructureError(
-            f'the cell {cell.tolist()} is too skewed to be reduced; write it with shorter '
-            'vectors'
-        ) from error
+        raise too_skewed(cell) from error
     margins = np.where(periodic, cutoff / _heights(cell), 0.0)
     fractions = positions @ np.linalg.inv(cell)
     turns = np.where(periodic, np.floor(fractions), 0.0)

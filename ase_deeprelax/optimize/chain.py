@@ -360,7 +360,10 @@ class Chain:
             )
 
     def _title(self, index: int) -> str:
-        """What a stage does with what, for restart files; '' where there is none."""
+        """Calculator, optimizer and cell of a stage, as restart files name them.
+
+        It is empty where there is no stage of this number.
+        """
         if index >= len(self.stages):
             return ''
         stage = self.stages[index]

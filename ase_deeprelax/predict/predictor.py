@@ -225,9 +225,10 @@ class Predictor:
         )
 
     def copy_in_worker(self) -> Callable[[], Predictor]:
-        """What makes the same predictor in another process; to be sent there.
+        """A function that can be sent to another process and makes this predictor there.
 
-        A model from a folder is read from there, once for all calls.
+        It reads a model that has a folder from that folder, once in each process, and
+        carries any other model along.
         """
         options = {
             'device': str(self.device),

@@ -27,7 +27,7 @@ from ase_deeprelax.screening.items import (
     raising,
 )
 
-# What reading a damaged archive raises.
+# The errors that Python raises where an archive is damaged.
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
 

@@ -52,7 +52,7 @@ class AnyFile(OneFormat):
 
 
 def by_suffix(name: str, readers: Mapping[str, Reader]) -> Reader | None:
-    """What a table has for the longest suffix that a name ends in.
+    """The entry of a table for the longest suffix that a name ends in, or None.
 
     >>> by_suffix('a.JSONL.gz', {'.gz': 1, '.jsonl.gz': 2}), by_suffix('a.cif', {'.gz': 1})
     (2, None)
@@ -73,7 +73,7 @@ def may_hold_many(name: str) -> bool:
 
 
 def reader_of(path: Path) -> type[OneFormat] | None:
-    """What reads a file of many structures; None where it is no such file.
+    """The class that reads a file of many structures; None for any other file.
 
     JSON files are opened to see which they are.
     """

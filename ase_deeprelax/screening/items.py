@@ -64,7 +64,7 @@ def broken(id: str, reason: str) -> Item:
 
 
 def raising(reason: str) -> Callable[[], Atoms]:
-    """What loads a structure that cannot be read: it raises ``StructureError``."""
+    """A function in the place of `Item.load` that raises ``StructureError``, and why."""
 
     def load() -> Atoms:
         raise StructureError(reason)

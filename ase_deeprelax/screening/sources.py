@@ -205,7 +205,7 @@ def stamp(source: Source) -> str:
 
 
 def _line(name: str, *numbers: int) -> bytes:
-    """What a file adds to a hash; its name need not be UTF-8."""
+    """The bytes that stand for a file in a hash. Its name may be no valid UTF-8."""
     return os.fsencode('\0'.join([name, *map(str, numbers), '']))
 
 
@@ -214,7 +214,7 @@ def _below(file: Path, path: Path) -> str:
 
 
 def _reader_of(path: Path) -> type[OneFormat] | None:
-    """What reads an archive or a file of many structures; None for all other files."""
+    """The class that reads an archive or a file of many structures; None for others."""
     return by_suffix(path.name, ARCHIVES) or reader_of(path)
 
 
@@ -230,7 +230,7 @@ def has_frames(source: StructureFile) -> bool:
 
 
 def _named_reader(path: Path) -> type[OneFormat] | None:
-    """What reads a file of this name, if the name alone tells."""
+    """The class that reads a file of this name, where the name alone tells it."""
     return by_suffix(path.name, ARCHIVES | FORMATS)
 
 
