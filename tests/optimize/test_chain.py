@@ -274,13 +274,13 @@ def test_atoms_changed_between_runs_are_what_goes_on(one_shot):
     atoms.symbols[:] = 'Au'  # less bound: no stage that went uphill
     changed = atoms.copy()
     changed.calc = EMT()
-    assert optimizer.run(fmax=0.01) is True
+    assert optimizer.run(fmax=0.001) is True
     record, begun = optimizer.stages[-1], changed.get_potential_energy()
     assert record.energy_before == pytest.approx(begun)
     assert record.energy_before > record.energy_after
     assert set(atoms.symbols) == {'Au'}
-    # Its filter measures strain from the first cell, `relaxed_forces` from the last.
-    assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.011
+    # Its filter measures strain from the first cell, `relaxed_forces` from the last: they differ.
+    assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
 
 
 # --- sigma decides ---------------------------------------------------------------------
