@@ -63,7 +63,7 @@ def main():
         layers = all(not all(pair.unrelaxed.pbc) for pair in pairs)
         shown = ('coord_mae', *(('lattice_mae',) if not held else ()))
         shown += ('volume_mae',) if not (held or layers) else ()
-        found = evaluate_all(pairs, {name: name for name in models}, jobs=1)['all']
+        found = evaluate_all(pairs, {name: name for name in models}, workers=1)['all']
         for name in models:
             cut = cuts({'dummy': found['dummy'], 'model': found[name]})
             cells = [

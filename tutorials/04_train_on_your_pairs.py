@@ -242,7 +242,7 @@ models = {
     'tuned': tuned,
     'scratch': scratch,
 }
-found = evaluate_all(test, models, jobs=1)['all']
+found = evaluate_all(test, models, workers=1)['all']
 rows = {name: found[name] for name in ('dummy', *models)}
 
 _, axes = plt.subplots(1, 2, figsize=(8, 2.4), sharey=True, layout='constrained')

@@ -231,7 +231,7 @@ print(sorted(path.name for path in mine.iterdir()))
 
 # %%
 test = read_pairs(folder / 'pairs.jsonl.gz', 'test')
-found = evaluate_all(test, {'bonds': mine, 'deeprelax': 'deeprelax'}, jobs=1)['all']
+found = evaluate_all(test, {'bonds': mine, 'deeprelax': 'deeprelax'}, workers=1)['all']
 names = ('dummy', 'scaled_dummy', 'bonds', 'deeprelax')
 errors = [found[name]['lattice_mae']['mean'] for name in names]
 

@@ -146,7 +146,8 @@ def get_calculator(calculator: Any, *, device: str = 'cpu', **settings: Any) -> 
         - a function without arguments, or a class, that makes a calculator: each call
           here makes a new one, as each worker process needs.
     device : str
-        Where a calculator by name runs; default 'cpu'. GPAW runs on the CPU.
+        Where a calculator by name runs: 'auto', 'cpu', 'cuda', 'cuda:1'; default 'cpu'.
+        GPAW runs on the CPU.
     **settings
         Further arguments of a calculator by name; those of GPAW replace
         the usual ones.
@@ -158,6 +159,8 @@ def get_calculator(calculator: Any, *, device: str = 'cpu', **settings: Any) -> 
 
     Raises
     ------
+    DeviceError
+        The device is not there.
     MissingDependencyError
         The package of the calculator is not installed.
     ModelError
@@ -196,6 +199,8 @@ def _is_calculator(thing: Any) -> bool:
 
 
 def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
+    from ase_deeprelax.device import resolve_device
+
     name, _, weights = text.partition(':')
     if name not in POTENTIALS:
         raise ModelError(
@@ -211,6 +216,7 @@ def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
             f"imported ({error}): pip install 'ase-deeprelax[{entry.extra}]'"
         ) from error
     weights = _find_weights(text, weights) if weights else entry.weights
+    device = str(resolve_device(device))
     if isinstance(weights, str) and entry.reads_paths and Path(weights).exists():
         raise ModelError(
             f'calculator {text!r}: {weights!r} is a name of weights, but a file or folder '

@@ -54,13 +54,11 @@ def calibrate(
     from ase_deeprelax.models.calibration import CALIBRATION
     from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
     from ase_deeprelax.predict import Predictor
-    from ase_deeprelax.predict.forward import resolve_device
 
     folder = find_model(model)
     if (out / CONFIG).exists() and out.resolve() != folder.resolve():
         raise typer.BadParameter(f'--out {out} holds a model; choose another folder')
     check_writable(out / CALIBRATION)
-    device = str(resolve_device(device))
     calculators = {
         name.partition(':')[0]: get_calculator(name, device=device)
         for name in potentials or ()

@@ -123,9 +123,7 @@ def _rivals(
     """What is compared, by names that tell it apart."""
     from ase_deeprelax.compare.iterative import Iterative
     from ase_deeprelax.predict import Predictor
-    from ase_deeprelax.predict.forward import resolve_device
 
-    device = str(resolve_device(device))
     made = []
     for model in models:
         predictor = Predictor(model, device=device)

@@ -133,10 +133,9 @@ def label(
     check_outputs(out, inputs=[*(relaxed or ()), *([given] if given else [])])
     from ase_deeprelax.calculators.batched import batch_potential
     from ase_deeprelax.calculators.registry import get_calculator
-    from ase_deeprelax.predict.forward import resolve_device
     from ase_deeprelax.train.label import label as run
 
-    calculator = get_calculator(potential, device=str(resolve_device(device)))
+    calculator = get_calculator(potential, device=device)
     # A potential that does not say what it knows refuses nothing.
     elements = frozenset(calculator.elements or range(1, 119))
     if hubbard is None:

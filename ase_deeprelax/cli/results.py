@@ -152,10 +152,9 @@ def _refined(
     """Ids and refined structures; those that did not converge go to ``problems``, too."""
     from ase_deeprelax.calculators.batched import batch_potential
     from ase_deeprelax.calculators.registry import get_calculator
-    from ase_deeprelax.predict.forward import resolve_device
     from ase_deeprelax.screening.refine import refine
 
-    calculator = get_calculator(name, device=str(resolve_device(device)))
+    calculator = get_calculator(name, device=device)
     ends = refine(found, table, batch_potential(calculator), journal, name=name)
     for id, atoms, problem in ends:
         problems += [f'{id}: {problem}'] if problem else []

@@ -54,7 +54,7 @@ def evaluate(
     model: Any = 'default',
     *,
     device: str = 'auto',
-    jobs: int | None = None,
+    workers: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Errors of a model, of `Dummy` and of `ScaledDummy` on pairs.
@@ -72,8 +72,9 @@ def evaluate(
         ``relax_cell`` where there are pairs whose cell is fixed. Default 'default'.
     device : str
         Where a model that is no Predictor yet runs; default 'auto'.
-    jobs : int, optional
-        Processes that compare structures; default one per core.
+    workers : int, optional
+        Processes that compare structures; default one per core, or one alone for fewer than
+        100 pairs.
     progress : bool
         Show bars; default False.
 
@@ -104,7 +105,7 @@ def evaluate(
     0.0333
     """
     found = evaluate_all(
-        pairs, {'model': model}, device=device, jobs=jobs, progress=progress
+        pairs, {'model': model}, device=device, workers=workers, progress=progress
     )
     result: Evaluation = {
         'version': found['version'],
@@ -124,7 +125,7 @@ def evaluate_all(
     models: Mapping[str, Any],
     *,
     device: str = 'auto',
-    jobs: int | None = None,
+    workers: int | None = None,
     progress: bool = False,
 ) -> ManyEvaluation:
     """Errors of several models side by side, and of `Dummy` and `ScaledDummy`.
@@ -137,8 +138,9 @@ def evaluate_all(
         What to call them, and what `evaluate` takes as its ``model``.
     device : str
         Default 'auto': a GPU where there is one.
-    jobs : int, optional
-        Processes that compare structures; default one per core.
+    workers : int, optional
+        Processes that compare structures; default one per core, or one alone for fewer than
+        100 pairs.
     progress : bool
         Show a bar; default False.
 
@@ -182,7 +184,7 @@ def evaluate_all(
         name: [_structure(*one) for one in zip(pairs, answers, strict=True)]
         for name, answers in (trivial | predicted).items()
     }
-    errors = _compare(pairs, found, jobs, progress)
+    errors = _compare(pairs, found, workers, progress)
     rows = [
         pair_row(pair, one, _of_one(k, found), _of_one(k, predicted))
         for k, (pair, one) in enumerate(zip(pairs, errors, strict=True))
@@ -292,20 +294,20 @@ def _structure(pair: Pair, predicted: Predicted) -> Atoms:
 def _compare(
     pairs: Sequence[Pair],
     found: Mapping[str, Sequence[Atoms]],
-    jobs: int | None,
+    workers: int | None,
     progress: bool,
 ) -> list[dict[str, Errors]]:
     """For each pair a dict of method to figures."""
     from tqdm.auto import tqdm
 
-    if jobs is None:
-        jobs = effective_n_jobs(-1) if len(pairs) >= _WORTH_WORKERS else 1
+    if workers is None:
+        workers = effective_n_jobs(-1) if len(pairs) >= _WORTH_WORKERS else 1
     columns = zip(*found.values(), strict=True)
     work = (
         delayed(_errors)(pair, dict(zip(found, column, strict=True)))
         for pair, column in zip(pairs, columns, strict=True)
     )
-    rows = Parallel(n_jobs=jobs, return_as='generator')(work)
+    rows = Parallel(n_jobs=workers, return_as='generator')(work)
     return list(tqdm(rows, 'compare', len(pairs), disable=not progress, unit='pairs'))
 
 

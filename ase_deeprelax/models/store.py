@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from ase_deeprelax.data.one_line import one_line
+from ase_deeprelax.device import resolve_device
 from ase_deeprelax.errors import ModelError, warn
 from ase_deeprelax.files import write_atomically
 from ase_deeprelax.models import create_model
@@ -132,7 +133,7 @@ def load_model(
         'default', a shipped model (`available_models`), or a folder written by
         `save_model`.
     device : str or torch.device
-        Default 'cpu'.
+        'auto', 'cpu', 'cuda', 'cuda:1'; default 'cpu'.
     dtype : torch.dtype
         Default float32.
 
@@ -144,6 +145,8 @@ def load_model(
 
     Raises
     ------
+    DeviceError
+        The device is not there.
     ModelError
         The name is unknown, a file is damaged, edited, pickled, of a newer format, not the
         size of a model, or weights and config do not fit together.
@@ -154,6 +157,7 @@ def load_model(
     >>> model.architecture, model.card.learned[0], model.calibration.kinds[0]
     ('paegnn', 'bulk', 'bulk')
     """
+    device = resolve_device(device)
     folder = find_model(name)
     config = _read_config(folder)
     if 'members' in config:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ase_deeprelax.data.graph import CrystalGraph
-from ase_deeprelax.errors import DeviceError, ModelError
+from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models.base import (
     ModelOutput,
     RelaxationModel,
@@ -262,32 +262,3 @@ def is_shortage(error: BaseException) -> bool:
     """Whether an error of `run_model` says that the batch does not fit into memory."""
     text = str(error)
     return isinstance(error, MemoryError) or any(part in text for part in OUT_OF_MEMORY)
-
-
-def resolve_device(device: str) -> torch.device:
-    """``torch.device`` of 'auto', 'cpu', 'cuda', 'cuda:N'; ``DeviceError`` if not there."""
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise DeviceError(
-            f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'"
-        ) from error
-    if resolved.type not in BATCH_EDGES:
-        raise DeviceError(
-            f"device {device!r}: only 'cpu' and 'cuda' are tested; use one of them"
-        )
-    count = torch.cuda.device_count() if resolved.type == 'cuda' else 1
-    if (resolved.index or 0) >= count:
-        raise DeviceError(
-            f'device {device!r} is not there: torch {torch.__version__} sees {count} CUDA '
-            "devices; use device='cpu' or 'auto', or install a CUDA build of torch"
-        )
-    if resolved.type == 'cuda' and torch.cuda._is_in_bad_fork():  # noqa: SLF001
-        raise DeviceError(
-            f'device {device!r}: this process was forked from one that had used CUDA, and '
-            'CUDA does not survive that; start workers with '
-            "multiprocessing.get_context('spawn'), or use device='cpu'"
-        )
-    return resolved

@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.filters import Filter
 
 from ase_deeprelax.data.batching import collate, group_by_size, halve
+from ase_deeprelax.device import resolve_device
 from ase_deeprelax.errors import (
     DeepRelaxError,
     ModelError,
@@ -29,7 +30,6 @@ from ase_deeprelax.predict.forward import (
     DTYPES,
     StructureOutput,
     is_shortage,
-    resolve_device,
     run_model,
 )
 from ase_deeprelax.predict.parallel import relax_windows

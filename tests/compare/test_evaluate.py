@@ -179,7 +179,7 @@ def test_a_prediction_without_numbers_counts_as_failed():
 
 def test_workers_find_what_one_process_finds():
     pairs = some_pairs(4)
-    one, two = (evaluate(pairs, oracle(pairs), jobs=jobs) for jobs in (1, 2))
+    one, two = (evaluate(pairs, oracle(pairs), workers=workers) for workers in (1, 2))
     assert one['all'] == two['all']
 
 

@@ -80,7 +80,7 @@ def test_chemistry_of_the_answers():
 
 def test_shipped_model_beats_its_baselines_on_materials_project_pairs():
     """150 DFT relaxations that come with the tests, so that the gate holds everywhere."""
-    result = evaluate(read_pairs(REAL), jobs=1)
+    result = evaluate(read_pairs(REAL), workers=1)
     check_cuts(result, coord_mae=(33, 65), lattice_mae=(42, 66), volume_mae=(74, 81))
     assert result['spearman_sigma'] > 0.6
 
@@ -88,7 +88,7 @@ def test_shipped_model_beats_its_baselines_on_materials_project_pairs():
 @pytest.mark.skipif(not PAIRS.exists(), reason='../shared/data is not there')
 def test_shipped_model_beats_its_baselines_on_dft():
     """Every 14th pair of WBM, never trained on; docs/benchmarks.md has all of them."""
-    result = evaluate(read_pairs(PAIRS)[::14], jobs=1)
+    result = evaluate(read_pairs(PAIRS)[::14], workers=1)
     check_cuts(result, coord_mae=(25, 48), lattice_mae=(37, 52), volume_mae=(69, 76))
     assert result['spearman_sigma'] > 0.4
 

@@ -15,7 +15,7 @@ from tests.regression.test_shipped import REAL
 @pytest.fixture(scope='module')
 def evaluation():
     """Of forty real pairs."""
-    return evaluate(read_pairs(REAL)[:40], jobs=1)
+    return evaluate(read_pairs(REAL)[:40], workers=1)
 
 
 def test_every_structure_is_in_one_hexagon(evaluation):
@@ -70,7 +70,7 @@ def test_bonds_have_their_own_colours():
 def test_without_uncertainties_the_figures_say_so():
     from ase_deeprelax.compare.baselines import Dummy
 
-    found = evaluate_all(read_pairs(REAL)[:3], {'copy': Dummy()}, jobs=1)
+    found = evaluate_all(read_pairs(REAL)[:3], {'copy': Dummy()}, workers=1)
     for draw in (plot_uncertainty.error_density, plot_uncertainty.reliability):
         assert draw(found, 'copy').axes[0].texts
     assert plot_uncertainty.risk_coverage_curve(found).axes[0].texts
