@@ -141,6 +141,7 @@ def _reader(
     for species in ('numbers', 'symbols'):
         columns = ('cell', species, 'positions')
         if names >= set(columns):
+            columns = (*columns, *({'pbc'} & names))
             return columns, lambda row, columns=columns: _of_columns(
                 *(row[key] for key in columns)
             )
@@ -157,12 +158,12 @@ def _of_cif(text: str) -> Atoms:
         return only_structure(path)
 
 
-def _of_columns(cell: Any, species: Any, positions: Any) -> Atoms:
+def _of_columns(cell: Any, species: Any, positions: Any, pbc: Any = True) -> Atoms:
     return Atoms(
         species,
         cell=np.reshape(cell, (3, 3)),
         positions=np.reshape(positions, (-1, 3)),
-        pbc=True,
+        pbc=pbc,
     )
 
 

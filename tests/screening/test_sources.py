@@ -260,6 +260,16 @@ def test_cut_archives_and_files_tell_where(tmp_path, atoms):
         assert last is not None
 
 
+@pytest.mark.parametrize('pbc', [[True, True, False], False])
+def test_columns_say_along_what_there_is_periodicity(tmp_path, atoms, pbc):
+    path = as_parquet(tmp_path, atoms, 'numbers')
+    table = pd.read_parquet(path)
+    table['pbc'] = [pbc] * len(table)
+    table.to_parquet(path)
+    loaded = next(iter(open_source(path).items())).load()
+    assert np.array_equal(loaded.pbc, np.broadcast_to(pbc, 3))
+
+
 def test_an_id_that_is_there_twice_is_told_before_the_work(tmp_path, atoms):
     path = as_parquet(tmp_path, atoms)
     table = pd.read_parquet(path)
