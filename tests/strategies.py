@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 quick = settings(
     max_examples=30,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_deeprelax.data.batching import collate, group_by_size, halve
@@ -12,7 +12,6 @@ SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 900)), max_size=40
 
 
 @given(SIZES, st.integers(1, 2000))
-@settings(derandomize=True, deadline=None)
 def test_each_graph_once_and_no_batch_over_budget(sizes, budget):
     n_atoms, n_edges = zip(*sizes, strict=True) if sizes else ((), ())
     batches = group_by_size(n_atoms, n_edges, budget)

@@ -152,7 +152,7 @@ def test_constraints_that_contradict_each_other():
     np.testing.assert_allclose(positions[0], atoms.positions[0], atol=1e-9)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(mask=MASKS, kind=st.sampled_from([FrechetCellFilter, UnitCellFilter]))
 def test_mask_is_exact(mask, kind):
     atoms = skewed()
@@ -179,7 +179,7 @@ def test_a_mask_that_frees_no_strain_fixes_the_cell():
     assert find_freedom(layer, [1, 0, 0, 0, 0, 0]).kind == 'layer'
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(mask=MASKS, size=st.floats(0.0, 0.2))
 def test_constant_volume_is_exact(mask, size):
     atoms = skewed()
