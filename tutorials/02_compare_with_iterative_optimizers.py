@@ -32,7 +32,7 @@ from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.html import write_report
 
 folder = Path(tempfile.mkdtemp())  # yours would be one that you keep
-warnings.filterwarnings('ignore', module='chgnet')  # of how it makes its tensors
+warnings.filterwarnings('ignore', module='chgnet')
 
 # %% [markdown]
 # ## Six crystals to relax
@@ -140,15 +140,15 @@ plot.calls_saved(result)
 # How to read it:
 #
 # - Every run needs at least one call, which finds that the forces are small. A cell with
-#   two atoms, such as that of KCl, needs only five or six calls in any case, so that there
-#   is not much to save.
+#   two atoms, such as that of KCl, needs only four to six calls without a prediction, so
+#   that there is not much to save.
 # - BFGS learns the curvature of the energy from its steps, and so there is less to save
 #   than with FIRE, which starts slowly. Compare with the optimizer that you would use.
 # - ElasticBFGS, the default of `DeepRelaxOptimizer`, begins with a model of the curvature
-#   (springs between near atoms) and needs a handful of calls from any start. Most of what
-#   is saved beside FIRE is saved by this optimizer, and the rest by the prediction.
-# - With BFGS and ElasticBFGS, the prediction saves next to nothing for WSe2, or costs
-#   calls. The reason is shown below: the two relaxations end at different structures.
+#   (springs between near atoms) and needs few calls from any start. Most of what is saved
+#   beside FIRE is saved by this optimizer, and the rest by the prediction.
+# - With BFGS, the prediction costs calls for WSe2. The reason is shown below: the two
+#   relaxations end at different structures.
 # - There are two averages: the numbers above divide the median number of calls with the
 #   prediction by the median number without it, and the line in the box is the median of the
 #   ratios of the single crystals. Where crystals differ as much as here, say which one you
@@ -241,8 +241,8 @@ plot_phonons.phonon_bands(tight, name, 'chgnet')
 plot_phonons.thermal_properties(tight, name, 'chgnet')
 
 # %% [markdown]
-# All three are stable, and the two relaxed ones the same. The optical bands of the
-# predicted cell are higher, by up to a third. This is good enough to ask whether a compound
+# All three are stable, and the two relaxed ones are the same. The optical bands of the
+# predicted cell are higher by up to a tenth. This is good enough to ask whether a compound
 # is stable, but not for its thermal conductivity.
 #
 # ## The report

@@ -38,7 +38,7 @@ from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.errors import DeepRelaxWarning
 
 folder = Path(tempfile.mkdtemp())
-warnings.filterwarnings('ignore', module='chgnet')  # of how it makes its tensors
+warnings.filterwarnings('ignore', module='chgnet')
 
 # %% [markdown]
 # ## The last calculator
@@ -93,9 +93,9 @@ for record in records:
 
 # %% [markdown]
 # The trajectory holds the structure after every step. The prediction makes most of the
-# change in one step, and CHGNet ends near 5.73 Å, the value of well converged PBE. With so
-# few k-points GPAW has another minimum, and the last stage moves the cell there: the result
-# of a chain is as good as its last calculator.
+# change in one step, and CHGNet ends near 5.73 Å, the value of well converged PBE. GPAW,
+# where it is installed, has another minimum with so few k-points, and the last stage moves
+# the cell there: the result of a chain is as good as its last calculator.
 
 # %%
 frames = read(folder / 'chain.traj', ':')
@@ -181,7 +181,7 @@ print(*(entry.message for entry in said if issubclass(entry.category, DeepRelaxW
 #
 # A chain that ends with DFT runs for hours, and queues have limits. With `restart` the
 # state is written to a file after every step. The script below is stopped in the middle of
-# its second stage, as a queue would do, and then simply started again:
+# its first stage with CHGNet, as a queue would do, and then simply started again:
 
 
 # %% tags=["measured"]
@@ -193,7 +193,7 @@ def script(killed_at=None):
         trajectory=folder / 'restarted.traj',
         append_trajectory=True,
         logfile=None,
-        refine=[Stage('chgnet', optimizer=FIRE, fmax=0.3), Stage('chgnet', fmax=0.05)],
+        refine=[Stage('chgnet', optimizer=FIRE, fmax=0.02), Stage('chgnet', fmax=0.005)],
     ) as optimizer:
 
         def queue():
@@ -211,12 +211,18 @@ def tell(records):
         print(f'{title} {record.status}, {record.steps} steps')
 
 
+def n_written():
+    return len(read(folder / 'restarted.traj', ':'))
+
+
 try:
     script(killed_at=7)
 except KeyboardInterrupt:
-    print(len(read(folder / 'restarted.traj', ':')), 'structures, then killed')
+    before_kill = n_written()
+    print(before_kill, 'structures, then killed')
 restarted, records = script()
-print(len(read(folder / 'restarted.traj', ':')), 'structures in the end')
+in_the_end = n_written()
+print(in_the_end, 'structures in the end')
 tell(records)
 
 # %% [markdown]

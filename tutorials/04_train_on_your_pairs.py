@@ -191,7 +191,7 @@ plot_curves('scratch')
 # %% [markdown]
 # ## From the shipped model
 #
-# The shipped model has seen 69,000 DFT relaxations of everything from oxides to alloys. It
+# The shipped model has seen 84,000 DFT relaxations of everything from oxides to alloys. It
 # knows bonds and volumes as DFT gives them, but not as EMT does; in the same way it does
 # not know another functional, pressure, or your kind of defect. A training that starts from
 # its weights needs fewer pairs and fewer steps. The learning rate should be lower, because
@@ -258,9 +258,9 @@ plt.show()
 
 # %% [markdown]
 # The shipped model takes more than half of the error away without having seen a single EMT
-# relaxation. With eleven pairs and sixty steps it becomes clearly better, and better than
-# the small network that was trained on eleven pairs from random weights. That network needs
-# more pairs and steps. With eighty pairs it is the best of all, because this family of
+# relaxation. Eleven pairs and sixty steps make it a little better. The small network that
+# was trained on the same eleven pairs from random weights is far behind: it needs more
+# pairs and steps. With eighty pairs it is the best of all, because this family of
 # alloys is simple. The richer the chemistry and the fewer the pairs, the more it helps to
 # start from the shipped model.
 #
@@ -284,9 +284,9 @@ print('best of all:                ', min(total, key=total.get))
 #
 # A model says how sure it is: sigma, in Å, for each bond, atom and structure. It is learned
 # with the distances, from the same pairs. On the test structures it should rise with the
-# error. Here sigma has the right size, and it is large for the two worst structures. But it
-# ranks the others poorly: all these alloys are alike, and eighty pairs do not teach what
-# makes one of them difficult. Look at this plot before you sort by sigma.
+# error. Here sigma has the right size on average, but it does not know the two worst
+# structures: all these alloys are alike, and eighty pairs do not teach what makes one of
+# them difficult. Look at this plot before you sort by sigma.
 
 # %%
 results = relax([pair.unrelaxed for pair in test], model=scratch)
@@ -308,7 +308,7 @@ plt.show()
 
 # %%
 dense = bulk('Cu', cubic=True)
-dense.set_cell(0.9 * dense.cell.array, scale_atoms=True)
+dense.set_cell(0.8 * dense.cell.array, scale_atoms=True)
 print(relax(dense, model=scratch).ood)
 try:
     relax(bulk('NaCl', 'rocksalt', a=5.6), model=scratch)

@@ -31,8 +31,8 @@ from ase_deeprelax.errors import DeepRelaxError
 # ## Monolayers
 #
 # Six compounds in the cell of MoS2. `mx2` makes a layer with `pbc` False along the vacuum.
-# In a POSCAR all three directions are periodic: there a layer is recognised by its wide
-# gap.
+# In a POSCAR all three directions are periodic: there a layer is recognised by a gap of
+# more than 7 Å between its atoms.
 
 # %%
 PBE = {'MoS2': 3.18, 'MoSe2': 3.32, 'MoTe2': 3.55, 'WS2': 3.19, 'WSe2': 3.32, 'WTe2': 3.55}
@@ -137,9 +137,9 @@ for scale in (0.97, 1.03):
     print(f'from {scale:.2f} times that: a = {a:.3f} Å, c = {c:.2f} Å')
 
 # %% [markdown]
-# *a* is 1 % too long and *c* up to 3 %, as in PBE, and *c* depends a little on the start.
-# For other layered crystals it depends more. If you know *c*, fix it with a mask of strains
-# (xx, yy, zz, yz, xz, xy). If not, refine with a calculator that has a dispersion
+# *a* is right to 0.2 %, *c* is 5 % too long, as in PBE. Both depend little on the start.
+# For other layered crystals *c* depends more on it. If you know *c*, fix it with a mask of
+# strains (xx, yy, zz, yz, xz, xy). If not, refine with a calculator that has a dispersion
 # correction.
 
 # %%

@@ -30,7 +30,7 @@ from ase.optimize import FIRE
 from ase_deeprelax import DeepRelaxOptimizer, ElasticBFGS, Stage, relax
 from ase_deeprelax.calculators.registry import get_calculator
 
-warnings.filterwarnings('ignore', module='chgnet')  # of how it makes its tensors
+warnings.filterwarnings('ignore', module='chgnet')
 
 # %% [markdown]
 # ## The crystal first
