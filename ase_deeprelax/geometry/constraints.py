@@ -115,7 +115,8 @@ class Frozen:
                 return new
         names = ', '.join(type(c).__name__ for c in self.constraints)
         raise UnsupportedConstraintError(
-            f'no step satisfies these constraints together: {names}; remove one of them'
+            f'found no step that satisfies these constraints together: {names}; remove one '
+            'of them'
         )
 
     def best_shift(self, step: np.ndarray) -> np.ndarray:

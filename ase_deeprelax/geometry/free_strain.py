@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +53,16 @@ def check_relax_cell(relax_cell: RelaxCell) -> bool | str | np.ndarray:
         if relax_cell in RELAX_CELL_WORDS:
             return relax_cell
     else:
-        mask = np.asarray(relax_cell)
-        if mask.shape == (6,):
-            mask = voigt_6_to_full_3x3_stress(mask)
-        if mask.shape == (3, 3) and mask.dtype != object:
-            return (mask != 0) & (mask.T != 0)
+        with suppress(ValueError):  # lists of unequal lengths
+            mask = np.asarray(relax_cell)
+            if mask.shape == (6,):
+                mask = voigt_6_to_full_3x3_stress(mask)
+            if (
+                mask.shape == (3, 3)
+                and mask.dtype.kind in 'biuf'
+                and np.isfinite(mask).all()
+            ):
+                return (mask != 0) & (mask.T != 0)
     raise ValueError(
         f"relax_cell is {relax_cell!r}; it must be True, False, 'in-plane', 'hydrostatic', "
         'or a mask of the strains xx, yy, zz, yz, xz, xy (six numbers, or 3 x 3)'

@@ -19,6 +19,9 @@ from ase_deeprelax.geometry.neighbors import neighbor_list
 # are 7.3 to 43 A in 31,635 layers, at most 4.4 A in 909 porous crystals, and at most 6.9 A
 # in 3,397 layered ones, save stacks (see below) and 349 that hold vacuum (58 below 10 A).
 VACUUM_GAP = 7.0
+# A gap between this and `VACUUM_GAP` is doubtful: 20 of 11,243 unrelaxed crystals of the
+# Materials Project, of WBM and of Pandey et al. have one, A.
+DOUBTFUL_GAP = 5.0
 # Parts of a layer that lie farther apart than this are two layers, A. Gaps within those
 # 31,635 are at most 5.2 A, save six of 9 A and more between two sheets.
 LAYER_GAP = 6.0
@@ -80,7 +83,7 @@ def find_layer(atoms: Atoms) -> Layer | None:
         )
     if len(open_axes) == 1:
         return _layer_by_pbc(atoms, int(open_axes[0]))
-    planes, gaps = _vacuum_planes(atoms.positions, atoms.cell.array)
+    planes, gaps = _planes_apart(atoms.positions, atoms.cell.array)
     if len(planes) == 0:
         return None
     if len(planes) > 1:
@@ -103,6 +106,20 @@ def layer_or_none(atoms: Atoms) -> Layer | None:
         return find_layer(atoms)
     except StructureError:
         return None
+
+
+def doubtful_gap(atoms: Atoms) -> float:
+    """The widest gap in a crystal that is nearly wide enough for vacuum, A, or 0.
+
+    Examples
+    --------
+    >>> from ase.build import bulk, fcc111
+    >>> slab = fcc111('Cu', (1, 1, 4), vacuum=3.2, periodic=True)
+    >>> doubtful_gap(bulk('Cu')), round(doubtful_gap(slab), 6)
+    (0.0, 6.4)
+    """
+    _, gaps = _planes_apart(atoms.positions, atoms.cell.array, DOUBTFUL_GAP)
+    return float(gaps[gaps <= VACUUM_GAP].max(initial=0.0))
 
 
 def split_at_widest_gap(fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +199,7 @@ def _layer_by_pbc(atoms: Atoms, axis: int) -> Layer:
     if layer.vacuum <= VACUUM_GAP:
         layer = replace(layer, vacuum=np.inf)
     in_plane = np.array([rows[0], rows[1], normal])  # One A high: no room for a gap.
-    planes, gaps = _vacuum_planes(layer.in_one_piece(atoms), in_plane)
+    planes, gaps = _planes_apart(layer.in_one_piece(atoms), in_plane)
     if len(planes) > 0:
         raise StructureError(_no_layer(planes, gaps, 2))
     return layer
@@ -236,10 +253,10 @@ def _across(rows: np.ndarray) -> tuple[np.ndarray, float]:
     return (normal, height) if height >= 0 else (-normal, -height)
 
 
-def _vacuum_planes(
-    positions: np.ndarray, cell: np.ndarray
+def _planes_apart(
+    positions: np.ndarray, cell: np.ndarray, least: float = VACUUM_GAP
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lattice planes between which there is a gap wider than `VACUUM_GAP`.
+    """Lattice planes between which there is a gap wider than ``least``.
 
     No gap is wider than the period of its planes. The Miller indices of planes with a long
     period are small: for most crystals there are none to look at.
@@ -248,6 +265,7 @@ def _vacuum_planes(
     ----------
     positions : (n_atoms, 3), A
     cell : (3, 3), A
+    least : float, A
 
     Returns
     -------
@@ -256,18 +274,18 @@ def _vacuum_planes(
     gaps : (n,), A
     """
     nothing = np.zeros((0, 3), dtype=np.int64), np.zeros(0)
-    reach = (np.sqrt(np.einsum('ij,ij->i', cell, cell)) / VACUUM_GAP).astype(np.int64)
+    reach = (np.sqrt(np.einsum('ij,ij->i', cell, cell)) / least).astype(np.int64)
     if not reach.any():
         return nothing
     basis = None
     if reach.max() > _LARGEST_INDEX:
         basis = reduced_basis(cell)
         cell = basis @ cell
-        reach = (np.sqrt(np.einsum('ij,ij->i', cell, cell)) / VACUUM_GAP).astype(np.int64)
+        reach = (np.sqrt(np.einsum('ij,ij->i', cell, cell)) / least).astype(np.int64)
     planes = _miller_indices(*reach.clip(max=_LARGEST_INDEX).tolist())
     reciprocal = planes @ _inverse(cell).T
     periods = 1 / np.sqrt(np.einsum('ij,ij->i', reciprocal, reciprocal))
-    chosen = np.flatnonzero(periods > VACUUM_GAP)
+    chosen = np.flatnonzero(periods > least)
     for every in dict.fromkeys((1 + len(positions) // _FEW_ATOMS, 1)):
         if len(chosen) == 0:
             return nothing
@@ -276,7 +294,7 @@ def _vacuum_planes(
         if len(places) > 1:
             gaps = np.maximum(gaps, (places[1:] - places[:-1]).max(axis=0))
         gaps *= periods[chosen]
-        wide = gaps > VACUUM_GAP
+        wide = gaps > least
         chosen, gaps = chosen[wide], gaps[wide]
     planes = planes[chosen]
     if basis is not None:

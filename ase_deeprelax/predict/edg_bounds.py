@@ -57,6 +57,10 @@ class Bounds:
         terms = self.weight * near * (over - near / 2) / HUBER
         return sums.of_bounds(terms.double(), self)
 
+    def slope(self, excess: torch.Tensor) -> torch.Tensor:
+        """(n,): the derivative of the loss with respect to each violation."""
+        return self.weight * excess / excess.abs().clamp(min=HUBER)
+
 
 def edge_bounds(
     pos: torch.Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -78,9 +79,10 @@ class EDGCalculator(Calculator):
         The prediction did not pass its checks.
     StructureError
         On calculation: the atoms are not those of the prediction, are periodic along other
-        vectors, or have coordinates that are not finite.
+        vectors, have coordinates that are not finite, or a cell without a volume.
     ValueError
-        A parameter makes no sense.
+        A parameter makes no sense; on calculation: the prediction has another number of
+        bonds than there are force constants.
 
     Examples
     --------
@@ -140,24 +142,17 @@ class EDGCalculator(Calculator):
                 f'{", ".join(self.default_parameters)}'
             )
         tolerance = parameters.get('tolerance', 0.0)
-        if tolerance != 'sigma' and not (tolerance == 0 or _positive(tolerance)):
+        named = isinstance(tolerance, str) and tolerance == 'sigma'
+        if not named and not (_finite(tolerance) and tolerance >= 0):
             raise ValueError(
                 f"tolerance is {tolerance!r}; it must be 0, a length in A, or 'sigma'"
             )
-        constant = parameters.get('force_constant', 1.0)
-        if isinstance(constant, np.ndarray):
-            good = bool((np.isfinite(constant) & (constant > 0)).all())
-        else:
-            good = _positive(constant)
-        if not good:
-            raise ValueError(
-                f'force_constant is {constant!r}; it must be a positive number, eV/A^2, or '
-                'one for each bond'
-            )
-        if not _positive(parameters.get('knee', 1.0)):
-            raise ValueError(
-                f'knee is {parameters["knee"]!r}; it must be a positive number, A'
-            )
+        if 'force_constant' in parameters:
+            constant = _force_constants(parameters['force_constant'])
+            parameters['force_constant'] = constant
+        knee = parameters.get('knee', 1.0)
+        if not (_finite(knee) and knee > 0):
+            raise ValueError(f'knee is {knee!r}; it must be a positive number, A')
         return super().set(**parameters)
 
     def calculate(
@@ -221,6 +216,10 @@ class EDGCalculator(Calculator):
         if len(bad) or not np.isfinite(atoms.cell.array).all():
             where = f'atom {bad[0]} ({atoms.symbols[bad[0]]})' if len(bad) else 'the cell'
             raise StructureError(f'{where} has coordinates that are not finite')
+        if atoms.cell.volume <= 1e-12 * atoms.cell.lengths().prod():
+            raise StructureError(
+                f'the cell {atoms.cell.tolist()} has no volume; set that of a crystal'
+            )
 
     def _evaluate(self, atoms: Atoms) -> tuple[float, np.ndarray, np.ndarray]:
         """Energy (eV), its gradient (n_atoms, 3) and its virial (3, 3)."""
@@ -240,12 +239,22 @@ class EDGCalculator(Calculator):
             self._offsets,
             lower=scale * (self._lengths - width),
             upper=scale * (self._lengths + width),
-            weight=torch.as_tensor(parameters['force_constant']).expand(len(self._lengths)),
+            weight=self._weights(parameters['force_constant']),
         )
         # A sum, not the solver's mean: forces of a supercell are those of its cell. Next to
         # a bound the loss is that of a spring over HUBER.
         unit = HUBER / scale**2
         return unit * loss, unit * scale * gradient, unit * virial
+
+    def _weights(self, constants: float | np.ndarray) -> torch.Tensor:
+        """(n_bonds,): the force constants, eV/A^2."""
+        n_bonds = len(self._lengths)
+        if isinstance(constants, np.ndarray) and len(constants) != n_bonds:
+            raise ValueError(
+                f'force_constant has {len(constants)} numbers, and the prediction '
+                f'{n_bonds} bonds; give one number, or one for each of relaxation.bonds'
+            )
+        return torch.from_numpy(np.full(n_bonds, constants, dtype=float))
 
 
 _ANEW = 'make another EDGCalculator for other atoms'
@@ -262,18 +271,15 @@ def _objective(
     weight: torch.Tensor,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """The solver's loss for one structure (A), weighted, with gradient and virial."""
-    graph = torch.zeros(len(pos), dtype=torch.long)
+    graph = pos.new_zeros(len(pos), dtype=torch.long)
     nothing = torch.zeros_like(graph, dtype=torch.bool)
     sums = Sums(graph, anchored=nothing[:1], fixed=nothing)
     start = pos.new_zeros(3, len(pos) + 1)
     bounds = edge_bounds(pos, cell[None], graph, edges, offsets, lower=lower, upper=upper)
-    bounds = replace(bounds, weight=weight.to(pos.dtype))
+    bounds = replace(bounds, weight=weight)
     excess, unit = bounds.measure(start)
-    with torch.enable_grad():
-        # Only this far: the length of coincident atoms has no derivative.
-        loss = bounds.loss(excess.requires_grad_(), sums).sum()
-        (slope,) = torch.autograd.grad(loss, excess)
-    pull = slope * unit
+    loss = bounds.loss(excess, sums)
+    pull = bounds.slope(excess) * unit
     gradient = sums.onto_atoms(pull, bounds, start)[:, :-1].T
     return loss.item(), gradient.numpy(), (pull @ bounds.base.T).numpy()
 
@@ -282,6 +288,18 @@ def _fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
     return np.linalg.solve(cell.T, positions.T).T
 
 
-def _positive(value: Any) -> bool:
-    """Whether a parameter is a number above zero."""
-    return isinstance(value, Real) and bool(np.isfinite(value)) and value > 0
+def _finite(value: Any) -> bool:
+    """Whether a parameter is a finite number."""
+    return isinstance(value, Real) and bool(np.isfinite(value))
+
+
+def _force_constants(value: Any) -> float | np.ndarray:
+    """One force constant, or an array of one for each bond."""
+    with suppress(TypeError, ValueError):
+        constants = np.array(value, dtype=float)
+        if constants.ndim < 2 and (np.isfinite(constants) & (constants > 0)).all():
+            return constants if constants.ndim else float(constants)
+    raise ValueError(
+        f'force_constant is {value!r}; it must be a positive number, eV/A^2, or one for '
+        'each bond'
+    )

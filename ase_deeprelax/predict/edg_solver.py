@@ -241,8 +241,8 @@ def _step(
     decrease of the loss that the quadratic model expects of them (n_graphs,).
     """
     over = excess.abs()
-    pull = bounds.weight * excess / over.clamp(min=HUBER)  # slope of the loss
-    force = sums.onto_atoms(-pull * unit, bounds, unit.new_zeros(3, len(damping)))
+    pull = bounds.slope(excess) * unit
+    force = sums.onto_atoms(-pull, bounds, unit.new_zeros(3, len(damping)))
     # Tangent parabolas land on a bound. Where steps have become small, a bound still broken
     # will stay so: its stiffness is only in the way.
     outvoted = (over > HUBER) & settling.index_select(0, bounds.graph)

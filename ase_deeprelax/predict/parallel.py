@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import islice
+from math import ceil
+from numbers import Integral
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 from ase.filters import Filter
 from joblib import Parallel, delayed, effective_n_jobs
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
@@ -21,8 +26,8 @@ if TYPE_CHECKING:
     from ase_deeprelax.predict.predictor import Predictor
     from ase_deeprelax.result import Relaxation
 
-# Structures whose graphs are held, and sorted by size, at a time; of several processes,
-# each takes so many that none of them waits for long at the end.
+# Structures whose graphs are held, and sorted by size, at a time. A worker takes fewer, so
+# that none of them waits for long at the end.
 WINDOW, WINDOW_OF_WORKER = 1024, 64
 
 # Results of the structures of a window, and the errors of some by their index.
@@ -59,14 +64,14 @@ def relax_windows(
     Raises
     ------
     ConfigError
-        The number of workers is none; or the model or a structure cannot be sent to
-        another process.
+        The number of workers is none; the model or a structure cannot be sent to another
+        process; or such a process was killed.
     ModelError
         The folder of the model was changed since the predictor read it.
     """
-    if workers != -1 and workers < 1:
+    if not isinstance(workers, Integral) or (workers != -1 and workers < 1):
         raise ConfigError(
-            f'workers is {workers}; it must be 1 or more, or -1 for one on each core'
+            f'workers is {workers!r}; it must be 1 or more, or -1 for one on each core'
         )
     workers = effective_n_jobs(workers)
     if workers == 1:
@@ -76,18 +81,32 @@ def relax_windows(
     make = predictor.copy_in_worker()
     tasks = (
         delayed(_relax_in_worker)(make, [_sendable(x) for x in window], relax_cell)
-        for window in _windows(structures, WINDOW_OF_WORKER)
+        for window in _windows(structures, _share(structures, workers))
     )
     try:
-        for results, errors in Parallel(workers, return_as='generator')(tasks):
+        # Large arrays go as they are: those that workers share would come back read-only.
+        pool = Parallel(workers, return_as='generator', max_nbytes=None)
+        for results, errors in pool(tasks):
             if bar is not None:
                 bar.update(len(results))
             yield results, errors
-    except PicklingError as error:
+    except TerminatedWorkerError as error:
+        raise ConfigError(
+            f'one of {workers} workers was killed, most likely because the memory ran out; '
+            'use fewer of them'
+        ) from error
+    except (PicklingError, BrokenProcessPool) as error:
         raise ConfigError(
             'the model, or what is stored in a structure, cannot be sent to another '
             'process; use workers=1'
         ) from error
+
+
+def _share(structures: Iterable[Any], workers: int) -> int:
+    """How many structures a worker takes at a time, so that each of them gets some."""
+    if not isinstance(structures, Sized):
+        return WINDOW_OF_WORKER
+    return min(WINDOW_OF_WORKER, ceil(len(structures) / workers))
 
 
 def _windows(structures: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -113,9 +132,13 @@ def _relax_in_worker(
 
 
 def _sendable(structure: Any) -> Any:
-    """The structure without its calculator, which may be large or bound to this process."""
-    if isinstance(structure, Atoms):
-        return structure.copy()
-    if isinstance(structure, Filter):
-        return copy.deepcopy(structure, {id(unwrap(structure).calc): None})
+    """The structure without its calculator, which may be large or bound to this process.
+
+    One that cannot be copied goes as it is: in the worker it fails alone, as it would here.
+    """
+    with suppress(Exception):
+        if isinstance(structure, Atoms):
+            return structure.copy()
+        if isinstance(structure, Filter):
+            return copy.deepcopy(structure, {id(unwrap(structure).calc): None})
     return structure

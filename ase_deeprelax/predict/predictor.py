@@ -32,6 +32,7 @@ from ase_deeprelax.predict.forward import (
     is_shortage,
     run_model,
 )
+from ase_deeprelax.predict.options import check_options
 from ase_deeprelax.predict.parallel import relax_windows
 from ase_deeprelax.predict.passes import MAX_PASSES
 from ase_deeprelax.predict.prepare import PARTS, Prepared, Settings
@@ -75,7 +76,8 @@ def relax(
     Parameters
     ----------
     structures : ase.Atoms, pymatgen Structure, or an iterable of them
-        Crystals and layers. A filter around Atoms says itself what may move.
+        Crystals and layers. A filter around Atoms says itself what may move, whatever
+        ``relax_cell`` is.
     model : str, path or RelaxationModel
         Default 'default', the shipped model that measured best.
     device : str
@@ -101,7 +103,8 @@ def relax(
     on_bad : 'raise' or 'keep', optional
         What happens where a structure or its prediction fails the checks: an error, or a
         `Relaxation` with ``ok=False``, the reason in ``problem`` and a copy of the input in
-        ``atoms``. Default: 'raise' for a single structure, 'keep' for many.
+        ``atoms``. Default: 'raise' for a single structure; for many 'keep', with a
+        warning that counts them.
 
     Returns
     -------
@@ -110,14 +113,17 @@ def relax(
 
     Raises
     ------
-    StructureError
-        What was given cannot be relaxed.
+    StructureError, UnsupportedConstraintError
+        What was given cannot be relaxed, or not under its constraints.
     PredictionError
         What was predicted did not pass the checks.
     DeviceError, ModelError
         The device or the model is not there.
     ConfigError
-        With several workers: something cannot be sent to another process.
+        There cannot be so many workers, something cannot be sent to them, or one of them
+        was killed.
+    ValueError
+        Another argument makes no sense.
 
     Examples
     --------
@@ -134,13 +140,16 @@ def relax(
             [structures], relax_cell=relax_cell, progress=progress, on_bad=on_bad or 'raise'
         )
         return result
-    return predictor.relax(
+    results = predictor.relax(
         structures,
         relax_cell=relax_cell,
         workers=workers,
         progress=progress,
         on_bad=on_bad or 'keep',
     )
+    if on_bad is None:
+        _warn_of_failures(results)
+    return results
 
 
 class Predictor:
@@ -171,6 +180,14 @@ class Predictor:
         How often a structure goes through the network at most (`predict.passes`); default
         `MAX_PASSES`, or 1 where the model saw no relaxed inputs in training; may be set.
 
+    Raises
+    ------
+    DeviceError, ModelError
+        The device or the model is not there; a ``dtype`` with 16 bits; ``accept_below`` for
+        a model without a calibration.
+    ValueError
+        Another argument makes no sense.
+
     Examples
     --------
     >>> predictor = Predictor(device='cpu')  # doctest: +SKIP
@@ -187,15 +204,7 @@ class Predictor:
         accept_below: float | None = None,
         batch_edges: int | None = None,
     ):
-        if symmetry not in ('keep', 'free'):
-            raise ValueError(f"symmetry is {symmetry!r}; it must be 'keep' or 'free'")
-        if dtype not in DTYPES:
-            raise ModelError(
-                f'dtype is {dtype!r}; predictions are good to 1e-4 A, which 16 bits cannot '
-                "hold: use 'float32' or 'float64'"
-            )
-        if accept_below is not None and not accept_below > 0:
-            raise ValueError(f'accept_below is {accept_below!r}; it must be a length in A')
+        check_options(symmetry, dtype, accept_below, batch_edges)
         self.device = resolve_device(device)
         self.dtype = DTYPES[dtype]
         self.symmetry = symmetry
@@ -290,7 +299,8 @@ class Predictor:
             for found, errors in windows:
                 if on_bad == 'raise' and errors:
                     first = min(errors)
-                    raise _located(errors[first], len(results) + first, total)
+                    located = _located(errors[first], len(results) + first, total)
+                    raise located from errors[first].__cause__
                 for result in found:
                     for part, seconds in result.timings.items():
                         self.timings[part] += seconds
@@ -336,7 +346,9 @@ class Predictor:
         """Outputs for one batch, or None where it does not fit into memory."""
         try:
             graph = collate([prepared.graph for prepared in batch]).to(self.device)
-            outputs, seconds = run_model(self.model, graph)
+            # Also where the caller's own network computes with 16 bits.
+            with torch.autocast(self.device.type, enabled=False):
+                outputs, seconds = run_model(self.model, graph)
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
@@ -358,6 +370,16 @@ class Predictor:
                 f'range of model {self.name!r}, the first at index {outside[0]}: '
                 f'{results[outside[0]].ood}'
             )
+
+
+def _warn_of_failures(results: list[Relaxation]) -> None:
+    failures = [index for index, result in enumerate(results) if not result.ok]
+    if failures:
+        first = failures[0]
+        warn(
+            f'{len(failures)} of {len(results)} structures were not relaxed (ok is False), '
+            f'the first at index {first}: {results[first].problem}'
+        )
 
 
 def _make_again(

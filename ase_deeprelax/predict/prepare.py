@@ -185,7 +185,8 @@ def graph_of(
         raise StructureError(
             f'atom {first} ({atoms.symbols[first]}) has no neighbour within '
             f'{settings.spec.cutoff:g} A ({len(lonely)} of {len(atoms)} atoms have none); '
-            'the model predicts dense periodic crystals, not molecules or atoms far apart'
+            'the model predicts dense crystals and layers: scale the cell to a plausible '
+            'volume, or remove the atom'
         )
     return graph, frame
 

@@ -17,7 +17,7 @@ from ase_deeprelax.geometry.lattice import compact
 from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.neighbors import close_pairs
 from ase_deeprelax.geometry.symmetry import Symmetry, primitive_size
-from ase_deeprelax.geometry.vacuum import find_layer
+from ase_deeprelax.geometry.vacuum import doubtful_gap, find_layer
 
 # Less room than this is no crystal but a flat or missing cell, A^3 per atom.
 SMALLEST_VOLUME = 1.0
@@ -163,6 +163,12 @@ def outside_ranges(
         reasons.append(
             f'volume {ratio:.2f} times that which crystals of these elements have on '
             f'average, in training {low:g} to {high:g} times'
+        )
+    gap = doubtful_gap(atoms) if layer is None else 0.0
+    if gap:
+        reasons.append(
+            f'a gap of {gap:.1f} A between planes of atoms is taken for a part of the '
+            'crystal; if it is vacuum, set atoms.pbc to False along it'
         )
     return '; '.join(reasons)
 

@@ -83,7 +83,7 @@ class Window:
         elif isinstance(output, PredictionError) or not output.finite:
             return None
         passes.add(move_of(asked, output))
-        if len(passes.moves) == self.predictor.max_passes or not passes.next_weight:
+        if len(passes.moves) >= self.predictor.max_passes or not passes.next_weight:
             return None
         try:
             return prepare_again(self._prepared[index], passes.moves[-1])

@@ -17,9 +17,11 @@ from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.vacuum import (
+    DOUBTFUL_GAP,
     LAYER_GAP,
     STACK_GAP,
     VACUUM_GAP,
+    doubtful_gap,
     find_layer,
     layer_or_none,
 )
@@ -233,6 +235,9 @@ def test_the_search_finds_what_a_plain_one_does(seed, n_atoms, expansion):
             find_layer(atoms)
     elif not wide:
         assert find_layer(atoms) is None
+        widest = max(reference_gaps(atoms, 5).values())
+        doubtful = widest if widest > DOUBTFUL_GAP else 0.0
+        assert doubtful_gap(atoms) == pytest.approx(doubtful, rel=1e-9)
     else:
         layer = find_layer(atoms)
         assert layer.vacuum == pytest.approx(*wide.values(), rel=1e-9)
@@ -492,3 +497,4 @@ def test_all_real_slabs_and_monolayers_are_found(name, every):
 def test_no_real_crystal_is_taken_for_a_layer(name):
     for key, atoms in real_structures(name):
         assert find_layer(atoms) is None, key
+        assert doubtful_gap(atoms) == 0.0, key

@@ -296,6 +296,28 @@ def test_parameters_count_at_once(relaxation):
     assert atoms.calc.todict() == {'tolerance': 'sigma', 'force_constant': 3.0}
 
 
+def test_each_bond_may_have_its_own_force_constant(relaxation):
+    atoms = potential(relaxation, disturbed(relaxation))
+    energy = atoms.get_potential_energy()
+    constants = [3.0] * len(relaxation.bonds)
+    for same in (constants, tuple(constants), np.array(constants)):
+        atoms.calc.set(force_constant=same)
+        assert atoms.get_potential_energy() == pytest.approx(3 * energy)
+    atoms.calc.set(force_constant=constants[:-1])
+    n_bonds = len(constants)
+    with pytest.raises(ValueError, match=f'has {n_bonds - 1} numbers.* {n_bonds} bonds'):
+        atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize('setting', [torch.inference_mode(), torch.device('meta')])
+def test_settings_of_torch_around_it_do_not_matter(relaxation, setting):
+    atoms = potential(relaxation, disturbed(relaxation))
+    forces = atoms.get_forces()
+    with setting:
+        inside = potential(relaxation, disturbed(relaxation)).get_forces()
+    np.testing.assert_array_equal(inside, forces)
+
+
 def test_travels(relaxation, tmp_path):
     atoms = potential(relaxation, disturbed(relaxation), tolerance='sigma')
     atoms.write(tmp_path / 'a.traj')
@@ -323,6 +345,10 @@ def test_other_atoms_are_refused(relaxation):
     lost.positions[3, 1] = np.nan
     with pytest.raises(StructureError, match=r'atom 3 \(O\) has coordinates'):
         potential(relaxation, lost).get_forces()
+    flat = relaxation.atoms.copy()
+    flat.cell[2] = flat.cell[1]
+    with pytest.raises(StructureError, match='has no volume'):
+        potential(relaxation, flat).get_forces()
     # One that was refused can be mended.
     atoms = potential(relaxation, relaxation.atoms.copy())
     atoms.symbols[2] = 'Ca'
@@ -336,12 +362,15 @@ def test_what_cannot_be_a_potential_is_refused(relaxation):
     failed = replace(relaxation, ok=False, problem='predicted volume is 9 times')
     with pytest.raises(PredictionError, match='volume is 9 times'):
         EDGCalculator(failed)
-    for bad in (-0.1, np.nan, np.inf, 'sigmas', None):
+    for bad in (-0.1, np.nan, np.inf, 'sigmas', None, np.array([0.1, 0.2])):
         with pytest.raises(ValueError, match='tolerance is'):
             EDGCalculator(relaxation, tolerance=bad)
     for name in ('force_constant', 'knee'):
         for bad in (0, -1.0, np.nan, 'stiff'):
             with pytest.raises(ValueError, match=f'{name} is {bad!r}'):
                 EDGCalculator(relaxation, **{name: bad})
+    for bad in ([1.0, -1.0], np.ones((2, 2)), [[1.0], [1.0, 2.0]], np.array(['stiff'])):
+        with pytest.raises(ValueError, match='force_constant is'):
+            EDGCalculator(relaxation, force_constant=bad)
     with pytest.raises(ValueError, match="unknown parameter 'width'"):
         EDGCalculator(relaxation, width=0.1)

@@ -1,9 +1,11 @@
 """Many structures shared by processes: the answers are those of one process."""
 
+import os
 import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,41 @@ class Unsendable(EMT):
 
 class Mine(PaEGNN):
     """A network that another process cannot import."""
+
+
+class Witness(PaEGNN):
+    """A network that writes down how many structures it is given at once."""
+
+    path = ''
+
+    def forward(self, graph):
+        with Path(self.path).open('a') as file:
+            file.write(f'{graph.n_graphs}\n')
+        return super().forward(graph)
+
+
+class Doomed(PaEGNN):
+    """A network whose process is killed, as where the memory runs out."""
+
+    def forward(self, graph):
+        os._exit(9)
+
+
+class Odd(Atoms):
+    """A subclass that cannot be copied."""
+
+    def __init__(self):
+        super().__init__(bulk('Cu'))
+
+
+class Torn(Atoms):
+    """A subclass that is lost on its way to another process."""
+
+    def __setstate__(self, state):
+        raise TypeError('this structure stays where it was made')
+
+    def copy(self):
+        return self
 
 
 @pytest.fixture
@@ -85,6 +122,13 @@ def test_what_is_held_is_held_in_processes_too(tiny_model):
         np.testing.assert_array_equal(result.atoms.cell.array, result.initial.cell.array)
 
 
+def test_large_arrays_come_back_as_they_were(tiny_model):
+    atoms = bulk('Cu')
+    atoms.info['spectrum'] = np.ones(400_000)
+    [one, _] = relax([atoms, atoms], tiny_model, workers=2)
+    one.atoms.info['spectrum'] += 1
+
+
 def test_errors_name_the_place_in_the_list(tiny_model, mixture):
     with pytest.raises(StructureError, match='structure 144: 0 atoms'):
         relax(mixture, tiny_model, workers=2, on_bad='raise')
@@ -96,6 +140,27 @@ def test_a_model_in_memory_goes_along():
     model = awaken(Mine(hidden=16, layers=1), scale=0.3)
     crystals = symmetric_crystals(70)
     assert_same(relax(crystals, model), relax(crystals, model, workers=2))
+
+
+def test_few_structures_are_shared_too(tmp_path):
+    model = awaken(Witness(hidden=16, layers=1), scale=0.3)
+    model.path = str(tmp_path / 'seen')
+    crystals = symmetric_crystals(9)
+    results = relax(crystals, model, workers=2)
+    assert [one.initial for one in results] == crystals
+    assert sorted((tmp_path / 'seen').read_text().split()) == ['4', '5']
+
+
+def test_a_structure_that_cannot_be_copied_fails_alone(tiny_model):
+    mixed = [*symmetric_crystals(70), Odd()]
+    expected = relax(mixed, tiny_model)
+    assert [one.ok for one in expected] == [True] * 70 + [False]
+    assert_same(expected, relax(mixed, tiny_model, workers=2))
+
+
+def test_a_killed_process_is_an_error_that_says_what_to_do():
+    with pytest.raises(ConfigError, match=r'one of 2 workers was killed.*use fewer'):
+        relax(symmetric_crystals(4), Doomed(hidden=16, layers=1), workers=2)
 
 
 def test_a_script_needs_no_main_guard(tiny_model, tmp_path):
@@ -120,9 +185,9 @@ def test_a_model_that_was_trained_again_is_not_mixed_in(tiny_model, tmp_path):
         predictor.relax(symmetric_crystals(70), workers=2)
 
 
-@pytest.mark.parametrize('workers', [0, -2])
+@pytest.mark.parametrize('workers', [0, -2, 1.5, '2'])
 def test_the_number_of_processes_is_checked(tiny_model, workers):
-    with pytest.raises(ConfigError, match=f'workers is {workers}'):
+    with pytest.raises(ConfigError, match=f'workers is {workers!r}'):
         relax([bulk('Cu')], tiny_model, workers=workers)
 
 
@@ -131,3 +196,7 @@ def test_what_cannot_be_sent_is_said(tiny_model):
     atoms.info['lock'] = threading.Lock()
     with pytest.raises(ConfigError, match=r'stored in a structure.*use workers=1'):
         relax([*symmetric_crystals(140), atoms], tiny_model, workers=2)
+    with pytest.raises(ConfigError, match='cannot be sent to another process'):
+        relax([FrechetCellFilter(atoms)] * 3, tiny_model, workers=2)
+    with pytest.raises(ConfigError, match='cannot be sent to another process'):
+        relax([Torn(bulk('Cu'))] * 3, tiny_model, workers=2)

@@ -197,6 +197,13 @@ def test_each_pass_starts_where_the_one_before_it_led(predictor, count):
         assert not np.allclose(last.deformation, first.deformation, atol=1e-4)
 
 
+def test_there_is_one_pass_at_least(predictor):
+    for none, one in zip(
+        after(predictor, 0, far()), after(predictor, 1, far()), strict=True
+    ):
+        np.testing.assert_array_equal(none.deformation, one.deformation)
+
+
 def test_only_far_ones_go_through_the_network_again():
     predictor = Predictor(load_model('deeprelax'), device='cpu')
     near = predictor.relax(far())[0].atoms

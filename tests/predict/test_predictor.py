@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -108,7 +110,18 @@ def test_what_the_model_has_not_learned_is_flagged(model, crystals):
     assert not relax(atoms, model, relax_cell=False).ood
 
 
-@pytest.mark.parametrize('wrong', ['plane', [1, 1, 0], np.ones((2, 2)), 3])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        'plane',
+        3,
+        [1, 1, 0],
+        np.ones((2, 2)),
+        [[1, 0], [1]],
+        [1, 1, np.nan, 0, 0, 0],
+        ['1', '1', '0', '0', '0', '0'],
+    ],
+)
 def test_a_freedom_that_is_not_understood_is_refused(model, crystals, wrong):
     with pytest.raises(ValueError, match=r'(?s)relax_cell is .* must be True, False'):
         relax(crystals[0], model, relax_cell=wrong)
@@ -322,13 +335,30 @@ def test_bad_structure_raises_alone_and_is_kept_in_a_list(model, crystals):
     assert np.isnan(result.sigma)
     assert result.spacegroup == (0, 0)
     mixed = [crystals[0], bad, crystals[1], 'x.cif', Atoms(), crystals[2]]
-    results = relax(mixed, model)
+    with pytest.warns(DeepRelaxWarning, match='3 of 6 structures were not .* index 1: ato'):
+        results = relax(mixed, model)
     assert [r.ok for r in results] == [True, False, True, False, False, True]
     for k, single in ((0, crystals[0]), (2, crystals[1]), (5, crystals[2])):
         expected = relax(single, model)
         assert np.allclose(results[k].atoms.positions, expected.atoms.positions, atol=1e-5)
     with pytest.raises(StructureError, match='structure 1: '):
         relax(mixed, model, on_bad='raise')
+    with warnings.catch_warnings(record=True) as caught:
+        relax(mixed, model, on_bad='keep')
+    assert not caught
+
+
+class Odd(Atoms):
+    """A subclass that cannot be copied."""
+
+    def __init__(self):
+        super().__init__(bulk('Cu'))
+
+
+def test_an_error_in_a_list_keeps_its_cause(model):
+    with pytest.raises(StructureError, match='structure 1: TypeError: ') as caught:
+        relax([bulk('Cu'), Odd()], model, on_bad='raise')
+    assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_structure_without_neighbours_is_refused(model):
@@ -497,11 +527,29 @@ def test_unknown_options(model, option):
         relax(bulk('Cu'), model, **option)
 
 
+@pytest.mark.parametrize(
+    'option', [{'accept_below': '0.05'}, {'batch_edges': '9'}, {'batch_edges': 0}]
+)
+def test_numbers_that_are_none(model, option):
+    [(name, value)] = option.items()
+    with pytest.raises(ValueError, match=f'{name} is {value!r}'):
+        Predictor(model, device='cpu', **option)
+
+
 def test_double_precision_agrees_with_single(model, crystals):
     for one, two in zip(
         relax(crystals, model), relax(crystals, model, dtype='float64'), strict=True
     ):
         assert np.allclose(one.atoms.positions, two.atoms.positions, atol=1e-4)
+
+
+def test_half_precision_around_a_call_does_not_reach_it(model, crystals):
+    expected = relax(crystals, model)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = relax(crystals, model, device='cpu')
+    for one, two in zip(expected, found, strict=True):
+        assert np.allclose(one.atoms.positions, two.atoms.positions, atol=1e-4)
+        assert np.allclose(one.atoms.cell.array, two.atoms.cell.array, atol=1e-4)
 
 
 def test_model_object_is_not_changed():

@@ -240,6 +240,15 @@ def test_what_lies_outside_the_training_range_is_said():
     assert check_structure(large, ranges=ranges).count(';') == 1
 
 
+@pytest.mark.parametrize('vacuum', [5.2, 6.4, 6.9])
+def test_little_vacuum_in_a_periodic_box_is_pointed_at(vacuum):
+    slab = fcc111('Cu', (1, 1, 4), vacuum=vacuum / 2, periodic=True)
+    assert find_layer(slab) is None
+    assert f'a gap of {vacuum} A between planes' in outside_ranges(slab, None)
+    slab.pbc = True, True, False
+    assert 'gap' not in outside_ranges(slab, find_layer(slab))
+
+
 @pytest.mark.parametrize('pbc', [True, False])
 @pytest.mark.parametrize('known', [True, False])
 def test_a_supercell_counts_as_what_it_repeats(pbc, known):
