@@ -2,7 +2,7 @@
 
 A seeded sample of pairs; each unrelaxed half is relaxed with each potential and optimizer,
 positions and cell together, as it is and from the prediction, to 0.05 eV/A. Prints
-`compare`'s tables, and names every structure that ended higher or converged only from the
+`compare`'s tables, and names structures that ended higher or converged only from the
 unrelaxed one.
 
     python benchmarks/savings.py pairs_wbm_dev.jsonl.gz --weights FOLDER --out FOLDER

@@ -15,7 +15,7 @@ def test_a_device_that_is_not_there(open_, tiny_model):
     if open_ is get_calculator:
         pytest.importorskip('chgnet')
         given = 'chgnet'
-    with pytest.raises(DeviceError, match="'cuda:99' is not there: .* use device='cpu'"):
+    with pytest.raises(DeviceError, match=r"'cuda:99' is not there: .* use device='cpu'"):
         open_(given, device='cuda:99')
 
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+
+# What is wrong, and what to do, where a cell shall relax and `has_stress` is False.
+NO_STRESS = (
+    'gives no stress, which a relaxation of the cell needs; relax_cell=False (--cell '
+    'fixed) relaxes the positions alone'
+)
 
 
 def has_calculator(atoms: Atoms) -> bool:
@@ -17,6 +24,15 @@ def has_stress(calculator: Any) -> bool:
     """Whether a calculator gives the stress, which a relaxation of the cell needs."""
     known = getattr(calculator, 'implemented_properties', None)
     return known is None or 'stress' in known
+
+
+def one_number(energy: Any) -> float:
+    """An energy as a number; some calculators give an array of one.
+
+    >>> one_number([-3.5])
+    -3.5
+    """
+    return float(np.asarray(energy).item())
 
 
 def calculator_name(calculator: Any) -> str:

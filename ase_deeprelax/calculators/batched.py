@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from ase_deeprelax.calculators.attached import has_stress
+from ase_deeprelax.calculators.attached import has_stress, one_number
 from ase_deeprelax.calculators.periodic import periodic_box, right_handed
 
 
@@ -55,7 +55,7 @@ def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
     atoms.calc = calculator
     try:
         results = {
-            'energy': atoms.get_potential_energy(),
+            'energy': one_number(atoms.get_potential_energy()),
             'forces': atoms.get_forces(apply_constraint=False),
         }
         if has_stress(calculator):

@@ -17,12 +17,15 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from ase_deeprelax.calculators.attached import one_number
 from ase_deeprelax.calculators.periodic import check_box, periodic_box, right_handed
+from ase_deeprelax.calculators.plausible import problem_with, salt
 from ase_deeprelax.errors import (
     DeepRelaxError,
     MissingDependencyError,
     ModelError,
     UnsupportedElementError,
+    warn,
 )
 
 # Without one of them matgl takes a folder for a name and looks for it in the network.
@@ -101,7 +104,7 @@ class Potential(Calculator):
             given = periodic_box(given)
         self.calculator.calculate(given, properties, system_changes)
         results = dict(self.calculator.results)
-        results['energy'] = float(results['energy'])
+        results['energy'] = one_number(results['energy'])
         results.setdefault('free_energy', results['energy'])
         for name in {'forces', 'stress'} & set(results):
             results[name] = np.array(results[name], dtype=float)
@@ -235,7 +238,23 @@ def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
             f'({type(error).__name__}: {error}); without a network give weights on disk, '
             f"'{name}:/path/to/weights'"
         ) from error
-    return Potential(name, calculator, elements)
+    potential = Potential(name, calculator, elements)
+    if entry.package == 'matgl' and isinstance(weights, Path):
+        _check_matgl(text, potential)
+    return potential
+
+
+def _check_matgl(text: str, potential: Potential) -> None:
+    """Warn of weights for an earlier matgl, which it loads, but computes otherwise."""
+    elements = potential.elements
+    if elements is not None and not elements.issuperset(salt().numbers.tolist()):
+        return
+    if problem := problem_with(potential):
+        warn(
+            f'calculator {text!r}: {problem}. Weights that were saved with an earlier '
+            'version of matgl mean something else to the installed one: do not trust its '
+            'energies, use weights of this version'
+        )
 
 
 def _find_weights(text: str, weights: str) -> str | Path:

@@ -190,9 +190,10 @@ class Case:
     def end(self, atoms: Atoms) -> End:
         """A prediction or relaxation of this structure, compared with it."""
         rmsd = None if self.reference is None else self.reference.errors(atoms)['rmsd']
+        kept = _spacegroup(atoms) == self.spacegroup
         return {
             'rmsd_to_reference': rmsd,
-            'spacegroup_kept': _spacegroup(atoms) == self.spacegroup,
+            'spacegroup_kept': kept if self.spacegroup else None,
             **geometry(atoms),
         }
 

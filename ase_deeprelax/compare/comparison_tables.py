@@ -5,12 +5,13 @@ The report and the command line draw the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ase_deeprelax.compare.schema import (
     Comparison,
     PhononRow,
+    RunRow,
     StructureRow,
     SummaryRow,
     check_version,
@@ -19,8 +20,9 @@ from ase_deeprelax.compare.tables import Cell, Table, counts_text, number, quart
 from ase_deeprelax.data.one_line import count
 
 _MEV = 1000
-# The text names this many failed runs; one bad structure fails in every way.
+# The text names so many failures, and so many structures in a sentence.
 _MOST_FAILURES = 6
+_MOST_NAMED = 10
 
 
 def comparison_text(result: Comparison) -> str:
@@ -200,13 +202,21 @@ def _phonon_cells(titles: dict[str, str], row: PhononRow) -> list[Cell]:
 
 
 def _failures(result: Comparison) -> Iterator[str]:
-    """Lines on failed runs: the structure, the way and the reason of the first few."""
-    failed = [run for run in result['runs'] if not run['ok']]
-    for run in failed[:_MOST_FAILURES]:
-        way = f'{run["calculator"]} + {run["optimizer"]}, start: {run["start"]}'
-        yield f'failed: {run["structure"]} ({way}): {run["reason"]}'
-    if more := failed[_MOST_FAILURES:]:
-        n = count(len(more), 'more run')
+    """Lines on failed runs: the structure, the way and the reason of the first few.
+
+    A structure that fails in every way for one reason takes one line.
+    """
+    failed: dict[tuple[str, str], list[RunRow]] = {}
+    for run in result['runs']:
+        if not run['ok']:
+            failed.setdefault((run['structure'], run['reason']), []).append(run)
+    alike = list(failed.items())
+    for (structure, reason), [first, *others] in alike[:_MOST_FAILURES]:
+        way = f'{first["calculator"]} + {first["optimizer"]}, start: {first["start"]}'
+        way += f', and {count(len(others), "more run")}' if others else ''
+        yield f'failed: {structure} ({way}): {reason}'
+    if more := sum(len(runs) for _, runs in alike[_MOST_FAILURES:]):
+        n = count(more, 'more run')
         yield f'failed: {n}; the files of --html and --json name all'
 
 
@@ -215,6 +225,13 @@ def warnings_of(result: Comparison) -> Iterator[str]:
     for row in result['summary']:
         name = f'{row["calculator"]} + {row["optimizer"]} from the prediction'
         if higher := row['both']['higher_structures']:
-            yield f'{name} ended higher: {", ".join(higher)}'
+            yield f'{name} ended higher for {_named(higher)}'
         if lost := row['only_unrelaxed']:
-            yield f'{name} did not converge: {", ".join(lost)}'
+            yield f'{name} did not converge for {_named(lost)}'
+
+
+def _named(ids: Sequence[str]) -> str:
+    """How many structures, and the ids of the first ones."""
+    left_out = len(ids) - _MOST_NAMED
+    more = f', and {left_out:,} more' if left_out > 0 else ''
+    return f'{count(len(ids))}: {", ".join(ids[:_MOST_NAMED])}{more}'

@@ -169,9 +169,14 @@ def evaluate_all(
         raise ConfigError('pairs is empty; give one or more')
     if taken := BASELINES.keys() & models.keys():
         raise ConfigError(f'{taken.pop()!r} is a baseline; give the model another name')
-    adapters = _adapters(pairs, models, device, progress)
     for pair in pairs:
+        if not isinstance(pair, Pair):
+            raise TypeError(
+                f'pairs holds {type(pair).__name__}, no Pair; read_pairs(path) makes pairs '
+                'of a file, make_pair(...) of two structures'
+            )
         check_periodicity(pair)
+    adapters = _adapters(pairs, models, device, progress)
     trivial = {
         name: predict_pairs(PredictorAdapter(make()), pairs)
         for name, make in BASELINES.items()

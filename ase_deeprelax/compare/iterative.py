@@ -17,6 +17,7 @@ from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
+from ase_deeprelax.optimize.relaxation_step import check_limits
 from ase_deeprelax.result import Relaxation, no_uncertainty
 
 
@@ -74,7 +75,7 @@ class Iterative:
     ConfigError
         ASE has no optimizer of that name; ``relax_cell`` and ``cell_filter`` together.
     ValueError
-        ``relax_cell`` makes no sense.
+        ``fmax``, ``steps`` or ``relax_cell`` makes no sense.
     ModelError, MissingDependencyError
         See `get_calculator`.
 
@@ -104,6 +105,7 @@ class Iterative:
             raise ConfigError(
                 'relax_cell and cell_filter both choose what of the cell relaxes; give one'
             )
+        check_limits(fmax, steps)
         if relax_cell is not None:
             check_relax_cell(relax_cell)
         self.optimizer = find_optimizer(optimizer)

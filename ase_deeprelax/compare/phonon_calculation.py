@@ -28,7 +28,11 @@ from ase_deeprelax.compare.schema import (
 )
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import one_line
-from ase_deeprelax.errors import MissingDependencyError, RefinementError
+from ase_deeprelax.errors import (
+    MissingDependencyError,
+    RefinementError,
+    StructureError,
+)
 from ase_deeprelax.geometry.lattice import reduced_basis
 from ase_deeprelax.geometry.symmetry import symmetry_dataset
 
@@ -88,6 +92,10 @@ def phonons(
         phonopy is not installed.
     RefinementError
         The calculator returned forces that are not finite.
+    StructureError
+        The structure is no crystal, or a single atom is all that the supercell holds.
+    ValueError
+        ``displacement`` is no length.
 
     Examples
     --------
@@ -98,10 +106,18 @@ def phonons(
     0
     """
     start = perf_counter()
+    if not displacement > 0:
+        raise ValueError(f'displacement is {displacement}; it must be a length in A')
+    if atoms.cell.rank < 3:
+        raise StructureError('phonons are those of crystals, and this is none: no cell')
     if hasattr(calculator, 'reset'):
         calculator.reset()  # a structure that failed may have left it half made
     initial = atoms if initial is None else initial
     matrix, shortest = choose_supercell(initial, min_length, max_atoms)
+    if len(atoms) * _determinant(matrix) == 1:
+        raise StructureError(
+            'a supercell of one atom has no phonons; raise min_length or max_atoms'
+        )
     found, residual = _force_constants(atoms, calculator, matrix, displacement)
     imaginary, bands = _imaginary(found, matrix), _bands(found, initial.cell)
     dos, thermal = _mesh(found)

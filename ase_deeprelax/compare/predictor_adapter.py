@@ -16,6 +16,8 @@ from ase_deeprelax.result import Relaxation
 
 # A model gives one of these for each structure.
 Predicted = Atoms | Relaxation
+# A cell below this is flat, A^3.
+SMALLEST_VOLUME = 1e-6
 
 
 class PredictorAdapter:
@@ -114,7 +116,7 @@ class PredictorAdapter:
         Raises
         ------
         PredictionError
-            The model gave another number of structures, or other atoms.
+            The model gave another number of structures, other atoms, or something else.
         """
         relax_cells = relax_cells or [None] * len(structures)
         names = names or [f'structure {k}' for k in range(len(structures))]
@@ -133,7 +135,7 @@ class PredictorAdapter:
                     )
                 found |= zip(places, predicted, strict=True)
         for k, predicted in found.items():
-            _check_atoms(names[k], structures[k], atoms_of(predicted))
+            _check_atoms(names[k], structures[k], predicted)
         return [found[k] for k in range(len(structures))]
 
 
@@ -157,9 +159,11 @@ def problem_of(predicted: Predicted) -> str:
     if isinstance(predicted, Relaxation) and not predicted.ok:
         return predicted.problem or 'the model gave no prediction, and no reason'
     atoms = atoms_of(predicted)
-    if np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all():
-        return ''
-    return 'the model gave positions or a cell that are not finite'
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        return 'the model gave positions or a cell that are not finite'
+    if abs(np.linalg.det(atoms.cell.array)) < SMALLEST_VOLUME:
+        return 'the model gave a cell without volume'
+    return ''
 
 
 def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Predicted]:
@@ -197,9 +201,15 @@ def predict_pairs(adapter: PredictorAdapter, pairs: Sequence[Pair]) -> list[Pred
     )
 
 
-def _check_atoms(name: str, given: Atoms, predicted: Atoms) -> None:
-    if not np.array_equal(given.numbers, predicted.numbers):
-        asked, got = (chemical_formula(x, reduced=False) for x in (given, predicted))
+def _check_atoms(name: str, given: Atoms, predicted: Any) -> None:
+    if not isinstance(predicted, Predicted):
+        raise PredictionError(
+            f'{name}: the model gave {type(predicted).__name__}; it must give ase.Atoms or '
+            'a Relaxation'
+        )
+    answer = atoms_of(predicted)
+    if not np.array_equal(given.numbers, answer.numbers):
+        asked, got = (chemical_formula(x, reduced=False) for x in (given, answer))
         raise PredictionError(
             f'{name}: the model gave {got} with its atoms in another order or number than '
             f'{asked or "the input"}'

@@ -12,7 +12,12 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from ase_deeprelax.calculators.attached import has_stress
+from ase_deeprelax.calculators.attached import (
+    NO_STRESS,
+    calculator_name,
+    has_stress,
+    one_number,
+)
 from ase_deeprelax.errors import RefinementError, StructureError, reason_of
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.motion import project_strain
@@ -117,7 +122,7 @@ def run_relaxation(
         run.atoms.calc = counting = CountingCalculator(calculator)
         run.curve = counting.curve
         check_refinable(run.atoms)
-        target = _target(run.atoms, relax_cell).fitted(optimizer)
+        target = _target(run.atoms, relax_cell, calculator).fitted(optimizer)
         run.kind, counting.free_strain = target.kind, target.free_strain
         guarded = GuardedOptimizer(target.moving, optimizer)
         volume = initial.get_volume()
@@ -137,11 +142,18 @@ def run_relaxation(
     return run
 
 
-def _target(atoms: Atoms, relax_cell: RelaxCell | Callable | None) -> Target:
-    """The target of a relaxation, or ``StructureError`` for a wire or a molecule."""
+def _target(
+    atoms: Atoms, relax_cell: RelaxCell | Callable | None, calculator: Any
+) -> Target:
+    """The target of a relaxation, or an error where the calculator cannot relax it.
+
+    Wires and molecules are refused, and cells that relax without a stress.
+    """
     target = find_target(atoms, relax_cell)
     if target.refusal and not target.given:
         raise StructureError(target.refusal)
+    if not (target.cell_fixed or has_stress(calculator)):
+        raise RefinementError(f'{calculator_name(calculator)} {NO_STRESS}')
     return target
 
 
@@ -260,7 +272,7 @@ class CountingCalculator(Calculator):
                 raise RefinementError(f'{_where(current, name, value)} is not finite')
         forces, stress = results['forces'], results.get('stress')
         force = largest_force(current, forces, stress, self.free_strain)
-        self.curve.append([float(results['energy']) / len(current), force])
+        self.curve.append([results['energy'] / len(current), force])
         self.results = results
 
     def _evaluate(self) -> dict[str, Any]:
@@ -268,7 +280,8 @@ class CountingCalculator(Calculator):
         if isinstance(inner, Calculator):
             # In one go: some calculators would start anew for the stress.
             inner.calculate(self.atoms, names, inner.check_state(self.atoms))
-        return {name: inner.get_property(name, self.atoms) for name in names}
+        results = {name: inner.get_property(name, self.atoms) for name in names}
+        return results | {'energy': one_number(results['energy'])}
 
 
 def _where(atoms: Atoms, name: str, value: np.ndarray) -> str:

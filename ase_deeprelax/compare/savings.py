@@ -46,6 +46,7 @@ from ase_deeprelax.geometry.free_strain import (
 )
 from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
+from ase_deeprelax.optimize.relaxation_step import check_limits
 
 
 def compare(
@@ -119,7 +120,7 @@ def compare(
         at all; ``out`` was written with another model, fmax, steps or relax_cell; ``model``
         is a function that does not take ``relax_cell``, and that has to be passed on.
     ValueError
-        ``relax_cell`` makes no sense.
+        ``fmax``, ``steps`` or ``relax_cell`` makes no sense.
 
     Examples
     --------
@@ -136,6 +137,7 @@ def compare(
     import torch
     from tqdm.auto import tqdm
 
+    check_limits(fmax, steps)
     if relax_cell is not None:
         relax_cell = check_relax_cell(relax_cell)
     cases = find_cases(structures, reference, relax_cell)

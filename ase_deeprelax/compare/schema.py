@@ -73,7 +73,8 @@ class End(Geometry):
     # In (volume per atom)^(1/3), as matbench-discovery counts: 1.0 where nothing matches;
     # None without a reference.
     rmsd_to_reference: float | None
-    spacegroup_kept: bool | None  # whether the number equals the input's
+    # Whether the number equals the input's; None where that is no crystal.
+    spacegroup_kept: bool | None
 
 
 class ReferenceRow(Geometry):
@@ -164,7 +165,7 @@ class StartSummary(TypedDict):
     steps: Quartiles
     calls: Quartiles
     seconds: Quartiles
-    spacegroup_kept: float | None  # share of the converged
+    spacegroup_kept: float | None  # share of the converged crystals
     rmsd_to_reference: Quartiles
 
 
@@ -173,7 +174,7 @@ class PredictionSummary(TypedDict):
 
     failed: int
     seconds: Quartiles
-    spacegroup_kept: float | None  # share of those that did not fail
+    spacegroup_kept: float | None  # share of the crystals that did not fail
     rmsd_to_reference: Quartiles
     # eV per atom above the relaxation from the unrelaxed structure, where that converged.
     energy_difference: Quartiles

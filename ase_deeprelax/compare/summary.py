@@ -8,6 +8,7 @@ import numpy as np
 
 from ase_deeprelax.compare.schema import (
     BothSummary,
+    End,
     PredictionRow,
     PredictionSummary,
     Quartiles,
@@ -87,7 +88,7 @@ def _one_start(by_structure: Runs) -> StartSummary:
         'steps': quartiles(run['steps'] for run in good),
         'calls': quartiles(run['calls'] for run in good),
         'seconds': quartiles(run['seconds'] for run in good),
-        'spacegroup_kept': _share([bool(run['spacegroup_kept']) for run in good]),
+        'spacegroup_kept': _share_kept(good),
         'rmsd_to_reference': quartiles(run['rmsd_to_reference'] for run in good),
     }
 
@@ -104,7 +105,7 @@ def _predictions_alone(
     return {
         'failed': len(predictions) - len(good),
         'seconds': quartiles(row['seconds'] for row in good),
-        'spacegroup_kept': _share([bool(row['spacegroup_kept']) for row in good]),
+        'spacegroup_kept': _share_kept(good),
         'rmsd_to_reference': quartiles(row['rmsd_to_reference'] for row in good),
         'energy_difference': quartiles(above),
     }
@@ -159,6 +160,11 @@ def _only(runs: Runs, others: Runs) -> list[str]:
     return [
         id for id, run in runs.items() if run['converged'] and not others[id]['converged']
     ]
+
+
+def _share_kept(ends: Iterable[End]) -> float | None:
+    """The share of crystals, among predictions or runs, that kept their space group."""
+    return _share([kept for row in ends if (kept := row['spacegroup_kept']) is not None])
 
 
 def _share(values: Sequence[bool]) -> float | None:

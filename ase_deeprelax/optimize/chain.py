@@ -202,11 +202,16 @@ class Chain:
         return run
 
     def _go_on(self, run: StageRun, fmax: float) -> None:
-        """Go on with a stage whose structure was moved by others, or that was over."""
-        if run.over:
+        """Go on with a stage that was over, or whose structure was changed by others."""
+        if run.ordinary and not run.left_alone:
+            if not run.over:
+                self._done.append(run.record)
+            run = self._enter(run.index)  # with the new calculator all begins anew
+        elif run.over:
             former, run = run, self._enter(run.index)
             run.take_over(former)
         else:
+            self.atoms.calc = run.calculator
             if self.atoms != run.measured:
                 run.begin_here()
             run.guide(self.one_shot.relaxation)

@@ -169,8 +169,8 @@ class ElasticBFGS(BFGS):
                 factor = np.clip(measured / guessed, 1 / MOST_SCALING, MOST_SCALING)
                 self.hessian = factor * self.hessian
                 guessed = factor * guessed
-        if np.abs(step).max() < SAME_PLACE:
-            return
+        if measured == 0 or np.abs(step).max() < SAME_PLACE:
+            return  # as under a constant force: nothing is learnt, and nothing divided by 0
         stretched = self.hessian @ step
         self.hessian += np.outer(change, change) / measured
         self.hessian -= np.outer(stretched, stretched) / guessed

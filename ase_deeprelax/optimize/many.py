@@ -10,12 +10,18 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import Filter
 
+from ase_deeprelax.calculators.attached import NO_STRESS
 from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.geometry.cell_filter import free_cell
 from ase_deeprelax.geometry.free_strain import RelaxCell
-from ase_deeprelax.optimize.relaxation_step import RUNAWAY, GuardedOptimizer
+from ase_deeprelax.optimize.relaxation_step import (
+    RUNAWAY,
+    GuardedOptimizer,
+    check_limits,
+)
 
 # A cell with less room or less height than this is flat or missing: within the cutoff of a
 # potential lie so many images that memory runs out. A^3 per atom, and A.
@@ -80,6 +86,8 @@ class _Run:
         for name, value in results.items():
             if not np.isfinite(value).all():
                 return self.fail(f'{name} is not finite')
+        if 'stress' not in results and isinstance(self.guarded.target, Filter):
+            return self.fail(f'the potential {NO_STRESS}')
         bare = SinglePointCalculator(self.atoms, **results)
         self.atoms.calc = SinglePointCalculator(self.atoms, **self._pulled(results))
         if self.guarded.converged(fmax) or self.evaluations > steps:
@@ -161,6 +169,11 @@ def relax_batched(
     (key, Outcome)
         As they finish, which is not the order that they came in.
 
+    Raises
+    ------
+    ValueError
+        ``fmax`` or ``steps`` makes no sense.
+
     Examples
     --------
     >>> from ase.build import bulk
@@ -171,6 +184,7 @@ def relax_batched(
     >>> [ends[k].converged for k in (0, 1)]
     [True, True]
     """
+    check_limits(fmax, steps)
     waiting, active, used = iter(structures), [], 0
     exhausted = False
     while True:

@@ -69,6 +69,9 @@ class DeepRelaxOptimizer(LateBinding):
     next one goes on from there, see `Chain`; `run` is True if the last one converged.
     `stages` holds what each did.
 
+    Where the atoms get another calculator between two runs, the relaxation begins anew
+    with that; stages of ``refine`` go on with their own.
+
     Assigning to ``atoms.optimizer``, `bind` and ``run(atoms)`` bind an optimizer made
     without atoms; one that is bound to other atoms is copied, never shared.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from ase import Atoms
 from ase.filters import Filter
 from ase.optimize.optimize import Optimizer
 
-from ase_deeprelax.calculators.attached import calculator_name
+from ase_deeprelax.calculators.attached import calculator_name, one_number
 from ase_deeprelax.errors import RefinementError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
@@ -21,6 +22,29 @@ from ase_deeprelax.optimize.ase_optimizers import make_optimizer, optimizer_name
 RUNAWAY = (0.2, 5.0)
 # What can be written into a restart file as it is.
 PLAIN = (bool, int, float, str, np.generic, type(None))
+
+
+def check_limits(fmax: Any, steps: Any) -> None:
+    """Refuse limits of a relaxation that make no sense, before hours are spent on it.
+
+    Parameters
+    ----------
+    fmax : float, eV/A
+    steps : int
+
+    Raises
+    ------
+    ValueError
+        ``fmax`` is no force, or ``steps`` no number of steps.
+
+    Examples
+    --------
+    >>> check_limits(0.05, 200)
+    """
+    if not isinstance(fmax, Real) or not fmax >= 0:
+        raise ValueError(f'fmax is {fmax!r}; it must be a force in eV/A, 0 or larger')
+    if not isinstance(steps, Integral) or not steps >= 0:
+        raise ValueError(f'steps is {steps!r}; it must be a whole number, 0 or larger')
 
 
 class GuardedOptimizer:
@@ -150,13 +174,13 @@ class FiniteNumbers:
 
 
 def energy_of(optimizable: Any) -> float:
-    """The energy, eV; some calculators give it as an array of one number.
+    """The energy, eV.
 
     Parameters
     ----------
     optimizable : ase.utils.abc.Optimizable
     """
-    return float(np.asarray(optimizable.get_value()).item())
+    return one_number(optimizable.get_value())
 
 
 def check_finite(atoms: Atoms, numbers: float | np.ndarray) -> None:

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.utils.abc import Optimizable
 
 from ase_deeprelax import keys
-from ase_deeprelax.calculators.attached import calculator_name
+from ase_deeprelax.calculators.attached import calculator_name, one_number
 from ase_deeprelax.errors import RefinementError, reason_of
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
@@ -60,6 +60,8 @@ class StageRun(Optimizable):
 
     Attributes
     ----------
+    calculator : ase Calculator
+        That of the stage, without the pull of a prediction.
     status, reason : str
         See `StageRecord`.
     moving : ase.Atoms or ase.filters.Filter
@@ -84,10 +86,10 @@ class StageRun(Optimizable):
         self.atoms = unwrap(target.moving)
         self._optimizer = stage.optimizer or options.optimizer
         # For where nothing of this stage is kept.
-        self._calculator_before = bare_calculator(self.atoms.calc)
-        self.atoms.calc = self._calculator_before
+        self._calculator_before = self.calculator = bare_calculator(self.atoms.calc)
         if not self.ordinary:
-            self.atoms.calc = stage.build_calculator()
+            self.calculator = stage.build_calculator()
+        self.atoms.calc = self.calculator
         self._target = target
         self._aim()
         self.status, self.reason, self.steps, self.seconds = 'running', '', 0, 0.0
@@ -110,9 +112,7 @@ class StageRun(Optimizable):
     @property
     def name(self) -> str:
         """Of the calculator."""
-        if self.ordinary:
-            return calculator_name(bare_calculator(self.atoms.calc))
-        return self.stage.name
+        return calculator_name(self.calculator) if self.ordinary else self.stage.name
 
     @property
     def title(self) -> str:
@@ -168,8 +168,8 @@ class StageRun(Optimizable):
         if not self.ordinary:
             self._check(value, gradient, norm, volume)
         self.value, self.gradient = value, gradient
-        energy = bare_calculator(self.atoms.calc).get_property('energy', self.atoms)
-        self.energy = float(np.asarray(energy).item())
+        bare_one = bare_calculator(self.atoms.calc)
+        self.energy = one_number(bare_one.get_property('energy', self.atoms))
         if self.best is None or value < self.best['value']:
             self.best = {
                 'value': self.value,
@@ -238,6 +238,11 @@ class StageRun(Optimizable):
 
     # --- beside the prediction, and between runs -----------------------------------------
 
+    @property
+    def left_alone(self) -> bool:
+        """Whether the atoms still have the calculator that the stage began with."""
+        return bare_calculator(self.atoms.calc) is self.calculator
+
     def begin_here(self) -> None:
         """Forget where it began: the structure was moved by something else."""
         self.start = self.best = None
@@ -257,11 +262,10 @@ class StageRun(Optimizable):
         strength = self.stage.guided
         if not strength or prediction is None:
             return
-        self.leave()
         if strength is True:
             calibration = self._options.calibration
             strength = strength_for(self.name.lower(), prediction.kind, calibration)
-        self.atoms.calc = GuidedCalculator(self.atoms.calc, prediction, strength)
+        self.atoms.calc = GuidedCalculator(self.calculator, prediction, strength)
 
     def leave(self) -> None:
         """Leave the bare calculator in the atoms, with what it calculated last."""
@@ -277,7 +281,8 @@ class StageRun(Optimizable):
                 'energy_after': self.energy,
                 'fmax': float(self.live.gradient_norm(self.gradient)),
             }
-            if isinstance(self.atoms.calc, GuidedCalculator):
+            # A calculator that failed is not called again.
+            if isinstance(self.atoms.calc, GuidedCalculator) and self.status != 'failed':
                 numbers['pulled'] = self.atoms.calc.pulled(self.atoms)
         return StageRecord(
             name=self.name,

@@ -27,6 +27,8 @@ from ase_deeprelax.report.viewer_data import scene
 
 # Phonon figures are drawn for so many crystals; the table has all.
 MOST_PHONONS = 12
+# Tables of single structures, and the viewer, have at most so many; JSON has all.
+MOST_STRUCTURES = 500
 
 
 def about(comparison: Comparison) -> str:
@@ -38,6 +40,28 @@ def about(comparison: Comparison) -> str:
         f'{count(settings["steps"], "step")}; {settings["device"]}, '
         f'threads: {settings["threads"]}.'
     )
+
+
+def worth_a_look(comparison: Comparison) -> Comparison:
+    """The structures of a comparison that a page has room for.
+
+    Those of which a run failed, did not converge or ended higher from the prediction come
+    first, then the least certain ones.
+    """
+    structures = comparison['structures']
+    if len(structures) <= MOST_STRUCTURES:
+        return comparison
+    bad = {run['structure'] for run in comparison['runs'] if not run['converged']}
+    for row in comparison['summary']:
+        bad |= set(row['both']['higher_structures'])
+    order = sorted(structures, key=lambda row: (row['id'] not in bad, -(row['sigma'] or 0)))
+    chosen = {row['id'] for row in order[:MOST_STRUCTURES]}
+    return {
+        **comparison,
+        'structures': [row for row in structures if row['id'] in chosen],
+        'predictions': [p for p in comparison['predictions'] if p['structure'] in chosen],
+        'runs': [run for run in comparison['runs'] if run['structure'] in chosen],
+    }
 
 
 def predicted_scenes(comparison: Comparison) -> list[dict[str, Any]]:
@@ -65,7 +89,8 @@ def savings(comparison: Comparison) -> Section:
     drawn = [cost_table(comparison), end_table(comparison), both_starts_table(comparison)]
     if comparison['batched']:
         drawn.append(batch_table(comparison))
-    drawn.append(run_table(comparison))
+    shown = worth_a_look(comparison)
+    drawn.append(run_table(shown))
     figures = [
         figure_block(
             plot.calls_saved(comparison),
@@ -92,13 +117,19 @@ def savings(comparison: Comparison) -> Section:
             'Lattice parameters of inputs and predictions against relaxed ones.',
         ),
     ]
-    text = (
+    medians = (
         'Medians with quartiles, over converged runs only; runs that failed or did not '
         'converge are counted, not averaged.'
     )
-    warnings = (f'{line}.' for line in warnings_of(comparison))
-    title = 'With and without the prediction'
-    return Section(title, [text, *warnings], drawn, figures)
+    text = [medians]
+    if shown is not comparison:
+        text.append(
+            f'The viewer and the tables of runs and predictions show {MOST_STRUCTURES} of '
+            f'{count(len(comparison["structures"]))}: those that failed, did not converge '
+            'or ended higher first, then the least certain ones.'
+        )
+    text += [f'{line}.' for line in warnings_of(comparison)]
+    return Section('With and without the prediction', text, drawn, figures)
 
 
 def predictions(comparison: Comparison, scenes: Sequence[Mapping[str, Any]]) -> Section:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from ase_deeprelax import __version__
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation
 from ase_deeprelax.compare.schema import Comparison, check_version
+from ase_deeprelax.files import write_atomically
 from ase_deeprelax.report import comparison as compared
 from ase_deeprelax.report import headlines
 from ase_deeprelax.report import relaxations as relaxed
@@ -35,7 +36,7 @@ def write_report(
     path: str | Path,
     comparison: Comparison | None = None,
     *,
-    relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation] | None = None,
+    relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation] | Relaxation | None = None,
     evaluation: AnyEvaluation | None = None,
     provenance: Sequence[str] = (),
 ) -> Path:
@@ -48,7 +49,7 @@ def write_report(
     comparison : dict, optional
         Of `savings.compare`, with ``phonons`` if there are any; also one that was read
         from a JSON file.
-    relaxations : mapping or list of Relaxation, optional
+    relaxations : mapping or list of Relaxation, or a single one, optional
         For the viewer, by name; those of a list are called by formula and place. Default
         the predictions of ``comparison``.
     evaluation : dict, optional
@@ -106,11 +107,12 @@ def write_report(
     if comparison is not None:
         first += headlines.of_comparison(comparison)
         about.append(compared.about(comparison))
+        chosen = compared.worth_a_look(comparison)
         if relaxations is None:
-            scenes = compared.predicted_scenes(comparison)
+            scenes = compared.predicted_scenes(chosen)
         parts += [
             compared.savings(comparison),
-            compared.predictions(comparison, [] if relaxations else scenes),
+            compared.predictions(chosen, [] if relaxations else scenes),
         ]
         if comparison.get('phonons'):
             parts.append(compared.phonons(comparison))
@@ -169,7 +171,8 @@ def write_page(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding='utf-8')
+    # Names of files need not be UTF-8: what is not is written as \udcff.
+    write_atomically(path, html.encode(errors='backslashreplace'))
     return path
 
 

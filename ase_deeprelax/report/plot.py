@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase import Atoms
 
-from ase_deeprelax.compare.schema import Comparison, Geometry, RunRow
+from ase_deeprelax.compare.schema import Comparison, Geometry, RunRow, StructureRow
 from ase_deeprelax.data.one_line import count
+from ase_deeprelax.geometry.vacuum import layer_or_none
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
@@ -23,6 +25,7 @@ from ase_deeprelax.report.style import (
     GREEN,
     GREY,
     INK,
+    MANY,
     MARKERS,
     MORE,
     boxes,
@@ -36,6 +39,7 @@ from ase_deeprelax.report.style import (
     plain,
     styled,
 )
+from ase_deeprelax.report.viewer_data import periodic_vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +78,8 @@ def calls_saved(comparison: Comparison) -> Figure:
             calls = calls.reshape(-1, 2)
             color = (BLUE, *MORE)[k % 5]
             marker = MARKERS[k % len(MARKERS)]
-            ax.scatter(*calls.T, 11, color, marker=marker, alpha=0.6, lw=0, label=optimizer)
+            dots = ax.scatter(*calls.T, 11, color, marker=marker, label=optimizer)
+            dots.set(alpha=0.6, linewidth=0, rasterized=len(calls) > MANY)
             everything.append(calls.ravel())
             ratios.append(calls[:, 1] / calls[:, 0])
             names.append(f'{calculator}\n{optimizer}, {len(calls)}')
@@ -138,7 +143,7 @@ def energy_boxes(comparison: Comparison, optimizer: str | None = None) -> Figure
         lowest, highest = (min(lowest, above.min()), max(highest, above.max()))
         ax.set_ylim(1.6 * lowest, 1.6 * highest)
         ax.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
-    axes[0].set_ylabel('energy above full relaxation / meV per atom')
+    axes[0].set_ylabel('energy above full\nrelaxation / meV per atom')
     return figure
 
 
@@ -190,21 +195,48 @@ def _curves(
     n = max(len(run['curve']) for pair in pairs for run in pair)
     lw, alpha = (1.4, 1) if len(pairs) == 1 else (0.6, 0.5 if len(pairs) < FEW else 0.25)
     for at, (name, color) in enumerate(STARTS.values()):
-        curves = []
-        for pair in pairs:
-            curve = np.array(pair[at]['curve'], float)
-            end = min(run['curve'][-1][0] for run in pair)
-            curve[:, 0] = np.maximum(_MEV * (curve[:, 0] - end), 0.1)
-            curves.append(np.vstack([curve, np.repeat(curve[-1:], n - len(curve), axis=0)]))
-            for ax, values in zip(axes, curve.T, strict=True):
-                x = np.arange(1, len(values) + 1)
-                ax.plot(x, values, color=color, lw=lw, alpha=alpha, label=name)
-        if len(pairs) > 1:
-            for ax, values in zip(axes, np.median(curves, axis=0).T, strict=True):
-                ax.plot(np.arange(1, n + 1), values, color=color, lw=1.8)
+        curves = [_above_the_end(pair, at) for pair in pairs]
+        for k, ax in enumerate(axes):
+            values = [curve[:, k] for curve in curves]
+            _thin(ax, values, color=color, alpha=alpha, lw=lw, label=name)
+            if len(pairs) > 1:
+                whole = [np.append(one, [one[-1]] * (n - len(one))) for one in values]
+                middle = np.median(whole, axis=0)
+                ax.plot(np.arange(1, n + 1), middle, color=color, lw=1.8)
     for ax in axes:
         log(ax, 'y')
     axes[1].axhline(fmax, color=INK, lw=0.7, ls=DASHED)
+
+
+def _above_the_end(pair: tuple[RunRow, RunRow], at: int) -> np.ndarray:
+    """(calls, 2): energies above the lower end of both, meV per atom, and forces, eV/A."""
+    curve = np.array(pair[at]['curve'], float)
+    end = min(run['curve'][-1][0] for run in pair)
+    curve[:, 0] = np.maximum(_MEV * (curve[:, 0] - end), 0.1)
+    return curve
+
+
+def _thin(
+    ax: Axes,
+    curves: Sequence[np.ndarray],
+    *,
+    color: str,
+    alpha: float,
+    lw: float,
+    label: str,
+) -> None:
+    """A line for each curve, with values at 1, 2, ...; a point for a single value."""
+    from matplotlib.collections import LineCollection
+
+    lines = [np.column_stack([np.arange(1, len(one) + 1), one]) for one in curves]
+    # As shapes, thousands of lines would make a page of megabytes.
+    many = len(lines) > MANY
+    drawn = LineCollection(lines, colors=color, lw=lw, alpha=alpha, label=label)
+    drawn.set_rasterized(many)
+    ax.add_collection(drawn)
+    points = np.array([line[0] for line in lines if len(line) == 1]).reshape(-1, 2)
+    ax.scatter(*points.T, 8, color, alpha=alpha, lw=0, rasterized=many)
+    ax.autoscale_view()
 
 
 @styled
@@ -223,7 +255,8 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
     -------
     matplotlib.figure.Figure
         Lengths, angles and volumes; grey the input, blue the prediction, and their mean
-        absolute errors.
+        absolute errors. Fixed cells, and what the vacuum vector of a layer has a part in,
+        are left out.
     """
     calculators, optimizers = _settings(comparison)
     if against is None:
@@ -231,12 +264,15 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
         against = 'reference' if has else calculators[0]
     truth = _relaxed(comparison, against, optimizers[0])
     found = {p['structure']: p for p in comparison['predictions'] if p['ok']}
+    compared = [
+        s for s in comparison['structures'] if s['id'] in truth and s['id'] in found
+    ]
     rows = [
         [_cell(one, s['n_atoms']) for one in (truth[s['id']], s, found[s['id']])]
-        for s in comparison['structures']
-        if s['id'] in truth and s['id'] in found
+        for s in compared
     ]
     true, given, predicted = np.array(rows, float).reshape(-1, 3, 7).transpose(1, 0, 2)
+    relaxes = np.array([_relaxes(s) for s in compared], bool).reshape(-1, 7)
     by = 'reference' if against == 'reference' else f'relaxed by {against}'
     shown = {
         'lengths / Å': slice(0, 3),
@@ -246,10 +282,10 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
     figure, [axes] = panels(1, 3)
     for ax, (label, part) in zip(axes, shown.items(), strict=True):
         ax.set(xlabel=plain(f'{by}: {label}'))
-        if not rows:
+        if not relaxes[:, part].any():
             nothing(ax, 'nothing to compare')
             continue
-        truths, *methods = (x[:, part].ravel() for x in (true, given, predicted))
+        truths, *methods = (x[:, part][relaxes[:, part]] for x in (true, given, predicted))
         named = zip(('input', 'prediction'), methods, (GREY, BLUE), strict=True)
         parity(ax, truths, named, unit=label.split()[2])
     axes[0].set(ylabel='input or prediction')
@@ -294,3 +330,12 @@ def _relaxed(
 
 def _cell(row: Any, n_atoms: int) -> list[float]:
     return [*row['lattice'], row['volume'] / n_atoms]
+
+
+def _relaxes(row: StructureRow) -> list[bool]:
+    """Which of the seven numbers of `_cell` are those of a cell that relaxes."""
+    if 'cell fixed' in row['kind']:
+        return [False] * 7
+    atoms = Atoms(row['numbers'], cell=row['cell'], positions=row['positions'], pbc=True)
+    a, b, c = periodic_vectors(layer_or_none(atoms)).tolist()
+    return [a, b, c, b and c, a and c, a and b, a and b and c]

@@ -30,9 +30,11 @@ PREDICTED = 'predicted'
 
 
 def named(
-    relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation],
+    relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation] | Relaxation,
 ) -> dict[str, Relaxation]:
     """Relaxations by name; those of a list are called by formula and place."""
+    if isinstance(relaxations, Relaxation):
+        relaxations = [relaxations]
     if isinstance(relaxations, Mapping):
         return {str(name): result for name, result in relaxations.items()}
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import cycle
@@ -19,6 +20,7 @@ from ase_deeprelax.errors import MissingDependencyError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -31,7 +33,7 @@ DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (9, 2)))
 DASHED = (0, (4, 2))
 # Below this number of structures, each is drawn to be seen.
 FEW = 30
-# Above this number of points, they are drawn as an image.
+# Above this number of points or lines, they are drawn as an image.
 MANY = 1000
 # Widths of one and of two columns of a journal, inches (89 and 183 mm), and the text size
 # that journals want, points.
@@ -114,7 +116,9 @@ def to_svg(figure: Figure, label: str) -> str:
     str
     """
     buffer = io.StringIO()
-    with need_matplotlib().rc_context({'svg.hashsalt': label}):
+    with need_matplotlib().rc_context({'svg.hashsalt': label}), warnings.catch_warnings():
+        # The browser has the letters that the font of the figure lacks.
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')
         nobody = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
         figure.savefig(buffer, format='svg', transparent=True, metadata=nobody)
     text = buffer.getvalue()
@@ -198,7 +202,8 @@ def boxes(
         few = len(values) < FEW  # each of them is worth a look
         size, alpha = (11, 0.9) if few else (4, 0.35)
         order = 3 if few else 1
-        ax.scatter(*places, size, color, alpha=alpha, lw=0, zorder=order)
+        dots = ax.scatter(*places, size, color, alpha=alpha, lw=0, zorder=order)
+        dots.set_rasterized(len(values) > MANY)
         ax.boxplot(
             values,
             positions=[at],
@@ -227,13 +232,13 @@ def parity(
     errors, seen = [], [truths]
     for (name, values, color), marker in zip(predicted, cycle(MARKERS), strict=False):
         error = np.abs(values - truths).mean()
-        errors.append(f'{name}: mean error {error:.3f} {unit}'.rstrip())
+        errors.append(f'{plain(name)}: mean error {error:.3f} {unit}'.rstrip())
         seen.append(values)
         # As shapes, thousands of points would make a page of megabytes.
         many = len(values) > MANY
-        dots = ax.scatter(truths, values, 8, color, marker=marker, label=name)
+        dots = ax.scatter(truths, values, 8, color, marker=marker, label=plain(name))
         dots.set(alpha=0.5, linewidth=0, rasterized=many)
-    ax.set_title(plain('\n'.join(errors)), fontweight='normal')
+    ax.set_title('\n'.join(errors), fontweight='normal')
     diagonal(ax, np.concatenate(seen))
 
 
@@ -253,16 +258,23 @@ def diagonal(ax: Axes, values: np.ndarray) -> None:
 
 def log(ax: Axes, *names: str) -> None:
     """Logarithmic axes ('x', 'y') with plain numbers; call it when the limits are set."""
-    from matplotlib.ticker import LogLocator
-
     for name in names:
         getattr(ax, f'set_{name}scale')('log')
         axis = getattr(ax, f'{name}axis')
-        low, high = axis.get_view_interval()
-        # Where there are few powers of ten, numbers between them.
-        axis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
+        axis.set_major_locator(_few_ticks(*axis.get_view_interval()))
         axis.set_major_formatter(lambda value, _: f'{value:g}')
         axis.set_minor_formatter('')
+
+
+def _few_ticks(low: float, high: float) -> Locator:
+    """As many numbers on a logarithmic axis as have room in a small panel."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if high < 8 * low:
+        return MaxNLocator(4)
+    if high < 30 * low:
+        return LogLocator(subs=(1, 2, 5))
+    return LogLocator(subs=(1, 3) if high < 300 * low else (1,))
 
 
 def legend(figure: Figure, ax: Axes) -> None:
@@ -288,5 +300,13 @@ def nothing(ax: Axes, text: str) -> None:
 
 
 def plain(text: str) -> str:
-    """Text for a figure: names are no formulas, whatever dollars they hold."""
-    return str(text).replace('$', r'\$')
+    r"""Text for a figure: names are no formulas, whatever dollars they hold.
+
+    A space before an underscore keeps matplotlib from leaving the name out of legends.
+    Half a character, of a file name that is not UTF-8, cannot be drawn.
+
+    >>> plain('_mine, 5 $')
+    ' _mine, 5 \\$'
+    """
+    text = str(text).encode(errors='backslashreplace').decode().replace('$', r'\$')
+    return f' {text}' if text.startswith('_') else text

@@ -213,6 +213,22 @@ def test_calculator_that_raised_is_not_asked_with_its_old_state():
     assert ends['Cu'].converged
 
 
+def test_without_a_stress_only_positions_relax():
+    class NoStress(EMT):
+        implemented_properties = ('energy', 'forces')
+
+    fixed = {1}
+    ends = dict(
+        relax_batched(
+            enumerate(metals()[:2]),
+            batch_potential(NoStress()),
+            relax_cell=lambda k: k not in fixed,
+        )
+    )
+    assert 'gives no stress' in ends[0].reason
+    assert ends[1].converged
+
+
 def test_calculator_that_lists_no_properties_is_used():
     inputs = [('Fe', bulk('Fe')), ('Cu', bulk('Cu', a=3.5))]
     ends = dict(relax_batched(inputs, batch_potential(Bare()), batch_atoms=2))

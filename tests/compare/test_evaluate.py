@@ -162,13 +162,19 @@ def test_there_is_no_rank_without_a_spread(predictor):
     assert evaluate(pairs[:1], predictor)['spearman_sigma'] is None
 
 
-def test_a_prediction_without_numbers_counts_as_failed():
+@pytest.mark.parametrize('broken', ['positions', 'cell', 'flat cell'])
+def test_a_prediction_that_is_no_structure_counts_as_failed(broken):
     """Its figures are those of the input, and the result is JSON."""
     pairs = some_pairs(3)
 
     def relax(atoms_list):
         atoms_list = [atoms.copy() for atoms in atoms_list]
-        atoms_list[1].positions[0, 2] = np.nan
+        if broken == 'positions':
+            atoms_list[1].positions[0, 2] = np.nan
+        elif broken == 'cell':
+            atoms_list[1].cell[2, 2] = np.nan
+        else:
+            atoms_list[1].cell[2] = atoms_list[1].cell[:2].sum(axis=0)
         return atoms_list
 
     found = evaluate(pairs, relax)
@@ -186,6 +192,8 @@ def test_workers_find_what_one_process_finds():
 def test_no_pairs_at_all_are_refused():
     with pytest.raises(ConfigError, match='pairs is empty'):
         evaluate([], Dummy())
+    with pytest.raises(TypeError, match='read_pairs'):
+        evaluate('pairs.jsonl.gz', Dummy())
 
 
 def test_answers_for_other_structures_are_refused():
@@ -196,6 +204,8 @@ def test_answers_for_other_structures_are_refused():
         PredictionError, match=r"pair 'p0': the model gave .* another order"
     ):
         evaluate(pairs, lambda atoms_list: [atoms[::-1] for atoms in atoms_list])
+    with pytest.raises(PredictionError, match="pair 'p0': the model gave NoneType"):
+        evaluate(pairs, lambda atoms_list: [None for _ in atoms_list])
 
 
 def test_the_model_cannot_change_what_it_is_compared_with():

@@ -172,6 +172,22 @@ def test_predictions_and_relaxations_have_one_freedom(tiny_model):
             assert np.array_equal(row['positions'][k], film().positions[k])
 
 
+def test_only_crystals_have_a_space_group_to_keep():
+    def copies(structures, **_):
+        return [atoms.copy() for atoms in structures]
+
+    how = {'model': copies, 'optimizers': 'ElasticBFGS', 'fmax': 0.5}
+    layer = film()
+    layer.pbc = (True, True, False)
+    both = compare({'film': layer, 'cube': bulk('Cu', a=3.6)}, [EMT()], **how)
+    kept = {row['structure']: row['spacegroup_kept'] for row in both['predictions']}
+    assert kept == {'film': None, 'cube': True}
+    [row] = both['summary']
+    assert row['alone']['spacegroup_kept'] == row['prediction']['spacegroup_kept'] == 1
+    [row] = compare({'film': layer}, [EMT()], **how)['summary']
+    assert row['alone']['spacegroup_kept'] is row['unrelaxed']['spacegroup_kept'] is None
+
+
 @pytest.mark.filterwarnings('ignore:.*outside the training range')
 def test_the_freedom_is_chosen_in_one_place(tiny_model, tmp_path):
     how = {'model': tiny_model, 'optimizers': ['ElasticBFGS'], 'out': tmp_path}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.units import kB
 from scipy.constants import R
@@ -265,6 +265,19 @@ def test_other_weights_and_other_elements_have_phonons_of_their_own(tmp_path):
     # The square of a frequency is a force per displacement.
     assert found('Cu', Stiff) == pytest.approx(2 * copper, rel=1e-3)
     assert found('Cu', EMT) == copper
+
+
+@pytest.mark.parametrize(
+    ('atoms', 'settings', 'match'),
+    [
+        (molecule('H2O'), {}, 'no cell'),
+        (bulk('Cu'), {'max_atoms': 1}, 'one atom has no phonons'),
+        (bulk('Cu'), {'displacement': 0.0}, 'displacement is 0.0'),
+    ],
+)
+def test_what_has_no_phonons_is_refused_in_words(atoms, settings, match):
+    with pytest.raises(ValueError, match=match):
+        phonons(atoms, EMT(), **settings)
 
 
 def test_unknown_names_and_a_missing_package(monkeypatch):

@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from ase_deeprelax import ElasticBFGS
 from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.cases import check_unique
 from ase_deeprelax.compare.comparison_tables import comparison_text
+from ase_deeprelax.compare.iterative import Iterative
 from ase_deeprelax.compare.relaxation_run import (
     CountingCalculator,
     largest_force,
@@ -27,6 +29,7 @@ from ase_deeprelax.compare.summary import quartiles
 from ase_deeprelax.data.pairs import make_pair, read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer
+from ase_deeprelax.optimize.many import relax_batched
 from tests.alloys import strained_alloy as alloy
 from tests.calculators.bare import Bare
 
@@ -296,7 +299,10 @@ def test_without_a_stress_only_positions_relax():
     how = {'optimizer': BFGS, 'fmax': 0.02, 'steps': 100}
     end = run_relaxation(alloy(), NoStress(), **how)
     assert not end.ok
-    assert 'stress' in end.reason
+    assert 'nostress gives no stress' in end.reason
+    # Nor where no atom would have to move.
+    end = run_relaxation(bulk('Cu', a=3.9), NoStress(), **how)
+    assert (end.ok, end.calls) == (False, 0)
     end = run_relaxation(alloy(), NoStress(), relax_cell=False, **how)
     assert end.converged, end.reason
     assert (end.atoms.cell == alloy().cell).all()
@@ -408,6 +414,22 @@ class Unready(EMT):
         raise OSError('no licence')
 
 
+def test_an_energy_may_come_as_an_array():
+    class InAnArray(EMT):
+        name = 'emt'
+
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            for name in ('energy', 'free_energy'):
+                self.results[name] = np.array([self.results[name]])
+
+    how = {'model': oracle, 'batched': True, 'fmax': FMAX}
+    plain, other = (compare([alloy(0)], one, **how) for one in (EMT(), InAnArray()))
+    curves = [[run['curve'] for run in found['runs']] for found in (plain, other)]
+    assert curves[0] == curves[1]
+    assert [row['converged'] for row in other['batched']] == [1, 1]
+
+
 def test_a_calculator_that_cannot_begin_is_a_failed_run():
     end = run_relaxation(alloy(), Unready(), optimizer=BFGS, fmax=0.05, steps=100)
     assert (end.ok, end.reason, end.calls) == (False, 'OSError: no licence', 0)
@@ -468,6 +490,20 @@ def test_the_text_names_the_first_failures_and_counts_the_others(result):
     ]
     assert named[-1].startswith(f'failed: {len(broken) - 6} more runs')
     assert 'failed: ' not in comparison_text(result)
+    alike = [run | {'ok': False, 'reason': 'no licence'} for run in result['runs']]
+    lines = comparison_text(result | {'runs': alike}).splitlines()
+    named = [line for line in lines if line.startswith('failed: ')]
+    assert len(named) == len(result['structures'])
+    assert all('and 7 more runs): no licence' in line for line in named)
+
+
+def test_the_text_names_the_first_structures_that_ended_higher(result):
+    [row, *_] = copy.deepcopy(result['summary'])
+    row['both']['higher_structures'] = [f'mp-{k}' for k in range(1234)]
+    text = comparison_text(result | {'summary': [row]})
+    [line] = [line for line in text.splitlines() if 'ended higher' in line]
+    assert 'for 1,234 structures: mp-0, mp-1, ' in line
+    assert line.endswith('mp-9, and 1,224 more')
 
 
 def _all_but_iron(structures):
@@ -510,7 +546,7 @@ def test_another_minimum_is_noticed():
     up = found['summary'][0]['both']
     assert (up['higher'], up['higher_structures'], up['equal']) == (1, ['Cu'], 0)
     assert up['energy_difference']['median'] > 0.002
-    assert 'ended higher: Cu' in comparison_text(found)
+    assert 'ended higher for 1 structure: Cu' in comparison_text(found)
 
 
 def test_work_goes_on_where_it_stopped(tmp_path):
@@ -636,6 +672,20 @@ def test_pairs_bring_their_reference_and_lists_may_have_some():
 def test_mistakes_are_found_before_the_work(structures, reference, error, match):
     with pytest.raises(error, match=match):
         compare(structures, [EMT()], model=Dummy(), reference=reference)
+
+
+@pytest.mark.parametrize(
+    'limits', [{'fmax': -0.1}, {'fmax': np.nan}, {'fmax': '0.05'}, {'steps': -1}]
+)
+def test_limits_that_make_no_sense_are_refused_before_the_work(limits):
+    calls = {
+        'compare': lambda: compare([alloy()], EMT(), model=Dummy(), **limits),
+        'Iterative': lambda: Iterative(EMT(), **limits),
+        'batched': lambda: next(relax_batched([], None, **limits)),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=f'{next(iter(limits))} is'):
+            call()
 
 
 def test_one_of_a_kind_needs_no_list():

@@ -279,7 +279,42 @@ def test_atoms_changed_between_runs_are_what_goes_on(one_shot):
     assert record.energy_before == pytest.approx(begun)
     assert record.energy_before > record.energy_after
     assert set(atoms.symbols) == {'Au'}
-    # Its filter measures strain from the first cell, `relaxed_forces` from the last: they differ.
+    # Its filter measures strain from the first cell, `relaxed_forces` from the last.
+    assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
+
+
+@pytest.mark.parametrize('left', [None, EMT()], ids=['none', 'another'])
+def test_a_stage_goes_on_with_its_own_calculator(one_shot, left):
+    atoms, calculator = alloy(), Counting()
+    optimizer = one_shot(atoms, refine=calculator)
+    assert optimizer.run(fmax=0.001, steps=2) is False
+    atoms.calc = left  # as after a look at something else
+    calls = calculator.calls
+    assert optimizer.run(fmax=0.001) is True
+    assert calculator.calls > calls
+    assert atoms.calc is calculator
+    assert [record.name for record in optimizer.stages] == ['prediction', 'counting']
+
+
+@pytest.mark.parametrize('steps', [3, 100], ids=['within a run', 'after it'])
+def test_another_calculator_between_runs_begins_anew(one_shot, steps):
+    class Shifted(Counting):
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            for name in 'energy', 'free_energy':
+                self.results[name] += 1000
+
+    atoms = alloy()
+    atoms.calc = EMT()
+    optimizer = one_shot(FrechetCellFilter(atoms))
+    assert optimizer.run(fmax=0.01, steps=steps) is (steps == 100)
+    atoms.calc = Shifted()
+    assert optimizer.run(fmax=0.001) is True
+    *_, before, after = optimizer.stages
+    assert (before.name, after.name) == ('emt', 'counting')
+    assert before.energy_after < after.energy_after
+    # Energies of two calculators are no difference, and no step uphill.
+    assert 0 <= after.energy_before - after.energy_after < 10
     assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
 
 

@@ -367,6 +367,27 @@ def test_atoms_moved_by_hand_are_not_moved_back():
 # --- what is not a structure -------------------------------------------------------------
 
 
+class Constant(Calculator):
+    """A force that is the same everywhere: it has no curvature."""
+
+    implemented_properties = ('energy', 'forces')
+
+    def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        forces = np.zeros((len(atoms), 3))
+        forces[:2, 0] = 1.0, -1.0
+        self.results = {'energy': -np.sum(forces * atoms.positions), 'forces': forces}
+
+
+@pytest.mark.filterwarnings('error')
+def test_under_a_constant_force_it_goes_on():
+    atoms = bulk('Cu', cubic=True)
+    atoms.calc = Constant()
+    energy = atoms.get_potential_energy()
+    ElasticBFGS(atoms, logfile=None).run(fmax=0.01, steps=5)
+    assert atoms.get_potential_energy() < energy
+
+
 def test_a_given_stiffness_is_that_of_bfgs():
     one, two = crystal(), crystal()
     for kind, atoms in ((ElasticBFGS, one), (BFGS, two)):

@@ -107,6 +107,25 @@ def test_a_run_step_by_step_leaves_the_bare_calculator_too(ends):
     assert isinstance(atoms.calc, EMT)
 
 
+@pytest.mark.parametrize('calls', [3, 4, 5, 6])
+def test_a_guided_stage_whose_calculator_fails_is_rolled_back(calls):
+    class Failing(EMT):
+        left = calls
+
+        def calculate(self, *args, **kwargs):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError('no licence')
+            super().calculate(*args, **kwargs)
+
+    atoms = alloy()
+    opt = optimizer(atoms, refine=[Stage(Failing(), guided=0.02, fmax=1e-6), EMT()])
+    with pytest.warns(DeepRelaxWarning, match='no licence'):
+        assert opt.run(fmax=FMAX)
+    assert [record.status for record in opt.stages[1:]] == ['failed', 'converged']
+    assert opt.stages[1].pulled is None
+
+
 def test_a_run_in_two_parts_ends_as_one(tmp_path):
     whole = guided_end(0.02)
     atoms = alloy()

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 from html import escape, unescape
@@ -23,7 +24,7 @@ from ase_deeprelax.compare.evaluate import cuts, evaluate
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
 from ase_deeprelax.predict import relax
-from ase_deeprelax.report import accuracy
+from ase_deeprelax.report import accuracy, comparison
 from ase_deeprelax.report.headlines import of_evaluation
 from ase_deeprelax.report.html import embedded, write_report
 
@@ -217,6 +218,37 @@ def test_nothing_to_report_is_an_error(tmp_path):
         write_report(tmp_path / 'r.html')
 
 
+def test_one_relaxation_needs_no_list(tmp_path, relaxations):
+    path = write_report(tmp_path / 'r.html', relaxations=relaxations['MgO'])
+    assert [scene['name'] for scene in scenes_of(path.read_text())] == ['MgO, 0']
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path, relaxations):
+    name = os.fsdecode(b'caf\xe9.cif')
+    path = tmp_path / 'r.html'
+    path.symlink_to(tmp_path / 'real.html')
+    write_report(path, relaxations={name: relaxations['MgO']}, provenance=[name])
+    html = path.read_text()
+    assert html.count(r'caf\udce9.cif') >= 4  # list, table, provenance, data
+    assert path.is_symlink()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_former_one(
+    tmp_path, relaxations, monkeypatch
+):
+    path = write_report(tmp_path / 'r.html', relaxations=relaxations)
+    former = path.read_text()
+
+    def full(_):
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='no space'):
+        write_report(path, relaxations=relaxations['MgO'])
+    assert path.read_text() == former
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def table_rows(html):
     """The texts of the cells of each row of each table."""
     cell = re.compile('<td[^>]*>(.*?)</td>', re.DOTALL)
@@ -306,11 +338,36 @@ def test_a_comparison_brings_tables_figures_and_the_viewer(full_page):
     both = found['summary'][0]['both']
     assert f'{both["median_calls_ratio"]:.0%}' in html
     for id in found['summary'][0]['both']['higher_structures']:
-        assert re.search(rf'ended higher: .*{re.escape(escape(id))}', html)
+        assert re.search(rf'ended higher for .*: .*{re.escape(escape(id))}', html)
     tags = [tag for tag, _ in Reader(html).elements]
     # calls, energies, convergence, lattices; bands and thermal properties
     assert tags.count('svg') == 6
     assert tags.count('script') == 3
+
+
+def test_of_many_structures_the_bad_and_the_least_certain_ones_are_shown(
+    full_page, tmp_path, monkeypatch
+):
+    _, found = full_page
+    many = {**found, 'structures': [], 'predictions': [], 'runs': []}
+    del many['phonons']
+    for k in range(9):  # Al again and again: 5 did not converge, 8 is the least certain
+        many['structures'].append({**found['structures'][1], 'id': f'Al{k}', 'sigma': k})
+        many['predictions'].append({**found['predictions'][1], 'structure': f'Al{k}'})
+        for run in found['runs']:
+            if run['structure'] == 'Al':
+                ends = run | {'structure': f'Al{k}', 'converged': k != 5}
+                many['runs'].append(ends)
+    summary = {**found['summary'][0]}
+    summary['both'] = summary['both'] | {'higher_structures': ['Al2']}
+    many['summary'] = [summary]
+    monkeypatch.setattr(comparison, 'MOST_STRUCTURES', 3)
+    html = write_report(tmp_path / 'r.html', many).read_text()
+    shown = ['Al, Al2', 'Al, Al5', 'Al, Al8']
+    assert [scene['name'] for scene in scenes_of(html)] == shown
+    names = [row[0] for row in table_rows(html) if row[0].startswith('Al, ')]
+    assert names == [name for name in shown for _ in (0, 1)] + shown
+    assert 'show 3 of 9 structures' in html
 
 
 def test_a_report_says_all_that_the_text_says(full_page):

@@ -5,8 +5,9 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 
 from ase_deeprelax.compare.baselines import Dummy, ScaledDummy
 from ase_deeprelax.compare.metrics import Reference
@@ -28,6 +29,7 @@ from ase_deeprelax.report.style import (  # noqa: E402
     BLUE,
     MANY,
     PIXELS,
+    legend,
     panels,
     parity,
     to_svg,
@@ -163,24 +165,33 @@ def test_energies_are_above_the_end_of_the_full_relaxation(comparison):
 def test_curves_begin_where_the_runs_do_and_the_median_goes_on_to_the_end(comparison):
     energy, _, force, _ = plot.convergence(comparison, 'emt').axes
     pairs = converged(comparison)
-    thin = [
-        line for line in force.lines if line.get_linewidth() < 0.65 and line.get_alpha()
-    ]
-    for line, run in zip(thin, [a for a, _ in pairs], strict=False):
-        np.testing.assert_allclose(line.get_ydata(), np.array(run['curve'])[:, 1])
+    thin = force.collections[0].get_segments()
+    for line, run in zip(thin, [a for a, _ in pairs], strict=True):
+        np.testing.assert_allclose(line[:, 1], np.array(run['curve'])[:, 1])
     medians = [line for line in force.lines if line.get_linewidth() > 1.5]
     assert len(medians) == 2
     for line, start in zip(medians, (0, 1), strict=True):
         last = [pair[start]['curve'][-1][1] for pair in pairs]
         assert line.get_ydata()[-1] == pytest.approx(np.median(last))
         assert line.get_ydata()[-1] < comparison['settings']['fmax']
-    assert min(line.get_ydata().min() for line in energy.lines) >= 0.1
+    for curves in energy.collections[::2]:
+        assert min(line[:, 1].min() for line in curves.get_segments()) >= 0.1
 
 
 def test_one_structure_has_two_curves(comparison):
     name = converged(comparison)[0][0]['structure']
     figure = plot.convergence(comparison, 'emt', name)
-    assert len(figure.axes[0].lines) == 2
+    assert [len(c.get_segments()) for c in figure.axes[0].collections[::2]] == [1, 1]
+
+
+def test_a_run_of_one_call_is_a_point(comparison):
+    known = copy.deepcopy(comparison)
+    for run in known['runs']:
+        run['curve'] = run['curve'][-1:]
+    force = plot.convergence(known, 'emt').axes[2]
+    for start, dots in enumerate(force.collections[1::2]):
+        last = [pair[start]['curve'][-1][1] for pair in converged(known)]
+        np.testing.assert_allclose(dots.get_offsets(), [(1, value) for value in last])
 
 
 def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
@@ -195,6 +206,23 @@ def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
         assert f'prediction: mean error {np.abs(x - y).mean():.3f} {unit}' in ax.get_title()
     volumes = points(figure.axes[2], 1)[:, 0]
     np.testing.assert_allclose(volumes, [run['volume'] / 4 for run in truth])
+
+
+def test_fixed_cells_and_vacuum_are_no_lattice_parameters():
+    layer = fcc111('Cu', (1, 1, 3), a=3.7, vacuum=8)
+    layer.pbc = (True, True, False)
+    slab = layer.copy()
+    slab.set_constraint(FixAtoms([0]))
+    inputs = {'layer': layer, 'slab': slab, 'crystal': bulk('Cu', a=3.7)}
+
+    def copies(structures, **_):
+        return [atoms.copy() for atoms in structures]
+
+    found = compare(inputs, EMT(), optimizers='ElasticBFGS', model=copies)
+    lengths, angles, volumes = plot.lattice_parity(found).axes
+    assert [len(points(ax)) for ax in (lengths, angles, volumes)] == [2 + 3, 1 + 3, 1]
+    slabs = compare({'slab': slab}, EMT(), optimizers='ElasticBFGS', model=copies)
+    assert text_of(plot.lattice_parity(slabs)).count('nothing to compare') == 3
 
 
 def test_references_are_preferred_to_a_calculator(comparison):
@@ -261,6 +289,25 @@ def test_very_many_points_are_an_image_within_the_page():
         assert len(images) == (n > MANY)
         assert all(link.startswith(('#', 'data:image/png')) for link in links)
     assert len(sizes[MANY + 1]) < len(sizes[MANY]) / 2
+
+
+def test_very_many_runs_are_an_image_too(comparison, monkeypatch):
+    for draw in (plot.calls_saved, lambda found: plot.convergence(found, 'emt')):
+        images = []
+        for many in (3, 1):
+            monkeypatch.setattr(plot, 'MANY', many)
+            images.append(to_svg(draw(comparison), 'runs').count('data:image/png'))
+        assert images[0] == 0 < images[1]
+
+
+@pytest.mark.parametrize('name', ['_mine', '$a$ b', r'a$\frac{$b', 'caf\udce9'])
+def test_names_of_any_kind_stand_in_legends(name):
+    figure, [[ax]] = panels(1, 1)
+    parity(ax, np.ones(3), [(name, np.ones(3), BLUE)])
+    legend(figure, ax)
+    svg = to_svg(figure, 'names')
+    drawn = ''.join(ET.fromstring(svg).itertext())
+    assert drawn.count(name.encode(errors='backslashreplace').decode()) == 2  # and title
 
 
 def test_phonons_of_each_way_have_a_panel_with_the_same_wave_vectors(phonons):
@@ -375,7 +422,8 @@ def test_all_energies_and_calls_lie_inside_their_panels(comparison):
         assert low < energies.min()
         assert energies.max() < high
     for ax in plot.convergence(comparison, 'emt').axes[2:]:
-        assert max(line.get_xdata()[-1] for line in ax.lines[:-1]) <= ax.get_xlim()[1]
+        segments = ax.collections[0].get_segments() + ax.collections[2].get_segments()
+        assert max(line[-1, 0] for line in segments) <= ax.get_xlim()[1]
 
 
 def test_angles_that_differ_by_rounding_share_one_number(comparison):
