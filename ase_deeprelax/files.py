@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from ase_deeprelax.errors import ConfigError
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 ODD = re.compile(r'[^\w.+=@-]+')
 # Bytes of such a name. File systems take 255, and a suffix may follow.
 LONGEST_NAME = 200
+# What a disk or a quota says that has no room for a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def try_lock(file: IO, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
@@ -112,15 +115,48 @@ def replaced(path: Path) -> Generator[Path]:
     A link stays, and what it leads to is replaced.
     """
     place = Path(os.path.realpath(path))
-    part = place.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    # Shorter than the name itself, which may be as long as the system takes.
+    part = place.with_name(f'.{plain_name(path.stem)}.{os.getpid()}{path.suffix}')
     part.unlink(missing_ok=True)
     try:
-        yield part
-        if part.exists():
-            part.replace(place)
-            _keep_names(place.parent)
+        with naming(path):
+            yield part
+            if part.exists():
+                part.replace(place)
+                _keep_names(place.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Say which file could not be written, where the system does not, as on a full disk.
+
+    >>> with naming(Path('a.cif')):
+    ...     raise OSError(errno.ENOSPC, 'No space left on device')
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 28] No space left on device: 'a.cif'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that there is no room for a file.
+
+    >>> disk_is_full(OSError(errno.ENOSPC, '')), disk_is_full(FileNotFoundError())
+    (True, False)
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _keep_names(folder: Path) -> None:
@@ -151,11 +187,12 @@ def check_writable(path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_regular(path)
         place = Path(os.path.realpath(path))  # a link stays
-        new = not place.exists()
-        with place.open('ab'):
-            pass
-        if new:
-            place.unlink()
+        if place.exists():
+            with place.open('ab'):
+                pass
+        else:  # not by making it: another process may do so at this moment
+            with TemporaryFile(dir=place.parent):
+                pass
     except OSError as error:
         raise ConfigError(
             f'{path} cannot be written: {error.strerror}; choose another place'

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.files import lock_or_refuse
+from ase_deeprelax.files import lock_or_refuse, naming
 
 # How the first line begins.
 _BEGIN = b'{"settings"'
@@ -66,7 +66,7 @@ class Journal:
         self._file: BinaryIO | None = None
         if path is None:
             return
-        path = Path(path)
+        self._path = path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open('a+b')
         try:
@@ -115,8 +115,9 @@ class Journal:
     def close(self) -> None:
         """Leave the file to others; the records in memory stay."""
         if self._file is not None:
-            self._file.close()  # the lock ends with it, as it does after a kill
-            self._file = None
+            file, self._file = self._file, None
+            with naming(self._path):  # where the disk is full, a part may not be written
+                file.close()  # the lock ends with it, as it does after a kill
 
     def __contains__(self, key: Key) -> bool:
         return key in self._records
@@ -154,8 +155,9 @@ class Journal:
 
     def _write(self, line: Any) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(line, separators=(',', ':')).encode() + b'\n')
-            self._file.flush()
+            with naming(self._path):
+                self._file.write(json.dumps(line, separators=(',', ':')).encode() + b'\n')
+                self._file.flush()
 
 
 def finite_or_none(data: Any) -> Any:

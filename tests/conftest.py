@@ -57,6 +57,20 @@ SLOW = (
 )
 
 
+@pytest.fixture
+def largest_file():
+    """Limits the bytes of a file, as a disk that gets full does; None: no more."""
+    resource = pytest.importorskip('resource')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def largest_file(size):
+        limits = before if size is None else (size, before[1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    yield largest_file
+    largest_file(None)
+
+
 def pytest_configure(config):
     for mark in MARKS:
         config.addinivalue_line('markers', mark)

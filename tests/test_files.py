@@ -1,13 +1,19 @@
 """Links and pipes stay what they are, and names of any text stay in their folder."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.files import check_writable, plain_name, write_atomically
+from ase_deeprelax.files import (
+    check_writable,
+    disk_is_full,
+    plain_name,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize('there', [True, False])
@@ -46,3 +52,42 @@ def test_names_of_any_text_stay_in_their_folder(text):
     assert name not in ('', '.', '..')
     assert not set(name) & set('/\\\0')
     assert len(os.fsencode(name)) <= 200
+
+
+def test_a_check_neither_makes_nor_removes_the_file(tmp_path):
+    """Another process may make one of this name at the same moment."""
+    path, watched = tmp_path / 'pairs.jsonl', []
+    watching = True
+
+    def watch(event, args):
+        if watching and event in ('open', 'os.remove') and str(args[0]) == str(path):
+            watched.append(event)
+
+    sys.addaudithook(watch)
+    check_writable(path)
+    assert not watched
+    path.touch()
+    assert watched == ['open']
+    watching = False
+
+
+def test_a_full_disk_leaves_the_former_file_and_is_told_by_name(tmp_path, largest_file):
+    path = tmp_path / 'out.json'
+    write_atomically(path, 'before')
+    largest_file(1000)
+    with pytest.raises(OSError, match=r'out\.json') as caught:
+        write_atomically(path, 'x' * 5000)
+    assert caught.value.filename == str(path)
+    assert disk_is_full(caught.value)
+    assert path.read_text() == 'before'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('name', [f'{"n" * 249}.json', f'{"ü" * 124}.json', 'a b.json'])
+def test_a_file_may_have_any_name_that_the_system_takes(tmp_path, name):
+    path = tmp_path / name
+    check_writable(path)
+    for text in ('before', 'after'):
+        write_atomically(path, text)
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]

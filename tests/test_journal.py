@@ -173,3 +173,16 @@ def test_a_second_process_is_turned_away_while_the_first_one_writes(path):
         assert 'another process' in second()
         journal.add(('c',), 3)
     assert second() == 'opened'
+
+
+def test_a_full_disk_is_told_by_name_and_finished_records_stay(path, largest_file):
+    journal = Journal(path, SETTINGS)
+    largest_file(path.stat().st_size + 100)
+    with pytest.raises(OSError, match=r'runs\.jsonl'), journal:
+        journal.add(('c',), 'x' * 50_000)
+    largest_file(None)
+    with Journal(path, SETTINGS) as journal:
+        assert list(journal) == [('a',), ('b', 'FIRE')]
+        journal.add(('c',), 'x' * 50_000)
+    with Journal(path, SETTINGS) as journal:
+        assert len(list(journal)) == 3

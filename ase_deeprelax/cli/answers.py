@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -149,7 +149,7 @@ def structure_entries(atoms: Atoms) -> dict[str, Any]:
 
 def answer_all(
     frames: list[tuple[str, Atoms]], worker: Worker, out: Path, *, progress: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Answers in order, each as soon as it is there.
 
     They are kept in `part_file`, so that the same command goes on after it was stopped, by

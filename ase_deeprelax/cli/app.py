@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from ase_deeprelax import __version__
 from ase_deeprelax.errors import DeepRelaxError
+from ase_deeprelax.files import disk_is_full
 
 # Exit codes as shells have them: 128 and the number of the signal.
 INTERRUPTED, TERMINATED = 130, 143
@@ -50,9 +51,12 @@ class Commands(TyperGroup):
             _fail(str(error), 1, error)
         except Terminated as error:
             _fail('stopped by SIGTERM', TERMINATED, error)
+        except BrokenPipeError:  # `deeprelax ... | head`: Typer ends without a word
+            raise
         except OSError as error:
             where = f'{error.filename}: ' if error.filename else ''
-            _fail(f'{where}{error.strerror or error}', 1, error)
+            advice = '; make room and give the command again' if disk_is_full(error) else ''
+            _fail(f'{where}{error.strerror or error}{advice}', 1, error)
 
 
 def _fail(message: str, code: int, error: BaseException) -> None:

@@ -88,7 +88,11 @@ def _read_packed(source: StructureFile, problems: list[str]) -> list[Frame]:
     """Structures of an archive or table; ``problems`` gets those that cannot be read."""
     if source.index != ':':
         raise StructureError('frames of archives and tables cannot be chosen')
-    return _read_items(source, problems)
+    known = len(problems)
+    frames = _read_items(source, problems)
+    if not frames and len(problems) == known:
+        raise StructureError('holds no structure')
+    return frames
 
 
 def _read_items(source: StructureFile, problems: list[str]) -> list[Frame]:

@@ -232,13 +232,7 @@ def _compositions(files: Iterable[Path]) -> frozenset[Composition]:
     """The compositions that files of formulas name."""
     from ase_deeprelax.data.formula import read_compositions
 
-    excluded: set[Composition] = set()
-    for file in files:
-        try:
-            excluded |= read_compositions(file)
-        except (ValueError, KeyError) as error:
-            raise PairFileError(f'{file}: not a list of formulas: {error!r}') from error
-    return frozenset(excluded)
+    return frozenset().union(*map(read_compositions, files))
 
 
 @contextmanager

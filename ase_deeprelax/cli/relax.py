@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -186,7 +187,7 @@ def relax(
     shown: list[tuple[Atoms, Atoms | None]] = []
     n_files = 0
     answers = answer_all(named, worker, out, progress=shows_progress(quiet))
-    with resumable():
+    with resumable(), closing(answers):  # whatever ends it, the file of answers is free
         for (source, frame, initial), answer in zip(frames, answers, strict=True):
             problems += [f'{source.path}{frame}: {text}' for text in answer['problems']]
             atoms = None if answer['problem'] else relaxed_atoms(answer, initial)

@@ -98,8 +98,10 @@ def results(
     one_file = export is not None and is_one_file(export, form)
     if export is not None and one_file:
         _keep_database(export, form, refine)
-    check_outputs(json_file, html_file, export if one_file else None)
     found = Results(out)
+    check_outputs(
+        json_file, html_file, export if one_file else None, inputs=found.store.files()
+    )
     if quarantined and sort == 'sigma':
         sort = 'position'
     table = found.table(

@@ -70,7 +70,7 @@ def select(
         check_writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         atoms = results[k].atoms if predicted else results[k].initial
-        problems += write_structures(target, [atoms], 'vasp')
+        problems += [f'{target}: {x}' for x in write_structures(target, [atoms], 'vasp')]
         rows.append(
             [
                 target.parent.name,

@@ -12,6 +12,8 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 from numpy.typing import ArrayLike
 
+from ase_deeprelax.errors import PairFileError
+
 # The elements of a reduced formula and their counts, as ((Z, count), ...).
 Composition = tuple[tuple[int, int], ...]
 
@@ -91,7 +93,18 @@ def read_compositions(path: Path) -> set[Composition]:
 
     Raises
     ------
-    ValueError, KeyError
-        A word is no formula.
+    PairFileError
+        It is no text, or a word in it is no formula.
     """
-    return {composition(Atoms(formula).numbers) for formula in path.read_text().split()}
+    word = ''
+    found: set[Composition] = set()
+    try:
+        # Editors of Windows put a mark of byte order first.
+        for word in path.read_text(encoding='utf-8-sig').split():
+            found.add(composition(Atoms(word).numbers))
+    except (ValueError, KeyError) as error:
+        raise PairFileError(
+            f'{path}: not a list of formulas, with blanks or line breaks between them: '
+            f'{word[:40]!r} is none'
+        ) from error
+    return found

@@ -126,7 +126,8 @@ def read_entries(path: Path) -> Iterator[tuple[str | None, Any]]:
         What follows is no JSON; of a damaged ``.gz``, any of `DAMAGED`.
     """
     opener = gzip.open if path.suffix.lower() == '.gz' else open
-    with opener(path, 'rt', encoding='utf-8') as file:
+    # Editors of Windows put a mark of byte order first.
+    with opener(path, 'rt', encoding='utf-8-sig') as file:
         text = _Text(file)
         opening = text.sign()
         if opening not in ('[', '{'):

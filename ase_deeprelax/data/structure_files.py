@@ -30,6 +30,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, parse_filename
 from ase_deeprelax.data.cif_sites import merge_rounded
 from ase_deeprelax.data.json_lines import LARGEST_RATIO, LOOKED_AT
 from ase_deeprelax.data.one_line import count
+from ase_deeprelax.data.plain_text import plain_file, without_mark
 from ase_deeprelax.data.pymatgen_json import (
     DAMAGED,
     holds_structures,
@@ -101,8 +102,8 @@ def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
     words : iterable of str or Path
         A file; a file and frames of it, ``run.traj@-1``; a folder, whose files that
         `is_structure_file` knows are meant, and a warning counts the others; a pattern, as
-        ``'runs/*/CONTCAR'``; ``-``, standard input. A file that has exactly this name comes
-        first.
+        ``'runs/*/CONTCAR'`` or ``'runs/*.traj@-1'``; ``-``, standard input. A file that
+        has exactly this name comes first.
 
     Returns
     -------
@@ -121,14 +122,20 @@ def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
             files.append(StructureFile(path))
         elif path.is_dir():
             files += list(map(StructureFile, _inside(path))) or [StructureFile(path)]
-        elif glob.has_magic(word) and (matches := _matches(word)):
+        elif matches := _matches(word):
             files += find_files(matches)
         else:
-            name, at, index = word.rpartition('@')
-            framed = at and re.fullmatch(r'-?\d*(:-?\d*){0,2}', index) and index
-            place = (Path(name), index) if framed else (path,)
-            files.append(StructureFile(*place))
+            files += _framed(word)
     return files
+
+
+def _framed(word: str) -> list[StructureFile]:
+    """Frames of a file, ``run.traj@-1``, or of all that a pattern stands for."""
+    name, at, index = word.rpartition('@')
+    if not (at and index and re.fullmatch(r'-?\d*(:-?\d*){0,2}', index)):
+        return [StructureFile(Path(word))]
+    names = [name] if Path(name).is_file() else _matches(name) or [name]
+    return [StructureFile(Path(name), index) for name in names]
 
 
 def is_structure_file(name: str) -> bool:
@@ -174,6 +181,9 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[str]:
+    """What is there that a pattern stands for; nothing for a plain name."""
+    if not glob.has_magic(pattern):
+        return []
     return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - from any folder
 
 
@@ -256,6 +266,13 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Read]:
         path.stat()  # which raises where there is nothing
         # A pipe or a device may never end.
         raise StructureError('is no regular file; save it to one, or pipe it in as "-"')
+    if not path.stat().st_size:
+        raise StructureError('is empty')
+    with plain_file(path) as plain:
+        return _read_regular(plain, index, form)
+
+
+def _read_regular(path: Path, index: str, form: str | None) -> list[Read]:
     named = uncompressed(path)
     if named != path:
         _check_expansion(path)
@@ -297,7 +314,7 @@ def _check_expansion(path: Path) -> None:
 
 def _read_stdin(form: str | None) -> list[Read]:
     """Standard input, through a file, because some readers look at it twice."""
-    content = sys.stdin.buffer.read()
+    content = without_mark(sys.stdin.buffer.read())
     is_json = content.lstrip()[:1] in (b'{', b'[')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ('stdin.json' if is_json else 'stdin')

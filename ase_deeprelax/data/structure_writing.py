@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import errno
+import os
+import sqlite3
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +93,11 @@ def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list
     -------
     list of str
         Why structures are not in the file: ``'structure 3: reason'``.
+
+    Raises
+    ------
+    OSError
+        The disk is full, or fails; a former file is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = [writable(atoms, form) for atoms in structures]
@@ -96,7 +105,8 @@ def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list
     with replaced(path) as part:
         try:
             write_frames(part, held, form)
-        except Exception:  # noqa: BLE001 - writers raise anything
+        except Exception as error:  # noqa: BLE001 - writers raise anything
+            _raise_if_of_disk(error)
             kept = list(_those_written(part, held, form, problems))
             part.unlink(missing_ok=True)
             if kept:
@@ -115,12 +125,18 @@ def write_frames(path: Path, structures: Iterable[Atoms], form: str) -> int:
         them one after the other, so that any number of them needs no memory.
     form : str
         As `find_format` gives it.
+
+    Raises
+    ------
+    OSError
+        The disk is full, or fails. Writers raise anything else for structures that they
+        cannot write.
     """
     path.unlink(missing_ok=True)
     count = 0
     if form in DATABASES:
         opened = _JsonDatabase(path) if form == 'json' else connect(path, type=form)
-        with opened as database:
+        with _sqlite_as_system(), opened as database:
             for count, atoms in enumerate(structures, start=1):  # noqa: B007
                 database.write(atoms, *columns_of(atoms))
     elif form == 'extxyz':
@@ -142,9 +158,29 @@ def _those_written(
         try:
             write_frames(path, [atoms], form)
         except Exception as error:  # noqa: BLE001 - writers raise anything
+            _raise_if_of_disk(error)
             problems.append(f'structure {index}: {type(error).__name__}: {error}')
         else:
             yield atoms
+
+
+def _raise_if_of_disk(error: Exception) -> None:
+    """Raise an error that the system gave: no structure is to blame for it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+
+
+@contextmanager
+def _sqlite_as_system() -> Generator[None]:
+    """Let SQLite say that a disk is full, or fails, as the system does."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        codes = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+        code = codes.get(error.sqlite_errorcode & 0xFF)  # without its extended part
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code)) from error
 
 
 def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,6 +14,8 @@ from ase.db.core import object_to_bytes
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 from ase.io.jsonio import encode
 
+from ase_deeprelax import keys
+from ase_deeprelax.data.cif_sites import KINDS
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.structure_files import DATABASES
 
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 EVERY = ('traj', 'json', 'db', 'bundletrajectory')
 HELD: dict[str, tuple[type, ...]] = {
     'extxyz': (FixAtoms, FixCartesian),
-    'vasp': (FixAtoms, FixScaled, FixCartesian),
+    'vasp': (FixAtoms, FixScaled),
 }
 
 # Names that extxyz files use for the structure itself and for results of a calculation. A
@@ -34,6 +36,10 @@ NAME = re.compile(r'[A-Za-z_][\w.\-]*')
 ODD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 # Formats that keep info as JSON.
 AS_JSON = ('traj', 'bundletrajectory')
+# Formats that keep those arrays alone that ASE knows by name, and these.
+FEW_ARRAYS = ('traj', *DATABASES)
+ARRAYS = {'numbers', 'positions', 'tags', 'momenta', 'masses'}
+ARRAYS |= {'initial_magmoms', 'initial_charges'}
 
 _named: set[tuple[str, str]] = set()
 
@@ -41,11 +47,11 @@ _named: set[tuple[str, str]] = set()
 def writable(atoms: Atoms, form: str) -> Atoms:
     r"""The atoms with what a format can hold of constraints, info and arrays.
 
-    What is left out is logged as a warning, constraints once per kind. Selective dynamics
-    of POSCAR files (``FixScaled``) become ``FixCartesian`` for formats that know only that,
-    where both mean the same: all directions are fixed, or the lattice vectors lie along x,
-    y and z. Line breaks in text become blanks for extxyz; objects of ASE, as a space group,
-    become dictionaries for databases.
+    What is left out is logged as a warning, constraints once per kind. ``FixScaled``, the
+    selective dynamics of POSCAR files, and ``FixCartesian`` stand in for each other in
+    formats that know one of them, where both mean the same: all directions are fixed, or
+    the lattice vectors lie along x, y and z. Line breaks in text become blanks for extxyz;
+    objects of ASE, as a space group, become dictionaries for databases.
 
     Parameters
     ----------
@@ -82,6 +88,8 @@ def writable(atoms: Atoms, form: str) -> Atoms:
         info = {name: value for name, value in info.items() if _is_data(name, value)}
     elif form in AS_JSON:
         info = {name: value for name, value in info.items() if _is_json(name, value)}
+    if form in FEW_ARRAYS:
+        arrays = {name: x for name, x in arrays.items() if name in ARRAYS or _is_kept(name)}
     lost = [f'info {str(name)!r:.40}' for name in atoms.info if name not in info]
     lost += [f'array {str(name)!r:.40}' for name in atoms.arrays if name not in arrays]
     if lost:
@@ -128,7 +136,14 @@ def _in_columns(name: str, array: np.ndarray) -> bool:
     if array.dtype.kind in 'SU' or all(isinstance(word, str) for word in array.flat):
         words = array.ravel().astype(str)
         return all(word and not re.search(r'\s', word) for word in words)
-    return array.dtype.kind in 'bif'
+    if array.dtype.kind == 'i':  # the reader knows no larger ones
+        return bool((np.abs(array) <= np.iinfo(np.int32).max).all())
+    return array.dtype.kind in 'bf'
+
+
+def _is_kept(name: Any) -> bool:
+    """Whether an array is of a file's reader, or one that ``info`` holds as well."""
+    return name == KINDS or keys.is_ours(name)
 
 
 def _plain(value: Any) -> Any:
@@ -163,8 +178,10 @@ def _with_held_constraints(atoms: Atoms, form: str) -> Atoms:
     held = HELD.get(form, ())
     kept, lost = [], []
     for constraint in atoms.constraints:
+        if _holds_nothing(constraint):  # ASE reads one per atom from extxyz files
+            continue
         if not isinstance(constraint, held):
-            constraint = _cartesian(constraint, atoms)  # noqa: PLW2901
+            constraint = _equivalent(constraint, atoms)  # noqa: PLW2901
         if isinstance(constraint, held):
             kept.append(constraint)
         else:
@@ -186,15 +203,22 @@ def _with_held_constraints(atoms: Atoms, form: str) -> Atoms:
     return atoms
 
 
-def _cartesian(constraint: Any, atoms: Atoms) -> Any:
-    """``FixScaled`` as the constraint on x, y, z that means the same, if there is one."""
-    if not isinstance(constraint, FixScaled):
+def _holds_nothing(constraint: Any) -> bool:
+    """Whether a constraint fixes atoms along none of the axes."""
+    known = isinstance(constraint, (FixScaled, FixCartesian))
+    return known and not np.any(constraint.mask)
+
+
+def _equivalent(constraint: Any, atoms: Atoms) -> Any:
+    """``FixScaled`` or ``FixCartesian`` as another one that means the same, if there is."""
+    if not isinstance(constraint, (FixScaled, FixCartesian)):
         return constraint
-    mask = np.array(constraint.mask, dtype=bool)
+    indices, mask = constraint.get_indices(), np.array(constraint.mask, dtype=bool)
+    if mask.all():
+        return FixAtoms(indices)
     cell = atoms.cell.array
     along = np.abs(cell) > 1e-9 * np.abs(cell).max()
-    if mask.all():
-        return FixAtoms(constraint.get_indices())
-    if np.array_equal(along, np.eye(3, dtype=bool)):
-        return FixCartesian(constraint.get_indices(), tuple(mask.tolist()))
-    return constraint
+    if not np.array_equal(along, np.eye(3, dtype=bool)):
+        return constraint
+    other = FixCartesian if isinstance(constraint, FixScaled) else FixScaled
+    return other(indices, tuple(mask.tolist()))

@@ -203,12 +203,7 @@ def _build(folder: Path, config: dict[str, Any], most: int) -> RelaxationModel:
         raise ModelError(
             f'{folder / CONFIG}: hyperparameters must be an object and architecture a word'
         )
-    for key, value in hyperparameters.items():
-        largest = LARGEST.get(key, LARGEST_OF_OTHERS)
-        if isinstance(value, float | int) and not 0 <= value <= largest:
-            raise ModelError(
-                f'{folder / CONFIG}: {key} is {value}; it must be from 0 to {largest:g}'
-            )
+    check_sizes(hyperparameters, folder / CONFIG)
     # Every layer has a square matrix: what is too large is refused before it takes memory.
     hidden, layers = (hyperparameters.get(key, 1) for key in ('hidden', 'layers'))
     if isinstance(hidden, int) and isinstance(layers, int) and layers * hidden**2 > most:
@@ -218,6 +213,24 @@ def _build(folder: Path, config: dict[str, Any], most: int) -> RelaxationModel:
             return create_model(config['architecture'], **hyperparameters)
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise _misfit(folder, error) from error
+
+
+def check_sizes(hyperparameters: dict[str, Any], where: str | Path) -> None:
+    """Refuse hyperparameters with which `load_model` would not take a model.
+
+    Raises
+    ------
+    ModelError
+        It begins with ``where`` and names the hyperparameter.
+
+    Examples
+    --------
+    >>> check_sizes({'cutoff': 5.0, 'hidden': 128}, 'config.yaml')
+    """
+    for key, value in hyperparameters.items():
+        largest = LARGEST.get(key, LARGEST_OF_OTHERS)
+        if isinstance(value, float | int) and not 0 <= value <= largest:
+            raise ModelError(f'{where}: {key} is {value}; it must be from 0 to {largest:g}')
 
 
 def _card(folder: Path, config: dict[str, Any]) -> ModelCard:

@@ -18,6 +18,7 @@ from ase import Atoms
 from ase_deeprelax.data.json_lines import LARGEST_RATIO
 from ase_deeprelax.data.structure_files import is_structure_file
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.files import disk_is_full, naming
 from ase_deeprelax.screening.formats import may_hold_many, reader_of
 from ase_deeprelax.screening.items import (
     LARGEST_MEMBER,
@@ -70,6 +71,8 @@ class Archive(OneFormat):
             try:
                 path = self._unpack(member, folder)
             except StructureError as error:
+                if disk_is_full(error):  # of the temporary folder; the archive is sound
+                    raise
                 yield member.name, raising(str(error))
                 return
             if reader := reader_of(path):
@@ -98,7 +101,7 @@ class Archive(OneFormat):
             )
         path = Path(folder) / (PurePosixPath(member.name).name or 'structure')
         try:
-            with member.open() as packed, path.open('wb') as file:
+            with naming(path), member.open() as packed, path.open('wb') as file:
                 shutil.copyfileobj(packed, file)
         except (*DAMAGED, RuntimeError, NotImplementedError) as error:  # encrypted, odd
             raise StructureError(f'cannot be unpacked ({error})') from error

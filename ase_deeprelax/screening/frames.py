@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -57,7 +58,10 @@ def _frames(
     """Place, number of the first line, and lines of each frame.
 
     Lines before the first header are a frame, too, of which only the first line is kept.
+    A mark of byte order, with which editors of Windows begin files, is passed over.
     """
+    if place == 0:
+        place = file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
     begun, first, lines = place, number, cast('list[bytes]', [])
     wanted = 0  # lines of the present frame; -1 where it has no header
     while line := file.readline(LONGEST_LINE):

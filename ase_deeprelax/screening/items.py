@@ -10,6 +10,7 @@ from ase import Atoms
 
 from ase_deeprelax.data.structure_files import StructureFile, read_structures
 from ase_deeprelax.errors import StructureError
+from ase_deeprelax.files import disk_is_full
 
 # A file of more bytes holds more than one structure.
 LARGEST_MEMBER = 1 << 26
@@ -80,7 +81,7 @@ def even_if_damaged(part: Source, id: str, start: int = 0) -> Iterator[Item]:
             begun = True
             yield item
     except StructureError as error:
-        if begun or start:
+        if begun or start or disk_is_full(error):
             raise
         yield broken(id, str(error))
 

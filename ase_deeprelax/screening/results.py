@@ -19,6 +19,8 @@ from ase_deeprelax.screening.store import Store
 # Columns that hold structures: left out of tables.
 STRUCTURE = ('atoms', 'initial_cell', 'initial_positions')
 CONDITION = re.compile(r'\s*(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(.+?)\s*')
+# What follows a condition that was joined with another one.
+SECOND = re.compile(r'\s(and|or|&+|\|+)\s+\w+\s*[<>=!]', re.IGNORECASE)
 NUMBER = re.compile(r'-?\d+(\.\d+)?(e[+-]?\d+)?')
 OPERATORS = {
     '<': 'less',
@@ -205,6 +207,11 @@ class Results:
                 "(with < <= > >= = !=), or COLUMN = TEXT, as in 'kind = layer'"
             )
         name, operator, value = match.groups()
+        if SECOND.search(value):
+            raise ConfigError(
+                f'{text!r} holds two conditions; give each one by itself, those of a '
+                'command each with its own --where'
+            )
         kind = self._check(name)
         try:
             if pa.types.is_boolean(kind):

@@ -8,7 +8,6 @@ without locks two processes could do no more than write the same pack one after 
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -20,7 +19,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
-from ase_deeprelax.files import lock_or_refuse, try_lock, write_atomically
+from ase_deeprelax.files import (
+    disk_is_full,
+    lock_or_refuse,
+    naming,
+    try_lock,
+    write_atomically,
+)
 from ase_deeprelax.geometry.free_strain import plain_relax_cell
 from ase_deeprelax.journal import check_settings
 from ase_deeprelax.screening.databases import need_pyarrow
@@ -28,8 +33,6 @@ from ase_deeprelax.screening.sources import Source, scan, stamp
 
 MANIFEST, LOCK, PACKS = 'manifest.json', '.lock', 'packs'
 FORMAT = 1
-# What a disk or a quota says that has no room for a file.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FullDiskError(DeepRelaxError, OSError):
@@ -169,8 +172,9 @@ class Store:
         lock_or_refuse(file, self.out, shared=shared, holder=holder)
         file.truncate(0)
         if not shared:
-            file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
-            file.flush()
+            with naming(self.out):
+                file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
+                file.flush()
 
     def _clean(self) -> None:
         """Remove what killed processes left half written, and what stopped them."""
@@ -180,6 +184,10 @@ class Store:
     def path(self, pack: int) -> Path:
         """The file of a pack."""
         return self.packs / f'{pack:06d}.parquet'
+
+    def files(self) -> list[Path]:
+        """The manifest and the packs that are there."""
+        return [self.out / MANIFEST, *map(self.path, self.done())]
 
     def done(self) -> set[int]:
         """The packs that are there."""
@@ -206,7 +214,7 @@ class Store:
         plan, done = self.plan(), self.done()
         left = plan.n_packs - len(done)
         advice = f'the rest needs about {max(1, left * size >> 20)} MB. Make room'
-        if error.errno not in FULL:
+        if not disk_is_full(error):
             advice = 'more cannot be written there. Put that right'
         return FullDiskError(
             f'{self.packs}: {error.strerror}; {sum(map(plan.size, done))} of '

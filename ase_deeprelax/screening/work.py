@@ -16,6 +16,7 @@ from ase import Atoms
 
 from ase_deeprelax import __version__
 from ase_deeprelax.errors import ConfigError, DeviceError, StructureError
+from ase_deeprelax.files import disk_is_full
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.predict.finish import failed
 from ase_deeprelax.result import Relaxation, encode_atoms
@@ -203,7 +204,9 @@ def relax_pack(
         named.append((position, item.id))
         try:
             structures.append(item.load())
-        except Exception as error:  # noqa: BLE001 - files hold anything
+        except Exception as error:  # files hold anything
+            if disk_is_full(error):  # of the temporary folder; the structure is sound
+                raise
             errors[position] = _named(error)
     with warnings.catch_warnings():
         # Each row tells it.

@@ -247,7 +247,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         with path.open(encoding='utf-8') as file:
             text = file.read(MOST_TEXT + 1)
-        raw = yaml.safe_load(text) if len(text) <= MOST_TEXT else None
+        raw = _load_yaml(text) if len(text) <= MOST_TEXT else None
     # ValueError: no UTF-8, or a number of thousands of digits.
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f'{path}: cannot be read as YAML: {error}') from error
@@ -256,6 +256,26 @@ def _read_yaml(path: Path) -> Any:
     if _n_entries(raw, {}) > MOST_ENTRIES:
         raise ConfigError(f'{path}: has more than {MOST_ENTRIES:,} entries')
     return raw
+
+
+class _EachOnce(yaml.SafeLoader):
+    """A safe loader that refuses a key that is there twice; YAML's takes the last one."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: Any = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f'{name!r} is there twice', problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return node
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_EachOnce)  # noqa: S506 - it is a safe one
 
 
 def _n_entries(data: Any, known: dict[int, int]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.data.pair import Pair, make_pair
-from ase_deeprelax.data.pairs import pair_record
+from ase_deeprelax.data.pairs import pair_record, spread
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.journal import Journal, check_settings
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
@@ -31,8 +31,10 @@ VOLUME_RATIOS = (0.5, 2.0)
 # A crystal with a smaller share of the usual volume of its elements has fallen into a hole
 # of the potential; those of the Materials Project have at least 0.68.
 SMALLEST_VOLUME_RATIO = 0.6
-# So many pairs that are there are compared with the inputs that they should come from.
+# So many pairs of a series are compared with the inputs that they should come from.
 COMPARED = 10
+# Atoms that are nearer than this, A, are at the same place, but for rounding.
+SAME_PLACE = 1e-4
 # A potential that fails for so many inputs one after the other is broken, not they.
 BROKEN = 50
 
@@ -100,7 +102,9 @@ def label(
         for k in pairs:  # those of former versions do not say it
             known = good[inputs.name, k]
             check_settings(out, {x: known.get(x, settings[x]) for x in settings}, settings)
-        for k in sorted(pairs)[:COMPARED]:
+        # Given structures are at hand, those of a series have to be made.
+        most = None if isinstance(inputs, Structures) else COMPARED
+        for k in spread(sorted(pairs), most):
             _check_same(out, inputs, good[inputs.name, k])
         numbers = range(len(cast('Structures', inputs)) if count is None else count)
         todo = [k for k in numbers if k not in pairs and k not in failed]
@@ -158,14 +162,21 @@ def _check_same(out: Path, inputs: Series | Structures, known: dict[str, Any]) -
         _, atoms, _ = inputs[known['k']]
     except IndexError:  # there were more of them
         atoms = None
-    if atoms is None or not (
-        np.array_equal(atoms.numbers, known['numbers'])
-        and np.allclose(atoms.cell.array, known['cell0'], atol=1e-6)
-    ):
+    if atoms is None or not _is_input(atoms, known):
         raise ConfigError(
             f'{out} holds pairs of {inputs.name!r} that were made from other structures; '
             'go on with these, or choose another seed, another name or another place'
         )
+
+
+def _is_input(atoms: Atoms, known: dict[str, Any]) -> bool:
+    """Whether a structure is the input of a pair, but for rounding and periodic images."""
+    cell = atoms.cell.array
+    same_numbers = np.array_equal(atoms.numbers, known['numbers'])
+    if not (same_numbers and np.allclose(cell, known['cell0'], atol=1e-6)):
+        return False
+    shift = np.linalg.solve(cell.T, atoms.positions.T).T - known['frac0']
+    return bool(np.abs((shift - shift.round()) @ cell).max() < SAME_PLACE)
 
 
 def _taken(

@@ -8,7 +8,8 @@ A run, from top to bottom:
 3. `_network` makes the network (`models.create_model`), with weights of another one or not.
 4. `datamodule.PairData` reads pairs and relaxed structures, leaves out what must not be
    trained on, and makes batches of similar sizes in an order that seed and epoch decide.
-   Until here nothing is written.
+   Until here nothing is written. Then the folder is locked: another training that was
+   begun with the same name is refused.
 5. A batch: `augment.changed` makes denoising pairs (`disturb`), takes away freedom (`hold`)
    and changes the other inputs (`augment`); `samples.fit_thickness` makes the targets.
    Edges are found on the device (`data.radius_edges`). A graph that is not one of all
@@ -44,11 +45,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.files import check_writable
+from ase_deeprelax.files import check_writable, lock_or_refuse
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.ensemble import Ensemble
-from ase_deeprelax.models.store import CONFIG, load_model, save_model
+from ase_deeprelax.models.store import CONFIG, check_sizes, load_model, save_model
 from ase_deeprelax.predict.structure_checks import volume_ratio
 from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
@@ -58,6 +59,8 @@ from ase_deeprelax.train.stop_signals import StopOnSignal, no_orphans
 
 log = logging.getLogger(__name__)
 
+# A file in the folder of a training, which belongs to one process at a time.
+LOCK = '.lock'
 PRECISION: dict[str, Any] = {'32': '32-true', '64': '64-true', 'bf16': 'bf16-mixed'}
 
 
@@ -180,7 +183,6 @@ def _train(
     start: str | Path | None,
     progress: bool,
 ) -> Path:
-    o = config.optimize
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = _network(config_path, config, start)
     data = PairData(config, model.spec)
@@ -190,6 +192,20 @@ def _train(
         )
     output = config.output / config.name
     check_writable(output / 'model' / CONFIG)
+    with (output / LOCK).open('a') as lock:
+        lock_or_refuse(lock, output)
+        return _fit(config, model, data, resume, progress)
+
+
+def _fit(
+    config: TrainConfig,
+    model: RelaxationModel,
+    data: PairData,
+    resume: str | Path | None,
+    progress: bool,
+) -> Path:
+    """Train the network, and write its folder."""
+    o, output = config.optimize, config.output / config.name
     module = RelaxationModule(model, config)
     if o.compile:
         for name in ('messages', 'updates', 'layers'):
@@ -234,6 +250,7 @@ def _network(
     settings = dict(config.model)
     if 'architecture' not in settings:
         raise ConfigError(f'{config_path}: model.architecture is missing')
+    check_sizes(settings, f'{config_path}, model')
     model = create_model(settings.pop('architecture'), **settings)
     if config.data.recycle and not model.spec.is_radius:
         raise ConfigError(

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -31,3 +32,14 @@ def test_version(run):
     result = run('--version')
     assert result.exit_code == 0
     assert result.stdout.startswith('ase-deeprelax ')
+
+
+def test_a_pipe_that_is_closed_ends_a_command_without_a_word():
+    """As ``deeprelax models deeprelax | head -1`` does."""
+    end, begin = os.pipe()
+    os.close(end)
+    words = [sys.executable, '-m', 'ase_deeprelax', 'models', 'deeprelax']
+    ended = subprocess.run(words, stdout=begin, stderr=subprocess.PIPE, check=False)
+    os.close(begin)
+    assert ended.stderr == b''
+    assert ended.returncode == 1

@@ -448,3 +448,54 @@ def test_archives_and_tables_are_read_like_files(relaxed, tmp_path):
     assert len(read(out, ':')) == 2
     assert f'failed: {tmp_path}/all.zip@x/b.cif: holds no structure' in result.stderr
     assert 'all.zip@x/c.cif' in result.stdout
+
+
+@pytest.mark.parametrize('name', ['out', 'out.extxyz', 'out.db', 'out.json'])
+def test_a_full_disk_is_told_by_name_and_no_answer_is_lost(
+    relaxed, tmp_path, largest_file, monkeypatch, name
+):
+    atoms = salt()
+    atoms.info['title'] = 'x' * 200_000  # is in the outputs, not in the answers
+    write(tmp_path / 'in.extxyz', [atoms, salt(seed=1)])
+    words = [tmp_path / 'in.extxyz', *(['--format', 'extxyz'] if name == 'out' else [])]
+    largest_file(100_000)
+    result, out = relaxed(*words, out=name, code=1)
+    place = out / 'in.extxyz' if name == 'out' else out
+    assert f'Error: {place}: ' in result.stderr
+    assert not place.exists()
+    assert part_file(out).exists()
+    largest_file(None)
+    monkeypatch.setattr(OneShot, 'answer', lambda *_: pytest.fail('it was lost'))
+    relaxed(*words, out=name)
+    assert place.exists()
+    assert not part_file(out).exists()
+
+
+def test_what_holds_no_structure_is_named(relaxed, tmp_path):
+    (tmp_path / 'CONTCAR').touch()  # as a calculation leaves it that has just begun
+    (tmp_path / 'none.jsonl').touch()
+    with zipfile.ZipFile(tmp_path / 'none.zip', 'w') as archive:
+        archive.writestr('README', 'nothing')
+    result, _ = relaxed(*sorted(tmp_path.iterdir()), code=1)
+    for name, problem in {
+        'CONTCAR': 'is empty',
+        'none.jsonl': 'holds no structure',
+        'none.zip': 'holds no structure',
+    }.items():
+        assert f'failed: {tmp_path / name}: {problem}' in result.stderr
+
+
+def test_frames_of_all_files_of_a_pattern(relaxed, tmp_path):
+    for name in ('a', 'b'):
+        write(tmp_path / f'{name}.traj', [salt(seed=k) for k in range(3)])
+    _, out = relaxed(f'{tmp_path}/*.traj@-1', out='last.extxyz')
+    names = [atoms.info[keys.ID] for atoms in read(out, ':')]
+    assert names == ['a.traj@-1', 'b.traj@-1']
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
+def test_standard_input_may_begin_with_a_mark_of_byte_order(relaxed, tmp_path, encoding):
+    write(tmp_path / 'a.cif', salt())
+    marked = (tmp_path / 'a.cif').read_text().encode(encoding)
+    _, out = relaxed('-', input=marked)
+    assert len(read(out / 'stdin.cif')) == 2

@@ -96,11 +96,36 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
     with closing(sqlite3.connect(tmp_path / 'other.db')) as database:
         database.execute('CREATE TABLE flowers (name)')
     (tmp_path / 'empty.db').touch()
-    for name in ('other.db', 'empty.db'):
+    for name, problem in (('other.db', 'no database of ASE'), ('empty.db', 'is empty')):
         before = (tmp_path / name).read_bytes()
-        with pytest.raises(StructureError, match='no database of ASE'):
+        with pytest.raises(StructureError, match=problem):
             read_structures(StructureFile(tmp_path / name))
         assert (tmp_path / name).read_bytes() == before
     with pytest.raises(StructureError, match='No such file'):
         read_structures(StructureFile(tmp_path / 'missing.db'))
     assert not (tmp_path / 'missing.db').exists()
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be'])
+@pytest.mark.parametrize('suffix', ['cif', 'extxyz', 'vasp', 'json', 'xsf'])
+def test_files_may_begin_with_a_mark_of_byte_order(tmp_path, suffix, encoding):
+    """As editors of Windows write them."""
+    salt = bulk('NaCl', 'rocksalt', a=5.6)
+    file = tmp_path / f'a.{suffix}'
+    write(file, salt)
+    mark = '\ufeff' if encoding == 'utf-16-be' else ''
+    file.write_bytes((mark + file.read_text()).encode(encoding))
+    [found] = read_structures(StructureFile(file))
+    assert found.symbols.formula == salt.symbols.formula
+    assert found.cell.volume == pytest.approx(salt.cell.volume)
+
+
+def test_an_index_chooses_frames_of_all_files_of_a_pattern(tmp_path):
+    for name in ('a.traj', 'b.traj', 'b[1].traj', 'c@2.traj'):
+        (tmp_path / name).touch()
+    found = [str(file) for file in find_files([f'{tmp_path}/[ab].traj@-1'])]
+    assert found == [f'{tmp_path}/a.traj@-1', f'{tmp_path}/b.traj@-1']
+    for word in ('b[1].traj@0:2', 'c@2.traj', 'no*.traj@1'):
+        assert [str(file) for file in find_files([f'{tmp_path}/{word}'])] == [
+            f'{tmp_path}/{word}'
+        ]

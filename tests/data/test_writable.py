@@ -50,6 +50,32 @@ def test_selective_dynamics_survive_files(name, tmp_path, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize('form', ['vasp', 'extxyz'])
+@pytest.mark.parametrize('kind', [FixCartesian, FixScaled])
+def test_constraints_of_extxyz_and_poscar_files_stand_in_for_each_other(
+    form, kind, tmp_path, caplog
+):
+    """As ASE reads extxyz files: with a constraint for each atom, free ones as well."""
+    free, along, everything = (False,) * 3, (True, False, True), (True,) * 3
+    atoms = salt(kind([0], everything), kind([1, 2], along), kind([3], free))
+    file = tmp_path / f'a.{form}'
+    assert not write_structures(file, [atoms], form)
+    np.testing.assert_array_equal(held(read(file)), held(atoms))
+    assert not caplog.records
+    # In a skewed cell only what is fixed along all axes means the same.
+    atoms = salt(kind([0], everything), kind([1, 2], along), skew=0.4)
+    assert not write_structures(file, [atoms], form)
+    written = held(read(file))
+    assert written[0].all()
+    same = (form, kind) in {('vasp', FixScaled), ('extxyz', FixCartesian)}
+    assert written[1:].any() == same
+    assert (kind.__name__ in caplog.text) != same
+    caplog.clear()
+    atoms = salt(kind([0], everything), kind([3], free), skew=0.4)
+    assert not write_structures(file, [atoms], form)
+    assert not caplog.records
+
+
 def test_what_is_lost_is_named_once_per_kind(caplog):
     caplog.set_level(logging.WARNING)
     atoms = salt(FixScaled([1], [True, False, False]), FixedPlane(3, [0, 0, 1]), skew=0.4)
@@ -189,6 +215,7 @@ def test_arrays_that_extxyz_cannot_hold_are_named(tmp_path, caplog):
         'complex': np.ones(n) * 1j,
         'mixed': np.array(['ab', None] * (n // 2), dtype=object),
         'deep': np.ones((n, 3, 3)),
+        'large': np.full(n, 2**31),
         'a name': np.ones(n),
         'pos': np.ones((n, 3)),
     }
@@ -197,6 +224,22 @@ def test_arrays_that_extxyz_cannot_hold_are_named(tmp_path, caplog):
     found = read(tmp_path / 'a.extxyz')
     assert found.arrays.keys() - {'numbers', 'positions'} == good.keys()
     assert all(repr(name) in caplog.text for name in bad)
+
+
+@pytest.mark.parametrize('form', ['traj', 'db', 'json'])
+def test_arrays_that_have_no_place_are_named(form, tmp_path, caplog):
+    atoms = salt()
+    atoms.set_tags(range(8))
+    atoms.set_initial_charges([1, -1] * 4)
+    atoms.arrays |= {keys.SIGMA: np.ones(8), 'spacegroup_kinds': np.zeros(8, int)}
+    assert not write_structures(tmp_path / f'a.{form}', [atoms], form)
+    assert not caplog.records
+    atoms.arrays['site'] = np.arange(8)
+    assert not write_structures(tmp_path / f'b.{form}', [atoms], form)
+    assert f"{form} files cannot hold array 'site'; it is left out" in caplog.text
+    found = read(tmp_path / f'b.{form}')
+    assert found.get_tags().tolist() == list(range(8))
+    assert found.get_initial_charges().tolist() == [1, -1] * 4
 
 
 def test_a_space_group_of_ase_is_kept_as_text():

@@ -3,13 +3,16 @@
 import os
 import signal
 import subprocess
+import zipfile
 
 import pandas as pd
 import psutil
 import pytest
+from ase.build import bulk
+from ase.io import write
 
 from ase_deeprelax import screen
-from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.errors import ConfigError, StructureError
 from ase_deeprelax.screening.store import Store
 from tests.screening.screens import assert_same, half_written, rows
 
@@ -302,3 +305,19 @@ def test_sigterm_to_all_processes_of_a_job(
     assert len(Store(out).done()) < 20
     assert command(source, out).wait() == 0
     assert_same(out, undisturbed)
+
+
+@pytest.mark.parametrize('name', ['large.cif', 'large.extxyz'])
+def test_a_full_temporary_folder_quarantines_nothing(
+    name, tmp_path, tiny_model, largest_file
+):
+    """Structures of an archive are unpacked there."""
+    write(tmp_path / name, bulk('NaCl', 'rocksalt', a=5.6, cubic=True) * 3)
+    with zipfile.ZipFile(tmp_path / 'all.zip', 'w') as archive:
+        archive.write(tmp_path / name, name)
+    largest_file((tmp_path / name).stat().st_size - 100)
+    with pytest.raises(StructureError, match=r'cannot be unpacked .*File too large'):
+        screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
+    largest_file(None)
+    done = screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
+    assert (done.n_done, done.n_quarantined) == (1, 0)

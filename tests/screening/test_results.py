@@ -63,6 +63,8 @@ def test_rows_are_chosen_and_sorted_as_pandas_would(out):
         ('sigma < much', "double, which 'much' is not"),
         ('initial_cell < 3', "no column 'initial_cell'"),
         ("__import__('os') < 3", 'is no condition'),
+        ('kind = bulk and sigma < 3', 'holds two conditions'),
+        ('sigma < 3 && kind = bulk', 'holds two conditions'),
     ],
 )
 def test_conditions_that_make_no_sense_are_told(out, condition, said):
@@ -323,3 +325,13 @@ def test_a_format_that_needs_more_is_refused_by_name(out, tmp_path):
     assert shown.exit_code == 1
     assert 'cannot write it in the format espresso-in' in shown.stderr
     assert not list((tmp_path / 'qe').iterdir())
+
+
+def test_no_output_replaces_a_part_of_the_screen(out):
+    for option in ('--json', '--html'):
+        for file in (out / 'manifest.json', out / 'packs' / '000001.parquet'):
+            before = file.read_bytes()
+            shown = run('results', out, option, file)
+            assert shown.exit_code == 2
+            assert 'is one of the inputs' in shown.output
+            assert file.read_bytes() == before

@@ -1,5 +1,6 @@
 """Sources are streams: the same items from any start, damage told at its place."""
 
+import codecs
 import gzip
 import io
 import json
@@ -462,3 +463,15 @@ def test_links_of_a_folder_that_are_not_followed_are_counted(tmp_path, atoms, ca
     (folder / 'gone.cif').symlink_to('nowhere.cif')
     assert scan(open_source(folder))[0] == 4
     assert f'{folder}: left out 2 of its entries, the first is again' in caplog.text
+
+
+@pytest.mark.parametrize('way', [as_extxyz, as_json, as_named_json])
+def test_a_mark_of_byte_order_is_passed_over(way, tmp_path, atoms):
+    path = way(tmp_path, atoms)
+    plain = [(item.id, len(item.load())) for item in open_source(path).items()]
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    source = open_source(path)
+    assert scan(source)[0] == N
+    for start in (0, 1, 20):
+        found = [(item.id, len(item.load())) for item in source.items(start)]
+        assert found == plain[start:]

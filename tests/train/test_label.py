@@ -355,6 +355,26 @@ def test_given_structures_may_become_more_but_not_other_ones(tmp_path):
             run(out, others, count=None)
 
 
+def test_no_given_structure_may_change_or_move_to_another_number(tmp_path):
+    def given(structures):
+        atoms = [Given('mine', atoms) for atoms in structures]
+        return Structures(atoms, EMT_ELEMENTS, 'mine')
+
+    cells = [bulk('Cu', a=3.5, cubic=True) for _ in range(14)]
+    for k, atoms in enumerate(cells):
+        atoms.rattle(0.05, seed=k)
+    out = tmp_path / 'pairs.jsonl'
+    counts = run(out, given(cells), count=None)
+    assert counts['pairs'] == 14
+    images = [atoms.copy() for atoms in cells]
+    for atoms in images:
+        atoms.wrap()
+    assert run(out, given(images), count=None) == counts
+    for others in ([*cells[:12], cells[13], cells[12]], [*cells[:13], cells[0]]):
+        with pytest.raises(ConfigError, match='made from other structures'):
+            run(out, given(others), count=None)
+
+
 def relax_slowly(out, seeds):
     """For another process: label, a moment after each structure."""
     ask = batch_potential(EMT())

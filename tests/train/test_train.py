@@ -24,7 +24,8 @@ from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import write_pairs
-from ase_deeprelax.errors import ConfigError, DeepRelaxError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError, ModelError
+from ase_deeprelax.files import lock_or_refuse
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.train.config import load_config
@@ -34,7 +35,7 @@ from ase_deeprelax.train.datamodule import (
     TrainingBatches,
 )
 from ase_deeprelax.train.module import RelaxationModule, structure_errors
-from ase_deeprelax.train.run import train
+from ase_deeprelax.train.run import LOCK, train
 
 
 def rocksalts(n, seed=0):
@@ -241,7 +242,7 @@ def test_no_step_is_taken_along_a_finite_gradient_of_an_infinite_loss(config, ca
         (['model={hidden: 16}'], 'model.architecture is missing'),
         (['model.architecture=paegn'], 'unknown architecture'),
         (['model.layers=0'], 'layers is 0; it must be above 0'),
-        (['model.cutoff=-5.0'], r'cutoff is -5\.0; it must be above 0'),
+        (['model.cutoff=-5.0'], r'cutoff is -5\.0; it must be'),
         (['data.pairs.0.path=nowhere.jsonl'], 'there is no such file'),
     ],
 )
@@ -291,6 +292,17 @@ def test_no_training_is_replaced_in_silence(config):
         train(config, overrides=short, progress=False)
     with pytest.raises(ConfigError, match=r'last\.ckpt: there is no such file'):
         train(config, overrides=short, resume=folder.parent / 'last.ckpt')
+
+
+def test_two_trainings_of_one_name_at_once_are_refused(config, tmp_path):
+    output = tmp_path / 'runs/tiny'
+    output.mkdir(parents=True)
+    with (output / LOCK).open('a') as lock:
+        lock_or_refuse(lock, output)
+        with pytest.raises(ConfigError, match='another process is writing to it'):
+            train(config, overrides=['optimize.max_steps=2'], progress=False)
+    assert not (output / 'model' / 'config.json').exists()
+    assert load_model(train(config, overrides=['optimize.max_steps=2'], progress=False))
 
 
 def test_a_training_goes_on_beside_another_one_but_not_in_its_place(config):
@@ -435,6 +447,21 @@ def test_unreadable_configuration(tmp_path):
     (tmp_path / 'list.yaml').write_text('- 1')
     with pytest.raises(ConfigError, match='no settings'):
         load_config(tmp_path / 'list.yaml')
+
+
+def test_a_setting_that_is_there_twice_is_named(config):
+    text = config.read_text()
+    config.write_text(text.replace('name: tiny', 'name: tiny\n        name: other'))
+    with pytest.raises(ConfigError, match=r"'name' is there twice(.|\n)*line 3"):
+        load_config(config)
+
+
+@pytest.mark.parametrize('size', ['cutoff=16.0', 'layers=65', 'hidden=4096'])
+def test_no_network_is_trained_that_could_not_be_loaded_again(config, tmp_path, size):
+    name = size.partition('=')[0]
+    with pytest.raises(ModelError, match=rf'run\.yaml, model: {name} is'):
+        train(config, overrides=[f'model.{size}'], progress=False)
+    assert not (tmp_path / 'runs').exists()
 
 
 LAUGHS = '\n'.join(
