@@ -1,6 +1,6 @@
 """What the whole test folder shares."""
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copytree
 
@@ -59,16 +59,22 @@ SLOW = (
 
 @pytest.fixture
 def largest_file():
-    """Limits the bytes of a file, as a disk that gets full does; None: no more."""
+    """Within it no file gets larger than so many bytes, as on a disk that gets full.
+
+    It ends before the test does: what pytest prints may go to a larger file.
+    """
     resource = pytest.importorskip('resource')
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
+    @contextmanager
     def largest_file(size):
-        limits = before if size is None else (size, before[1])
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    yield largest_file
-    largest_file(None)
+    return largest_file
 
 
 def pytest_configure(config):

@@ -74,8 +74,7 @@ def test_a_check_neither_makes_nor_removes_the_file(tmp_path):
 def test_a_full_disk_leaves_the_former_file_and_is_told_by_name(tmp_path, largest_file):
     path = tmp_path / 'out.json'
     write_atomically(path, 'before')
-    largest_file(1000)
-    with pytest.raises(OSError, match=r'out\.json') as caught:
+    with largest_file(1000), pytest.raises(OSError, match=r'out\.json') as caught:
         write_atomically(path, 'x' * 5000)
     assert caught.value.filename == str(path)
     assert disk_is_full(caught.value)

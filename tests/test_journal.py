@@ -177,10 +177,9 @@ def test_a_second_process_is_turned_away_while_the_first_one_writes(path):
 
 def test_a_full_disk_is_told_by_name_and_finished_records_stay(path, largest_file):
     journal = Journal(path, SETTINGS)
-    largest_file(path.stat().st_size + 100)
-    with pytest.raises(OSError, match=r'runs\.jsonl'), journal:
+    full = largest_file(path.stat().st_size + 100)
+    with full, pytest.raises(OSError, match=r'runs\.jsonl'), journal:
         journal.add(('c',), 'x' * 50_000)
-    largest_file(None)
     with Journal(path, SETTINGS) as journal:
         assert list(journal) == [('a',), ('b', 'FIRE')]
         journal.add(('c',), 'x' * 50_000)

@@ -458,13 +458,12 @@ def test_a_full_disk_is_told_by_name_and_no_answer_is_lost(
     atoms.info['title'] = 'x' * 200_000  # is in the outputs, not in the answers
     write(tmp_path / 'in.extxyz', [atoms, salt(seed=1)])
     words = [tmp_path / 'in.extxyz', *(['--format', 'extxyz'] if name == 'out' else [])]
-    largest_file(100_000)
-    result, out = relaxed(*words, out=name, code=1)
+    with largest_file(100_000):
+        result, out = relaxed(*words, out=name, code=1)
     place = out / 'in.extxyz' if name == 'out' else out
     assert f'Error: {place}: ' in result.stderr
     assert not place.exists()
     assert part_file(out).exists()
-    largest_file(None)
     monkeypatch.setattr(OneShot, 'answer', lambda *_: pytest.fail('it was lost'))
     relaxed(*words, out=name)
     assert place.exists()

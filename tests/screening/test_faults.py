@@ -315,9 +315,9 @@ def test_a_full_temporary_folder_quarantines_nothing(
     write(tmp_path / name, bulk('NaCl', 'rocksalt', a=5.6, cubic=True) * 3)
     with zipfile.ZipFile(tmp_path / 'all.zip', 'w') as archive:
         archive.write(tmp_path / name, name)
-    largest_file((tmp_path / name).stat().st_size - 100)
-    with pytest.raises(StructureError, match=r'cannot be unpacked .*File too large'):
+    full = largest_file((tmp_path / name).stat().st_size - 100)
+    told = pytest.raises(StructureError, match=r'cannot be unpacked .*File too large')
+    with full, told:
         screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
-    largest_file(None)
     done = screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
     assert (done.n_done, done.n_quarantined) == (1, 0)
