@@ -225,6 +225,15 @@ def resumable() -> Generator[None]:
         raise typer.Exit(code) from error
 
 
+def on_one_line(text: str) -> str:
+    r"""Text without line breaks: ids in tables of others, and messages, may hold some.
+
+    >>> on_one_line('agm0\nNaCl\n')
+    'agm0 NaCl'
+    """
+    return ' '.join(text.splitlines())
+
+
 def tell_problems(problems: Iterable[str], what: str = 'failed') -> None:
     """Print problems, if there are any, and end the command with the exit code 1."""
     found = [f'{what}: {problem}' for problem in problems]

@@ -80,6 +80,7 @@ def evaluate(
     """
     from ase_deeprelax.compare.evaluate import evaluate_all
     from ase_deeprelax.compare.evaluation_tables import evaluation_text
+    from ase_deeprelax.data.collections import of_collections
     from ase_deeprelax.data.pairs import read_pairs, spread
 
     need_pages(html_file)
@@ -88,7 +89,7 @@ def evaluate(
     check_outputs(json_file, html_file, inputs=[pairs])
     rivals = _rivals(models or (), potentials or (), device)
     in_split = f', split {split}' if split else ''
-    chosen = _of_sources(read_pairs(pairs, split), sources, f'{pairs}{in_split}')
+    chosen = of_collections(read_pairs(pairs, split), sources, f'{pairs}{in_split}')
     chosen = spread(chosen, limit)
     result = evaluate_all(chosen, rivals, progress=shows_progress())
     typer.echo(evaluation_text(result, markdown=markdown))
@@ -99,22 +100,6 @@ def evaluate(
         worst = _worst(chosen, rivals, result)
         made = provenance(ctx, pairs)
         write_report(html_file, evaluation=result, relaxations=worst, provenance=made)
-
-
-def _of_sources(pairs: list['Pair'], sources: list[str] | None, where: str) -> list['Pair']:
-    """The pairs of these collections; all of them without any."""
-    from ase_deeprelax.errors import PairFileError
-
-    if not sources:
-        return pairs
-    there = {pair.src for pair in pairs}
-    for source in sources:
-        if source not in there:
-            known = ', '.join(map(repr, sorted(filter(None, there)))) or 'none'
-            raise PairFileError(
-                f'{where}: holds no pair of src {source!r}; there are: {known}'
-            )
-    return [pair for pair in pairs if pair.src in sources]
 
 
 def _rivals(

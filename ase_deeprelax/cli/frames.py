@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ase import Atoms
 
+from ase_deeprelax.cli.app import on_one_line
 from ase_deeprelax.errors import StructureError
 
 if TYPE_CHECKING:  # ase.io takes a while: not for --help
@@ -103,7 +104,7 @@ def _read_items(source: StructureFile, problems: list[str]) -> list[Frame]:
     frames, opened = [], open_source(source.path)
     for item in opened.items():
         # An item without a name of its own has that of the file and a number.
-        frame = f'@{item.id.removeprefix(f"{source.path.name}@")}'
+        frame = on_one_line(f'@{item.id.removeprefix(f"{source.path.name}@")}')
         try:
             frames.append((source, frame, item.load()))
         except Exception as error:  # noqa: BLE001 - files hold anything

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -189,19 +189,20 @@ def _structures(
 
 
 def _made_from(
-    files: Iterable[Path],
+    files: Sequence[Path],
     sources: list[str] | None,
     kind: str,
     elements: frozenset[int],
     settings: dict[str, Any],
 ) -> Series:
     """The series of structures of a kind that are made from relaxed ones."""
+    from ase_deeprelax.data.collections import of_collections
     from ase_deeprelax.data.relaxed_structures import read_relaxed
     from ase_deeprelax.train.inputs import KINDS, SERIES, Prototypes
 
     parents = [parent for file in files for parent in read_relaxed(file, (), PARENT_ATOMS)]
-    if sources:
-        parents = [parent for parent in parents if parent.src in sources]
+    if files:
+        parents = of_collections(parents, sources, ', '.join(map(str, files)))
     series = SERIES[kind](parents, elements, **settings)
     if not series.parents and kind != Prototypes.kind:
         of = f' of the collection {" or ".join(sources)}' if sources else ''

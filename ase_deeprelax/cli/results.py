@@ -12,6 +12,7 @@ from ase_deeprelax.cli.app import (
     DeviceOption,
     check_outputs,
     need_pages,
+    on_one_line,
     provenance,
     tell_problems,
     write_json,
@@ -94,6 +95,10 @@ def results(
         raise typer.BadParameter('--format and --refine need --export')
     if quarantined and export is not None:
         raise typer.BadParameter('quarantined structures have no relaxed one to export')
+    if str(export) == '-':
+        raise typer.BadParameter(
+            '--export: structures are written to files; --json - prints the rows'
+        )
     need_pages(html_file)
     one_file = export is not None and is_one_file(export, form)
     if export is not None and one_file:
@@ -173,14 +178,17 @@ def _show(found: Results, table: Any, quarantined: bool) -> None:
     )
     if quarantined:
         for reason, times in found.quarantine().items():
-            typer.echo(f'{times:8}  {reason}')
+            typer.echo(f'{times:8}  {on_one_line(reason)}')
         names = ['id', 'problem']
     else:
         names = [name for name in COLUMNS if name in table.column_names]
     rows = table.select(names).slice(0, SHOWN).to_pylist()
     if rows:
         cells = [
-            [number(x, '.3f') if isinstance(x, float) else str(x) for x in row.values()]
+            [
+                number(x, '.3f') if isinstance(x, float) else on_one_line(str(x))
+                for x in row.values()
+            ]
             for row in rows
         ]
         words = tuple(k for k, name in enumerate(names) if isinstance(rows[0][name], str))

@@ -168,7 +168,7 @@ def to_graph(
         graph = build_graph(atoms.numbers, positions, cell, spec, dtype, motion=motion)
         whole = basis if layer is None else _product(basis, layer.basis)
         return graph, Frame(basis=whole, shift=_shift(given, positions, cell, whole, layer))
-    crystal = canonicalize(atoms.numbers, positions, cell)
+    crystal = canonicalize(atoms.numbers, positions, cell, motion.fixed)
     if layer is not None:
         crystal = _in_one_piece(crystal, layer)
     order = crystal.order

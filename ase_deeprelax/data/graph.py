@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -29,12 +31,27 @@ class GraphSpec:
     canonical : bool
         Build the graph in the canonical frame (needed where the network sees the choice
         of cell: offset encoding, raw lattice head, intra-cell pairs).
+
+    Raises
+    ------
+    ValueError
+        The cutoff is no positive number, or a number of neighbours is below 1.
     """
 
     cutoff: float = 6.0
     max_neighbors: int | None = None
     intra_neighbors: int | None = None
     canonical: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cutoff < math.inf:
+            raise ValueError(f'cutoff is {self.cutoff}; it must be a length above 0, in A')
+        for name in ('max_neighbors', 'intra_neighbors'):
+            limit = getattr(self, name)
+            if limit is not None and not (isinstance(limit, Integral) and limit > 0):
+                raise ValueError(
+                    f'{name} is {limit}; it must be a whole number from 1, or None'
+                )
 
     @property
     def is_radius(self) -> bool:

@@ -55,7 +55,10 @@ class CanonicalCrystal:
 
 
 def canonicalize(
-    numbers: ArrayLike, positions: np.ndarray, cell: np.ndarray
+    numbers: ArrayLike,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    fixed: np.ndarray | None = None,
 ) -> CanonicalCrystal:
     """Write a crystal in the canonical frame.
 
@@ -76,6 +79,8 @@ def canonicalize(
         In any periodic image.
     cell : (3, 3), A
         Row vectors of either handedness.
+    fixed : (n_atoms,) bool, optional
+        Fixed atoms, which count as another species than free ones; default none.
 
     Returns
     -------
@@ -98,7 +103,7 @@ def canonicalize(
     inverses = np.rint(np.linalg.inv(bases))
     frac = (positions @ np.linalg.inv(reduced)) @ inverses  # (n_bases, n_atoms, 3)
 
-    species = _species(numbers)
+    species = _species(numbers if fixed is None else numbers + 1000 * fixed)
     lengths = np.linalg.norm(reduced, axis=1)
     choice, origin = _first_in_order(frac, species, lengths)
     frac = frac[choice] - frac[choice, origin]
@@ -122,7 +127,7 @@ def canonicalize(
 
 
 def _species(numbers: np.ndarray) -> list[np.ndarray]:
-    """Indices of the atoms of each element, the rarest element first."""
+    """Indices of the atoms of each species, the rarest species first."""
     elements, counts = np.unique(numbers, return_counts=True)
     return [np.flatnonzero(numbers == elements[k]) for k in np.lexsort((elements, counts))]
 

@@ -8,6 +8,7 @@ from ase.constraints import (
     FixAtoms,
     FixCartesian,
     FixCom,
+    FixConstraint,
     FixedLine,
     FixedMode,
     FixedPlane,
@@ -62,14 +63,26 @@ def constraint_labels(atoms: Atoms, movable: np.ndarray) -> np.ndarray:
     """(n_atoms,) int64: 0 for free atoms, 1 for fixed ones, and a number for each other set
     of constraints, so that atoms of different numbers are not equivalent.
 
+    One constraint on many atoms counts as many constraints on one atom each, as files of
+    VASP with selective dynamics are read.
+
     Parameters
     ----------
     atoms : ase.Atoms
     movable : (n_atoms,) bool
         False for atoms that a filter hides: they are fixed.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> si = bulk('Si')
+    >>> si.set_constraint([FixCartesian(k, [True, True, False]) for k in range(2)])
+    >>> constraint_labels(si, np.ones(2, dtype=bool)).tolist()
+    [2, 2]
     """
     labels = np.zeros(len(atoms), dtype=np.int64)
     fixed = ~movable
+    holders: dict[tuple, np.ndarray] = {}
     for k, constraint in enumerate(atoms.constraints):
         index = getattr(constraint, 'index', None)
         if index is None:
@@ -79,9 +92,26 @@ def constraint_labels(atoms: Atoms, movable: np.ndarray) -> np.ndarray:
         ):
             fixed[index] = True
         else:
-            labels[index] += 2 << min(k, 60)
+            held = holders.setdefault(_hold(constraint, k), np.zeros(len(atoms), bool))
+            held[index] = True
+    if holders:
+        sets = np.array(list(holders.values()))
+        numbers = np.unique(sets, axis=1, return_inverse=True)[1].ravel()
+        labels = np.where(sets.any(axis=0), 2 + numbers, 0)
     labels[fixed] = 1
     return labels
+
+
+def _hold(constraint: FixConstraint, k: int) -> tuple:
+    """What the constraint number ``k`` takes from each of its atoms, to be compared.
+
+    One that ties atoms to each other is like no other constraint.
+    """
+    if isinstance(constraint, (FixScaled, FixCartesian)):
+        return type(constraint), *np.asarray(constraint.mask).tolist()
+    if isinstance(constraint, (FixedLine, FixedPlane)):
+        return type(constraint), *np.asarray(constraint.dir).tolist()
+    return type(constraint), k
 
 
 class Frozen:

@@ -13,7 +13,7 @@ from ase_deeprelax.models.painn import PaiNN
 
 ARCHITECTURES = {'paegnn': PaEGNN, 'e3relax-h2': e3relax_h2, 'painn': PaiNN, 'egnn': EGNN}
 # Without any of these there is no network; with a cutoff below zero, atoms see nothing.
-SIZES = ('hidden', 'layers', 'num_rbf', 'cutoff')
+SIZES = ('hidden', 'layers', 'num_rbf', 'cutoff', 'rbf_cutoff')
 
 
 def create_model(architecture: str, **hyperparameters: Any) -> RelaxationModel:

@@ -263,6 +263,27 @@ class Calibration:
         )
 
 
+def keep_calibration(folder: str | Path, sha256: str, own: Calibration | None) -> None:
+    """Leave no calibration in the folder of a model but one that belongs to it.
+
+    Parameters
+    ----------
+    folder : str or path
+    sha256 : str
+        Of the model.
+    own : Calibration or None
+        That of the model, to be written; None: one in the folder stays if it is that of
+        the model, and is removed if it is that of another one or cannot be read.
+    """
+    if own is not None:
+        own.save(folder, sha256)
+        return
+    try:
+        Calibration.load(folder, sha256)
+    except ModelError:
+        (Path(folder) / CALIBRATION).unlink()
+
+
 def _by_kind(entry: dict[str, Any]) -> dict[str, PotentialErrors]:
     """The errors of a potential; files of version 0.2 hold those of bulk crystals alone."""
     kinds = {'bulk': entry} if 'guide' in entry else entry

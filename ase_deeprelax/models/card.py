@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+
 from ase_deeprelax.errors import ModelError
+from ase_deeprelax.journal import finite_or_none
 
 # What a model can have been trained on; the card lists it as ``learned``.
 TASKS = ('bulk', 'layer', 'fixed cell', 'partly fixed cell', 'fixed atoms')
@@ -67,6 +72,8 @@ class ModelCard:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
         """A card from a dictionary as its JSON file holds it; other entries are ignored.
 
+        There, `ranges` is called ``range`` and `saw_relaxed` ``second_look``.
+
         Raises
         ------
         ModelError
@@ -75,7 +82,7 @@ class ModelCard:
         return cls(
             name=_text(data, 'name'),
             licence=_text(data, 'licence'),
-            elements=_elements(data.get('elements') or ()),
+            elements=_elements(data.get('elements', ())),
             learned=_learned(_texts(data, 'learned')) or ('bulk',),
             ranges=_ranges(data.get('range') or {}),
             saw_relaxed=_typed(data, 'second_look', bool, False),
@@ -106,6 +113,36 @@ class ModelCard:
         return {key: value for key, value in entries.items() if value not in ('', {}, [])}
 
 
+def as_json(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested entries as they come back from a file of JSON.
+
+    Numbers and arrays of NumPy and torch become those of Python, numbers that are not
+    finite None.
+
+    Raises
+    ------
+    ModelError
+        Something that JSON does not know, by its type.
+
+    Examples
+    --------
+    >>> as_json({'mae': np.float32(0.5), 'layers': float('nan'), 'pairs': (3, 4)})
+    {'mae': 0.5, 'layers': None, 'pairs': [3, 4]}
+    """
+    try:
+        return finite_or_none(json.loads(json.dumps(entries, default=_as_python)))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f'the card and the hyperparameters of a model must fit into JSON: {error}'
+        ) from error
+
+
+def _as_python(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        return value.tolist()
+    raise TypeError(f'{value!r:.60} is of type {type(value).__name__}; write it as text')
+
+
 def _learned(names: tuple[str, ...]) -> tuple[str, ...]:
     ours = {stored: task for task, stored in STORED.items()}
     return tuple(ours.get(name, name) for name in names)
@@ -132,6 +169,8 @@ def _texts(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _elements(values: Any) -> tuple[int, ...]:
+    if values is None:
+        return ()
     try:
         elements = tuple(int(z) for z in values)
         known = list(elements) == list(values) and set(elements) <= set(range(1, 119))

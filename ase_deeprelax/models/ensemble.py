@@ -5,7 +5,6 @@ Equation numbers are those of Yang et al., Nat. Commun. 15, 8148 (2024).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel
-from ase_deeprelax.models.card import TASKS
+from ase_deeprelax.models.card import TASKS, ModelCard
 from ase_deeprelax.models.paegnn import Edges, PaEGNN
 
 
@@ -46,6 +45,36 @@ def combine(
     mean = distances.mean(0)
     model = (distances - mean).abs()
     return mean, (log_b.exp() + model).sum(0)
+
+
+def common_card(cards: list[ModelCard]) -> ModelCard:
+    """What all members know; their training and their errors are not those of the ensemble.
+
+    A card that lists no elements, or gives no range, does not narrow those of the others.
+
+    Examples
+    --------
+    >>> oxides = ModelCard(elements=(8, 12, 22), ranges={'n_atoms': (1, 40)})
+    >>> small = ModelCard(elements=(8, 12), ranges={'n_atoms': (2, 20)})
+    >>> card = common_card([oxides, small])
+    >>> card.elements, card.ranges
+    ((8, 12), {'n_atoms': (2, 20)})
+    """
+    seen = [set(card.elements) for card in cards if card.elements]
+    limits: dict[str, list[tuple[float, float]]] = {}
+    for card in cards:
+        for name, limit in card.ranges.items():
+            limits.setdefault(name, []).append(limit)
+    return ModelCard(
+        licence=', '.join(dict.fromkeys(card.licence for card in cards if card.licence)),
+        elements=tuple(sorted(set.intersection(*seen))) if seen else (),
+        learned=tuple(task for task in TASKS if all(task in c.learned for c in cards)),
+        ranges={
+            name: (max(low for low, _ in several), min(high for _, high in several))
+            for name, several in limits.items()
+        },
+        saw_relaxed=all(card.saw_relaxed for card in cards),
+    )
 
 
 class Ensemble(RelaxationModel):
@@ -89,16 +118,7 @@ class Ensemble(RelaxationModel):
         self.members = nn.ModuleList(members)
         self.spec = specs[0]
         self.name = f'ensemble of {len(members)}'
-        cards = [member.card for member in members]
-        seen = [set(card.elements) for card in cards if card.elements]
-        learned = [task for task in TASKS if all(task in card.learned for card in cards)]
-        self.card = replace(
-            cards[0],
-            name='',
-            elements=tuple(sorted(set.intersection(*seen))) if seen else (),
-            learned=tuple(learned),
-            saw_relaxed=all(card.saw_relaxed for card in cards),
-        )
+        self.card = common_card([member.card for member in members])
 
     def forward(self, graph: CrystalGraph) -> ModelOutput:
         """Predict for a batch of graphs, see `ModelOutput`."""

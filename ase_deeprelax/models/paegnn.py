@@ -79,7 +79,8 @@ class PaEGNN(RelaxationModel):
     degree : 1 or 2
         Highest degree l of the features, default 2 (the paper: 1).
     offset_encoding : int, optional
-        Width of the unit cell offset encoding, eqs. 2-3; default none (the paper: 128).
+        Width of the unit cell offset encoding, eqs. 2-3, an even number; default none (the
+        paper: 128).
     readout : 'equivariant' or 'distances'
         'equivariant' (default): strain and displacements from tensor and vector features.
         'distances': the paper's heads, a raw 9-vector for the lattice (eq. 9) and cross
@@ -106,6 +107,10 @@ class PaEGNN(RelaxationModel):
         if readout not in ('equivariant', 'distances'):
             raise ValueError(
                 f"readout is {readout!r}; it must be 'equivariant' or 'distances'"
+            )
+        if offset_encoding is not None and (offset_encoding < 2 or offset_encoding % 2):
+            raise ValueError(
+                f'offset_encoding is {offset_encoding!r}; it must be an even number'
             )
         self.degree = degree
         self.offset_encoding = offset_encoding

@@ -27,8 +27,8 @@ from ase_deeprelax.errors import ModelError, warn
 from ase_deeprelax.files import write_atomically
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.models.calibration import CALIBRATION, Calibration
-from ase_deeprelax.models.card import ModelCard
+from ase_deeprelax.models.calibration import CALIBRATION, Calibration, keep_calibration
+from ase_deeprelax.models.card import ModelCard, as_json
 from ase_deeprelax.models.ensemble import Ensemble
 
 FORMAT_VERSION = 2
@@ -52,8 +52,11 @@ def save_model(
 ) -> dict[str, Any]:
     """Write a model as ``folder/model.safetensors`` and ``folder/config.json``.
 
-    Each file is written beside its place and then renamed, the config last: a write that
-    is interrupted leaves either the former model or one that `load_model` refuses.
+    Each file is written beside its place and then renamed, the config after the weights: a
+    write that is interrupted leaves either the former model or one that `load_model`
+    refuses. The calibration of a loaded model is written too, if neither its weights nor
+    anything else that answers depend on changed; one that is in the folder and belongs to
+    another model is removed.
 
     Parameters
     ----------
@@ -63,7 +66,7 @@ def save_model(
         Created if needed.
     card : ModelCard or dict
         What there is to know about the model, a dictionary as `ModelCard.from_dict` takes
-        it.
+        it. Numbers that are not finite are written as null.
 
     Returns
     -------
@@ -73,8 +76,10 @@ def save_model(
     Raises
     ------
     ModelError
-        An entry of the card is not of its kind; or the model is an ensemble, or has no
-        architecture by which `load_model` could make it again, see `create_model`.
+        An entry of the card is not of its kind or does not fit into JSON; a hyperparameter
+        is larger than `load_model` takes; or the model is an ensemble, or has no
+        architecture by which `load_model` could make it again, see `create_model`. Nothing
+        is written then.
 
     Examples
     --------
@@ -95,21 +100,26 @@ def save_model(
             f"ase_deeprelax.models.ARCHITECTURES['{name.lower()}'] = {name}, and make the "
             f"model by create_model('{name.lower()}', ...)"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(card, dict):
         card = ModelCard.from_dict(card)
     weights = safetensors.torch.save(_float32(model.state_dict()))
-    config = {
-        **card.to_dict(),
-        'format_version': FORMAT_VERSION,
-        'architecture': model.architecture,
-        'hyperparameters': model.hyperparameters,
-        'graph': model.spec.to_dict(),
-        'weights_sha256': hashlib.sha256(weights).hexdigest(),
-    }
+    check_sizes(model.hyperparameters, type(model).__name__)
+    config = as_json(
+        {
+            **card.to_dict(),
+            'format_version': FORMAT_VERSION,
+            'architecture': model.architecture,
+            'hyperparameters': model.hyperparameters,
+            'graph': model.spec.to_dict(),
+            'weights_sha256': hashlib.sha256(weights).hexdigest(),
+        }
+    )
     config['sha256'] = answers_hash(config)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + '\n')
+    same = model.sha256 == config['sha256']
+    keep_calibration(folder, config['sha256'], model.calibration if same else None)
     return config
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from ase import Atoms
@@ -23,6 +26,9 @@ from ase_deeprelax.screening.items import Item, OneFormat, only_structure
 ROWS = 1000
 # Columns of large public tables of structures.
 LEMAT = ('lattice_vectors', 'species_at_sites', 'cartesian_site_positions')
+# A process may open an .aselmdb file once at a time, so its threads share what is open.
+_OPEN: WeakValueDictionary[str, Any] = WeakValueDictionary()
+_OPENING = threading.Lock()
 
 
 class Database(OneFormat):
@@ -54,6 +60,14 @@ class LmdbDatabase(Database):
 
     @contextmanager
     def _connected(self) -> Generator[Any]:
+        place = os.path.realpath(self.path)
+        with _OPENING:
+            database = _OPEN.get(place)
+            if database is None:
+                database = _OPEN[place] = self._open()
+        yield database  # it closes when nobody needs it any more
+
+    def _open(self) -> Any:
         try:
             import ase_db_backends.aselmdb  # noqa: F401
         except ImportError as error:
@@ -61,15 +75,11 @@ class LmdbDatabase(Database):
                 f"{self.path}: .aselmdb files need pip install 'ase-deeprelax[aselmdb]'"
             ) from error
         try:
-            database = connect(
-                self.path, type='aselmdb', readonly=True, use_lock_file=False
-            )
+            return connect(self.path, type='aselmdb', readonly=True, use_lock_file=False)
         except Exception as error:
-            raise StructureError(f'{self.path}: no .aselmdb file ({error})') from error
-        try:
-            yield database
-        finally:
-            database.close()  # a process may open such a file once at a time
+            raise StructureError(
+                f'{self.path}: cannot be opened as .aselmdb file ({error})'
+            ) from error
 
     def _row_numbers(self, database: Any) -> Sequence[int]:
         return database.ids
@@ -107,7 +117,8 @@ class Parquet(OneFormat):
             for batch in batches:
                 for row in batch.to_pylist():
                     if number >= start:
-                        id = self.named(number) if name is None else str(row[name])
+                        own = None if name is None else row[name]
+                        id = self.named(number) if own is None else str(own)
                         yield Item(id, lambda row=row: _atoms(atoms_of, row))
                     number += 1
 
@@ -158,12 +169,15 @@ def _of_cif(text: str) -> Atoms:
         return only_structure(path)
 
 
-def _of_columns(cell: Any, species: Any, positions: Any, pbc: Any = True) -> Atoms:
+def _of_columns(cell: Any, species: Any, positions: Any, pbc: Any = None) -> Atoms:
+    """Atoms of the entries of a row; without a word on ``pbc`` it is a crystal."""
+    if cell is None or species is None or positions is None:
+        raise StructureError('its cell, its species or its positions are empty (null)')
     return Atoms(
         species,
         cell=np.reshape(cell, (3, 3)),
         positions=np.reshape(positions, (-1, 3)),
-        pbc=pbc,
+        pbc=True if pbc is None else pbc,
     )
 
 

@@ -189,6 +189,8 @@ def _check_choices(
         raise ConfigError(f'workers is {workers}, pack {pack}; both must be 1 or more')
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f'shard {shard[0]}/{shard[1]}: it must be 1/N to N/N')
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f'{out} is a file; the rows of a screen go to a folder')
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(
             f'{out} lies in {source}, which is read; choose a folder outside of it'

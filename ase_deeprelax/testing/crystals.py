@@ -11,6 +11,20 @@ from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal
 
+# Of larger atoms alone, the crystals here would be too dense, A.
+_LARGEST_RADIUS = 1.6
+
+
+def room_for(elements: Sequence[int]) -> float:
+    """Factor on lengths that gives crystals of large atoms alone their room.
+
+    Examples
+    --------
+    >>> room_for([8, 55]), round(room_for([55]), 2)
+    (1.0, 1.52)
+    """
+    return max(1.0, float(covalent_radii[list(elements)].min()) / _LARGEST_RADIUS)
+
 
 def generic_crystals(
     elements: Sequence[int] = (8, 12, 22, 38), seed: int = 0
@@ -23,6 +37,7 @@ def generic_crystals(
         One, two, five and eight atoms.
     """
     rng = np.random.default_rng(seed)
+    room = room_for(elements)
     a, b, c, d = (tuple(elements) * 4)[:4]
     crystals = [
         bulk('Cu', 'fcc', a=4.0),
@@ -35,7 +50,7 @@ def generic_crystals(
     crystals[3].numbers[:] = [b, a] * 3 + [d, a]
     for atoms in crystals:
         strain = np.eye(3) + 0.08 * rng.standard_normal((3, 3))
-        atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+        atoms.set_cell(room * atoms.cell.array @ strain, scale_atoms=True)
         atoms.positions += 0.12 * rng.standard_normal(atoms.positions.shape)
     return crystals
 
@@ -50,9 +65,11 @@ def symmetric_crystals(
     Returns
     -------
     list of ase.Atoms
-        Of up to 14 atoms, 10 to 20 A^3 each, none much closer than covalent radii.
+        Of up to 14 atoms, 10 to 20 A^3 each (more where all elements are large), none much
+        closer than covalent radii.
     """
     rng = np.random.default_rng(seed)
+    room = room_for(elements)
     found = []
     while len(found) < n:
         prototype = _PROTOTYPES[rng.integers(len(_PROTOTYPES))]
@@ -63,8 +80,8 @@ def symmetric_crystals(
         known = np.unique(atoms.numbers, return_inverse=True)[1]
         atoms.numbers[:] = chosen[known]
         factor = (rng.uniform(10, 20) * len(atoms) / atoms.cell.volume) ** (1 / 3)
-        atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
-        i, j, distance = neighbor_list('ijd', atoms, 4.0)
+        atoms.set_cell(atoms.cell.array * (room * factor), scale_atoms=True)
+        i, j, distance = neighbor_list('ijd', atoms, 4.0 * room)
         radii = covalent_radii[atoms.numbers]
         if (distance / (radii[i] + radii[j])).min() > 0.7:
             found.append(atoms)

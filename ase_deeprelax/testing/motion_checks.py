@@ -15,7 +15,11 @@ from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.result import Relaxation
-from ase_deeprelax.testing.crystals import generic_crystals, symmetric_crystals
+from ase_deeprelax.testing.crystals import (
+    generic_crystals,
+    room_for,
+    symmetric_crystals,
+)
 from ase_deeprelax.testing.predictions import (
     TOLERANCE,
     expect,
@@ -157,9 +161,10 @@ def _expect_same_layer(
 
 def keeps_layer_group(model: RelaxationModel, dtype: str) -> None:
     """A layer keeps its operations, and a crystal those that its fixed atoms have too."""
+    elements = np.array(known_elements(model))
+    size = 3.2 * room_for(known_elements(model))
     for symbol, kind in (('MoS2', '2H'), ('MoS2', '1T')):
-        layer = mx2(symbol, kind=kind, a=3.2, thickness=3.2, vacuum=9)
-        elements = np.array(known_elements(model))
+        layer = mx2(symbol, kind=kind, a=size, thickness=size, vacuum=9)
         kinds = np.unique(layer.numbers, return_inverse=True)[1]
         layer.numbers = elements[kinds % len(elements)]
         (result,) = predictions(model, dtype, [layer], symmetry='keep')
@@ -181,6 +186,7 @@ def keeps_layer_group(model: RelaxationModel, dtype: str) -> None:
 def generic_layers(elements: Sequence[int] = (8, 12, 22, 38)) -> list[Atoms]:
     """Layers without symmetry: of one plane of atoms, and of three."""
     rng = np.random.default_rng(7)
+    room = room_for(elements)
     a, b, c, _ = (tuple(elements) * 4)[:4]
     plane = Atoms([a, b], [[0, 0, 0], [1.45, 0.84, 0]], cell=[2.9, 2.51, 20], pbc=True)
     sandwich = mx2('MoS2', a=3.3, thickness=3.2, vacuum=9)
@@ -190,6 +196,6 @@ def generic_layers(elements: Sequence[int] = (8, 12, 22, 38)) -> list[Atoms]:
     for layer in layers:
         strain = np.eye(3)
         strain[:2, :2] += 0.05 * rng.standard_normal((2, 2))
-        layer.set_cell(layer.cell.array @ strain, scale_atoms=True)
+        layer.set_cell(room * layer.cell.array @ strain, scale_atoms=True)
         layer.positions += 0.1 * rng.standard_normal(layer.positions.shape)
     return layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Required
 
 import yaml
 from pydantic import (
@@ -15,7 +15,9 @@ from pydantic import (
     Field,
     ValidationError,
     model_validator,
+    with_config,
 )
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from ase_deeprelax.errors import ConfigError
 
@@ -51,6 +53,10 @@ Limits = Annotated[tuple[float, float], AfterValidator(_ascending)]
 # The smallest and the largest change of a volume, as a share of it.
 Share = Annotated[float, Field(gt=-1)]
 VolumeLimits = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+# Names of collections: the field ``src`` of pairs and relaxed structures.
+Collections = Annotated[
+    list[str] | None, Field(min_length=1, description='collections to use; default all')
+]
 
 
 class Augment(Section):
@@ -71,7 +77,7 @@ class Source(Section):
     ok_only: bool = True
     limit: int | None = Field(None, ge=0, description='train on this many of its pairs')
     val_limit: int | None = Field(None, ge=0, description='validate on this many')
-    src: list[str] | None = Field(None, description='collections to use; default all')
+    src: Collections = None
     copies: float = Field(1, gt=0, description='how often each pair comes in an epoch')
 
 
@@ -80,7 +86,7 @@ class RelaxedStructures(Section):
 
     path: Path
     licence: str = ''
-    src: list[str] | None = Field(None, description='collections to use; default all')
+    src: Collections = None
 
 
 class Denoise(Section):
@@ -171,16 +177,27 @@ class Optimize(Section):
     early_stop: int | None = Field(None, ge=1, description='validations without a gain')
 
 
+@with_config(ConfigDict(extra='allow', strict=True, allow_inf_nan=False))
+class Network(TypedDict, total=False):
+    """The architecture and its hyperparameters; those named here are numbers in all."""
+
+    architecture: Required[str]
+    hidden: int
+    layers: int
+    num_rbf: int
+    cutoff: float
+
+
 class TrainConfig(Section):
     """Everything `deeprelax train` needs; relative paths start at the YAML file."""
 
     name: str = Field(min_length=1)
     licence: str = Field('', description='of the weights')
-    model: dict
+    model: Network
     data: Data
     loss: Loss = Loss()
     optimize: Optimize = Optimize()
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 32, description='as NumPy takes them')
     output: Path = Path('runs')
 
 

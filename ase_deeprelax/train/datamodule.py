@@ -15,6 +15,7 @@ from ase import Atoms
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ase_deeprelax.data.batching import collate, runs, split
+from ase_deeprelax.data.collections import of_collections
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.formula import Composition, composition, read_compositions
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
@@ -206,9 +207,8 @@ class PairData(lightning.LightningDataModule):
             # Not the tests, whose answers need not be there.
             wanted = ('train', 'val', '')
             pairs = read_pairs(source.path, wanted, ok_only=source.ok_only)
+            pairs = of_collections(pairs, source.src, source.path)
             pairs = _relaxable(pairs, source.path)
-            if source.src is not None:
-                pairs = [p for p in pairs if p.src in source.src]
             train = [p for p in pairs if p.split != 'val']
             train = [p for p in train if composition(p.numbers) not in excluded]
             train = spread(train, source.limit)
@@ -219,10 +219,8 @@ class PairData(lightning.LightningDataModule):
         self.relaxed: list[Pair] = []
         for source in data.relaxed_structures:
             relaxed = read_relaxed(source.path, excluded, data.denoise.max_atoms)
-            relaxed = _relaxable(relaxed, source.path)
-            if source.src is not None:
-                relaxed = [pair for pair in relaxed if pair.src in source.src]
-            self.relaxed += relaxed
+            relaxed = of_collections(relaxed, source.src, source.path)
+            self.relaxed += _relaxable(relaxed, source.path)
         if not self.train:
             raise ConfigError('no training pair is left after splits and exclusions')
 

@@ -20,7 +20,8 @@ A run, from top to bottom:
 7. Lightning writes ``last.ckpt`` and ``best.ckpt``; SIGTERM and Ctrl-C write ``last.ckpt``
    and end.
 8. `_choose_weights` takes the better of the last and the best validated averages.
-9. `_card` collects what there is to know, and `models.store.save_model` writes the folder.
+9. `card.describe_training` collects what there is to know, and `models.store.save_model`
+   writes the folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -43,14 +43,13 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import check_writable, lock_or_refuse
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.ensemble import Ensemble
 from ase_deeprelax.models.store import CONFIG, check_sizes, load_model, save_model
-from ase_deeprelax.predict.structure_checks import volume_ratio
+from ase_deeprelax.train.card import describe_training
 from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import RelaxationModule, kept_settings
@@ -237,9 +236,10 @@ def _fit(
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     stop.exit_if_it_came()
     errors = _choose_weights(trainer, module, data) if data.val else {}
-    save_model(
-        model.float(), output / 'model', _card(config, trainer, module, data, errors)
+    card = describe_training(
+        config, data, steps=trainer.global_step, seconds=module.elapsed, errors=errors
     )
+    save_model(model.float(), output / 'model', card)
     return output / 'model'
 
 
@@ -247,9 +247,7 @@ def _network(
     config_path: str | Path, config: TrainConfig, start: str | Path | None
 ) -> RelaxationModel:
     """The network to train, with the weights that it starts from."""
-    settings = dict(config.model)
-    if 'architecture' not in settings:
-        raise ConfigError(f'{config_path}: model.architecture is missing')
+    settings: dict[str, Any] = {**config.model}
     check_sizes(settings, f'{config_path}, model')
     model = create_model(settings.pop('architecture'), **settings)
     if config.data.recycle and not model.spec.is_radius:
@@ -369,57 +367,3 @@ def _callbacks(
         if o.early_stop:
             callbacks.append(EarlyStopping('val/select', patience=o.early_stop))
     return callbacks
-
-
-def _learned(config: TrainConfig, data: PairData) -> list[str]:
-    """What may be asked of the model, in the words of `predict.prepare`."""
-    samples, held = [*data.train, *data.relaxed], config.data.hold.probability > 0
-    found = {
-        'bulk': any(all(pair.pbc) for pair in samples),
-        'layer': any(not all(pair.pbc) for pair in samples),
-        'fixed cell': held or any(pair.fixed_cell for pair in samples),
-        'partly fixed cell': held,
-        'fixed atoms': held or any(pair.fixed is not None for pair in samples),
-    }
-    return [what for what, there in found.items() if there]
-
-
-def _card(
-    config: TrainConfig,
-    trainer: lightning.Trainer,
-    module: RelaxationModule,
-    data: PairData,
-    errors: dict[str, float],
-) -> dict[str, Any]:
-    """What there is to know about the model, see `save_model`."""
-    sizes = [len(pair) for pair in data.train]
-    some = [*spread(data.train, 5000), *spread(data.relaxed, 5000)]
-    ratios = np.array([volume_ratio(pair.unrelaxed, pair.layer) for pair in some])
-    ranges = {'n_atoms': [min(sizes), max(sizes)]}
-    if np.isfinite(ratios).any():  # else all hold elements without a usual volume
-        ranges['volume_ratio'] = np.nanquantile(ratios, [0.001, 0.999]).round(2).tolist()
-    settings = config.model_dump(mode='json', exclude={'data', 'output', 'name'})
-    return {
-        'name': config.name,
-        'licence': config.licence,
-        'elements': data.elements,
-        'learned': _learned(config, data),
-        # Only who has learned from relaxed inputs has something to say of its own answers.
-        'second_look': bool(data.relaxed),
-        'range': ranges,
-        'training': {
-            'sources': [
-                {'file': file, 'licence': licence}
-                for file, licence in dict.fromkeys(
-                    (source.path.name, source.licence)
-                    for source in (*config.data.pairs, *config.data.relaxed_structures)
-                )
-            ],
-            'pairs': len(data.train),
-            'relaxed_structures': len(data.relaxed),
-            'steps': trainer.global_step,
-            'minutes': round(module.elapsed / 60, 1),
-            'settings': settings,
-        },
-        'metrics': {'validation': errors},
-    }

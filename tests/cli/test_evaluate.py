@@ -123,7 +123,7 @@ def test_collections_are_chosen_by_name(run, pairs_file, tmp_path, tiny_model):
         assert 'alloy, ' in result.stdout
     wrong = run('evaluate', file, '--model', tiny_model, '--src', 'c')
     assert wrong.exit_code == 1
-    assert "no pair of src 'c'" in wrong.stderr
+    assert "nothing of src 'c'" in wrong.stderr
     assert "there are: 'a', 'b'" in wrong.stderr
 
 

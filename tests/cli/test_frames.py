@@ -4,6 +4,7 @@ import gzip
 import json
 import zipfile
 
+import pandas as pd
 import pytest
 from ase.build import bulk
 from ase.io import read, write
@@ -13,6 +14,26 @@ from ase_deeprelax import keys
 
 def salts(n):
     return [bulk('NaCl', 'rocksalt', a=5.3 + 0.01 * k) for k in range(n)]
+
+
+def test_an_id_with_a_line_break_takes_one_line_of_a_table(run, tmp_path, tiny_model):
+    table, out = tmp_path / 'mine.parquet', tmp_path / 'screened'
+    ids = ['first\nsalt', 'second']
+    columns = {
+        'symbols': [list(atoms.symbols) for atoms in salts(2)],
+        'positions': [atoms.positions.tolist() for atoms in salts(2)],
+        'cell': [atoms.cell.tolist() for atoms in salts(2)],
+    }
+    pd.DataFrame({'id': ids, **columns}).to_parquet(table)
+    model = ('--model', tiny_model)
+    result = run('relax', table, '--out', tmp_path / 'out.extxyz', *model)
+    assert result.exit_code == 0, result.output
+    assert '\nmine.parquet@first salt  NaCl ' in result.stdout
+    assert run('screen', table, out, *model).exit_code == 0
+    result = run('results', out)
+    assert '\nfirst salt  NaCl ' in result.stdout
+    rows = run('results', out, '--json', '-', '--sort', 'position')
+    assert [row['id'] for row in json.loads(rows.stdout)] == ids
 
 
 @pytest.mark.parametrize('suffix', ['traj', 'db', 'extxyz'])

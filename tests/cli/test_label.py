@@ -229,7 +229,7 @@ def test_seeds_of_one_collection(label, layers, tmp_path):
     assert len(records(out.with_suffix('.failed.jsonl'))) + len(records(out)) == 3
     result = label(out, *words[:3], 'nobody', '--count', 3, source=('--relaxed', layers))
     assert result.exit_code == 1
-    assert 'of the collection nobody' in ' '.join(result.stderr.split())
+    assert "nothing of src 'nobody'; there are: 'mine', 'other'" in result.stderr
 
 
 @pytest.mark.parametrize(

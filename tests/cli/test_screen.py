@@ -16,6 +16,16 @@ def test_a_part_that_makes_no_sense_is_refused(run, tmp_path, shard):
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_file_is_no_place_for_rows(run, tmp_path, tiny_model):
+    source = tmp_path / 'a.extxyz'
+    write(source, bulk('NaCl', 'rocksalt', a=5.5))
+    before = source.read_bytes()
+    shown = run('screen', source, source, '--model', tiny_model)
+    assert shown.exit_code == 1
+    assert f'{source} is a file' in shown.stderr
+    assert source.read_bytes() == before
+
+
 def test_says_where_the_rows_are(run, tmp_path, tiny_model):
     write(tmp_path / 'a.extxyz', bulk('NaCl', 'rocksalt', a=5.5))
     words = ('screen', tmp_path / 'a.extxyz', tmp_path / 'out', '--model', tiny_model)

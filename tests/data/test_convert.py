@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ase.spacegroup import crystal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,6 +118,33 @@ def test_the_canonical_graph_does_not_depend_on_the_writing(data):
         assert torch.equal(getattr(a, key), getattr(b, key)), key
     torch.testing.assert_close(a.pos, b.pos, atol=1e-9, rtol=0)
     torch.testing.assert_close(a.cell, b.cell, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize('oxygen', [2, 3, 4, 5])
+def test_equivalent_atoms_that_are_fixed_are_one_in_the_canonical_graph(oxygen):
+    """In a crystal that fixed atoms alone tell apart, they decide on the frame."""
+    atoms = crystal(
+        ['Ti', 'O'],
+        [(0, 0, 0), (0.34, 0.34, 0)],
+        spacegroup=136,
+        cellpar=[4.6, 4.6, 2.95, 90, 90, 90],
+    )
+    fixed = np.arange(6) == oxygen
+    graphs = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(6)
+        other = atoms[order]
+        other.rotate(rng.uniform(0, 360), rng.normal(size=3), rotate_cell=True)
+        motion = Motion(fixed[order], np.zeros((6, 6)))
+        graphs.append(to_graph(other, CANONICAL, torch.float64, motion=motion)[0])
+    first, _ = to_graph(
+        atoms, CANONICAL, torch.float64, motion=Motion(np.arange(6) == 2, np.zeros((6, 6)))
+    )
+    for graph in graphs:
+        assert torch.equal(graph.fixed, first.fixed)
+        assert torch.equal(graph.z, first.z)
+        torch.testing.assert_close(graph.pos, first.pos, atol=1e-9, rtol=0)
 
 
 @quick

@@ -24,6 +24,23 @@ from tests.layers import written_layers
 from tests.strategies import crystals, in_order, prototypes, quick, seeds, sorted_edges
 
 
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'cutoff': 0.0},
+        {'cutoff': -5.0},
+        {'cutoff': float('nan')},
+        {'cutoff': float('inf')},
+        {'max_neighbors': 0},
+        {'max_neighbors': 2.5},
+        {'intra_neighbors': -3},
+    ],
+)
+def test_a_graph_without_neighbours_is_refused(settings):
+    with pytest.raises(ValueError, match=f'{next(iter(settings))} is .*; it must be'):
+        GraphSpec(**settings)
+
+
 def edges_of(i, j, offset):
     return set(zip(i.tolist(), j.tolist(), *offset.T.tolist(), strict=True))
 

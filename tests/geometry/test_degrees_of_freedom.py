@@ -33,6 +33,7 @@ from scipy.linalg import logm
 
 from ase_deeprelax.errors import StructureError, UnsupportedConstraintError
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
+from ase_deeprelax.geometry.symmetry import find_symmetry
 
 MASKS = st.lists(st.booleans(), min_size=6, max_size=6)
 
@@ -325,6 +326,38 @@ def test_constraints_on_atoms_that_are_not_there(index):
     message = f'FixCartesian names atom {index}, .* 8 atoms'
     with pytest.raises(StructureError, match=message):
         find_freedom(atoms)
+
+
+@pytest.mark.parametrize(
+    'hold',
+    [
+        lambda index: FixScaled(index, mask=(True, True, False)),
+        lambda index: FixCartesian(index, mask=(False, True, False)),
+        lambda index: FixedPlane(index, (0, 0, 1)),
+        lambda index: FixedLine(index, (1, 0, 0)),
+    ],
+)
+def test_one_constraint_on_all_atoms_equals_one_on_each(hold):
+    """Selective dynamics of VASP are read as a constraint for each atom."""
+    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True) * (2, 2, 3)
+    free = len(find_symmetry(atoms).rotations)
+    for constraints in (hold(range(96)), [hold(k) for k in range(96)]):
+        atoms.set_constraint(constraints)
+        labels = find_freedom(atoms).labels
+        assert set(labels) == {2}
+        assert len(find_symmetry(atoms, labels=labels).rotations) == free
+
+
+def test_atoms_are_told_apart_by_what_holds_them():
+    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
+    line, plane = FixedLine([0, 1], (0, 0, 1)), FixedPlane([1, 2, 3], (0, 0, 1))
+    pairs = FixSubsetCom([4, 5]), FixSubsetCom([6])
+    atoms.set_constraint([line, plane, *pairs, FixCartesian(7)])
+    labels = find_freedom(atoms).labels
+    groups = [{0}, {1}, {2, 3}, {4, 5}, {6}, {7}]
+    assert [set(np.flatnonzero(labels == labels[min(g)])) for g in groups] == groups
+    assert labels[7] == 1
+    assert (labels[:7] > 1).all()
 
 
 def test_refused_targets():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
@@ -81,6 +82,26 @@ def test_potentials_of_version_0_2_are_those_of_bulk_crystals(folder, monkeypatc
 
 def test_a_model_without_one_has_none(folder):
     (folder / CALIBRATION).unlink()
+    assert load_model(folder).calibration is None
+
+
+def test_it_is_saved_with_the_model_that_it_belongs_to(folder, tmp_path):
+    model = load_model(folder)
+    save_model(model, tmp_path / 'copy', model.card)
+    assert load_model(tmp_path / 'copy').calibration.laws == model.calibration.laws
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    save_model(model, tmp_path / 'trained on', model.card)
+    assert load_model(tmp_path / 'trained on').calibration is None
+
+
+def test_that_of_the_former_model_goes_with_it(folder):
+    """A folder that is trained into again can be loaded."""
+    former = load_model(folder)
+    former.calibration = None
+    save_model(former, folder, {})
+    assert load_model(folder).calibration is not None
+    save_model(create_model('paegnn', hidden=16, layers=1), folder, {})
     assert load_model(folder).calibration is None
 
 

@@ -2,6 +2,8 @@ import unittest
 
 import pytest
 import torch
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 
 from ase_deeprelax import testing
 from ase_deeprelax.models import create_model
@@ -47,6 +49,15 @@ def test_model_of_few_elements(check, elements):
     model = testing.awaken(create_model(architecture, **hyperparameters), scale=scale)
     model.card = ModelCard(elements=elements)
     check(model, 'float64')
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('elements', [(55,), (37, 55), (87,)])
+def test_crystals_of_large_atoms_alone_have_room(elements):
+    for atoms in testing.symmetric_crystals(30, elements):
+        i, j, distance = neighbor_list('ijd', atoms, 4.0)
+        radii = covalent_radii[atoms.numbers]
+        assert (distance > 0.7 * (radii[i] + radii[j])).all()
 
 
 def test_check_that_does_not_apply_is_skipped():

@@ -228,6 +228,15 @@ def test_unknown_settings_are_named():
         create_model('paegnn', hiden=3)
     with pytest.raises(ModelError, match='degree is 3'):
         create_model('paegnn', degree=3)
+    for name, value in (
+        ('offset_encoding', 5),
+        ('offset_encoding', 0),
+        ('rbf_cutoff', -2.0),
+        ('max_neighbors', 0),
+        ('intra_neighbors', -3),
+    ):
+        with pytest.raises(ModelError, match=f'{name} is {value}; it must be'):
+            create_model('paegnn', **{name: value})
 
 
 def test_stretch_is_the_polar_factor():

@@ -1,9 +1,11 @@
+import datetime as dt
 import hashlib
 import json
 import os
 import shutil
 import time
 
+import numpy as np
 import pytest
 import torch
 from ase.build import bulk
@@ -44,6 +46,39 @@ def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path):
     with pytest.raises(ModelError, match='save its members'):
         save_model(Ensemble([PaiNN(hidden=16)]), tmp_path / 'mine', {})
     assert not (tmp_path / 'mine').exists()
+
+
+@pytest.mark.parametrize(
+    ('card', 'settings', 'message'),
+    [
+        (
+            {'training': {'day': dt.date(2024, 5, 1)}},
+            {},
+            r'2024, 5, 1\) is of type date',
+        ),
+        ({'metrics': {(1, 2): 0.1}}, {}, 'fit into JSON'),
+        ({}, {'cutoff': 20.0}, 'PaEGNN: cutoff is 20'),
+        ({}, {'rbf_cutoff': float('inf')}, 'PaEGNN: rbf_cutoff is inf'),
+    ],
+)
+def test_what_could_not_be_read_again_leaves_the_former_model(
+    folder, card, settings, message
+):
+    model = create_model('paegnn', **{'hidden': 16, 'layers': 1} | settings)
+    before = load_model(folder).sha256
+    with pytest.raises(ModelError, match=message):
+        save_model(model, folder, card)
+    assert load_model(folder).sha256 == before
+
+
+def test_numbers_of_numpy_and_torch_and_nan_are_saved(tmp_path):
+    metrics = {'mae': np.float32(0.5), 'layers': np.nan, 'all': torch.tensor([1.0, 2.0])}
+    card = {'elements': np.array([8, 22]), 'metrics': metrics}
+    save_model(create_model('paegnn', hidden=np.int64(16), layers=1), tmp_path, card)
+    loaded = load_model(tmp_path)
+    assert loaded.card.elements == (8, 22)
+    assert loaded.card.metrics == {'mae': 0.5, 'layers': None, 'all': [1.0, 2.0]}
+    assert loaded.hyperparameters == {'hidden': 16, 'layers': 1}
 
 
 def edit(folder, *, sign=True, **changes):

@@ -7,11 +7,12 @@ from multiprocessing import get_context
 
 import psutil
 import pytest
+from ase.db import connect
 
 from ase_deeprelax import screen
 from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.screening import run
-from tests.screening.screens import RECIPES, assert_complete, environment
+from tests.screening.screens import RECIPES, assert_complete, environment, rows
 
 
 @pytest.fixture
@@ -32,6 +33,22 @@ def test_executors_of_python(kind, small_units, source, tmp_path, tiny_model):
         )
     assert done.n_done == 240
     assert_complete(tmp_path / 'out')
+
+
+def test_threads_share_a_database_of_lmdb(small_units, tmp_path, crystals, tiny_model):
+    pytest.importorskip('ase_db_backends', reason='the extra aselmdb is not installed')
+    source = tmp_path / 'many.aselmdb'
+    with connect(source, type='aselmdb') as database:
+        for one in crystals[:24]:
+            database.write(one)
+    with ThreadPoolExecutor(3) as executor:
+        done = screen(source, tmp_path / 'out', model=tiny_model, pack=2, executor=executor)
+    found = rows(tmp_path / 'out')
+    assert done.n_done == 24
+    assert done.n_quarantined == 0
+    assert found.n_atoms.tolist() == [len(one) for one in crystals[:24]]
+    with connect(source, type='aselmdb') as database:  # it is closed
+        assert len(database) == 24
 
 
 def test_an_engine_without_workers_is_told(

@@ -335,3 +335,11 @@ def test_no_output_replaces_a_part_of_the_screen(out):
             assert shown.exit_code == 2
             assert 'is one of the inputs' in shown.output
             assert file.read_bytes() == before
+
+
+def test_structures_are_not_exported_to_standard_output(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run('results', out, '--export', '-')
+    assert shown.exit_code == 2
+    assert '--json - prints the rows' in shown.output
+    assert not list(tmp_path.iterdir())

@@ -271,6 +271,26 @@ def test_columns_say_along_what_there_is_periodicity(tmp_path, atoms, pbc):
     assert np.array_equal(loaded.pbc, np.broadcast_to(pbc, 3))
 
 
+def test_empty_entries_of_a_table_mean_what_a_missing_column_means(tmp_path, atoms):
+    path = as_parquet(tmp_path, atoms, 'numbers')
+    table = pd.read_parquet(path)
+    table['pbc'] = [None] * (N - 1) + [[True, True, False]]
+    table.loc[[2, 3], 'id'] = None
+    table.loc[4, 'cell'] = None
+    table.to_parquet(path)
+    items = list(open_source(path).items())
+    assert scan(open_source(path))[0] == N
+    assert [item.id for item in items[1:5]] == [
+        'x-1',
+        f'{path.name}@2',
+        f'{path.name}@3',
+        'x-4',
+    ]
+    assert items[2].load().pbc.all()
+    with pytest.raises(StructureError, match='its cell'):
+        items[4].load()
+
+
 def test_an_id_that_is_there_twice_is_told_before_the_work(tmp_path, atoms):
     path = as_parquet(tmp_path, atoms)
     table = pd.read_parquet(path)

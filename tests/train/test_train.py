@@ -24,7 +24,7 @@ from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.graph import GraphSpec
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import write_pairs
-from ase_deeprelax.errors import ConfigError, DeepRelaxError, ModelError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError, ModelError, PairFileError
 from ase_deeprelax.files import lock_or_refuse
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.store import load_model
@@ -239,7 +239,7 @@ def test_no_step_is_taken_along_a_finite_gradient_of_an_infinite_loss(config, ca
 @pytest.mark.parametrize(
     ('overrides', 'message'),
     [
-        (['model={hidden: 16}'], 'model.architecture is missing'),
+        (['model={hidden: 16}'], 'model.architecture: Field required'),
         (['model.architecture=paegn'], 'unknown architecture'),
         (['model.layers=0'], 'layers is 0; it must be above 0'),
         (['model.cutoff=-5.0'], r'cutoff is -5\.0; it must be'),
@@ -427,6 +427,12 @@ def test_trains_from_the_published_folder_layout(config, tmp_path):
         ('optimize.threads=-3', r'optimize\.threads'),
         ('optimize.val_every_steps=0', r'optimize\.val_every_steps'),
         ('optimize.clip=.nan', r'optimize\.clip'),
+        ('model.hidden=16.5', r'model\.hidden: .*integer \(got 16\.5\)'),
+        ('model.layers=true', r'model\.layers: .*integer \(got True\)'),
+        ('model.cutoff=wide', r"model\.cutoff: .*number \(got 'wide'\)"),
+        ('data.pairs.0.src=[]', r'data\.pairs\.0\.src: '),
+        ('seed=-1', 'seed: Input should be greater than or equal to 0'),
+        ('seed=4294967296', 'seed: Input should be less than 4294967296'),
         ('data.denoise.volume=[0.2, -0.1]', r'data\.denoise\.volume: the lower limit'),
         ('data.denoise.volume=[-1, 0.2]', r'data\.denoise\.volume'),
         ('name=""', 'name'),
@@ -533,6 +539,21 @@ def test_canonical_frame_keeps_targets_and_input_together():
         np.testing.assert_allclose(
             np.sort(atoms.get_all_distances(mic=True).ravel()), expected, atol=1e-8
         )
+
+
+def test_collections_are_chosen_and_one_that_is_not_there_is_named(config, tmp_path):
+    pairs = [replace(p, src=('one', 'two')[k % 2]) for k, p in enumerate(rocksalts(12))]
+    write_pairs(tmp_path / 'pairs.jsonl.gz', pairs)
+    # The other source has pairs enough; a misspelt collection must not pass for it.
+    both = 'data.pairs=[{path: pairs.jsonl.gz}, {path: pairs.jsonl.gz, src: [SRC]}]'
+    spec = GraphSpec()
+    found = PairData(load_config(config, [both.replace('SRC', 'one')]), spec)
+    assert [p.src for p in found.train].count('one') == 2 * 6
+    with pytest.raises(PairFileError, match="src 'oen'; there are: 'one', 'two'"):
+        PairData(load_config(config, [both.replace('SRC', 'oen')]), spec)
+    relaxed = 'data.relaxed_structures=[{path: pairs.jsonl.gz, src: [oen]}]'
+    with pytest.raises(PairFileError, match="src 'oen'; there are: 'one', 'two'"):
+        PairData(load_config(config, [relaxed]), spec)
 
 
 def test_held_out_compositions_are_left_out(config, tmp_path):

@@ -1,0 +1,42 @@
+"""What the card of several models as one says."""
+
+import pytest
+
+from ase_deeprelax.models import create_model
+from ase_deeprelax.models.card import ModelCard
+from ase_deeprelax.models.ensemble import Ensemble
+
+
+def together(*cards):
+    members = [create_model('egnn', hidden=16, layers=1) for _ in cards]
+    for member, card in zip(members, cards, strict=True):
+        member.card = card
+    return Ensemble(members).card
+
+
+def test_an_ensemble_knows_what_all_members_know():
+    one = ModelCard(
+        elements=(8, 12, 22),
+        learned=('bulk', 'layer'),
+        ranges={'n_atoms': (1.0, 40.0), 'volume_ratio': (0.5, 2.0)},
+        saw_relaxed=True,
+    )
+    two = ModelCard(
+        elements=(8, 22, 38), learned=('bulk',), ranges={'n_atoms': (2.0, 60.0)}
+    )
+    card = together(ModelCard(learned=one.learned, saw_relaxed=True), one)
+    assert (card.elements, card.learned) == (one.elements, one.learned)
+    assert (card.ranges, card.saw_relaxed) == (one.ranges, True)
+    card = together(one, two)
+    assert (card.elements, card.learned, card.saw_relaxed) == ((8, 22), ('bulk',), False)
+    assert card.ranges == {'n_atoms': (2.0, 40.0), 'volume_ratio': (0.5, 2.0)}
+
+
+@pytest.mark.parametrize('other', ['MIT', 'CC-BY-4.0'])
+def test_the_errors_of_a_member_are_not_those_of_the_ensemble(other):
+    member = ModelCard(
+        name='mine', licence='MIT', training={'steps': 9}, metrics={'mae': 0.1}
+    )
+    card = together(member, ModelCard(licence=other))
+    assert (card.name, card.training, card.metrics) == ('', {}, {})
+    assert card.licence == ', '.join(dict.fromkeys(['MIT', other]))
