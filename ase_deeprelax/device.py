@@ -1,4 +1,4 @@
-"""Where tensors live: the CPU, or a GPU that is really there."""
+"""The choice of the device that computes: the CPU or a GPU."""
 
 from __future__ import annotations
 

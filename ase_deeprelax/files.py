@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 ODD = re.compile(r'[^\w.+=@-]+')
 # Bytes of such a name. File systems take 255, and a suffix may follow.
 LONGEST_NAME = 200
-# What a disk or a quota says that has no room for a file.
+# The numbers of the errors that say that a disk, or a quota, has no room for a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

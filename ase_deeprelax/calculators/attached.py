@@ -8,7 +8,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-# What is wrong, and what to do, where a cell shall relax and `has_stress` is False.
+# The end of a message that begins with the name of a calculator: `has_stress` is False
+# for it, and a cell shall relax.
 NO_STRESS = (
     'gives no stress, which a relaxation of the cell needs; relax_cell=False (--cell '
     'fixed) relaxes the positions alone'

@@ -20,7 +20,7 @@ def salt() -> Atoms:
 
 
 def problem_with(calculator: Any) -> str:
-    """What is implausible about a potential for all elements, or ''.
+    """Why a potential for many elements cannot be trusted, or '' if it can.
 
     Parameters
     ----------

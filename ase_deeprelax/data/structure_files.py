@@ -130,7 +130,7 @@ def find_files(words: Iterable[str | Path]) -> list[StructureFile]:
 
 
 def _framed(word: str) -> list[StructureFile]:
-    """Frames of a file, ``run.traj@-1``, or of all that a pattern stands for."""
+    """Frames of one file, ``run.traj@-1``, or of all files that match a pattern."""
     name, at, index = word.rpartition('@')
     if not (at and index and re.fullmatch(r'-?\d*(:-?\d*){0,2}', index)):
         return [StructureFile(Path(word))]
@@ -181,7 +181,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """What is there that a pattern stands for; nothing for a plain name."""
+    """The paths that match a pattern, sorted; none for a name without wildcards."""
     if not glob.has_magic(pattern):
         return []
     return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - from any folder

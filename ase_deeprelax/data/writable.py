@@ -142,7 +142,7 @@ def _in_columns(name: str, array: np.ndarray) -> bool:
 
 
 def _is_kept(name: Any) -> bool:
-    """Whether an array is of a file's reader, or one that ``info`` holds as well."""
+    """Whether an array was made by a reader of files, or is in ``info`` as well."""
     return name == KINDS or keys.is_ours(name)
 
 

@@ -103,9 +103,9 @@ def constraint_labels(atoms: Atoms, movable: np.ndarray) -> np.ndarray:
 
 
 def _hold(constraint: FixConstraint, k: int) -> tuple:
-    """What the constraint number ``k`` takes from each of its atoms, to be compared.
+    """A key that is equal for constraints that hold each of their atoms in the same way.
 
-    One that ties atoms to each other is like no other constraint.
+    A constraint that ties atoms to each other has a key of its own, with its number ``k``.
     """
     if isinstance(constraint, (FixScaled, FixCartesian)):
         return type(constraint), *np.asarray(constraint.mask).tolist()

@@ -48,7 +48,9 @@ def combine(
 
 
 def common_card(cards: list[ModelCard]) -> ModelCard:
-    """What all members know; their training and their errors are not those of the ensemble.
+    """The card of an ensemble: what its members have in common.
+
+    Training and errors of the members are left out; those of the ensemble are others.
 
     A card that lists no elements, or gives no range, does not narrow those of the others.
 

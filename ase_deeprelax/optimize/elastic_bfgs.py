@@ -170,7 +170,7 @@ class ElasticBFGS(BFGS):
                 self.hessian = factor * self.hessian
                 guessed = factor * guessed
         if measured == 0 or np.abs(step).max() < SAME_PLACE:
-            return  # as under a constant force: nothing is learnt, and nothing divided by 0
+            return  # under a constant force there is nothing to learn, and no division by 0
         stretched = self.hessian @ step
         self.hessian += np.outer(change, change) / measured
         self.hessian -= np.outer(stretched, stretched) / guessed

@@ -346,7 +346,7 @@ class Predictor:
         """Outputs for one batch, or None where it does not fit into memory."""
         try:
             graph = collate([prepared.graph for prepared in batch]).to(self.device)
-            # Also where the caller's own network computes with 16 bits.
+            # Autocast around the caller's code would let the network compute with 16 bits.
             with torch.autocast(self.device.type, enabled=False):
                 outputs, seconds = run_model(self.model, graph)
         except (RuntimeError, MemoryError) as error:

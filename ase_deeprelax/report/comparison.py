@@ -84,12 +84,14 @@ def predicted_scenes(comparison: Comparison) -> list[dict[str, Any]]:
     return scenes
 
 
-def savings(comparison: Comparison) -> Section:
-    """The section on costs with and without the prediction."""
+def savings(comparison: Comparison, shown: Comparison) -> Section:
+    """The section on costs with and without the prediction.
+
+    Tables of single runs have those of ``shown``, see `worth_a_look`.
+    """
     drawn = [cost_table(comparison), end_table(comparison), both_starts_table(comparison)]
     if comparison['batched']:
         drawn.append(batch_table(comparison))
-    shown = worth_a_look(comparison)
     drawn.append(run_table(shown))
     figures = [
         figure_block(
@@ -122,7 +124,7 @@ def savings(comparison: Comparison) -> Section:
         'converge are counted, not averaged.'
     )
     text = [medians]
-    if shown is not comparison:
+    if len(shown['structures']) < len(comparison['structures']):
         text.append(
             f'The viewer and the tables of runs and predictions show {MOST_STRUCTURES} of '
             f'{count(len(comparison["structures"]))}: those that failed, did not converge '

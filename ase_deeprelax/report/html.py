@@ -111,7 +111,7 @@ def write_report(
         if relaxations is None:
             scenes = compared.predicted_scenes(chosen)
         parts += [
-            compared.savings(comparison),
+            compared.savings(comparison, chosen),
             compared.predictions(chosen, [] if relaxations else scenes),
         ]
         if comparison.get('phonons'):

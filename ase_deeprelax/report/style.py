@@ -303,7 +303,7 @@ def plain(text: str) -> str:
     r"""Text for a figure: names are no formulas, whatever dollars they hold.
 
     A space before an underscore keeps matplotlib from leaving the name out of legends.
-    Half a character, of a file name that is not UTF-8, cannot be drawn.
+    The parts of a file name that are no UTF-8 are drawn as their codes.
 
     >>> plain('_mine, 5 $')
     ' _mine, 5 \\$'

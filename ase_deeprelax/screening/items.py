@@ -65,7 +65,7 @@ def broken(id: str, reason: str) -> Item:
 
 
 def raising(reason: str) -> Callable[[], Atoms]:
-    """A function in the place of `Item.load` that raises ``StructureError``, and why."""
+    """A function to take the place of `Item.load`; it raises ``StructureError``."""
 
     def load() -> Atoms:
         raise StructureError(reason)

@@ -19,7 +19,7 @@ from ase_deeprelax.screening.store import Store
 # Columns that hold structures: left out of tables.
 STRUCTURE = ('atoms', 'initial_cell', 'initial_positions')
 CONDITION = re.compile(r'\s*(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(.+?)\s*')
-# What follows a condition that was joined with another one.
+# A second condition after a first one, as in 'kind = layer and sigma < 0.05'.
 SECOND = re.compile(r'\s(and|or|&+|\|+)\s+\w+\s*[<>=!]', re.IGNORECASE)
 NUMBER = re.compile(r'-?\d+(\.\d+)?(e[+-]?\d+)?')
 OPERATORS = {
