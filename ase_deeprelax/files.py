@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,8 +116,10 @@ def replaced(path: Path) -> Generator[Path]:
     A link stays, and what it leads to is replaced.
     """
     place = Path(os.path.realpath(path))
-    # Shorter than the name itself, which may be as long as the system takes.
-    part = place.with_name(f'.{plain_name(path.stem)}.{os.getpid()}{path.suffix}')
+    # Shorter than the name itself, which may be as long as the system takes. The
+    # number is that of no other thread, in any process of this machine.
+    number = threading.get_native_id()
+    part = place.with_name(f'.{plain_name(path.stem)}.{number}{path.suffix}')
     part.unlink(missing_ok=True)
     try:
         with naming(path):

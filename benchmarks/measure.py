@@ -164,6 +164,16 @@ def facts_elsewhere(machine, commit):
     return {'commit': commit, 'machine': machine, 'weights': 'those of the commit'}
 
 
+def given(text):
+    """Word and absolute path of what ``--set`` takes: commands run in another folder."""
+    word, is_given, path = text.partition('=')
+    if not is_given or not Path(path).exists():
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no WORD=FILE with a file or folder that is there'
+        )
+    return word, str(Path(path).absolute())
+
+
 def measure(name, values, facts, source=None):
     """Run the commands of a result and replace what it held."""
     result = render.load(name)
@@ -187,18 +197,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = sorted(file.stem for file in render.RESULTS.glob('*.json'))
     parser.add_argument('names', nargs='+', choices=known, metavar='NAME', help=str(known))
-    parser.add_argument('--set', action='append', default=[], metavar='WORD=FILE')
+    parser.add_argument(
+        '--set', action='append', default=[], type=given, metavar='WORD=FILE'
+    )
     parser.add_argument('--from', dest='source', type=Path, metavar='FILE')
     parser.add_argument('--machine', help='the processor and cores that --from ran on')
     parser.add_argument('--commit', help='the short hash of the code of --from')
     options = parser.parse_args()
-    values = dict(text.split('=', 1) for text in options.set)
+    values = dict(options.set)
     elsewhere = (options.source, options.machine, options.commit)
     if any(elsewhere) and not all(elsewhere):
         parser.error('--from, --machine and --commit are given together or not at all')
     commands = [c for name in options.names for c in render.load(name)['commands']]
     if options.source and len(commands) > 1:
         parser.error(f'--from is the output of one command, not of {len(commands)}')
+    for command in commands:
+        filled(command, values)  # A word without a file is refused before the work.
     # Before the results change: the commit says whether files were changed since.
     facts = facts_elsewhere(*elsewhere[1:]) if options.source else facts_here()
     for name in options.names:

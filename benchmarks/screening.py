@@ -123,11 +123,9 @@ def memory(atoms, folder, options):
         peak, seconds = finished(
             begin(folder / 'source.extxyz', folder / f'whole{count}', options)
         )
-        lines.append(
-            [f'{count:,}', f'{peak:.0f}', f'{seconds:.0f}', f'{count / seconds:.0f}']
-        )
+        lines.append([f'{count:,}', f'{peak:.0f}', f'{seconds:.0f}'])
     print('\nMemory of the process, with Python, torch and the model\n')
-    heads = ['structures', 'peak / MB', 'CPU s', 'structures per CPU s']
+    heads = ['structures', 'peak / MB', 'CPU s']
     print(Table(heads, lines, text_columns=()).as_markdown(), flush=True)
 
 

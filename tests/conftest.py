@@ -1,6 +1,7 @@
 """What the whole test folder shares."""
 
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 
@@ -124,6 +125,14 @@ def tiny_model(tmp_path_factory):
     model.lattice.tensors.weight.data *= 0.005 / shear
     save_model(model, folder, {'elements': ELEMENTS})
     return folder
+
+
+@pytest.fixture
+def one_shot(tiny_model):
+    """The optimizer with an untrained model, whose moves are kept all the same; silent."""
+    from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+
+    return partial(DeepRelaxOptimizer, model=tiny_model, logfile=None, energy_gate=None)
 
 
 @pytest.fixture(scope='session')

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from ase_deeprelax.files import (
     check_writable,
     disk_is_full,
     plain_name,
+    replaced,
     write_atomically,
 )
 
@@ -89,4 +91,15 @@ def test_a_file_may_have_any_name_that_the_system_takes(tmp_path, name):
     for text in ('before', 'after'):
         write_atomically(path, text)
         assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_one_file_do_not_mix_their_answers(tmp_path):
+    path = tmp_path / 'out.txt'
+    with ThreadPoolExecutor(1) as other, replaced(path) as part:
+        part.write_text('mine')
+        other.submit(write_atomically, path, 'of the other').result()
+        assert path.read_text() == 'of the other'
+        assert part.read_text() == 'mine'
+    assert path.read_text() == 'mine'
     assert list(tmp_path.iterdir()) == [path]

@@ -10,6 +10,7 @@ from ase import Atoms
 
 from ase_deeprelax.calculators.attached import has_stress, one_number
 from ase_deeprelax.calculators.periodic import periodic_box, right_handed
+from ase_deeprelax.calculators.potential import Potential
 
 
 def batch_potential(
@@ -22,7 +23,7 @@ def batch_potential(
     calculator : ase Calculator
         Such as `get_calculator` gives. matgl's potentials (M3GNet, TensorNet)
         and CHGNet take all structures in one forward pass, any other calculator is asked
-        one by one.
+        one by one. Constraints do not enter the results.
     compile_model : bool
         Compile a matgl model first: a minute, then two to three times faster; default no.
 
@@ -30,7 +31,8 @@ def batch_potential(
     -------
     callable
         From a list of Atoms to a list of dictionaries with ``energy`` (eV), ``forces``
-        (n_atoms, 3) (eV/A) and, where it has one, ``stress`` (6,) (eV/A^3).
+        (n_atoms, 3) (eV/A) and, where it has one, ``stress`` (6,) (eV/A^3). As the
+        calculator, it refuses elements that a `Potential` was not trained on.
 
     Examples
     --------
@@ -40,13 +42,20 @@ def batch_potential(
     >>> sorted(result)
     ['energy', 'forces', 'stress']
     """
-    bare = getattr(calculator, 'calculator', calculator)
-    kind = type(bare).__module__.split('.')[0]
+    own = calculator.calculator if isinstance(calculator, Potential) else calculator
+    kind = type(own).__module__.split('.')[0]
     if kind == 'matgl':
-        return MatglBatch(bare.potential, compile_model)
+        return MatglBatch(own.potential, compile_model, _refusal(calculator))
     if kind == 'chgnet':
-        return ChgnetBatch(bare.model)
+        return ChgnetBatch(own.model, _refusal(calculator))
     return lambda structures: [_ask(calculator, atoms) for atoms in structures]
+
+
+def _refusal(calculator: Any) -> Callable[[Atoms], None]:
+    """What raises an error for atoms of elements that a calculator does not know."""
+    if isinstance(calculator, Potential):
+        return calculator.check_elements
+    return lambda atoms: None  # noqa: ARG005
 
 
 def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
@@ -55,7 +64,7 @@ def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
     atoms.calc = calculator
     try:
         results = {
-            'energy': one_number(atoms.get_potential_energy()),
+            'energy': one_number(atoms.get_potential_energy(apply_constraint=False)),
             'forces': atoms.get_forces(apply_constraint=False),
         }
         if has_stress(calculator):
@@ -71,9 +80,12 @@ def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
 class MatglBatch:
     """matgl's potentials, M3GNet and TensorNet, on many structures at once."""
 
-    def __init__(self, potential: Any, compile_model: bool):
+    def __init__(
+        self, potential: Any, compile_model: bool, refuse: Callable[[Atoms], None]
+    ):
         from matgl.ext.ase import Atoms2Graph
 
+        self.refuse = refuse
         self.potential = potential.eval().requires_grad_(False)
         self.convert = Atoms2Graph(potential.model.element_types, potential.model.cutoff)
         if compile_model:
@@ -85,6 +97,8 @@ class MatglBatch:
         from matgl.utils.constants import EV_PER_ANG3_TO_GPA
         from torch_geometric.data import Batch
 
+        for atoms in structures:
+            self.refuse(atoms)
         boxes = [periodic_box(atoms) for atoms in structures]
         graphs, cells, _ = zip(*map(self.convert.get_graph, boxes), strict=True)
         batch = Batch.from_data_list(list(graphs))
@@ -99,14 +113,16 @@ class MatglBatch:
 class ChgnetBatch:
     """CHGNet on many structures at once."""
 
-    def __init__(self, potential: Any):
-        self.potential = potential
+    def __init__(self, potential: Any, refuse: Callable[[Atoms], None]):
+        self.potential, self.refuse = potential, refuse
 
     def __call__(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Energies, forces and stresses of a list of Atoms."""
         from ase.units import GPa
         from pymatgen.io.ase import AseAtomsAdaptor
 
+        for atoms in structures:
+            self.refuse(atoms)
         boxes = [right_handed(periodic_box(atoms)) for atoms in structures]
         graphs = [
             self.potential.graph_converter(AseAtomsAdaptor.get_structure(box))

@@ -11,25 +11,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers
-from ase.stress import full_3x3_to_voigt_6_stress
 
-from ase_deeprelax.calculators.attached import one_number
-from ase_deeprelax.calculators.periodic import check_box, periodic_box, right_handed
 from ase_deeprelax.calculators.plausible import problem_with, salt
+from ase_deeprelax.calculators.potential import Potential
 from ase_deeprelax.errors import (
     DeepRelaxError,
     MissingDependencyError,
     ModelError,
-    UnsupportedElementError,
     warn,
 )
 
 # Without one of them matgl takes a folder for a name and looks for it in the network.
 MATGL_FILES = ('model.json', 'model.pt', 'state.pt')
+
+# What a path to weights begins with; other words are names of weights.
+ON_DISK = ('/', '.', '~')
 
 # Without `dedecut` its stress is that at a fixed number of plane waves, while the energy is
 # that at a fixed cutoff. Cells from files have six decimals, which at its own tolerance is
@@ -46,87 +43,6 @@ GPAW_SETTINGS = {
 Made = tuple[Any, Collection[int] | None]
 
 
-class Potential(Calculator):
-    """A calculator with a name that refuses elements it was not trained on.
-
-    Forces and stress are of double precision, the stress ASE's six numbers in eV/A^3.
-
-    Parameters
-    ----------
-    potential : str
-        What ``name`` says, in trajectories too.
-    calculator : ase Calculator
-        That of the potential's own package; stays reachable under this name.
-    elements : collection of int, optional
-        Atomic numbers that it was trained on; default: unknown, nothing is refused.
-
-    Examples
-    --------
-    >>> from ase.build import bulk
-    >>> from ase.calculators.emt import EMT
-    >>> atoms = bulk('Cu')
-    >>> atoms.calc = Potential('emt', EMT(), elements=[29])
-    >>> atoms.calc.name, atoms.get_stress().shape
-    ('emt', (6,))
-    """
-
-    atoms: Any
-
-    def __init__(
-        self, potential: str, calculator: Any, elements: Collection[int] | None = None
-    ):
-        super().__init__()
-        self.potential = potential
-        self.calculator = calculator
-        self.elements = None if elements is None else frozenset(elements)
-        always = 'energy', 'free_energy', 'forces', 'stress'
-        names = dict.fromkeys([*always, *calculator.implemented_properties])
-        self.implemented_properties = list(names)
-
-    def _get_name(self) -> str:
-        return self.potential
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Any = ('energy',),
-        system_changes: Any = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
-        self._check_elements()
-        if system_changes:
-            self.calculator.results = {}  # DFT makes only those that are asked for anew
-        given, package = self.atoms, type(self.calculator).__module__.split('.')[0]
-        if package == 'chgnet':
-            check_box(given)
-            given = right_handed(given)
-        if package == 'matgl':
-            given = periodic_box(given)
-        self.calculator.calculate(given, properties, system_changes)
-        results = dict(self.calculator.results)
-        results['energy'] = one_number(results['energy'])
-        results.setdefault('free_energy', results['energy'])
-        for name in {'forces', 'stress'} & set(results):
-            results[name] = np.array(results[name], dtype=float)
-        if 'stress' in results and results['stress'].shape == (3, 3):
-            results['stress'] = full_3x3_to_voigt_6_stress(results['stress'])
-        if given is not self.atoms and 'stress' in results:
-            results['stress'] *= given.cell.volume / self.atoms.cell.volume
-        self.results = results
-
-    def _check_elements(self) -> None:
-        if self.elements is None:
-            return
-        for index, (number, symbol) in enumerate(
-            zip(self.atoms.numbers, self.atoms.symbols, strict=True)
-        ):
-            if number not in self.elements:
-                raise UnsupportedElementError(
-                    f'atom {index} ({symbol}): potential {self.potential!r} was not '
-                    f'trained on {symbol}; use another potential'
-                )
-
-
 def get_calculator(calculator: Any, *, device: str = 'cpu', **settings: Any) -> Any:
     """An ASE calculator from a name, a calculator or a function that makes one.
 
@@ -140,8 +56,8 @@ def get_calculator(calculator: Any, *, device: str = 'cpu', **settings: Any) -> 
           their packages on first use;
         - ``'NAME:WEIGHTS'`` with a path to weights on disk, for which no network is
           needed, or with a name that the potential's package knows: ``'chgnet:r2scan'``,
-          ``'sevennet:7net-l3i5'``, ``'mace:small'``. A path starts with ``/``, ``.`` or
-          ``~``;
+          ``'sevennet:7net-l3i5'``, ``'mace:small'``, which is then the name of the
+          calculator. A path starts with ``/``, ``.`` or ``~``;
         - ``'gpaw'``, DFT with plane waves and `GPAW_SETTINGS` for PBE, or with another
           functional: ``'gpaw:PBEsol'``. Atoms that have initial magnetic moments are
           spin-polarised, others not;
@@ -197,6 +113,23 @@ def get_calculator(calculator: Any, *, device: str = 'cpu', **settings: Any) -> 
     return made
 
 
+def potential_name(text: str) -> str:
+    """What the calculator that `get_calculator` makes of a name is called.
+
+    Weights on disk may be the usual ones; others of the package are another potential, with
+    errors of its own.
+
+    >>> potential_name('tensornet:./TensorNet-PES'), potential_name('chgnet:0.3.0')
+    ('tensornet', 'chgnet')
+    >>> potential_name('chgnet:r2scan')
+    'chgnet:r2scan'
+    """
+    name, _, weights = text.partition(':')
+    if not weights or weights.startswith(ON_DISK):
+        return name
+    return name if name in POTENTIALS and weights == POTENTIALS[name].weights else text
+
+
 def _is_calculator(thing: Any) -> bool:
     return hasattr(thing, 'get_property') and not isinstance(thing, type)
 
@@ -238,7 +171,7 @@ def _named(text: str, device: str, settings: dict[str, Any]) -> Potential:
             f'({type(error).__name__}: {error}); without a network give weights on disk, '
             f"'{name}:/path/to/weights'"
         ) from error
-    potential = Potential(name, calculator, elements)
+    potential = Potential(potential_name(text), calculator, elements)
     if entry.package == 'matgl' and isinstance(weights, Path):
         _check_matgl(text, potential)
     return potential
@@ -259,7 +192,7 @@ def _check_matgl(text: str, potential: Potential) -> None:
 
 def _find_weights(text: str, weights: str) -> str | Path:
     """A name of weights as it is, or the path of weights that exist."""
-    if not weights.startswith(('/', '.', '~')):
+    if not weights.startswith(ON_DISK):
         return weights
     path = Path(weights).expanduser()
     # Or the packages would take it for a name and go looking for it in the network.

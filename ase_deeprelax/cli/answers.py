@@ -16,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm.auto import tqdm
 
 from ase_deeprelax import __version__, keys
-from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.calculators.registry import get_calculator, potential_name
 from ase_deeprelax.journal import Journal
 from ase_deeprelax.optimize.verify import known_error, verify
 from ase_deeprelax.predict import Predictor
@@ -115,7 +115,7 @@ class OneShot:
     @property
     def _name(self) -> str:
         """The name of the potential in the calibration."""
-        return str(self.verify).partition(':')[0]
+        return potential_name(str(self.verify))
 
     def _verified(self, atoms: Atoms) -> str:
         """The verdict of the potential on a prediction, or the error that it raised."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -49,20 +48,22 @@ def calibrate(
     from ase_deeprelax.compare.calibrate import calibrate as fit
     from ase_deeprelax.compare.calibrate import coverage_table
     from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
+    from ase_deeprelax.compare.named_calculators import by_name
     from ase_deeprelax.data.pairs import read_pairs
-    from ase_deeprelax.files import check_writable
+    from ase_deeprelax.files import check_writable, write_atomically
     from ase_deeprelax.models.calibration import CALIBRATION
     from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
     from ase_deeprelax.predict import Predictor
 
     folder = find_model(model)
-    if (out / CONFIG).exists() and out.resolve() != folder.resolve():
-        raise typer.BadParameter(f'--out {out} holds a model; choose another folder')
+    elsewhere = out.resolve() != folder.resolve()
+    if elsewhere and any((out / name).exists() for name in (CONFIG, WEIGHTS)):
+        raise typer.BadParameter(
+            f'--out {out} holds a model, or a part of one; choose another folder'
+        )
     check_writable(out / CALIBRATION)
-    calculators = {
-        name.partition(':')[0]: get_calculator(name, device=device)
-        for name in potentials or ()
-    }
+    asked = [get_calculator(text, device=device) for text in potentials or ()]
+    calculators = by_name('--potential', [one.name for one in asked], asked)
     names = [path.name for path in pairs]
     files = {
         path.name if names.count(path.name) == 1 else str(path): [
@@ -85,7 +86,7 @@ def calibrate(
         )
     out.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS, CONFIG):
-        if (folder / name).exists() and not (out / name).exists():
-            shutil.copyfile(folder / name, out / name)
+        if elsewhere and (folder / name).exists():
+            write_atomically(out / name, (folder / name).read_bytes())
     replace(found, potentials=fitted).save(out, predictor.sha256)
     typer.echo(f'\nwrote {out}')

@@ -92,11 +92,11 @@ def compare(
     except StructureError as error:
         raise typer.BadParameter(str(error)) from error
     structures = spread(found, limit)
-    potentials = calculators.split(',')
+    potentials = _names(calculators)
     result = measure(
         dict(structures),
         potentials,
-        optimizers=optimizers.split(','),
+        optimizers=_names(optimizers),
         model=model,
         fmax=fmax,
         steps=steps,
@@ -119,6 +119,11 @@ def compare(
 
         made = provenance(ctx, *map(Path, files))
         write_report(html_file, result, provenance=made)
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between, and spaces around them as may be."""
+    return [name.strip() for name in text.split(',')]
 
 
 def _kinds(result: Any) -> Iterator[str]:

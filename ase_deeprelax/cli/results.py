@@ -19,6 +19,7 @@ from ase_deeprelax.cli.app import (
 )
 from ase_deeprelax.cli.outputs import check_databases
 from ase_deeprelax.data.one_line import count
+from ase_deeprelax.errors import ConfigError
 
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
@@ -117,6 +118,11 @@ def results(
     write_json(json_file, table.to_pylist() if json_file else None, indent=1)
     problems: list[str] = []
     if export is not None:
+        if not len(table):
+            raise ConfigError(
+                f'{export} is not written, because no relaxed structure was chosen; give '
+                'other conditions with --where'
+            )
         from ase_deeprelax.cli.answers import part_file
         from ase_deeprelax.screening.export import chosen
         from ase_deeprelax.screening.export import export as write_structures

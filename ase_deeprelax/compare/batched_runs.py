@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -103,6 +104,9 @@ class BatchedRuns:
             return cases[place].relax_cell
 
         potential = batch_potential(self.calculators[row['calculator']].calculator)
+        with suppress(Exception):  # first calls take longer; the timed ones tell problems
+            timed_predictions(self.adapter, cases[:1])
+            potential([case.atoms for case in cases[:1]])
         inputs, seconds = [case.atoms for case in cases], 0.0
         if row['start'] == 'prediction':
             predicted, seconds = timed_predictions(self.adapter, cases)

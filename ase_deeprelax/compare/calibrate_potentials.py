@@ -12,9 +12,10 @@ from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.compare.alignment import Alignment
 from ase_deeprelax.compare.error_laws import FEWEST
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import spread
-from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.errors import ConfigError, RefinementError, reason_of, warn
 from ase_deeprelax.geometry.cell_filter import free_cell
 from ase_deeprelax.models.calibration import PotentialErrors
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
@@ -52,7 +53,8 @@ def calibrate_potential(
     lattice, each in units of the input's, means and medians alike. Of those that are
     equally good (`TIE`) it is the weakest, which takes the fewest calls. The error is what
     90 % of the structures relaxed with DFT are off by, in the potential's own view
-    (`verify.mean_newton_step`).
+    (`verify.mean_newton_step`). Pairs for which the potential fails are left out, with a
+    warning.
 
     Parameters
     ----------
@@ -72,7 +74,7 @@ def calibrate_potential(
     Raises
     ------
     ConfigError
-        There are too few pairs of each kind.
+        There are too few pairs of each kind, or the potential fails for too many of them.
     """
     pairs = [pair for pair in pairs if len(pair) <= MOST_ATOMS]
     predicted = predict_pairs(PredictorAdapter(predictor), pairs)
@@ -86,20 +88,48 @@ def calibrate_potential(
             f'no kind of structure has {FEWEST} pairs with at most {MOST_ATOMS} atoms that '
             'the model predicts; a potential needs as many, see `deeprelax evaluate`'
         )
-    return {
-        kind: _calibrate_kind(kind, spread(found, MOST_PAIRS), calculator, tell)
+    judged = {
+        kind: _judge(kind, spread(found, MOST_PAIRS), calculator)
         for kind, found in enough.items()
     }
+    judged = {kind: found for kind, found in judged.items() if len(found) >= FEWEST}
+    if not judged:
+        raise ConfigError(
+            f'the potential works for fewer than {FEWEST} pairs of each kind; choose '
+            'another one, or pairs of elements that it knows'
+        )
+    return {
+        kind: _calibrate_kind(kind, found, calculator, tell)
+        for kind, found in judged.items()
+    }
+
+
+def _judge(
+    kind: str, found: Sequence[tuple[Pair, Relaxation]], calculator: Calculator
+) -> list[tuple[Pair, Relaxation, float]]:
+    """Pairs with the step (A) that the potential would make from DFT's structure."""
+    judged, problem = [], ''
+    for pair, predicted in found:
+        try:
+            judged.append((pair, predicted, _step_at(pair, calculator)))
+        except Exception as error:  # noqa: BLE001 - potentials raise anything
+            problem = f'{pair.id!r}: {reason_of(error)}'
+    if problem:
+        n = f'{len(found) - len(judged)} of {count(len(found), "pair")}'
+        warn(
+            f'{kind}: the potential fails for {n}, which are left out; the last: {problem}'
+        )
+    return judged
 
 
 def _calibrate_kind(
     kind: str,
-    found: Sequence[tuple[Pair, Relaxation]],
+    judged: Sequence[tuple[Pair, Relaxation, float]],
     calculator: Calculator,
     tell: Callable[[str], None] | None,
 ) -> PotentialErrors:
-    pairs = [pair for pair, _ in found]
-    predicted = {k: one for k, (_, one) in enumerate(found)}
+    pairs, relaxations, steps = zip(*judged, strict=True)
+    predicted = dict(enumerate(relaxations))
     scores = {}
     for strength in STRENGTHS:
         errors = guided_errors(pairs, predicted, calculator, strength)
@@ -109,7 +139,6 @@ def _calibrate_kind(
                 f'{kind}, {strength:g} eV/A: error {scores[strength]:.3f} of that of the '
                 'inputs'
             )
-    steps = [_step_at(pair, calculator) for pair in pairs]
     return PotentialErrors(guide=weakest(scores), step=float(np.quantile(steps, USUAL)))
 
 
@@ -190,4 +219,7 @@ def _step_at(pair: Pair, calculator: Calculator) -> float:
     """Mean move that the potential would make from the structure relaxed with DFT, A."""
     relaxed = pair.relaxed
     relaxed.calc = calculator
-    return mean_newton_step(free_cell(relaxed, not pair.fixed_cell))
+    step = mean_newton_step(free_cell(relaxed, not pair.fixed_cell))
+    if not np.isfinite(step):
+        raise RefinementError('the forces or the stress are not finite')
+    return step

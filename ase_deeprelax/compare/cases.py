@@ -50,7 +50,7 @@ NO_END: End = {
 
 def find_cases(
     structures: Any,
-    reference: Mapping[Any, Any] | Sequence[Any] | None = None,
+    reference: Any = None,
     relax_cell: RelaxCell | None = None,
 ) -> list[Case]:
     """Structures in any of the forms that `savings.compare` takes, as a list of `Case`.
@@ -58,12 +58,12 @@ def find_cases(
     Raises
     ------
     StructureError
-        Two structures have the same id; a reference without its structure.
+        Two structures have the same id; a reference without its structure, or for a pair.
     PairFileError
         A reference does not hold its structure's atoms in its order.
     """
-    if isinstance(structures, (Atoms, Pair)) or hasattr(structures, 'is_ordered'):
-        structures = [structures]  # the last is a structure of pymatgen
+    if _is_one(structures):
+        structures = [structures]
     if isinstance(structures, Mapping):
         ids, given = list(map(str, structures)), list(structures.values())
     else:
@@ -77,17 +77,22 @@ def find_cases(
     ]
 
 
+def _is_one(structures: Any) -> bool:
+    """Whether this is a structure, also one of pymatgen, and no list or mapping of some."""
+    return isinstance(structures, (Atoms, Pair)) or hasattr(structures, 'is_ordered')
+
+
 def check_unique(ids: Iterable[str]) -> None:
     """Raise ``StructureError`` where two structures have the same id."""
     if twice := [id for id, n in Counter(ids).items() if n > 1]:
         raise StructureError(f'{min(twice)!r} is the id of more than one structure')
 
 
-def _references(
-    ids: Sequence[str], reference: Mapping[Any, Any] | Sequence[Any] | None
-) -> dict[str, Any]:
+def _references(ids: Sequence[str], reference: Any) -> dict[str, Any]:
     if reference is None:
         return {}
+    if _is_one(reference):
+        reference = [reference]
     if not isinstance(reference, Mapping):
         if len(reference) != len(ids):
             raise StructureError(
@@ -104,6 +109,10 @@ def _references(
 
 def _case(id: str, structure: Any, reference: Any, relax_cell: RelaxCell | None) -> Case:
     if isinstance(structure, Pair):
+        if reference is not None:
+            raise StructureError(
+                f'{id!r} is a pair, whose relaxed half is its reference; give no other one'
+            )
         return Case(id, structure.unrelaxed, structure, relax_cell)
     atoms, pair = as_atoms(structure).copy(), None
     if reference is not None:
@@ -134,6 +143,8 @@ class Case:
     spacegroup : int
         International number, 0 for what is no crystal.
     reference : Reference or None
+    reference_key : str
+        A hash of it, '' without one.
     """
 
     def __init__(
@@ -147,10 +158,12 @@ class Case:
         self.held = pair is not None and pair.fixed_cell
         self.relax_cell: RelaxCell | None = False if self.held else relax_cell
         self.spacegroup = _spacegroup(atoms)
-        self.reference = None if pair is None else Reference(pair)
+        self.reference, self.reference_key = None, ''
+        if pair is not None:
+            self.reference = Reference(pair)
+            self.reference_key = _digest(pair.cell1, pair.frac1).hexdigest()[:16]
         # Not by id alone: a file may have changed since the cache was written.
-        parts = atoms.numbers, atoms.cell.array.round(6), atoms.positions.round(6)
-        digest = hashlib.sha256(b''.join(np.ascontiguousarray(x).tobytes() for x in parts))
+        digest = _digest(atoms.numbers, atoms.cell.array, atoms.positions)
         moves = [atoms.pbc.tolist(), [one.todict() for one in atoms.constraints]]
         digest.update(repr([*moves, self.held]).encode())
         for name in ('initial_magmoms', 'initial_charges'):
@@ -188,14 +201,17 @@ class Case:
         return find_target(self.atoms, self.relax_cell).kind
 
     def end(self, atoms: Atoms) -> End:
-        """A prediction or relaxation of this structure, compared with it."""
-        rmsd = None if self.reference is None else self.reference.errors(atoms)['rmsd']
+        """End of a prediction or relaxation, without its distance from the reference."""
         kept = _spacegroup(atoms) == self.spacegroup
         return {
-            'rmsd_to_reference': rmsd,
+            'rmsd_to_reference': None,
             'spacegroup_kept': kept if self.spacegroup else None,
             **geometry(atoms),
         }
+
+    def rmsd(self, row: End) -> float | None:
+        """How far the end of a row is from the reference, see `Reference.rmsd`."""
+        return None if self.reference is None else self.reference.rmsd(self.at(row))
 
     def at(self, row: Geometry) -> Atoms:
         """The structure with cell and positions of a row."""
@@ -234,6 +250,12 @@ class Case:
             row['sigma_atoms'] = _finite(predicted.sigma_atoms)
             row['dmax'] = _finite(predicted.dmax)
         return {**row, **self.end(atoms_of(predicted))}
+
+
+def _digest(*arrays: np.ndarray) -> Any:
+    """A hash of arrays, which may be continued; numbers count to six places."""
+    rounded = (np.ascontiguousarray(x.round(6)) for x in arrays)
+    return hashlib.sha256(b''.join(x.tobytes() for x in rounded))
 
 
 def timed_predictions(

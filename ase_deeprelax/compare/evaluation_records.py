@@ -94,7 +94,9 @@ def model_record(
     sigma = [row['sigma'][name] for row in rows]
     expected = [row['expected_error'][name] for row in rows]
     errors = [row['errors'][name]['coord_mae'] for row in rows]
-    certain = sigma if None in expected else expected
+    # Sigma ranks all where a prediction has no expected error; a failed one has neither.
+    gaps = [e is None and s is not None for e, s in zip(expected, sigma, strict=True)]
+    certain = sigma if any(gaps) else expected
     bond_errors = [row['bond_error'][name] for row in rows]
     return {
         'model': adapter.name,

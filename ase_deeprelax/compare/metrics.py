@@ -92,10 +92,40 @@ class Reference:
             'internal_mae': float(np.abs(inside).mean()),
             'bond_mae': alignment.distance_error(cell, frac, alignment.bonds),
             **self._cell_errors(cell),
-            **self._match(atoms),
+            'match_rate': self._match(atoms),
+            'rmsd': self.rmsd(atoms),
             'spacegroup_kept': float(number == self._spacegroups[0]),
             'spacegroup_right': float(number == self._spacegroups[1]),
         }
+
+    def rmsd(self, atoms: Atoms) -> float | None:
+        """matbench-discovery's RMSD of one prediction alone, see `errors`.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms
+            As `errors` takes it.
+
+        Returns
+        -------
+        float or None
+            In units of (volume per atom)^(1/3), 1.0 where nothing matches; None where
+            there is vacuum or the cell is fixed.
+
+        Examples
+        --------
+        >>> from ase.build import bulk
+        >>> from ase_deeprelax.data.pair import make_pair
+        >>> Reference(make_pair('Cu', bulk('Cu'), bulk('Cu'))).rmsd(bulk('Cu'))
+        0.0
+        """
+        from pymatgen.analysis.structure_matcher import StructureMatcher
+
+        if not self._is_free_crystal:
+            return None
+        matcher = StructureMatcher(stol=1.0, scale=False)
+        found = matcher.get_rms_dist(self._structure, _structure(atoms))
+        return 1.0 if found is None else float(found[0])
 
     @cached_property
     def _alignment(self) -> Alignment:
@@ -139,21 +169,19 @@ class Reference:
     def _structure(self) -> 'Structure':
         return _structure(self.pair.relaxed)
 
-    def _match(self, atoms: Atoms) -> Errors:
-        """The paper's yes or no, and matbench-discovery's RMSD."""
+    @property
+    def _is_free_crystal(self) -> bool:
+        """Whether structures can be matched: tolerances scale with the volume."""
+        return not self.pair.fixed_cell and all(self.pair.pbc)
+
+    def _match(self, atoms: Atoms) -> float | None:
+        """The paper's yes (1) or no (0)."""
         from pymatgen.analysis.structure_matcher import StructureMatcher
 
-        if self.pair.fixed_cell or not self._alignment.periodic.all():
-            return {'match_rate': None, 'rmsd': None}
-        structure = _structure(atoms)
-        paper = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
-        discovery = StructureMatcher(stol=1.0, scale=False)
-        match = paper.fit(self._structure, structure)
-        found = discovery.get_rms_dist(self._structure, structure)
-        return {
-            'match_rate': float(match),
-            'rmsd': 1.0 if found is None else float(found[0]),
-        }
+        if not self._is_free_crystal:
+            return None
+        matcher = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
+        return float(matcher.fit(self._structure, _structure(atoms)))
 
 
 def summarise(rows: Sequence[Errors]) -> dict[str, float | dict[str, float] | None]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from ase.io.jsonio import encode
 
 from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.calculators.registry import get_calculator
@@ -22,6 +25,8 @@ class NamedCalculator:
     calculator : ase Calculator
     made_from : str
         Its full name, with the weights if some were chosen.
+    parameters : str
+        Those of an object that was given, as far as JSON can hold them; default ''.
 
     Examples
     --------
@@ -32,13 +37,14 @@ class NamedCalculator:
     name: str
     calculator: Any
     made_from: str
+    parameters: str = ''
 
     @property
     def label(self) -> str:
-        """For the keys of a journal: other weights under the same name are another one."""
-        if self.made_from == self.name:
-            return self.name
-        return f'{self.name} ({self.made_from})'
+        """For the keys of a journal: other weights or parameters make it another one."""
+        made = [] if self.made_from == self.name else [self.made_from]
+        made += [self.parameters] if self.parameters else []
+        return f'{self.name} ({", ".join(made)})' if made else self.name
 
 
 def named_calculators(calculators: Any, device: str) -> dict[str, NamedCalculator]:
@@ -64,7 +70,7 @@ def named_calculators(calculators: Any, device: str) -> dict[str, NamedCalculato
     --------
     >>> from ase.calculators.emt import EMT
     >>> named_calculators({'metals': EMT}, 'cpu')['metals'].label
-    'metals (EMT)'
+    'metals (EMT, asap_cutoff=false)'
     """
     if isinstance(calculators, str) or not isinstance(calculators, Iterable):
         calculators = [calculators]
@@ -73,16 +79,23 @@ def named_calculators(calculators: Any, device: str) -> dict[str, NamedCalculato
         calculators = by_name('calculators', _short_names(given), given)
     if not calculators:
         raise ConfigError('calculators is empty; give one or more, such as chgnet')
-    return {
-        str(name): NamedCalculator(str(name), _made(given, device), _full_name(given))
-        for name, given in calculators.items()
-    }
+    return {str(name): _named(str(name), one, device) for name, one in calculators.items()}
 
 
-def _made(calculator: Any, device: str) -> Any:
-    if isinstance(calculator, str):
-        return get_calculator(calculator, device=device)
-    return get_calculator(calculator)
+def _named(name: str, given: Any, device: str) -> NamedCalculator:
+    if isinstance(given, str):
+        return NamedCalculator(name, get_calculator(given, device=device), given)
+    made = get_calculator(given)
+    return NamedCalculator(name, made, _full_name(given), _parameters(made))
+
+
+def _parameters(calculator: Any) -> str:
+    """What an ASE calculator computes with, without what JSON cannot hold."""
+    found, texts = getattr(calculator, 'parameters', None), []
+    for name, value in sorted(found.items()) if isinstance(found, Mapping) else ():
+        with suppress(TypeError, ValueError):
+            texts.append(f'{name}={encode(value)}')
+    return ', '.join(texts)
 
 
 def by_name(kind: str, names: Sequence[str], things: Sequence[Any]) -> dict[str, Any]:

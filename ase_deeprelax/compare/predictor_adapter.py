@@ -37,6 +37,8 @@ class PredictorAdapter:
     name, device : str
     sha256 : str
         Hash of the model; '' for a function.
+    options : dict
+        What else the answers of a Predictor depend on, ready for JSON; {} for a function.
     is_function : bool
         Whether it is a function of the user, which need not know the keyword relax_cell.
 
@@ -55,6 +57,7 @@ class PredictorAdapter:
 
         self.is_function = callable(model) and not isinstance(model, RelaxationModel)
         self._keywords: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
         if self.is_function:
             self._relax: Callable[..., Sequence[Predicted]] = model
             self.name = str(getattr(model, '__name__', type(model).__name__))
@@ -66,6 +69,12 @@ class PredictorAdapter:
         self._relax, self._keywords = predictor.relax, {'progress': progress}
         self.name, self.sha256 = predictor.name, predictor.sha256
         self.device = str(predictor.device)
+        self.options = {
+            'symmetry': predictor.symmetry,
+            'dtype': str(predictor.dtype).removeprefix('torch.'),
+            'accept_below': predictor.accept_below,
+            'max_passes': predictor.max_passes,
+        }
 
     def check_accepts_relax_cell(self, reason: str) -> None:
         """Refuse a function without a keyword for the part of the cell that relaxes.

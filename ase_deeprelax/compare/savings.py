@@ -44,7 +44,7 @@ from ase_deeprelax.geometry.free_strain import (
     check_relax_cell,
     plain_relax_cell,
 )
-from ase_deeprelax.journal import Journal
+from ase_deeprelax.journal import Journal, Key
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
 from ase_deeprelax.optimize.relaxation_step import check_limits
 
@@ -86,7 +86,7 @@ def compare(
         Default 0.05.
     steps : int
         At most so many for each run, default 500.
-    reference : list or mapping, optional
+    reference : list or mapping, or a single one, optional
         Relaxed structures to be compared with: a list as long as the structures (None:
         without), or a mapping from ids; atoms and lattice vectors in the same order.
     relax_cell : bool, str or array, optional
@@ -96,7 +96,9 @@ def compare(
         Also relax all structures together, many per forward pass; default no.
     out : str or Path, optional
         Folder for ``runs.jsonl``, where each finished run becomes a line. What stands there
-        is not done again; more structures, calculators and optimizers may be added.
+        is not done again; more structures, references, calculators and optimizers may be
+        added. A calculator is known by its name and weights; one that is given as an
+        object, also by the ``parameters`` that ASE keeps in it.
     device : str
         Where the model and potentials by name run; default 'cpu'.
     progress : bool
@@ -110,15 +112,16 @@ def compare(
     Raises
     ------
     StructureError
-        Two structures have the same id; a reference without its structure.
+        Two structures have the same id; a reference without its structure, or for a pair.
     PairFileError
         A reference does not hold its structure's atoms in its order.
     ModelError, MissingDependencyError
         The model or a potential is not there.
     ConfigError
         There is no such optimizer; two of one name; no structure, calculator or optimizer
-        at all; ``out`` was written with another model, fmax, steps or relax_cell; ``model``
-        is a function that does not take ``relax_cell``, and that has to be passed on.
+        at all; ``out`` was written with another model or other options of it, fmax, steps
+        or relax_cell; ``model`` is a function that does not take ``relax_cell``, and that
+        has to be passed on.
     ValueError
         ``fmax``, ``steps`` or ``relax_cell`` makes no sense.
 
@@ -158,6 +161,7 @@ def compare(
     decisive: RunSettings = {
         'model': adapter.name,
         'sha256': adapter.sha256,
+        'model_options': adapter.options,
         'version': __version__,
         'fmax': fmax,
         'steps': steps,
@@ -211,11 +215,12 @@ class _Work:
 
     def relax_case(self, case: Case) -> tuple[PredictionRow, list[RunRow]]:
         """The prediction of a structure, and its runs."""
-        prediction: PredictionRow = self.journal.once(
-            ('prediction', *case.key), lambda: self._predict(case)
+        prediction: PredictionRow = self._once(
+            case, ('prediction', *case.key), lambda: self._predict(case)
         )
-        runs = [
-            self.journal.once(
+        runs: list[RunRow] = [
+            self._once(
+                case,
                 ('run', *case.key, calculator.label, optimizer, start),
                 partial(self._run, case, prediction, calculator.name, optimizer, start),
             )
@@ -224,6 +229,14 @@ class _Work:
             for start in STARTS
         ]
         return prediction, runs
+
+    def _once(self, case: Case, key: Key, make: Callable[[], Any]) -> Any:
+        """The row of a key, made where there is none, compared with today's reference."""
+        row, rmsd = self.journal.once(key, make), None
+        if case.reference_key and row['positions'] is not None:
+            beside = ('rmsd', case.reference_key, *key)
+            rmsd = self.journal.once(beside, lambda: case.rmsd(row))
+        return {**row, 'rmsd_to_reference': rmsd}
 
     def _predict(self, case: Case) -> PredictionRow:
         self._warm('', lambda: timed_predictions(self.adapter, [case]))

@@ -298,6 +298,7 @@ class RunSettings(TypedDict):
 
     model: str  # name of what predicts
     sha256: str  # its hash, '' for a function
+    model_options: dict[str, Any]  # those of the Predictor; {} for a function
     version: str  # of the package
     fmax: float  # eV/A
     steps: int  # the most that a run may take

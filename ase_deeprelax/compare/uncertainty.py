@@ -69,7 +69,7 @@ def risk_coverage(
 def uncertain_share(
     uncertainty: Sequence[float | None], error: Sequence[float | None]
 ) -> float | None:
-    """The part of the whole error that the most uncertain 20 % carry.
+    """The part of the whole error that the most uncertain 20 %, one at least, carry.
 
     >>> uncertain_share([1, 2, 3, 4, 5], [0.1, 0.1, 0.1, 0.1, 0.6])
     0.6
@@ -78,7 +78,8 @@ def uncertain_share(
     total = known[:, 1].sum()
     if not total > 0:
         return None
-    order = np.argsort(-known[:, 0], kind='stable')[: round(UNCERTAIN * len(known))]
+    most = max(1, round(UNCERTAIN * len(known)))
+    order = np.argsort(-known[:, 0], kind='stable')[:most]
     return float(known[order, 1].sum() / total)
 
 

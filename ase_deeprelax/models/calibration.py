@@ -251,11 +251,13 @@ class Calibration:
         mean, whitening = (arrays[name].astype(float) for name in ('mean', 'whitening'))
         if mean.ndim != 1 or whitening.shape != 2 * mean.shape:
             raise ValueError('its arrays do not fit together')
+        if not (np.isfinite(mean).all() and np.isfinite(whitening).all()):
+            raise ValueError('its arrays hold values that are not finite')
         return cls(
             fitted_on=list(data['fitted_on']),
-            laws={name: ErrorLaw(**data['laws'][name]) for name in QUANTITIES},
+            laws={name: _law(data['laws'][name]) for name in QUANTITIES},
             environments=Environments(
-                mean, whitening, dict(data['limit']), _from_text(data['elements'])
+                mean, whitening, _numbers(data['limit']), _from_text(data['elements'])
             ),
             potentials={
                 name: _by_kind(entry) for name, entry in data['potentials'].items()
@@ -287,7 +289,20 @@ def keep_calibration(folder: str | Path, sha256: str, own: Calibration | None) -
 def _by_kind(entry: dict[str, Any]) -> dict[str, PotentialErrors]:
     """The errors of a potential; files of version 0.2 hold those of bulk crystals alone."""
     kinds = {'bulk': entry} if 'guide' in entry else entry
-    return {kind: PotentialErrors(**errors) for kind, errors in kinds.items()}
+    return {kind: PotentialErrors(**_numbers(errors)) for kind, errors in kinds.items()}
+
+
+def _law(entry: Mapping[str, Any]) -> ErrorLaw:
+    [power] = _numbers({'power': entry['power']}).values()
+    return ErrorLaw(power, _numbers(entry['scale']), _numbers(entry['bound']))
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a file by name; ``ValueError`` where one cannot be computed with."""
+    for name, value in entry.items():
+        if not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise ValueError(f'{name} is {value!r}; it must be a number')
+    return dict(entry)
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:

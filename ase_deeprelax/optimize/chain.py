@@ -121,7 +121,8 @@ class Chain:
     def begin(self, fmax: float) -> None:
         """Start a run: at the first stage, or where the last run stopped.
 
-        Where there are more or fewer atoms than before, everything begins anew.
+        Atoms of other elements, of another number or with other periodic directions than
+        before are another structure, for which everything begins anew.
 
         Raises
         ------
@@ -135,8 +136,9 @@ class Chain:
         """
         if self._start is None:
             self._start = bare(self.atoms)
-        if len(self._start) != len(self.atoms):
+        if not _same_structure(self.atoms, self._start):
             self._start = bare(self.atoms)
+            keys.strip(self.atoms)
             self._begin_anew()
         if not self._find_stages():
             self._check_judge()
@@ -182,8 +184,13 @@ class Chain:
             self._reset(stages)
         if stages and self._target is None:
             check_refinable(self.atoms)
-            self._target = self.target
+            self._find_target()
         return bool(stages)
+
+    def _find_target(self) -> Target:
+        """What relaxes from here on: what it holds is held as the cell is now."""
+        self._target = find_target(self.given, self._relax_cell())
+        return self._target
 
     def _enter_first(self, fmax: float) -> None:
         """Enter the first stage that is needed, once optimizers for all can be made."""
@@ -196,7 +203,7 @@ class Chain:
             self._advance(self._enter(self._next), fmax, moves=False)
 
     def _enter(self, index: int) -> StageRun:
-        run = StageRun(index, self.stages[index], self.target, self._options)
+        run = StageRun(index, self.stages[index], self._find_target(), self._options)
         run.guide(self.one_shot.relaxation)
         self.run = run
         return run
@@ -213,7 +220,7 @@ class Chain:
         else:
             self.atoms.calc = run.calculator
             if self.atoms != run.measured:
-                run.begin_here()
+                run.begin_here(self._find_target())
             run.guide(self.one_shot.relaxation)
         self._advance(run, fmax, moves=False)
 
@@ -274,11 +281,17 @@ class Chain:
         if judge is None:
             return
         calibration, calculator = self._options.calibration, judge.build_calculator()
-        self.verification = verify(
-            self.atoms, calculator, judge.name, calibration, self._relax_cell()
-        )
-        self.atoms.info[keys.VERIFIED] = str(self.verification)
-        self.lines.append(str(self.verification))
+        self.verification = None
+        try:
+            self.verification = verify(
+                self.given, calculator, judge.name, calibration, self._relax_cell()
+            )
+            said = str(self.verification)
+        except Exception as error:  # noqa: BLE001 - potentials raise anything
+            said = f'{judge.name} failed: {type(error).__name__}: {error}'
+            warn(f'the prediction was not verified: {said}')
+        self.atoms.info[keys.VERIFIED] = said
+        self.lines.append(said)
 
     def release(self) -> None:
         """Leave the bare calculator in the atoms, with what it calculated last."""
@@ -381,6 +394,10 @@ class Chain:
             moves = f'relax_cell={plain_relax_cell(stage.relax_cell)}'
         optimizer = optimizer_name(stage.optimizer or self._options.optimizer)
         return f'{calculator} with {optimizer} and {moves}'
+
+
+def _same_structure(one: Atoms, two: Atoms) -> bool:
+    return np.array_equal(one.numbers, two.numbers) and np.array_equal(one.pbc, two.pbc)
 
 
 def _same_place(one: Atoms, two: Atoms) -> bool:

@@ -286,10 +286,12 @@ def _free_moves(atoms: Atoms) -> np.ndarray:
     linear = [c for c in atoms.constraints if type(c) in SUPPORTED]
     linear = [c for c in linear if not isinstance(c, FixSymmetry)]
     moves = np.eye(3 * len(atoms))
-    if linear:
-        for move in moves.reshape(-1, len(atoms), 3):
-            for constraint in linear:
-                constraint.adjust_forces(atoms, move)
+    each = moves.reshape(-1, len(atoms), 3)
+    for constraint in linear:
+        # With a constraint for each atom, as in files of VASP, each meets its own moves.
+        index = getattr(constraint, 'index', slice(None))
+        for k in np.flatnonzero(each[:, index].any(axis=(1, 2))):
+            constraint.adjust_forces(atoms, each[k])
     return moves
 
 

@@ -63,10 +63,12 @@ def strength_for(potential: str, kind: str, calibration: Calibration | None) -> 
     known = None if calibration is None else calibration.beside(potential, kind)
     if known is not None:
         return known.guide
+    names = ', '.join(calibration.potentials if calibration else ()) or 'none'
     warn(
-        f'the model is not calibrated beside {potential!r}; its prediction pulls with '
-        f'{USUAL_STRENGTH:g} eV/A, as beside other potentials ("deeprelax calibrate '
-        f'--potential {potential}" fits it)'
+        f'the model is not calibrated beside {potential!r}, but beside: {names}; its '
+        f'prediction pulls with {USUAL_STRENGTH:g} eV/A, as beside other potentials. Give '
+        'one of these by its name, or fit another one with "deeprelax calibrate '
+        '--potential"'
     )
     return USUAL_STRENGTH
 

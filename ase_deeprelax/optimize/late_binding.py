@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Self
 
+from ase.filters import Filter
 from ase.optimize.optimize import OptimizableAtoms, Optimizer
 
+from ase_deeprelax.errors import warn
+from ase_deeprelax.geometry.snapshot import innermost
+
+# Two threads that bind one optimizer at once: the first takes it, the other has a copy.
+TAKING = threading.Lock()
 BINDING = 'use atoms.optimizer = ..., bind(atoms) or run(atoms)'
 
 
@@ -27,7 +34,9 @@ class LateBinding(Optimizer):
     def bind(self, atoms: Any) -> Self:
         """The optimizer of these atoms: this one, or a copy where it belongs to others.
 
-        A copy has no observers and no restart file, and appends to the trajectory.
+        A copy has no observers and no restart file, and appends to the trajectory. An
+        optimizer of a filter stays with it for the atoms inside; a copy for other atoms is
+        without the filter, with a warning.
 
         Parameters
         ----------
@@ -37,11 +46,18 @@ class LateBinding(Optimizer):
         -------
         DeepRelaxOptimizer
         """
-        if self.atoms is atoms:
+        if self.atoms is atoms or innermost(self.atoms) is atoms:
             return self
-        if self.atoms is None:
-            self._take(atoms)
-            return self
+        with TAKING:
+            if self.atoms is None:
+                self._take(atoms)
+                return self
+        if isinstance(self.atoms, Filter) and not isinstance(atoms, Filter):
+            warn(
+                f'the {type(self.atoms).__name__} of this optimizer is around other atoms '
+                'and does not go along with its copy; give the copy a filter of its own, '
+                'or say with relax_cell= what of the cell may change'
+            )
         twin = object.__new__(type(self))
         twin.__dict__.update(self._settings())
         twin._ase = {**self._ase, 'restart': None, 'append_trajectory': True}

@@ -79,7 +79,7 @@ class _Run:
             return self.fail(f'{RAISED}{type(results).__name__}: {results}')
         try:
             return self._advance(results, fmax, steps)
-        except (ArithmeticError, np.linalg.LinAlgError, DeepRelaxError) as error:
+        except Exception as error:  # noqa: BLE001 - so do optimizers and constraints
             return self.fail(f'{type(error).__name__}: {error}')
 
     def _advance(self, results: dict[str, Any], fmax: float, steps: int) -> Outcome | None:

@@ -93,12 +93,15 @@ class DeepRelaxOptimizer(LateBinding):
         where they have one.
     guided : bool or float
         Whether the prediction pulls during the refinement: it ends at the most probable
-        structure given prediction and potential, see `guide` and `Stage`. Default False.
+        structure given prediction and potential, see `guide` and `Stage`. A `Stage` in
+        ``refine`` says it itself. Log and trajectory hold energies with this pull,
+        `stages` and the atoms at the end without. Default False.
     verify : str or ase Calculator, optional
         A potential that is called once, after a prediction that is not refined: the log,
         ``atoms.info['deeprelax_verified']`` and `verification` say whether the prediction
-        lies within the potential's own error. Where the atoms have a calculator it is left
-        out with a warning. Default: none.
+        lies within the potential's own error. Where the potential fails, the prediction
+        stays, and a warning says so. Where the atoms have a calculator it is left out with
+        a warning. Default: none.
     model : str, path or RelaxationModel
         Default 'default', the shipped model that measured best.
     symmetry : 'keep' or 'free'

@@ -16,6 +16,7 @@ from ase_deeprelax.errors import RefinementError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
 from ase_deeprelax.optimize.ase_optimizers import make_optimizer, optimizer_name
+from ase_deeprelax.optimize.guide import bare_calculator
 
 # Beyond these ratios of volumes neighbour lists grow without end, or atoms lose sight of
 # each other.
@@ -207,8 +208,9 @@ def check_finite(atoms: Atoms, numbers: float | np.ndarray) -> None:
         what = 'the stress is not finite'
         if row < len(atoms):
             what = f'the force on atom {row} ({atoms.symbols[row]}) is not finite'
+    name = calculator_name(bare_calculator(atoms.calc))
     raise RefinementError(
-        f'{calculator_name(atoms.calc)}: {what}; look for atoms on one site or elements '
+        f'{name}: {what}; look for atoms on one site or elements '
         'that the calculator does not know. The atoms are as they were before this step'
     )
 

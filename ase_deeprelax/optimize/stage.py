@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.calculators.registry import get_calculator, potential_name
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
@@ -25,7 +26,8 @@ class Stage:
     ----------
     calculator : str, ase Calculator or callable
         As `get_calculator` takes it: 'chgnet', 'tensornet:/path', ``GPAW(...)``, or a
-        function that makes one. It is made once, when the first run begins.
+        function that makes one: once in each thread, when the first run begins there.
+        A calculator itself serves one thread only.
     optimizer : str or callable, optional
         As for `DeepRelaxOptimizer`, whose own is the default.
     fmax : float, optional, eV/A
@@ -71,7 +73,7 @@ class Stage:
     min_sigma: float | None = None
     min_error: float | None = None
     guided: bool | float = False
-    _built: Any = field(default=None, init=False, repr=False)
+    _built: threading.local = field(default_factory=threading.local, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.optimizer is not None:
@@ -95,7 +97,7 @@ class Stage:
     def name(self) -> str:
         """What records and logs call it, known before the calculator is made."""
         if isinstance(self.calculator, str):
-            return self.calculator.partition(':')[0]
+            return potential_name(self.calculator)
         name = getattr(self.calculator, 'name', None)
         return name if isinstance(name, str) else optimizer_name(self.calculator)
 
@@ -112,14 +114,18 @@ class Stage:
         )
 
     def build_calculator(self) -> Calculator:
-        """The calculator itself, made at the first call and kept."""
-        if self._built is None:
-            object.__setattr__(self, '_built', get_calculator(self.calculator))
-        return self._built
+        """The calculator itself, made at the first call in this thread and kept."""
+        # Shared by threads, it would answer one with the forces of the other's atoms.
+        if not hasattr(self._built, 'calculator'):
+            self._built.calculator = get_calculator(self.calculator)
+        return self._built.calculator
 
     def __getstate__(self) -> dict[str, Any]:
         # A calculator by name is copied as its name.
-        return self.__dict__ | {'_built': None}
+        return {name: value for name, value in vars(self).items() if name != '_built'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _built=threading.local())
 
 
 def as_stages(refine: Any, *, guided: bool | float = False) -> list[Stage]:

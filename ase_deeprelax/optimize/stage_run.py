@@ -243,16 +243,25 @@ class StageRun(Optimizable):
         """Whether the atoms still have the calculator that the stage began with."""
         return bare_calculator(self.atoms.calc) is self.calculator
 
-    def begin_here(self) -> None:
+    def begin_here(self, target: Target) -> None:
         """Forget where it began: the structure was moved by something else."""
         self.start = self.best = None
-        if self.stage.relax_cell is not None and self.steps == 0:
-            # What a stage of its own holds is held at this cell, not at that before it.
+        if not self._at_measured_cell:
+            self._target = target
             self._aim()
 
+    @property
+    def _at_measured_cell(self) -> bool:
+        """Whether nothing else has changed the cell: a filter holds strains of that one."""
+        measured = self.measured
+        return measured is not None and np.array_equal(measured.cell, self.atoms.cell)
+
     def take_over(self, former: StageRun) -> None:
-        """Go on with filter and optimizer of a run of this stage, unless that failed."""
-        if former.status != 'failed':
+        """Go on with filter and optimizer of a run of this stage.
+
+        Where that failed, or the cell was changed since, they are made anew.
+        """
+        if former.status != 'failed' and former._at_measured_cell:
             self.moving, self.live = former.moving, former.live
             self.guarded = former.guarded
         self._goes_on = former.status == 'converged'

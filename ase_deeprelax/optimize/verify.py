@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.constraints import FixAtoms
+from ase.filters import Filter
 
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.geometry.cell_filter import free_cell
+from ase_deeprelax.geometry.cell_filter import FreeCellFilter, free_cell
 from ase_deeprelax.geometry.constraints import constraint_labels
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.models.calibration import Calibration
 from ase_deeprelax.optimize.elastic_bfgs import model_hessian
+from ase_deeprelax.optimize.relaxation_step import check_finite
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Verification:
 
 
 def verify(
-    atoms: Atoms,
+    target: Atoms | Filter,
     calculator: Calculator,
     potential: str,
     calibration: Calibration | None,
@@ -61,8 +65,8 @@ def verify(
 
     Parameters
     ----------
-    atoms : ase.Atoms
-        A predicted structure; not changed.
+    target : ase.Atoms or ase.filters.Filter
+        A predicted structure; not changed. What a filter around it holds does not count.
     calculator : ase Calculator
         Called once.
     potential : str
@@ -70,7 +74,7 @@ def verify(
     calibration : Calibration or None
         Of the model.
     relax_cell : bool, str, array, optional
-        What of the cell may change, see `find_freedom`.
+        What of the cell of bare Atoms may change, see `find_freedom`.
 
     Returns
     -------
@@ -80,13 +84,29 @@ def verify(
     ------
     ConfigError
         See `known_error`.
+    RefinementError
+        The potential gives numbers that are not finite.
     """
-    kind = find_freedom(atoms, relax_cell).kind
-    limit = known_error(potential, calibration, kind)
-    atoms = atoms.copy()
+    limit = known_error(potential, calibration, find_freedom(target, relax_cell).kind)
+    moving = _twin(target, relax_cell)
+    atoms = unwrap(moving)
     atoms.calc = calculator
-    step = mean_newton_step(free_cell(atoms, relax_cell))
-    return Verification(potential, step, limit)
+    check_finite(atoms, np.ravel(moving.get_forces()))
+    return Verification(potential, mean_newton_step(moving), limit)
+
+
+def _twin(target: Atoms | Filter, relax_cell: RelaxCell | None) -> Atoms | Filter:
+    """A copy that has the freedom of the target, in the filter of this package."""
+    freedom = find_freedom(target, relax_cell)
+    atoms = freedom.atoms.copy()
+    if target is freedom.atoms:
+        return free_cell(atoms, relax_cell)
+    hidden = ~freedom.movable
+    if hidden.any():
+        atoms.set_constraint([*atoms.constraints, FixAtoms(mask=hidden)])
+    if freedom.strain is None:
+        return atoms
+    return FreeCellFilter(atoms, freedom.strain.projection(), freedom.layer)
 
 
 def known_error(
@@ -113,7 +133,8 @@ def known_error(
         names = ', '.join(calibration.potentials if calibration else ()) or 'none'
         raise ConfigError(
             f'verify is {potential!r}; the error of this potential is not known, but of: '
-            f'{names}. "deeprelax calibrate --potential" finds it'
+            f'{names}. Give one of these by its name, or find the error of another one '
+            'with "deeprelax calibrate --potential"'
         )
     return known.step
 
@@ -122,7 +143,7 @@ def mean_newton_step(target: Any) -> float:
     """Mean move of the coordinates, A, by one step of Newton's method.
 
     The Hessian is that of `ElasticBFGS`. Fixed atoms, which only follow the cell, do not
-    count.
+    count. Of a single atom, which no strain moves, the images in a doubled cell count.
 
     Parameters
     ----------
@@ -140,12 +161,21 @@ def mean_newton_step(target: Any) -> float:
     True
     """
     atoms = unwrap(target)
-    before = atoms.positions.copy()
+    before = _places(atoms)
     forces = np.ravel(target.get_forces())
     step = np.linalg.solve(model_hessian(target), forces).reshape(-1, 3)
     target.set_positions(target.get_positions() + step)
-    move = atoms.positions - before
+    move = _places(atoms) - before
+    if len(atoms) == 1:
+        return float(np.abs(move - move.mean(axis=0)).mean())
     if not atoms.constraints:
         move -= move.mean(axis=0)
     free = constraint_labels(atoms, np.ones(len(atoms), dtype=bool)) != 1
     return float(np.abs(move[free] if free.any() else move).mean())
+
+
+def _places(atoms: Atoms) -> np.ndarray:
+    """(n, 3): positions, A; of a single atom those of its images in a doubled cell."""
+    if len(atoms) > 1:
+        return atoms.positions.copy()
+    return np.array(list(product((0, 1), repeat=3))) @ atoms.cell.array

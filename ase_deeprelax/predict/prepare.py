@@ -146,7 +146,7 @@ def prepare(
         )
         check_contents(initial, freedom.layer, settings.elements)
         unlearned = _not_learned(freedom, settings.learned)
-        source = None if isinstance(structure, (Atoms, Filter)) else structure.copy()
+        source = source_of(structure)
         name_ignored(initial, source)
     found = symmetry = None
     labels = freedom.labels if freedom.labels.any() else None
@@ -169,6 +169,11 @@ def copy_of(structure: Any) -> Atoms:
     """A copy of the Atoms in a structure or filter, without a calculator."""
     atoms = unwrap(structure) if isinstance(structure, Filter) else as_atoms(structure)
     return atoms.copy()
+
+
+def source_of(structure: Any) -> Any:
+    """A copy of a pymatgen Structure, None for Atoms and filters; see `Prepared.source`."""
+    return None if isinstance(structure, (Atoms, Filter)) else structure.copy()
 
 
 def graph_of(

@@ -12,7 +12,7 @@ from ase_deeprelax.errors import DeepRelaxError, PredictionError, StructureError
 from ase_deeprelax.predict.finish import failed, finish, move_of, prepare_again
 from ase_deeprelax.predict.forward import StructureOutput
 from ase_deeprelax.predict.passes import Passes
-from ase_deeprelax.predict.prepare import Prepared, copy_of, prepare
+from ase_deeprelax.predict.prepare import Prepared, copy_of, prepare, source_of
 
 if TYPE_CHECKING:
     from ase_deeprelax.geometry.free_strain import RelaxCell
@@ -120,6 +120,7 @@ class Window:
         else:
             try:
                 initial = copy_of(self.structures[index])
+                source = source_of(self.structures[index])
             except Exception:  # noqa: BLE001 - it is no structure at all
                 initial = Atoms()
         self.errors[index] = error

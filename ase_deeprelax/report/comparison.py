@@ -98,7 +98,8 @@ def savings(comparison: Comparison, shown: Comparison) -> Section:
             plot.calls_saved(comparison),
             'Calls of the calculator until converged, with and without the prediction, for '
             'structures that converged from both starts. Below the dashed line the '
-            'prediction saved calls; in the boxes, numbers below 1.',
+            'prediction saved calls; in the boxes, numbers below 1. The tables give the '
+            'ratio of the medians, which need not be the median of these ratios.',
         ),
         figure_block(
             plot.energy_boxes(comparison),

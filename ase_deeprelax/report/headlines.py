@@ -41,13 +41,21 @@ def of_relaxations(columns: Columns, failed: int) -> str:
 
 def of_comparison(comparison: Comparison) -> list[str]:
     """For each calculator and optimizer: the share of calls, and of equal energies."""
-    return [
-        f'{row["calculator"]} with {row["optimizer"]}: '
-        f'{row["both"]["median_calls_ratio"]:.0%} of the calls with the prediction, and '
-        f'the same energy in {row["both"]["equal"]:.0%} of {count(row["both"]["n"])}.'
-        for row in comparison['summary']
-        if row['both']['n']
-    ]
+    lines = []
+    for row in comparison['summary']:
+        name, both = f'{row["calculator"]} with {row["optimizer"]}', row['both']
+        if not both['n']:
+            lines.append(f'{name}: no structure converged from both starts.')
+            continue
+        left_out = row['n'] - both['n']
+        others = (
+            f' that converged from both starts; {left_out:,} did not' if left_out else ''
+        )
+        lines.append(
+            f'{name}: {both["median_calls_ratio"]:.0%} of the calls with the prediction, '
+            f'and the same energy in {both["equal"]:.0%} of {count(both["n"])}{others}.'
+        )
+    return lines
 
 
 def of_evaluation(evaluation: AnyEvaluation) -> list[str]:

@@ -65,6 +65,8 @@ def write_report(
     ------
     ValueError
         There is nothing to report.
+    TypeError
+        Something in ``relaxations`` is no Relaxation.
     ConfigError
         A later version of the package wrote the comparison or the evaluation.
     MissingDependencyError
@@ -94,14 +96,15 @@ def write_report(
         good = [row for row in rows.values() if row['ok']]
         models = relaxed.models_of(good)
         scenes = relaxed.scenes_of(named)
-        shown = relaxed.relaxed_section(rows, scenes)
         if evaluation is None:
+            shown = relaxed.relaxed_section(rows, scenes)
             about += models
             first.append(
                 headlines.of_relaxations(relaxed.columns_of(good), len(rows) - len(good))
             )
         else:  # a few of the pairs
             about += [f'In the viewer: m{line[1:]}' for line in models]
+            shown = relaxed.relaxed_section(rows, scenes, 'Some of the pairs')
             shown = shown._replace(title='Structures in the viewer')
         parts.append(shown)
     if comparison is not None:

@@ -25,6 +25,7 @@ from ase_deeprelax.report.style import (
     GREEN,
     GREY,
     INK,
+    LONG,
     MANY,
     MARKERS,
     MORE,
@@ -37,6 +38,7 @@ from ase_deeprelax.report.style import (
     panels_in_rows,
     parity,
     plain,
+    shortened,
     styled,
 )
 from ase_deeprelax.report.viewer_data import periodic_vectors
@@ -45,9 +47,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NONE_CONVERGED = 'no structure converged\nfrom both starts'
 STARTS = {'unrelaxed': ('unrelaxed', GREY), 'prediction': ('prediction', BLUE)}
 
 _MEV = 1000
+# A message names so many.
+_MOST_NAMED = 10
 
 
 @styled
@@ -66,9 +71,7 @@ def calls_saved(comparison: Comparison) -> Figure:
         and the ratio of the two for every calculator and optimizer.
     """
     calculators, optimizers = _settings(comparison)
-    n = len(calculators) * len(optimizers)
-    shape = max(0.95, 0.12 * n + 0.3)
-    figure, axes = panels_in_rows(len(calculators) + 1, shape=shape)
+    figure, axes = _calls_panels(len(calculators), len(optimizers))
     ratios, names, colors = [], [], []
     for ax, calculator in zip(axes, calculators, strict=False):
         everything = []
@@ -82,23 +85,36 @@ def calls_saved(comparison: Comparison) -> Figure:
             dots.set(alpha=0.6, linewidth=0, rasterized=len(calls) > MANY)
             everything.append(calls.ravel())
             ratios.append(calls[:, 1] / calls[:, 0])
-            names.append(f'{calculator}\n{optimizer}, {len(calls)}')
+            names.append(f'{shortened(calculator, LONG)}\n{optimizer}, {len(calls)}')
             colors.append(color)
         everything = np.concatenate(everything)
-        ax.set(title=plain(calculator), xlabel='calls without prediction')
+        title = plain(shortened(calculator, LONG))
+        ax.set(title=title, xlabel='calls without prediction')
         if not len(everything):
-            nothing(ax, 'no structure converged\nfrom both starts')
+            nothing(ax, NONE_CONVERGED)
             continue
         diagonal(ax, everything)
         log(ax, 'x', 'y')
     axes[0].set(ylabel='calls with prediction')
     legend(figure, axes[0])
-    boxes(axes[-1], ratios, names, colors, vertical=False)
-    axes[-1].axvline(1, color=INK, lw=0.7)
-    axes[-1].set(
-        title='ratio per structure', xlabel='calls with / calls without', xlim=(0, None)
-    )
+    last = axes[-1]
+    last.set(title='ratio per structure', xlabel='calls with / calls without')
+    if not any(map(len, ratios)):
+        nothing(last, NONE_CONVERGED)
+        return figure
+    boxes(last, ratios, names, colors, vertical=False)
+    last.axvline(1, color=INK, lw=0.7)
+    last.set_xlim(0, None)
     return figure
+
+
+def _calls_panels(calculators: int, optimizers: int) -> tuple[Figure, list[Axes]]:
+    """A panel per calculator, and one that has room for the boxes of all."""
+    boxes = calculators * optimizers
+    if calculators < 3:
+        shape = max(0.95, 0.12 * boxes + 0.3)
+        return panels_in_rows(calculators + 1, shape=shape)
+    return panels_in_rows(calculators, below=0.28 * boxes + 0.5)
 
 
 @styled
@@ -117,17 +133,24 @@ def energy_boxes(comparison: Comparison, optimizer: str | None = None) -> Figure
     matplotlib.figure.Figure
         A panel per calculator; structures that converged from both starts. The box holds
         the middle half, the line is the median, the whiskers reach from 5 to 95 %.
+
+    Raises
+    ------
+    ValueError
+        The comparison has no such optimizer.
     """
     calculators, optimizers = _settings(comparison)
     optimizer = optimizer or optimizers[0]
+    _check_known('optimizer', optimizer, optimizers)
     figure, axes = panels_in_rows(len(calculators), sharey=True, shape=0.9)
     predicted = {p['structure']: p['energy_per_atom'] for p in comparison['predictions']}
     lowest, highest = -1, 1
     for ax, calculator in zip(axes, calculators, strict=True):
         both = _both(comparison, calculator, optimizer)
-        ax.set_title(plain(f'{calculator}, {optimizer}, {count(len(both))}'))
+        name = f'{shortened(calculator, LONG)}\n{optimizer}, {count(len(both))}'
+        ax.set_title(plain(name))
         if not both:
-            nothing(ax, 'no structure converged\nfrom both starts')
+            nothing(ax, NONE_CONVERGED)
             continue
         rows = [
             (a['curve'][0][0], predicted[structure][calculator], b['energy_per_atom'])
@@ -166,17 +189,25 @@ def convergence(
     -------
     matplotlib.figure.Figure
         A column per optimizer. Energies are above the lowest of the two ends.
+
+    Raises
+    ------
+    ValueError
+        The comparison has no such calculator or structure.
     """
-    _, optimizers = _settings(comparison)
+    calculators, optimizers = _settings(comparison)
+    _check_known('calculator', calculator, calculators)
+    if structure is not None:
+        _check_known('structure', structure, [s['id'] for s in comparison['structures']])
     figure, axes = panels(2, len(optimizers), sharex='col', sharey='row', shape=0.7)
     for k, optimizer in enumerate(optimizers):
         both = _both(comparison, calculator, optimizer)
         if structure is not None:
             both = {key: pair for key, pair in both.items() if key == structure}
-        axes[0, k].set_title(plain(f'{calculator}, {optimizer}'))
+        axes[0, k].set_title(plain(f'{shortened(calculator, LONG)}\n{optimizer}'))
         if not both:
             for ax in axes[:, k]:
-                nothing(ax, 'no structure converged\nfrom both starts')
+                nothing(ax, NONE_CONVERGED)
             continue
         _curves(list(axes[:, k]), list(both.values()), comparison['settings']['fmax'])
         longest = [max(run['calls'] for run in pair) for pair in both.values()]
@@ -257,11 +288,17 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
         Lengths, angles and volumes; grey the input, blue the prediction, and their mean
         absolute errors. Fixed cells, and what the vacuum vector of a layer has a part in,
         are left out.
+
+    Raises
+    ------
+    ValueError
+        The comparison has no such calculator.
     """
     calculators, optimizers = _settings(comparison)
     if against is None:
         has = comparison['settings']['has_reference']
         against = 'reference' if has else calculators[0]
+    _check_known('calculator', against, [*calculators, 'reference'])
     truth = _relaxed(comparison, against, optimizers[0])
     found = {p['structure']: p for p in comparison['predictions'] if p['ok']}
     compared = [
@@ -273,7 +310,7 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
     ]
     true, given, predicted = np.array(rows, float).reshape(-1, 3, 7).transpose(1, 0, 2)
     relaxes = np.array([_relaxes(s) for s in compared], bool).reshape(-1, 7)
-    by = 'reference' if against == 'reference' else f'relaxed by {against}'
+    by = against if against == 'reference' else f'relaxed by {shortened(against, LONG)}'
     shown = {
         'lengths / Å': slice(0, 3),
         'angles / °': slice(3, 6),
@@ -281,13 +318,13 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
     }
     figure, [axes] = panels(1, 3)
     for ax, (label, part) in zip(axes, shown.items(), strict=True):
-        ax.set(xlabel=plain(f'{by}: {label}'))
+        ax.set(xlabel=f'{plain(by)}:\n{label}')
         if not relaxes[:, part].any():
             nothing(ax, 'nothing to compare')
             continue
         truths, *methods = (x[:, part][relaxes[:, part]] for x in (true, given, predicted))
         named = zip(('input', 'prediction'), methods, (GREY, BLUE), strict=True)
-        parity(ax, truths, named, unit=label.split()[2])
+        parity(ax, truths, named, unit=label.split(' / ')[1])
     axes[0].set(ylabel='input or prediction')
     legend(figure, axes[0])
     return figure
@@ -296,6 +333,14 @@ def lattice_parity(comparison: Comparison, against: str | None = None) -> Figure
 def _settings(comparison: Comparison) -> tuple[list[str], list[str]]:
     settings = comparison['settings']
     return list(settings['calculators']), settings['optimizers']
+
+
+def _check_known(what: str, name: str, names: Sequence[str]) -> None:
+    """Refuse a name of which an empty figure would say that nothing converged."""
+    if name not in names:
+        more = ', ...' if len(names) > _MOST_NAMED else ''
+        known = ', '.join(map(repr, names[:_MOST_NAMED])) + more
+        raise ValueError(f'the comparison has no {what} {name!r}; it has {known}')
 
 
 def _both(

@@ -53,6 +53,30 @@ def method_name(evaluation: AnyEvaluation, method: str) -> str:
     return models_of(evaluation)['model']['model']
 
 
+def model_key(evaluation: AnyEvaluation, method: str | None) -> str:
+    """The key of a model in the rows of an evaluation.
+
+    Parameters
+    ----------
+    evaluation : dict
+        As `evaluate` or `evaluate_all` gives it.
+    method : str or None
+        Its key; None for the first model.
+
+    Raises
+    ------
+    ValueError
+        The evaluation has no such model.
+    """
+    keys = list(models_of(evaluation))
+    if method is None:
+        return keys[0]
+    if method not in keys:
+        known = ', '.join(map(repr, keys))
+        raise ValueError(f'the evaluation has no model {method!r}; it has {known}')
+    return method
+
+
 @styled
 def error_distributions(evaluation: AnyEvaluation) -> Figure:
     """Shares of structures whose errors are smaller than each value.
@@ -101,22 +125,28 @@ def error_distributions(evaluation: AnyEvaluation) -> Figure:
 
 
 @styled
-def calibration(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
+def calibration(evaluation: AnyEvaluation, method: str | None = None) -> Figure:
     """Predicted uncertainty against the error of each structure.
 
     Parameters
     ----------
     evaluation : dict
         As `evaluate` or `evaluate_all` gives it.
-    method : str
-        Which model; default 'model', the one of `evaluate`.
+    method : str, optional
+        Which model, by its key in the rows; default the first one.
 
     Returns
     -------
     matplotlib.figure.Figure
         One point per structure; on the diagonal the mean error equals sigma, the Laplace
         scale. Large points are means over structures of similar sigma.
+
+    Raises
+    ------
+    ValueError
+        The evaluation has no such model.
     """
+    method = model_key(evaluation, method)
     rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
     figure, [[ax]] = panels(1, 1)
     if not rows:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_deeprelax.report.style import BLUE, panels_in_rows, styled
+from ase_deeprelax.report.style import BLUE, nothing, panels, panels_in_rows, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +48,10 @@ def distributions(columns: Columns) -> Figure:
     """
     values = {name: finite(columns.get(name, ())).round(DIGITS) for name in DRAWN}
     drawn = {name: found for name, found in values.items() if len(found)}
+    if not drawn:
+        figure, [[ax]] = panels(1, 1)
+        nothing(ax, 'nothing is known of these structures')
+        return figure
     figure, axes = panels_in_rows(len(drawn), most=2, shape=0.6)
     for ax, (name, found) in zip(axes, drawn.items(), strict=True):
         low, high = np.quantile(found, [0.001, 0.999])

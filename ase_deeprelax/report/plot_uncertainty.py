@@ -9,6 +9,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 from ase.data.colors import jmol_colors
 
@@ -17,7 +18,8 @@ from ase_deeprelax.compare.uncertainty import risk_coverage
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import PredictionError
-from ase_deeprelax.report.plot_accuracy import method_name
+from ase_deeprelax.geometry.vacuum import layer_or_none
+from ase_deeprelax.report.plot_accuracy import method_name, model_key
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
@@ -42,26 +44,36 @@ if TYPE_CHECKING:
 SMALLEST = 1e-3
 # Atoms closer than this times the sum of their covalent radii are drawn with a bond.
 BONDED = 1.25
+# Colours of bonds and atoms span at least this, A: what is less is not read off.
+NARROWEST = 1e-3
+# A layer that is thinner than this is drawn from above, A.
+FLAT = 1.0
 
 
 @styled
-def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
+def error_density(evaluation: AnyEvaluation, method: str | None = None) -> Figure:
     """Sigma against the error of the distances, as a density (paper Fig. 5 a-c).
 
     Parameters
     ----------
     evaluation : dict
         As `evaluate` or `evaluate_all` gives it.
-    method : str
-        Which model; default 'model', the one of `evaluate`.
+    method : str, optional
+        Which model, by its key in the rows; default the first one.
 
     Returns
     -------
     matplotlib.figure.Figure
         Darker hexagons hold more structures; the title gives Spearman's rank correlation.
+
+    Raises
+    ------
+    ValueError
+        The evaluation has no such model.
     """
     from matplotlib.ticker import MaxNLocator
 
+    method = model_key(evaluation, method)
     rows = [row for row in evaluation['structures'] if row['sigma'][method] is not None]
     figure, [[ax]] = panels(1, 1)
     if not rows:
@@ -78,9 +90,10 @@ def error_density(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
     ends = np.array([sigma.min(), sigma.max()])
     ax.plot(ends, ends, color=INK, lw=0.7, ls=DASHED)
     ax.set(xlabel='sigma of the structure / Å', ylabel='mean error of its distances / Å')
+    log(ax, 'x', 'y')
     rank = models_of(evaluation)[method]['spearman_sigma']
     if rank is not None:
-        ax.set_title(f"Spearman's rho {rank:.2f}, {count(len(rows))}")
+        ax.set_title(f'rank correlation {rank:.2f}, {count(len(rows))}')
     return figure
 
 
@@ -92,21 +105,27 @@ def _counts() -> Colormap:
 
 
 @styled
-def reliability(evaluation: AnyEvaluation, method: str = 'model') -> Figure:
+def reliability(evaluation: AnyEvaluation, method: str | None = None) -> Figure:
     """Expected against actual errors of the coordinates.
 
     Parameters
     ----------
     evaluation : dict
-    method : str
-        Default 'model'.
+    method : str, optional
+        Which model, by its key in the rows; default the first one.
 
     Returns
     -------
     matplotlib.figure.Figure
         A point for each tenth of the structures, ordered by expected error. On the dashed
         line the expectation is right.
+
+    Raises
+    ------
+    ValueError
+        The evaluation has no such model.
     """
+    method = model_key(evaluation, method)
     rows = _expected(evaluation, method)
     figure, [[ax]] = panels(1, 1)
     if not len(rows):
@@ -179,7 +198,8 @@ def uncertain_bonds(relaxation: Relaxation) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        The cell and what is bonded to it, along the shortest lattice vector.
+        The cell and what is bonded to it, along the shortest lattice vector; a flat layer
+        from above.
 
     Raises
     ------
@@ -191,11 +211,13 @@ def uncertain_bonds(relaxation: Relaxation) -> Figure:
     from matplotlib.collections import LineCollection
 
     atoms = relaxation.atoms
-    view = _view(atoms.cell.array)
+    view = _view(atoms)
     ends, sigma, numbers, places = _drawn_bonds(relaxation)
     figure, [[ax]] = panels(1, 1, shape=0.88)
     flat = ends @ view
     lines = LineCollection(list(flat), array=sigma, cmap='viridis', linewidths=2, zorder=1)
+    if len(sigma):
+        lines.set_clim(sigma.min(), max(sigma.max(), sigma.min() + NARROWEST))
     ax.add_collection(lines)
     x, y = (places @ view).T
     sizes = 110 * covalent_radii[numbers] ** 2
@@ -225,9 +247,12 @@ def _points(points: list) -> tuple[list[float], list[float]]:
     return [100 * p['share'] for p in points], [p['error'] for p in points]
 
 
-def _view(cell: np.ndarray) -> np.ndarray:
-    """(3, 2): the projection along the shortest lattice vector."""
-    along = cell[np.linalg.norm(cell, axis=1).argmin()]
+def _view(atoms: Atoms) -> np.ndarray:
+    """(3, 2): the projection along the shortest lattice vector, or onto a flat layer."""
+    along = atoms.cell.array[atoms.cell.lengths().argmin()]
+    layer = layer_or_none(atoms)
+    if layer is not None and np.ptp(layer.in_one_piece(atoms) @ layer.normal) < FLAT:
+        along = layer.normal
     axes = np.linalg.svd(along[None])[2]
     return axes[1:].T
 

@@ -32,15 +32,26 @@ PREDICTED = 'predicted'
 def named(
     relaxations: Mapping[Any, Relaxation] | Iterable[Relaxation] | Relaxation,
 ) -> dict[str, Relaxation]:
-    """Relaxations by name; those of a list are called by formula and place."""
+    """Relaxations by name; those of a list are called by formula and place.
+
+    Raises
+    ------
+    TypeError
+        Something in it is no Relaxation.
+    """
     if isinstance(relaxations, Relaxation):
         relaxations = [relaxations]
-    if isinstance(relaxations, Mapping):
-        return {str(name): result for name, result in relaxations.items()}
-    return {
-        f'{chemical_formula(result.initial)}, {k}': result
-        for k, result in enumerate(relaxations)
-    }
+    by_name = isinstance(relaxations, Mapping)
+    pairs = list(relaxations.items() if by_name else enumerate(relaxations))
+    for key, result in pairs:
+        if not isinstance(result, Relaxation):
+            raise TypeError(
+                f'relaxations: {key!r} is of type {type(result).__name__}; give what '
+                'relax() returns'
+            )
+    if by_name:
+        return {str(name): result for name, result in pairs}
+    return {f'{chemical_formula(one.initial)}, {k}': one for k, one in pairs}
 
 
 def row_of(result: Relaxation) -> dict[str, Any]:
@@ -68,7 +79,9 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def relaxed_section(
-    rows: Mapping[str, Mapping[str, Any]], scenes: Iterable[Mapping[str, Any]]
+    rows: Mapping[str, Mapping[str, Any]],
+    scenes: Iterable[Mapping[str, Any]],
+    caption: str = 'All relaxations',
 ) -> Section:
     """The table of relaxations, by name; names that the viewer shows open it.
 
@@ -77,7 +90,6 @@ def relaxed_section(
     where = places(scenes)
     kept = sorted(rows, key=lambda name: -uncertainty_of(rows[name]))[:MOST_ROWS]
     shown = rows if len(kept) == len(rows) else {name: rows[name] for name in kept}
-    caption = 'All relaxations'
     if len(shown) < len(rows):
         caption = f'The least certain ones, {len(shown)} of {len(rows):,}'
     table = relaxation_table(

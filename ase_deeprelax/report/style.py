@@ -41,6 +41,9 @@ SINGLE, DOUBLE = 89 / 25.4, 183 / 25.4
 TEXT = 7
 # An inch on a page: text of a figure is then as large as the page's own.
 PIXELS = 154
+# The longest names in titles and beside boxes, letters; SHORT where a number follows.
+# Legends and tables have them in full.
+LONG, SHORT = 24, 20
 # A letter of a panel stands so far left of it and above, points.
 _BESIDE = (-24, 6)
 _STYLE = {
@@ -154,36 +157,62 @@ def panels(
     axes : (rows, columns) array
         With a letter each, where there is more than one.
     """
-    need_matplotlib()
-    from ase_deeprelax.report.figure import NotebookFigure
-
     wide = SINGLE if columns == 1 else DOUBLE
     size = (wide, shape * wide / columns * rows)
-    figure = NotebookFigure(size, dpi=PIXELS, layout='constrained')
-    axes = figure.subplots(rows, columns, squeeze=False, **settings)
-    if axes.size > 1:
-        for ax, letter in zip(axes.flat, ascii_lowercase, strict=False):
-            ax.annotate(
-                letter,
-                (0, 1),
-                _BESIDE,
-                xycoords='axes fraction',
-                textcoords='offset points',
-                fontsize=TEXT + 1,
-                fontweight='bold',
-            )
+    figure, axes = _grid(size, rows, columns, **settings)
+    _letter(axes.flat)
     return figure, axes
 
 
 def panels_in_rows(
-    n: int, most: int = 3, *, shape: float = 0.95, **settings: Any
+    n: int, most: int = 3, *, shape: float = 0.95, below: float = 0, **settings: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``n`` panels, at most ``most`` of them side by side; see `panels`."""
+    """A figure with ``n`` panels, at most ``most`` of them side by side; see `panels`.
+
+    With ``below``, one more panel stands under them, as wide as the figure and so many
+    inches high, text included.
+    """
     columns = min(n, most)
-    figure, axes = panels(-(-n // columns), columns, shape=shape, **settings)
-    for ax in axes.flat[n:]:
-        ax.remove()
-    return figure, list(axes.flat[:n])
+    rows = -(-n // columns)
+    wide = SINGLE if columns == 1 else DOUBLE
+    heights = [shape * wide / columns] * rows + [below] * (below > 0)
+    size = (wide, sum(heights))
+    figure, axes = _grid(size, len(heights), columns, height_ratios=heights, **settings)
+    shown = list(axes.flat[:n])
+    if below:
+        last = axes[-1, 0]
+        last.set_subplotspec(last.get_gridspec()[-1, :])
+        shown.append(last)
+    for ax in axes.flat:
+        if ax not in shown:
+            ax.remove()
+    _letter(shown)
+    return figure, shown
+
+
+def _grid(
+    size: tuple[float, float], rows: int, columns: int, **settings: Any
+) -> tuple[Figure, np.ndarray]:
+    need_matplotlib()
+    from ase_deeprelax.report.figure import NotebookFigure
+
+    figure = NotebookFigure(size, dpi=PIXELS, layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+
+
+def _letter(axes: Iterable[Axes]) -> None:
+    """Give each panel a letter, where there is more than one."""
+    axes = list(axes)
+    for ax, letter in zip(axes if len(axes) > 1 else (), ascii_lowercase, strict=False):
+        ax.annotate(
+            letter,
+            (0, 1),
+            _BESIDE,
+            xycoords='axes fraction',
+            textcoords='offset points',
+            fontsize=TEXT + 1,
+            fontweight='bold',
+        )
 
 
 def boxes(
@@ -229,16 +258,17 @@ def parity(
     unit: str = '',
 ) -> None:
     """Predictions, each (name, values, color), against the truth, with mean errors."""
-    errors, seen = [], [truths]
+    errors, seen = [f'mean error / {unit}' if unit else 'mean error'], [truths]
     for (name, values, color), marker in zip(predicted, cycle(MARKERS), strict=False):
         error = np.abs(values - truths).mean()
-        errors.append(f'{plain(name)}: mean error {error:.3f} {unit}'.rstrip())
+        errors.append(f'{plain(shortened(name, SHORT))}: {error:.3f}')
         seen.append(values)
         # As shapes, thousands of points would make a page of megabytes.
         many = len(values) > MANY
         dots = ax.scatter(truths, values, 8, color, marker=marker, label=plain(name))
         dots.set(alpha=0.5, linewidth=0, rasterized=many)
-    ax.set_title('\n'.join(errors), fontweight='normal')
+    # From the left edge on, they leave the letter of the panel its room.
+    ax.set_title('\n'.join(errors), fontweight='normal', loc='left')
     diagonal(ax, np.concatenate(seen))
 
 
@@ -296,7 +326,22 @@ def legend(figure: Figure, ax: Axes) -> None:
 def nothing(ax: Axes, text: str) -> None:
     """Say in an empty panel why it is empty."""
     ax.text(0.5, 0.5, text, ha='center', va='center', transform=ax.transAxes)
-    ax.set(xticks=[], yticks=[])
+    for name in 'xy':
+        alike = getattr(ax, f'get_shared_{name}_axes')().get_siblings(ax)
+        # Panels that share an axis with it would lose their ticks, too.
+        if not any(other.has_data() for other in alike if other is not ax):
+            ax.set(**{f'{name}ticks': []})
+
+
+def shortened(name: str, most: int) -> str:
+    """A name that has room in a panel; of a longer one the middle is left out.
+
+    >>> shortened('tensornet:/models/TensorNet-MatPES', 16)
+    'tensorne…-MatPES'
+    """
+    name = str(name)
+    half = (most - 1) // 2
+    return name if len(name) <= most else f'{name[: most - 1 - half]}…{name[-half:]}'
 
 
 def plain(text: str) -> str:

@@ -1,5 +1,6 @@
 """The scripts of speed run as they are called, and print tables that can be read back."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -94,6 +95,35 @@ def test_output_from_elsewhere_is_that_of_one_command(measured, tmp_path, capsys
         with pytest.raises(SystemExit):
             measured(name, *words)
         assert said in capsys.readouterr().err
+
+
+def test_files_to_measure_on_are_asked_for_before_the_work(measured, tmp_path, capsys):
+    before = (tmp_path / 'one.json').write_text(json.dumps({'commands': ['touch ran']}))
+    (tmp_path / 'three.json').write_text(json.dumps({'commands': ['cat PAIRS']}))
+    for words, said in (
+        (['three', '--set', 'PAIRS'], "'PAIRS' is no WORD=FILE"),
+        (['three', '--set', f'PAIRS={tmp_path}/none'], 'with a file or folder that is'),
+        (['three', '--set', f'PAIR={tmp_path}'], 'needs --set PAIRS=...'),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            measured('one', *words)
+        assert said in f'{refused.value}{capsys.readouterr().err}'
+        assert len((tmp_path / 'one.json').read_text()) == before
+
+
+def test_files_to_measure_on_are_found_from_the_users_folder(
+    measured, tmp_path, monkeypatch
+):
+    """Commands run in the folder of the clone; results hold the hash of the same file."""
+    import measure
+
+    monkeypatch.setattr(measure, 'facts_here', dict)  # a copy of the tree has no commit
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.json').write_text(json.dumps({'commands': ['cat PAIRS']}))
+    result = measured('mine', '--set', 'PAIRS=printed.txt')
+    assert result['parts'] == [{'columns': ['model', 'error'], 'rows': [['mine', '0.1']]}]
+    sha256 = hashlib.sha256(PRINTED.encode()).hexdigest()
+    assert result['data'] == [{'name': 'printed.txt', 'sha256': sha256}]
 
 
 def test_structures_to_time_are_spread_over_the_file(benchmarks, monkeypatch):

@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, mx2
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixInternals, Hookean
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
@@ -194,6 +194,45 @@ class Fragile:
         return self.ask(structures)
 
 
+def test_a_constraint_that_fails_ends_only_its_structure():
+    crystals = [bulk('Cu', cubic=True), bulk('Cu', a=3.5)]
+    crystals[0].rattle(0.1, seed=0)
+    lengths = [[9.5, [0, 1]], [1.0, [0, 1]]]  # of one bond
+    crystals[0].set_constraint(FixInternals(bonds=lengths))
+    ends = dict(relax_batched(enumerate(crystals), batch_potential(EMT())))
+    assert 'FixInternals' in ends[0].reason
+    assert ends[0].atoms == crystals[0]
+    assert ends[1].converged
+
+
+def test_the_energy_of_a_constraint_is_counted_once():
+    atoms = bulk('Cu', cubic=True)
+    atoms.set_constraint(Hookean(0, 1, rt=2.0, k=5.0))
+    [(_, end)] = relax_batched([('a', atoms)], batch_potential(EMT()), steps=5)
+    alone = end.atoms.copy()
+    alone.calc = EMT()
+    without = alone.get_potential_energy(apply_constraint=False)
+    assert end.atoms.get_potential_energy() == pytest.approx(alone.get_potential_energy())
+    assert end.atoms.get_potential_energy() > without + 0.1
+    np.testing.assert_allclose(end.atoms.get_forces(), alone.get_forces(), atol=1e-9)
+
+
+class Shifted(Calculator):
+    """A calculator of the user's around another one."""
+
+    implemented_properties = ('energy', 'forces', 'stress')
+
+    def __init__(self, calculator):
+        super().__init__()
+        self.calculator = calculator
+
+    def calculate(self, atoms=None, properties=(), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        for name in self.implemented_properties:
+            self.results[name] = self.calculator.get_property(name, atoms)
+        self.results['energy'] += 100
+
+
 def test_structure_for_which_the_potential_raises_ends_only_itself():
     potential = Fragile()
     crystals = [bulk('Cu', a=3.4 + 0.02 * k) for k in range(9)]
@@ -294,6 +333,21 @@ def test_batch_says_what_the_calculator_says(calculator):
         assert np.allclose(found['stress'], atoms.get_stress(), atol=2e-5)
         assert found['stress'].shape == (6,)
     assert np.allclose(together[-1]['stress'], together[-2]['stress'], atol=2e-5)
+
+
+def test_a_calculator_around_a_potential_is_asked_itself(calculator):
+    copper = bulk('Cu')
+    [own] = batch_potential(calculator)([copper])
+    [found] = batch_potential(Shifted(calculator.calculator))([copper])
+    assert found['energy'] == pytest.approx(own['energy'] + 100, abs=1e-2)
+
+
+def test_elements_that_a_potential_does_not_know_end_only_their_structure(calculator):
+    inputs = enumerate([bulk('Po', 'sc', a=3.35), bulk('Cu')])
+    ends = dict(relax_batched(inputs, batch_potential(calculator)))
+    assert 'atom 0 (Po)' in ends[0].reason
+    assert 'was not trained on Po' in ends[0].reason
+    assert ends[1].converged
 
 
 def test_layers_are_no_molecules(calculator):

@@ -8,6 +8,7 @@ from ase.build import bulk
 
 from ase_deeprelax.calculators.registry import POTENTIALS, get_calculator
 from ase_deeprelax.errors import ModelError
+from ase_deeprelax.optimize.stage import Stage
 
 
 class Bomb:
@@ -37,5 +38,8 @@ def test_chgnet_reads_no_file_for_a_name(tmp_path, monkeypatch):
     atoms = bulk('NaCl', 'rocksalt', a=5.6)
     atoms.calc = get_calculator('chgnet')
     assert atoms.get_potential_energy() < -6
-    get_calculator('chgnet:r2scan')
+    # Its errors are not those of the usual weights.
+    assert get_calculator('chgnet:r2scan').name == Stage('chgnet:r2scan').name
+    assert get_calculator('chgnet:r2scan').name == 'chgnet:r2scan'
+    assert get_calculator('chgnet:0.3.0').name == 'chgnet'
     assert not Path('exploded').exists()

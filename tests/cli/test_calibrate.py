@@ -75,6 +75,10 @@ def test_unknown_potentials_are_named_before_the_work(run, many_pairs, tmp_path)
     assert result.exit_code == 1
     assert "calculator 'nothing' is not known" in result.stderr
     assert not result.stdout
+    twice = ['--potential', 'chgnet', '--potential', 'chgnet:0.3.0']
+    result = run('calibrate', many_pairs, '--out', tmp_path / 'x', *twice)
+    assert result.exit_code == 1
+    assert "two are called 'chgnet'" in result.stderr
 
 
 def test_another_model_is_not_replaced(run, calibrated, many_pairs, tiny_model, tmp_path):
@@ -84,6 +88,14 @@ def test_another_model_is_not_replaced(run, calibrated, many_pairs, tiny_model, 
     assert result.exit_code == 2
     assert 'holds a model' in result.stderr
     assert not (tmp_path / CALIBRATION).exists()
+    # A copy that was cut short, or the weights of something else.
+    (tmp_path / store.CONFIG).unlink()
+    (tmp_path / store.WEIGHTS).write_bytes(b'part')
+    result = run('calibrate', many_pairs, *words)
+    assert result.exit_code == 2
+    assert 'or a part of one' in ' '.join(result.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == [store.WEIGHTS]
+    assert (tmp_path / store.WEIGHTS).read_bytes() == b'part'
 
 
 def test_too_few_pairs_are_an_error(run, pairs_file, tiny_model, tmp_path):

@@ -89,8 +89,8 @@ def test_a_calculator_given_twice_and_an_unknown_optimizer_are_named(
     structures, tiny_model
 ):
     for option, value, said in (
-        ('--optimizers', 'fire', "optimizer is 'fire'"),
-        ('--calculators', 'chgnet,chgnet', "two are called 'chgnet'"),
+        ('--optimizers', 'FIRE, fire', "optimizer is 'fire'"),
+        ('--calculators', 'chgnet, chgnet', "two are called 'chgnet'"),
     ):
         words = ['compare', *structures, '--model', str(tiny_model), option, value]
         result = CliRunner().invoke(app, words)

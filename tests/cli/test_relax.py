@@ -70,6 +70,10 @@ def test_a_potential_that_cannot_verify_is_told_before_the_work(run, salts, tiny
     result = run('relax', salts / 'one.cif', *words)
     assert result.exit_code == 1
     assert "verify is 'chgnet'; the error of this potential is not known" in result.stderr
+    words = ['--out', salts / 'out', '--verify', 'chgnet:r2scan']
+    result = run('relax', salts / 'one.cif', *words)
+    assert result.exit_code == 1
+    assert "verify is 'chgnet:r2scan'; the error of this" in result.stderr
     assert not list(salts.glob('out*'))
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_deeprelax.compare import calibrate as calibrate_module
+from ase_deeprelax.compare import calibrate_potentials
 from ase_deeprelax.compare.calibrate import (
     calibrate,
     errors_of,
@@ -25,7 +26,7 @@ from ase_deeprelax.compare.error_laws import (
     fit_laws,
 )
 from ase_deeprelax.data.pair import make_pair
-from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
 from ase_deeprelax.models import create_model
 from ase_deeprelax.predict import Predictor, relax
 from ase_deeprelax.testing import awaken
@@ -168,6 +169,40 @@ def test_a_potential_needs_pairs_that_can_be_predicted():
     predictor = Predictor(create_model('paegnn', hidden=16, layers=2))
     with pytest.raises(ConfigError, match='no kind of structure has 30 pairs'):
         calibrate_potential(40 * [pair], predictor, EMT())
+
+
+class Choosy(EMT):
+    """EMT that fails, or gives no numbers, for structures of two sizes."""
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        if len(atoms) == 2:
+            raise RuntimeError('two atoms are too many')
+        super().calculate(atoms, *args, **kwargs)
+        if len(atoms) == 3:
+            self.results['forces'] = np.full((3, 3), np.nan)
+
+
+def copper_pairs(n, size):
+    return [
+        make_pair(
+            f'{size}-{k}', *(bulk('Cu', a=a).repeat((size, 1, 1)) for a in (3.5, 3.6))
+        )
+        for k in range(n)
+    ]
+
+
+def test_pairs_for_which_a_potential_fails_are_left_out_of_its_calibration(monkeypatch):
+    monkeypatch.setattr(calibrate_potentials, 'STRENGTHS', (0.04,))
+    predictor = Predictor(create_model('paegnn', hidden=16, layers=2))
+    good, bad = copper_pairs(FEWEST, 1), [*copper_pairs(1, 2), *copper_pairs(1, 3)]
+    with pytest.warns(DeepRelaxWarning, match='fails for 2 of 32 pairs'):
+        found = calibrate_potential([*good, *bad], predictor, Choosy())
+    assert found == calibrate_potential(good, predictor, EMT())
+    with (
+        pytest.warns(DeepRelaxWarning, match='two atoms are too many'),
+        pytest.raises(ConfigError, match=f'works for fewer than {FEWEST} pairs'),
+    ):
+        calibrate_potential(copper_pairs(FEWEST, 2), predictor, Choosy())
 
 
 def test_what_cannot_move_has_no_error():

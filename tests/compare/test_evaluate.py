@@ -23,6 +23,7 @@ from ase_deeprelax.compare.evaluation_tables import (
 )
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
+from ase_deeprelax.compare.uncertainty import uncertain_share
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError, ModelError, PredictionError
 from ase_deeprelax.predict import Predictor
@@ -160,6 +161,32 @@ def test_there_is_no_rank_without_a_spread(predictor):
 
     assert evaluate(pairs, relax)['spearman_sigma'] is None
     assert evaluate(pairs[:1], predictor)['spearman_sigma'] is None
+
+
+@pytest.mark.parametrize('ok', [True, False])
+def test_sigma_ranks_where_a_prediction_has_no_expected_error(predictor, ok):
+    pairs = some_pairs()
+
+    def relax(atoms_list):
+        # answers are farther and farther off; expected errors say so, sigma the opposite
+        results = []
+        for k, (pair, one) in enumerate(
+            zip(pairs, predictor.relax(atoms_list), strict=True)
+        ):
+            atoms = pair.relaxed
+            atoms.set_cell((1 + 0.02 * k) * atoms.cell.array, scale_atoms=True)
+            results.append(
+                dataclasses.replace(one, atoms=atoms, error=0.1 * k, sigma=1 - 0.1 * k)
+            )
+        return [dataclasses.replace(results[0], ok=ok, error=np.nan), *results[1:]]
+
+    found = evaluate(pairs, relax)
+    most_certain, *_, all_of_them = (one['error'] for one in found['risk_coverage'])
+    assert (most_certain > all_of_them) == ok  # one that failed changes no ranking
+
+
+def test_the_most_uncertain_part_holds_at_least_one_structure():
+    assert uncertain_share([0.1, 0.2], [0.1, 0.3]) == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize('broken', ['positions', 'cell', 'flat cell'])

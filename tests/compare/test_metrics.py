@@ -126,6 +126,7 @@ def test_nothing_alike_counts_as_an_rmsd_of_one():
     guess.set_cell([3.0, 3.0, 9.0], scale_atoms=True)
     errors = Reference(pair).errors(guess)
     assert (errors['match_rate'], errors['rmsd']) == (0, 1.0)
+    assert Reference(pair).rmsd(guess) == 1.0
 
 
 def test_supercells_have_the_errors_of_their_cells():

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS, BFGSLineSearch
 from ase.optimize.cellawarebfgs import CellAwareBFGS
 
 from ase_deeprelax import ElasticBFGS
+from ase_deeprelax.compare import batched_runs
 from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.cases import check_unique
 from ase_deeprelax.compare.comparison_tables import comparison_text
@@ -30,6 +33,7 @@ from ase_deeprelax.data.pairs import make_pair, read_pairs
 from ase_deeprelax.errors import ConfigError, PairFileError, StructureError
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer
 from ase_deeprelax.optimize.many import relax_batched
+from ase_deeprelax.predict import Predictor
 from tests.alloys import strained_alloy as alloy
 from tests.calculators.bare import Bare
 
@@ -631,6 +635,43 @@ def test_a_changed_structure_of_the_same_name_is_run_anew(tmp_path):
     assert one['runs'][0]['curve'] != two['runs'][0]['curve']
 
 
+def test_other_parameters_of_a_calculator_are_run_anew(tmp_path):
+    def energy(epsilon):
+        calculator = LennardJones(epsilon=epsilon, sigma=2.3, rc=6.0, smooth=True)
+        found = compare([bulk('Cu')], calculator, model=Dummy(), steps=0, out=tmp_path)
+        return found['runs'][0]['energy_per_atom']
+
+    assert energy(0.4) == pytest.approx(2 * energy(0.2))
+
+
+def test_other_options_of_a_predictor_are_refused(tmp_path, tiny_model):
+    def relaxed(**options):
+        predictor = Predictor(tiny_model, **options)
+        compare([bulk('Cu')], EMT(), model=predictor, steps=0, out=tmp_path)
+
+    relaxed(symmetry='keep')
+    with pytest.raises(ConfigError, match='written with model_options'):
+        relaxed(symmetry='free')
+
+
+def test_a_reference_may_be_added_and_changed_afterwards(tmp_path):
+    def distances(**reference):
+        found = compare([alloy()], calculator, model=Dummy(), out=tmp_path, **reference)
+        rows = [*found['predictions'], *found['runs']]
+        return [row['rmsd_to_reference'] for row in rows]
+
+    calculator = CountingCalculator(EMT())
+    assert distances() == 3 * [None]
+    calls = calculator.calls
+    true = distances(reference=[minimum(alloy())])
+    assert max(true[1:]) < 0.01 < true[0] < 0.5
+    stretched = minimum(alloy())
+    stretched.set_cell(1.5 * stretched.cell, scale_atoms=True)
+    assert distances(reference=[stretched]) == 3 * [1.0]
+    assert distances(reference=minimum(alloy())) == true
+    assert calculator.calls == calls  # nothing was relaxed again
+
+
 def test_another_magnetic_order_is_run_anew(tmp_path):
     calls = []
     for moments in ([1, 1, 1, 1], [1, -1, 1, -1], [1, -1, 1, -1]):
@@ -667,6 +708,12 @@ def test_pairs_bring_their_reference_and_lists_may_have_some():
         ([bulk('Cu')], [bulk('Au')], PairFileError, 'atom 0 is Cu'),
         (2 * [make_pair('p', bulk('Cu'), bulk('Cu'))], None, StructureError, "'p' is the"),
         (['Cu'], None, StructureError, 'not a structure'),
+        (
+            make_pair('p', bulk('Cu'), bulk('Cu')),
+            bulk('Cu', a=4.0),
+            StructureError,
+            "'p' is a pair",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_work(structures, reference, error, match):
@@ -717,6 +764,33 @@ def test_calculators_have_names_of_their_own(tiny_model):
     assert len(row['sigma_atoms']) == 4
     assert found['structures'][0]['sigma'] == row['sigma']
     assert len(found['settings']['sha256']) == 64
+
+
+def test_the_first_calls_of_a_batch_are_not_timed(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(batched_runs, 'perf_counter', lambda: now[0])
+
+    class Slow(EMT):
+        started = False
+
+        def calculate(self, *args, **kwargs):
+            now[0] += 0.0 if self.started else 100.0
+            self.started = True
+            super().calculate(*args, **kwargs)
+
+    settings = {'model': Dummy(), 'fmax': 0.1, 'out': tmp_path}
+    compare([alloy()], {'pot': Slow()}, **settings)
+    found = compare([alloy()], {'pot': Slow()}, batched=True, **settings)
+    assert max(row['seconds_per_structure'] for row in found['batched']) < 100
+
+
+def test_a_wire_with_a_reference_is_a_failed_row_and_changes_no_other():
+    wire = Atoms('Cu2', [[0, 0, 0], [0, 0, 2.5]], cell=[10, 10, 5], pbc=[0, 0, 1])
+    inputs = [wire, bulk('Cu')]
+    found = compare(inputs, EMT(), model=Dummy(), reference=inputs, steps=1)
+    assert [run['ok'] for run in found['runs']] == [False, False, True, True]
+    assert found['predictions'][0]['rmsd_to_reference'] is None
+    assert found['predictions'][1]['rmsd_to_reference'] == pytest.approx(0, abs=1e-6)
 
 
 def test_quartiles():

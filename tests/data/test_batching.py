@@ -5,7 +5,7 @@ from ase.build import bulk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ase_deeprelax.data.batching import collate, group_by_size, halve
+from ase_deeprelax.data.batching import collate, counted, group_by_size, halve, split
 from ase_deeprelax.data.graph import GraphSpec, build_graph
 
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 900)), max_size=40)
@@ -41,6 +41,19 @@ def test_halves_hold_the_whole(n):
     assert len(first)
     assert len(second)
     assert [*first, *second] == list(range(n))
+
+
+@given(st.lists(st.integers(0, 5), max_size=12))
+def test_numbers_counted_through_are_those_of_a_plain_loop(counts):
+    which, nth = counted(torch.tensor(counts, dtype=torch.int64))
+    pairs = [(k, n) for k, count in enumerate(counts) for n in range(count)]
+    assert list(zip(which.tolist(), nth.tolist(), strict=True)) == pairs
+
+
+def test_a_single_graph_is_the_only_part_of_itself():
+    cu = bulk('Cu')
+    graph = build_graph(cu.numbers, cu.positions, cu.cell.array, GraphSpec(cutoff=3.0))
+    assert split(graph) == [graph]
 
 
 def test_targets_of_some_graphs_only_are_refused():

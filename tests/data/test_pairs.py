@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111, graphene
+from ase.constraints import FixAtoms
 from ase.io import write
 from scipy.spatial.transform import Rotation
 
+from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs, write_pairs
 from ase_deeprelax.errors import PairFileError
+from ase_deeprelax.geometry.degrees_of_freedom import find_freedom
 
 SHARED = Path(__file__).parents[2] / '../shared/data'
 
@@ -115,6 +118,19 @@ def test_defaults_of_a_record_with_the_bare_keys(tmp_path):
     (tmp_path / 'p.jsonl').write_text(json.dumps({k: record[k] for k in keys}) + '\n\n')
     (pair,) = read_pairs(tmp_path / 'p.jsonl')
     assert (pair.ok, pair.split, pair.formula, pair.scale) == (True, '', '', 1.0)
+    bare = Pair(*(getattr(pair, key) for key in keys))
+    assert pair_record(bare) == pair_record(pair)
+    assert bare.motion().all_free
+
+
+def test_a_pair_says_what_it_is():
+    crystal, layer = bulk('Cu'), graphene(vacuum=9)
+    for atoms, given, said in (
+        (crystal, '', 'bulk'),
+        (layer, '', 'layer'),
+        (layer, 'monolayer', 'monolayer'),
+    ):
+        assert f', {said}, volume' in repr(make_pair('x', atoms, atoms, kind=given))
 
 
 def in_other_images(record, drift):
@@ -173,6 +189,9 @@ def test_extxyz_in_one_file_in_any_order(tmp_path):
     write(tmp_path / 'q.extxyz', frames[1:])
     with pytest.raises(PairFileError, match=r"q\.extxyz: pair 'p0' has only its unrelaxed"):
         read_pairs(tmp_path / 'q.extxyz')
+    write(tmp_path / 'twice.extxyz', [*frames, frames[2]])
+    with pytest.raises(PairFileError, match="frame 8 is a second relaxed one of 'p2'"):
+        read_pairs(tmp_path / 'twice.extxyz')
     write(tmp_path / 'r.extxyz', [bulk('Cu')])
     with pytest.raises(PairFileError, match=r'r\.extxyz: frame 0 needs info pair_id'):
         read_pairs(tmp_path / 'r.extxyz')
@@ -252,6 +271,103 @@ def test_halves_that_do_not_belong_together_are_refused():
         make_pair('x', atoms, Atoms(atoms.numbers, atoms.positions))
     with pytest.raises(PairFileError, match='has 0 atoms'):
         make_pair('x', atoms[:0], atoms[:0])
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_flat_cells_are_refused_however_they_lie(seed):
+    rng = np.random.default_rng(seed)
+    atoms = crystal(rng)
+    flat = atoms.copy()
+    flat.set_cell([*atoms.cell[:2], rng.normal(size=2) @ atoms.cell[:2]])
+    for halves, role in (((flat, atoms), 'unrelaxed'), ((atoms, flat), 'relaxed')):
+        with pytest.raises(PairFileError, match=f'the {role} structure has 6 atoms in a'):
+            make_pair('x', *halves)
+
+
+def test_drift_that_a_pair_has_is_no_part_of_its_targets():
+    for pair in some_pairs():
+        drifted = replace(pair, frac1=pair.frac1 + np.array([0.01, -0.02, 0.03]))
+        for found, expected in zip(drifted.targets(), pair.targets(), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_most_atoms_say_what_the_drift_is_where_the_first_ones_go_far():
+    atoms = bulk('Cu', 'sc', a=3.3) * (3, 3, 3)
+    going = np.zeros((27, 3))
+    going[:4, 0], going[4:8, 0] = 4.4, -2.0
+    answer = relaxed(atoms, np.eye(3), going + np.array([1.0, 2.0, 3.0]))
+    answer.wrap()
+    _, displacement = make_pair('x', atoms, answer).targets()
+    np.testing.assert_allclose(displacement, going - going.mean(axis=0), atol=1e-9)
+
+
+# -- layers and what is held ---------------------------------------------------------------
+
+
+def sheet(thickness, size=(2, 1, 1)):
+    """A buckled sheet of silicon, rattled within its plane."""
+    atoms = graphene('Si2', a=3.87, thickness=thickness, size=size, vacuum=9)
+    rng = np.random.default_rng(0)
+    atoms.positions[:, :2] += rng.normal(0, 0.03, (len(atoms), 2))
+    return atoms
+
+
+@pytest.mark.parametrize('growth', [-0.25, -0.1, 0.1, 0.35])
+def test_a_change_of_thickness_is_a_strain_and_the_rest_displacement(growth):
+    unrelaxed = sheet(1.5)
+    relaxed = sheet(1.5 * (1 + growth))
+    relaxed.set_cell(relaxed.cell.array @ np.diag([1.02, 1.02, 1]), scale_atoms=True)
+    deformation, displacement = make_pair('x', unrelaxed, relaxed).targets()
+    np.testing.assert_allclose(deformation, np.diag([1.02, 1.02, 1 + growth]), atol=1e-9)
+    np.testing.assert_allclose(displacement, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize('growth', [-1.9, -0.99, -0.7, 0.8, 2.0])
+def test_a_layer_that_loses_its_form_is_displaced_for_the_rest(growth):
+    """Its strain stays that of a layer, and both together lead to the relaxed one."""
+    unrelaxed, relaxed = sheet(1.5), sheet(1.5)
+    middle = relaxed.positions[:, 2].mean()
+    relaxed.positions[:, 2] = middle + (1 + growth) * (relaxed.positions[:, 2] - middle)
+    relaxed.positions[0, 2] += 0.2
+    deformation, displacement = make_pair('x', unrelaxed, relaxed).targets()
+    assert 0.6 < deformation[2, 2] < 1.5
+    assert (deformation[2, 2] > 1) == (growth > 0)
+    off = (unrelaxed.positions + displacement) @ deformation - relaxed.positions
+    np.testing.assert_allclose(off, off.mean(axis=0) * np.ones((len(off), 1)), atol=1e-9)
+
+
+def test_flat_layers_and_layers_with_fixed_atoms_get_no_thicker():
+    silicene = make_pair('x', sheet(0.45), sheet(0.55))
+    assert silicene.targets()[0][2, 2] == 1
+    assert make_pair('x', sheet(0.9), sheet(1.0)).targets()[0][2, 2] > 1.1
+    start, end = sheet(1.5), sheet(1.7)
+    assert make_pair('x', start, end, fixed_cell=True).targets()[0][2, 2] == 1
+    start.set_constraint(FixAtoms([0]))
+    assert make_pair('x', start, end).targets()[0][2, 2] == 1
+
+
+HELD = {
+    'crystal': (bulk('NaCl', 'rocksalt', a=5.6), None, True),
+    'crystal, cell fixed': (bulk('NaCl', 'rocksalt', a=5.6), None, False),
+    'layer': (sheet(1.5), None, True),
+    'layer, cell fixed': (sheet(1.5), None, False),
+    'fixed atoms': (bulk('NaCl', 'rocksalt', a=5.6), FixAtoms([1]), True),
+    'layer with fixed atoms': (sheet(1.5), FixAtoms([0, 2]), True),
+    'slab': (fcc111('Cu', (1, 1, 4), vacuum=8), FixAtoms([0, 1]), False),
+}
+
+
+@pytest.mark.parametrize('name', HELD)
+def test_trainings_are_told_the_same_of_what_is_held_as_predictions(name):
+    atoms, constraint, relax_cell = HELD[name]
+    atoms = atoms.copy()
+    atoms.set_constraint(constraint)
+    pair = make_pair('x', atoms, atoms, fixed_cell=not relax_cell)
+    told = pair.motion()
+    for one in (atoms, pair.unrelaxed, pair.relaxed):
+        expected = find_freedom(one, relax_cell).motion
+        np.testing.assert_array_equal(told.fixed, expected.fixed)
+        np.testing.assert_allclose(told.free_strain, expected.free_strain, atol=1e-9)
 
 
 def test_real_pairs_are_in_their_nearest_images_and_without_rotation():

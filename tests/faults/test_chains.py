@@ -1,7 +1,6 @@
-"""Faults 51 to 53: calculators that fail, are not there, or are interrupted."""
+"""Chains with calculators that fail, are not there, or are interrupted."""
 
 import itertools
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from ase.optimize import BFGS, FIRE
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.registry import POTENTIALS
 from ase_deeprelax.errors import DeepRelaxWarning, MissingDependencyError, ModelError
-from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage
 from tests.alloys import alloy, place
 
@@ -63,11 +61,6 @@ def cases(*numbers):
     """Each fault at each call; what a stage begins with is no explosion."""
     product = itertools.product(FAULTS, numbers)
     return [(wrong, n) for wrong, n in product if (wrong, n) != (burst, 1)]
-
-
-@pytest.fixture
-def one_shot(tiny_model):
-    return partial(DeepRelaxOptimizer, model=tiny_model, logfile=None, energy_gate=None)
 
 
 def energy(atoms):
@@ -254,7 +247,7 @@ def test_errors_of_the_atoms_own_calculator_are_raised(one_shot):
         assert np.isfinite(place(atoms)).all()
 
 
-# --- 52 --------------------------------------------------------------------------------
+# --- potentials that are not there -----------------------------------------------------
 
 
 def test_a_potential_that_is_not_there_is_told_before_anything_is_done(
@@ -276,7 +269,7 @@ def test_a_potential_that_is_not_there_is_told_before_anything_is_done(
     assert np.array_equal(place(atoms), place(alloy()))
 
 
-# --- 53 --------------------------------------------------------------------------------
+# --- interrupted -----------------------------------------------------------------------
 
 
 def stop(results):

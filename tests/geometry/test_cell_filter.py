@@ -152,7 +152,6 @@ def test_fixed_atoms_follow_the_cell_and_do_nothing_else():
     atoms = film(tilt=True, across=True)
     fixed = [1, 4]
     atoms.set_constraint([FixAtoms(fixed), FixCartesian([0], mask=(True, False, False))])
-    before = atoms.get_scaled_positions(wrap=False)
     target = free_cell(atoms, True)
     start = target.get_positions()
     assert ElasticBFGS(target, logfile=None).run(fmax=0.02, steps=100)

@@ -33,6 +33,7 @@ from scipy.linalg import logm
 
 from ase_deeprelax.errors import StructureError, UnsupportedConstraintError
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
+from ase_deeprelax.geometry.motion import project_strain
 from ase_deeprelax.geometry.symmetry import find_symmetry
 
 MASKS = st.lists(st.booleans(), min_size=6, max_size=6)
@@ -226,6 +227,75 @@ def test_mask_counts_from_the_filters_first_cell():
     assert np.abs(change).max() > 0.01
 
 
+@pytest.mark.parametrize('kind', [FrechetCellFilter, UnitCellFilter])
+def test_a_filter_whose_cell_has_moved_since_takes_the_whole_prediction(kind):
+    atoms = skewed()
+    target = kind(atoms)
+    atoms.set_cell(atoms.cell.array @ prediction(1, seed=7)[0], scale_atoms=True)
+    s, u = prediction(len(atoms))
+    cell, positions = find_freedom(target).allowed(s, u)
+    np.testing.assert_allclose(cell, atoms.cell.array @ s, atol=1e-12)
+    np.testing.assert_allclose(positions, (atoms.positions + u) @ s, atol=1e-12)
+
+
+def test_a_constant_volume_is_that_of_the_present_cell():
+    atoms = skewed()
+    target = FrechetCellFilter(atoms, constant_volume=True)
+    atoms.set_cell(atoms.cell.array * 1.1, scale_atoms=True)
+    cell, _ = find_freedom(target).allowed(*prediction(len(atoms)))
+    assert np.linalg.det(cell) == pytest.approx(np.linalg.det(atoms.cell.array), rel=1e-11)
+    assert not np.allclose(cell, atoms.cell.array, atol=0.01)
+
+
+def frechet(**settings):
+    return lambda atoms: FrechetCellFilter(atoms, **settings)
+
+
+# What frees some strains of the cell, and how many of the six it frees.
+FREED = {
+    'all': (frechet(), 6),
+    'the volume': (frechet(hydrostatic_strain=True), 1),
+    'the shape': (frechet(constant_volume=True), 5),
+    'a mask': (frechet(mask=[1, 1, 0, 0, 0, 1]), 3),
+    'a mask with a shear': (
+        lambda atoms: UnitCellFilter(atoms, mask=[0, 0, 1, 1, 0, 0]),
+        2,
+    ),
+    'a StrainFilter': (lambda atoms: StrainFilter(atoms, mask=[1, 0, 0, 0, 1, 0]), 2),
+    'the shape along two axes': (
+        frechet(mask=[1, 0, 1, 0, 0, 0], constant_volume=True),
+        1,
+    ),
+    'neither volume nor shape': (
+        frechet(hydrostatic_strain=True, constant_volume=True),
+        0,
+    ),
+    'a volume without axes': (
+        frechet(mask=[0, 0, 0, 1, 1, 1], hydrostatic_strain=True),
+        0,
+    ),
+    'halves of shears of a filter': (frechet(mask=np.tril(np.ones((3, 3)))), 3),
+    'halves of shears': (np.triu(np.ones((3, 3))), 3),
+    'the plane': ('in-plane', 3),
+    'the volume, without a filter': ('hydrostatic', 1),
+}
+
+
+@pytest.mark.parametrize('freed', FREED)
+def test_the_network_is_told_which_strains_may_follow_it(freed):
+    """The strains that it is told are free happen, to first order, and no others."""
+    atoms, (how, count) = skewed(), FREED[freed]
+    freedom = find_freedom(how(atoms)) if callable(how) else find_freedom(atoms, how)
+    free = freedom.motion.free_strain
+    assert np.trace(free) == pytest.approx(count, abs=1e-9)
+    for seed in range(5):
+        deformation, u = prediction(len(atoms), seed, size=1e-5)
+        cell, _ = freedom.allowed(deformation, u)
+        strain = np.linalg.solve(atoms.cell.array, cell) - np.eye(3)
+        told = project_strain(free, deformation - np.eye(3))
+        np.testing.assert_allclose((strain + strain.T) / 2, told, atol=1e-8)
+
+
 def test_strain_filter_moves_the_cell_only():
     atoms = skewed()
     start = atoms.copy()
@@ -248,6 +318,17 @@ def test_strain_filter_moves_the_cell_only():
     assert np.array_equal(atoms.cell.array, start.cell.array)
     assert np.array_equal(atoms.positions, start.positions)
     assert not target.strain.any()
+
+
+def test_strain_filter_knows_where_predictions_led_one_after_the_other():
+    atoms = skewed()
+    target = StrainFilter(atoms)
+    for seed in (0, 1):
+        freedom = find_freedom(target)
+        freedom.write(*freedom.allowed(*prediction(len(atoms), seed)))
+        cell = atoms.cell.array.copy()
+        target.set_positions(target.get_positions())
+        np.testing.assert_allclose(atoms.cell.array, cell, atol=1e-12)
 
 
 def test_filter_hides_atoms():

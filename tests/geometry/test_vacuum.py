@@ -404,8 +404,10 @@ def test_sheets_that_repeat_with_open_galleries_are_a_crystal(sheets):
     one.pbc = True
     many = one * (1, 1, sheets)
     assert (find_layer(many) is None) == (sheets > 1)
-    if sheets > 1:  # Unequal gaps tell layers.
-        many.positions[: len(one), 2] += 0.4
+    if sheets > 1:  # Gaps that differ by a little are equal, others tell layers.
+        many.positions[: len(one), 2] += 0.15
+        assert find_layer(many) is None
+        many.positions[: len(one), 2] += 0.25
         with pytest.raises(StructureError, match=f'{sheets} layers'):
             find_layer(many)
 

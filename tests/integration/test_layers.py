@@ -17,17 +17,10 @@ from ase.optimize.cellawarebfgs import CellAwareBFGS
 
 from ase_deeprelax import keys, relax
 from ase_deeprelax.errors import DeepRelaxWarning, StructureError
-from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage
 from tests.layers import real_layers, rewrite
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*outside the training range')
-
-
-@pytest.fixture
-def one_shot(tiny_model):
-    """With an untrained model, whose predictions are kept all the same, and no output."""
-    return partial(DeepRelaxOptimizer, model=tiny_model, logfile=None, energy_gate=None)
 
 
 def film(fixed=(), pbc=True, tilt=False):

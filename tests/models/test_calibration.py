@@ -126,6 +126,31 @@ def test_a_truncated_file_is_refused(folder, part):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ('damage', 'named'),
+    [
+        ({'limit': {'bulk': '2.5'}}, "bulk is '2.5'"),
+        ({'limit': {'bulk': float('nan')}}, 'bulk is nan'),
+        ({'laws': {'coordinates': {'power': None}}}, 'power is None'),
+        ({'potentials': {'chgnet': {'guide': [], 'step': 0.05}}}, r'guide is \[\]'),
+    ],
+)
+def test_values_that_are_no_numbers_are_refused(folder, monkeypatch, damage, named):
+    written = some_calibration()
+    monkeypatch.setattr(Calibration, 'to_dict', lambda _: to_dict(written) | damage)
+    written.save(folder, load_model(folder).sha256)
+    with pytest.raises(ModelError, match=f'cannot be read.*{named}'):
+        load_model(folder)
+
+
+def test_arrays_that_are_not_finite_are_refused(folder):
+    written = some_calibration()
+    written.environments.mean[3] = np.nan
+    written.save(folder, load_model(folder).sha256)
+    with pytest.raises(ModelError, match='its arrays hold values that are not finite'):
+        load_model(folder)
+
+
 def test_a_kind_that_was_not_calibrated_has_no_error():
     law = some_calibration().laws['volume']
     assert np.isnan(law.expected('layer', 0.1))

@@ -4,14 +4,18 @@ import copy
 import pickle
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
+from ase_deeprelax.errors import DeepRelaxWarning
 from ase_deeprelax.optimize import accessor
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 
@@ -83,6 +87,43 @@ def test_never_shared_between_atoms(optimizer):
     assert np.array_equal(first.positions, second.positions)
     first.optimizer = first.optimizer
     assert first.optimizer is optimizer
+
+
+def test_never_shared_between_threads(tiny_model):
+    class Slow(DeepRelaxOptimizer):
+        def _start(self, atoms):
+            time.sleep(0.2)
+            super()._start(atoms)
+
+    optimizer = Slow(model=tiny_model, logfile=None)
+    structures = [rocksalt() for _ in range(3)]
+    with ThreadPoolExecutor(3) as executor:
+        bound = list(executor.map(optimizer.bind, structures))
+    for atoms, one in zip(structures, bound, strict=True):
+        assert one.atoms is atoms
+
+
+def test_a_filter_around_the_atoms_stays(tiny_model):
+    atoms = rocksalt()
+    held = atoms.cell.array[:, 2].copy()
+    target = FrechetCellFilter(atoms, mask=[1, 1, 0, 0, 0, 1])
+    atoms.optimizer = DeepRelaxOptimizer(target, model=tiny_model, logfile=None)
+    assert atoms.optimizer.atoms is target
+    twins = [copy.deepcopy(atoms), pickle.loads(pickle.dumps(atoms))]
+    for one in (atoms, *twins):
+        assert one.optimizer.run(one) is True
+        np.testing.assert_allclose(one.cell.array[:, 2], held, rtol=0, atol=1e-9)
+        assert not np.allclose(one.cell.array, rocksalt().cell.array, atol=1e-4)
+
+
+def test_a_copy_for_other_atoms_says_that_it_leaves_the_filter(tiny_model):
+    first, second = rocksalt(), rocksalt()
+    target = FrechetCellFilter(first, mask=[1, 1, 0, 0, 0, 1])
+    optimizer = DeepRelaxOptimizer(target, model=tiny_model, logfile=None)
+    with pytest.warns(DeepRelaxWarning, match='FrechetCellFilter .* relax_cell='):
+        second.optimizer = optimizer
+    assert second.optimizer.atoms is second
+    assert optimizer.atoms is target
 
 
 def test_what_takes_it_along(optimizer):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from ase.optimize import BFGS, FIRE, LBFGS, RestartError
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.registry import POTENTIALS
 from ase_deeprelax.errors import DeepRelaxWarning
-from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
 from ase_deeprelax.optimize.stage import Stage, as_stages
 from tests.alloys import alloy, place
 
@@ -40,12 +40,6 @@ class Counting(EMT):
     def calculate(self, *args, **kwargs):
         self.calls += 1
         super().calculate(*args, **kwargs)
-
-
-@pytest.fixture
-def one_shot(tiny_model):
-    """With an untrained model, whose predictions are kept all the same, and no output."""
-    return partial(DeepRelaxOptimizer, model=tiny_model, logfile=None, energy_gate=None)
 
 
 def relaxed_forces(atoms):
@@ -70,6 +64,8 @@ def test_what_a_stage_can_be_made_from():
     assert as_stages(None) == []
     assert [stage.name for stage in as_stages('chgnet')] == ['chgnet']
     assert stages[3].build_calculator() is stages[3].build_calculator()  # made once
+    for twin in (copy.deepcopy(stages[3]), pickle.loads(pickle.dumps(stages[3]))):
+        assert twin.build_calculator() is not stages[3].build_calculator()
     for wrong in ({'fmax': -1}, {'steps': 0}, {'min_sigma': np.nan}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Stage(EMT(), **wrong)
@@ -271,16 +267,60 @@ def test_atoms_changed_between_runs_are_what_goes_on(one_shot):
     atoms = alloy()
     optimizer = one_shot(atoms, refine=EMT())
     assert optimizer.run(fmax=0.01, steps=3) is False
-    atoms.symbols[:] = 'Au'  # less bound: no stage that went uphill
+    atoms.rattle(0.1, seed=5)
     changed = atoms.copy()
     changed.calc = EMT()
     assert optimizer.run(fmax=0.001) is True
+    assert [record.name for record in optimizer.stages] == ['prediction', 'emt']
     record, begun = optimizer.stages[-1], changed.get_potential_energy()
     assert record.energy_before == pytest.approx(begun)
     assert record.energy_before > record.energy_after
-    assert set(atoms.symbols) == {'Au'}
     # Its filter measures strain from the first cell, `relaxed_forces` from the last.
     assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
+
+
+def test_threads_share_no_calculator(one_shot):
+    """They share the settings: one optimizer, bound to the atoms of each."""
+
+    def relaxed(optimizer, seed):
+        atoms = alloy(seed=seed)
+        optimizer.bind(atoms).run(fmax=0.01, steps=10)
+        return place(atoms)
+
+    alone = [relaxed(one_shot(refine=EMT), seed) for seed in range(4)]
+    shared = one_shot(refine=EMT)
+    with ThreadPoolExecutor(4) as executor:
+        together = list(executor.map(partial(relaxed, shared), range(4)))
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize('steps', [3, 100], ids=['within a run', 'after it'])
+@pytest.mark.parametrize('own', [True, False], ids=['refine', 'calculator'])
+def test_what_is_held_is_held_at_the_cell_that_a_run_finds(one_shot, own, steps):
+    """As in a scan of the third vector, where the others relax."""
+    atoms = alloy()
+    atoms.calc = None if own else EMT()
+    held = [1, 1, 0, 0, 0, 1]
+    atoms.optimizer = one_shot(refine=EMT() if own else None, relax_cell=held)
+    atoms.optimizer.run(fmax=0.01, steps=steps)
+    atoms.set_cell(atoms.cell.array * [[1], [1], [1.04]], scale_atoms=True)
+    wanted = atoms.cell.array[2].copy()
+    assert atoms.optimizer.run(fmax=0.01) is True
+    np.testing.assert_allclose(atoms.cell.array[2], wanted, rtol=0, atol=1e-9)
+    alone = atoms.copy()
+    alone.calc = EMT()
+    forces = FrechetCellFilter(alone, mask=held).get_forces()
+    assert np.linalg.norm(forces, axis=1).max() < 0.02
+
+
+def test_what_a_stage_before_moved_is_held_where_it_is(one_shot):
+    atoms = alloy()
+    chain = [Stage(EMT(), relax_cell=True), Stage(EMT(), fmax=1e-3)]
+    optimizer = one_shot(atoms, refine=chain, relax_cell=[1, 1, 0, 0, 0, 1])
+    assert optimizer.run(fmax=0.02) is True
+    _, free, held = (record.atoms.cell[2, 2] for record in optimizer.stages)
+    assert abs(free - alloy().cell[2, 2]) > 1e-3
+    assert held == pytest.approx(free, abs=1e-9)
 
 
 @pytest.mark.parametrize('left', [None, EMT()], ids=['none', 'another'])

@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.tersoff import Tersoff, TersoffParameters
-from ase.constraints import FixAtoms, FixCartesian, FixSymmetry
+from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase.filters import FrechetCellFilter, UnitCellFilter
 from ase.mep import NEB
 from ase.optimize import BFGS
@@ -317,6 +317,24 @@ def test_fixed_atoms_do_not_pull_the_others():
     before = atoms.get_scaled_positions()
     assert ElasticBFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.02, steps=40)
     np.testing.assert_allclose(atoms.get_scaled_positions()[0], before[0], atol=1e-9)
+
+
+def test_a_constraint_for_each_atom_costs_as_much_as_one_for_all(monkeypatch):
+    """Files of VASP with selective dynamics are read so."""
+    calls, adjust = [], FixScaled.adjust_forces
+
+    def count(self, atoms, forces):
+        calls.append(self)
+        adjust(self, atoms, forces)
+
+    atoms = crystal().repeat((2, 2, 1))
+    n = len(atoms)
+    atoms.set_constraint(FixScaled(range(n), [True, False, True]))
+    expected = model_hessian(atoms)
+    atoms.set_constraint([FixScaled(k, [True, False, True]) for k in range(n)])
+    monkeypatch.setattr(FixScaled, 'adjust_forces', count)
+    np.testing.assert_allclose(model_hessian(atoms), expected, atol=1e-9)
+    assert len(calls) == 3 * n
 
 
 def test_symmetry_that_is_fixed_stays():

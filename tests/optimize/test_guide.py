@@ -107,6 +107,24 @@ def test_a_run_step_by_step_leaves_the_bare_calculator_too(ends):
     assert isinstance(atoms.calc, EMT)
 
 
+def test_an_error_in_a_guided_stage_names_the_potential():
+    class Broken(EMT):
+        name = 'broken'
+
+        calls = 0
+
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            self.calls += 1
+            if self.calls > 3:  # the start, the prediction, and a step
+                self.results['forces'] = self.results['forces'] * np.nan
+
+    atoms = alloy()
+    opt = optimizer(atoms, refine=Stage(Broken(), guided=0.02, fmax=1e-6))
+    with pytest.warns(DeepRelaxWarning, match='rolled back: broken: the force on atom 0'):
+        assert opt.run(fmax=FMAX) is False
+
+
 @pytest.mark.parametrize('calls', [3, 4, 5, 6])
 def test_a_guided_stage_whose_calculator_fails_is_rolled_back(calls):
     class Failing(EMT):

@@ -547,6 +547,20 @@ def test_more_atoms_than_in_the_run_before_begin_anew(one_shot):
     assert np.abs(atoms.get_forces()).max() < 0.02
 
 
+def test_other_elements_than_in_the_run_before_begin_anew(one_shot):
+    """As in a loop over substitutions: nothing that was said of one is said of the next."""
+    atoms = gold()
+    atoms.optimizer = one_shot(energy_gate=None)
+    assert atoms.optimizer.run(fmax=0.02) is True
+    atoms.info[keys.OOD] = 'said of gold'
+    atoms.symbols[:2] = 'Cu'
+    assert atoms.optimizer.run(fmax=0.02) is True
+    said, refined = atoms.optimizer.stages
+    assert (said.name, refined.name) == ('prediction', 'emt')
+    assert set(said.atoms.symbols) == {'Au', 'Cu'}
+    assert 'gold' not in atoms.info.get(keys.OOD, '')
+
+
 # --- restart, copies, mistakes ---------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """One call of a potential that judges a prediction."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
-from ase.filters import FrechetCellFilter
+from ase.filters import Filter, FrechetCellFilter, UnitCellFilter
 from ase.optimize import BFGS
 
 from ase_deeprelax import DeepRelaxOptimizer, keys
@@ -73,6 +74,90 @@ def test_a_strained_cell_counts_unless_it_is_held(model):
     held = atoms.copy()
     held.calc = EMT()
     assert mean_newton_step(held) < 0.02
+
+
+@pytest.mark.parametrize(
+    ('held', 'same'),
+    [
+        (lambda atoms: FrechetCellFilter(atoms, mask=[0] * 6), False),
+        (lambda atoms: Filter(atoms, mask=[True] * 4), False),
+        (lambda atoms: UnitCellFilter(atoms, mask=[1, 1, 0, 0, 0, 1]), [1, 1, 0, 0, 0, 1]),
+        (lambda atoms: FrechetCellFilter(atoms, hydrostatic_strain=True), 'hydrostatic'),
+        (FrechetCellFilter, True),
+    ],
+    ids=['nothing', 'hidden', 'mask', 'hydrostatic', 'all'],
+)
+def test_what_a_filter_holds_does_not_count(model, held, same):
+    atoms = minimum()
+    atoms.set_cell(atoms.cell.array * [[1.01], [1.02], [1.05]], scale_atoms=True)
+    atoms.calc = None
+    through = verify(held(atoms), EMT(), 'emt', model.calibration)
+    bare = verify(atoms, EMT(), 'emt', model.calibration, same)
+    assert through.step == pytest.approx(bare.step, rel=1e-6)
+    assert (through.step < 1e-6) is (same is False)
+
+
+def test_atoms_that_a_filter_hides_do_not_count(model):
+    atoms = minimum()
+    atoms.positions[0] += [0.0, 0.0, 0.2]
+    atoms.calc = None
+    others = Filter(atoms, indices=[1, 2, 3])
+    fixed = atoms.copy()
+    fixed.set_constraint(FixAtoms([0]))
+    expected = verify(fixed, EMT(), 'emt', model.calibration, False).step
+    step = verify(others, EMT(), 'emt', model.calibration).step
+    assert step == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_optimizer_judges_what_its_filter_lets_move(model):
+    atoms = bulk('Cu', a=4.0)
+    optimizer = DeepRelaxOptimizer(
+        FrechetCellFilter(atoms, mask=[0] * 6), logfile=None, model=model, verify=EMT()
+    )
+    assert optimizer.run() is True
+    assert optimizer.verification.step < 1e-6
+
+
+def test_a_crystal_of_one_atom_is_judged_by_its_cell(model):
+    steps = []
+    for size in (1, 2):
+        copper = bulk('Cu', a=3.8) * size
+        steps.append(verify(copper, EMT(), 'emt', model.calibration))
+    assert steps[0].step == pytest.approx(steps[1].step, rel=1e-6)
+    assert not steps[0].within
+    assert verify(bulk('Cu', a=3.8), EMT(), 'emt', model.calibration, False).step < 1e-6
+    assert verify(bulk('Cu', a=3.6), EMT(), 'emt', model.calibration).within
+
+
+class Failing(EMT):
+    name = 'emt'
+
+    def __init__(self, added):
+        super().__init__()
+        self.added = added
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        if self.added is None:
+            raise RuntimeError('out of memory')
+        self.results['forces'] = self.results['forces'] + self.added
+
+
+@pytest.mark.parametrize(
+    ('added', 'said'),
+    [
+        (None, 'emt failed: RuntimeError: out of memory'),
+        (np.nan, r'emt failed: .*force on atom 0 \(Cu\) is not finite'),
+    ],
+)
+def test_a_potential_that_fails_leaves_the_prediction(model, added, said):
+    atoms = bulk('Cu', a=3.7)
+    optimizer = DeepRelaxOptimizer(atoms, logfile=None, model=model, verify=Failing(added))
+    with pytest.warns(DeepRelaxWarning, match=said):
+        assert optimizer.run() is True
+    assert optimizer.verification is None
+    assert re.search(said, atoms.info[keys.VERIFIED])
+    assert keys.SIGMA in atoms.info
 
 
 def test_fixed_atoms_do_not_count():

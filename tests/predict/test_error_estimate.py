@@ -1,5 +1,7 @@
 """What a calibrated model says of its errors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -7,12 +9,15 @@ from ase.build import bulk, fcc111, make_supercell, mx2
 from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 from ase.filters import FrechetCellFilter
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ase_deeprelax import keys, relax
-from ase_deeprelax.errors import ModelError, PredictionError
+from ase_deeprelax.errors import ConfigError, ModelError, PredictionError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.predict.select import select
+from tests.strategies import quick, seeds
 
 
 @pytest.fixture(scope='module')
@@ -122,6 +127,15 @@ def test_large_errors_are_refused_by_number(rutile):
     assert (kept.atoms.positions == rutile.positions).all()
 
 
+def test_what_is_refused_for_its_error_still_says_what_it_is():
+    sparse, sheet = bulk('Cu', a=6.4), mx2('MoS2', a=3.3, vacuum=9)
+    for atoms, kind, outside in ((sparse, 'bulk', 'volume 5.'), (sheet, 'layer', '')):
+        [kept] = relax([atoms], accept_below=1e-6)
+        assert 'not below accept_below' in kept.problem
+        assert kept.kind == kind
+        assert outside in kept.ood
+
+
 def test_errors_can_be_limited_for_calibrated_models_only(rutile):
     with pytest.raises(ModelError, match='accept_below needs a calibrated model'):
         relax(rutile, create_model('paegnn', hidden=16, layers=1), accept_below=0.1)
@@ -157,3 +171,34 @@ def test_selected_structures_are_uncertain_and_different(rutile):
     assert not {4, 5} <= set(chosen)  # the same crystal twice
     assert len(set(chosen)) == 4
     assert sorted(select(results, 100)) == list(range(7))
+
+
+@quick
+@given(seeds(), st.integers(1, 12))
+def test_each_selected_structure_is_the_most_uncertain_and_different_that_is_left(
+    seed, count
+):
+    rng = np.random.default_rng(seed)
+    errors, prints = rng.uniform(0.01, 1.0, 12), rng.normal(size=(12, 3))
+    errors[3] = np.nan  # of another kind than the model was calibrated on
+    failed = 5
+    results = [
+        SimpleNamespace(ok=k != failed, error=errors[k], fingerprint=prints[k])
+        for k in range(12)
+    ]
+    chosen = select(results, count)
+    usable = set(range(12)) - {3, failed}
+    assert len(chosen) == len(set(chosen)) == min(count, 10)
+    assert set(chosen) <= usable
+    assert errors[chosen[0]] == max(errors[k] for k in usable)
+    for n in range(1, len(chosen)):
+        apart = np.linalg.norm(prints[:, None] - prints[chosen[:n]], axis=2).min(axis=1)
+        value = errors * apart
+        assert value[chosen[n]] == max(value[k] for k in usable - set(chosen[:n]))
+
+
+def test_nothing_to_select():
+    with pytest.raises(ConfigError, match='count is 0; choose 1 structure or more'):
+        select([], 0)
+    with pytest.raises(ConfigError, match='no prediction has an expected error'):
+        select([], 1)

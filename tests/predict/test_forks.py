@@ -54,7 +54,7 @@ NESTED = """
     process.join(90)
     assert process.exitcode == 0
 """
-# Item 39: a process that is forked from one that has used CUDA. Without a GPU, the child
+# A process that is forked from one that has used CUDA. Without a GPU, the child
 # hears from torch what it would hear then.
 AS_TORCH_TELLS = """
     torch.cuda._is_in_bad_fork = lambda: multiprocessing.parent_process() is not None
@@ -91,8 +91,8 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA de
         pytest.param(POOL, id='pool'),
         pytest.param(EXECUTOR, id='futures'),
         pytest.param(NESTED, id='nested'),
-        pytest.param(AS_TORCH_TELLS + CUDA_IN_A_CHILD, id='39 as torch tells it'),
-        pytest.param(REAL_CUDA, id='39 on a GPU', marks=CUDA),
+        pytest.param(AS_TORCH_TELLS + CUDA_IN_A_CHILD, id='as torch tells it'),
+        pytest.param(REAL_CUDA, id='on a GPU', marks=CUDA),
     ],
 )
 def test_forked_workers_answer(use, tmp_path):

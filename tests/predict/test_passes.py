@@ -9,9 +9,11 @@ from ase.constraints import FixAtoms
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.models.store import load_model, save_model
 from ase_deeprelax.predict import Predictor
+from ase_deeprelax.predict.finish import finish
 from ase_deeprelax.predict.passes import (
     MAX_PASSES,
     STRAINS,
@@ -21,6 +23,7 @@ from ase_deeprelax.predict.passes import (
     part_of,
     strain_of,
 )
+from ase_deeprelax.predict.prepare import prepare
 from ase_deeprelax.testing import symmetric_crystals
 from tests.strategies import orthogonal, quick, seeds
 
@@ -113,6 +116,7 @@ def test_the_weight_grows_without_jumps(size, more):
     assert -1e-9 <= after - weight <= steepest * more + 1e-9
     assert 0 <= weight <= 1
     assert weight == 0 or size > STRAINS[0] - 1e-9
+    assert weight == 1 or size < STRAINS[1] + 1e-9
 
 
 @quick
@@ -256,6 +260,17 @@ def test_where_no_other_pass_is_possible_those_before_count(predictor, problem):
     (result,) = other.relax(far()[:1], on_bad='raise')
     assert len(seen) == (1 if problem == 'memory' else 2)
     assert np.allclose(result.deformation, one.deformation, atol=1e-6)
+
+
+def test_the_last_plausible_of_all_passes_counts(predictor):
+    salt = far()[0]
+    prepared = prepare(salt, predictor.settings, None)
+    [(_, output)] = predictor.outputs({0: prepared})
+    moves = [(scale * np.eye(3), np.zeros((2, 3))) for scale in (1.1, 1.2, 9.0, 7.0)]
+    result = finish(prepared, output, moves)
+    assert result.volume_ratio == pytest.approx(1.2**3)
+    with pytest.raises(PredictionError, match='volume is 729 times'):
+        finish(prepared, output, moves[2:])
 
 
 def test_an_answer_whose_atoms_have_lost_sight_of_each_other_holds():

@@ -194,6 +194,30 @@ def test_pymatgen_in_and_out(model):
     assert len(relax([structure, result.atoms], model)) == 2
 
 
+@pytest.mark.parametrize(
+    ('second', 'problem'),
+    [([0, 0, 0.05], 'atom 0 (Cs) and atom 1'), ([0.5, 0.5, 0.6], 'CsCl: the expected')],
+    ids=['before the network', 'after it'],
+)
+def test_a_refused_structure_of_pymatgen_comes_back_with_all_it_carries(second, problem):
+    from pymatgen.core import Lattice, Structure
+
+    structure = Structure(
+        Lattice.cubic(4.0),
+        ['Cs', 'Cl'],
+        [[0, 0, 0], second],
+        charge=1,
+        labels=['A', 'B'],
+        site_properties={'magmom': [1.5, -0.5]},
+    )
+    [kept] = relax([structure], on_bad='keep', accept_below=1e-6)
+    assert kept.problem.startswith(problem)
+    assert kept.structure == structure
+    assert kept.structure.labels == ['A', 'B']
+    assert kept.structure.charge == 1
+    assert kept.structure.site_properties['magmom'] == [1.5, -0.5]
+
+
 def test_order_is_kept_over_batches_and_windows(model, monkeypatch):
     crystals = symmetric_crystals(23, seed=5)
     expected = relax(crystals, model)

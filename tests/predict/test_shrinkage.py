@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from ase.build import bulk, make_supercell
+from ase.build import bulk, make_supercell, mx2
 from ase.constraints import FixAtoms
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ase_deeprelax import relax
+from ase_deeprelax import Predictor, load_model, relax
 from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.predict.shrinkage import DISPLACEMENT_RATIO, STRAIN_RATIO, shrink
 from ase_deeprelax.testing import symmetric_crystals
@@ -81,11 +83,31 @@ def test_a_supercell_is_answered_as_its_cell():
     np.testing.assert_allclose(large.deformation, small.deformation, atol=1e-5)
 
 
+def test_a_layer_is_answered_alike_in_a_box_of_any_height():
+    layers = [mx2('MoS2', a=3.19, thickness=3.1, vacuum=vacuum) for vacuum in (8, 25)]
+    low, high = relax(layers)
+    np.testing.assert_allclose(high.deformation, low.deformation, atol=2e-6)
+    np.testing.assert_allclose(high.displacement, low.displacement, atol=2e-5)
+
+
 @pytest.mark.parametrize(('name', 'a'), [('MgO', 4.2), ('NaCl', 5.6), ('CaO', 4.8)])
 def test_what_is_relaxed_hardly_moves(name, a):
     once = relax(bulk(name, 'rocksalt', a=a))
     again = relax(once.atoms)
     assert strain_of(again.deformation) < 0.3 * strain_of(once.deformation) + 2e-3
+
+
+def test_models_that_know_relaxed_inputs_hold_back_small_moves_and_make_large_ones():
+    model = load_model('deeprelax')
+    held = Predictor(model, device='cpu')
+    model.card = replace(model.card, saw_relaxed=False)
+    whole = Predictor(model, device='cpu')
+    salts = [bulk(x, 'rocksalt', a=a) for x, a in (('MgO', 4.2), ('CaO', 4.8))]
+    relaxed = [result.atoms for result in held.relax(salts)]
+    for one, other in zip(held.relax(relaxed), whole.relax(relaxed), strict=True):
+        assert strain_of(one.deformation) < 0.85 * strain_of(other.deformation)
+    for one, other in zip(held.relax(salts), whole.relax(salts), strict=True):
+        assert strain_of(one.deformation) > 0.9 * strain_of(other.deformation)
 
 
 def test_fixed_atoms_stay_to_the_last_bit():

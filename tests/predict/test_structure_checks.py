@@ -1,6 +1,7 @@
 """What is refused: every message says what, where and what to do; nothing else is."""
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -17,7 +18,12 @@ from ase_deeprelax.errors import (
 from ase_deeprelax.geometry.symmetry import find_symmetry
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict import structure_checks
-from ase_deeprelax.predict.structure_checks import check_structure, outside_ranges
+from ase_deeprelax.predict.prediction_checks import check_prediction
+from ase_deeprelax.predict.structure_checks import (
+    check_contents,
+    check_structure,
+    outside_ranges,
+)
 from tests.strategies import crystals, orthogonal, prototypes, quick
 
 
@@ -139,6 +145,18 @@ def test_slabs_wires_and_molecules():
         check_structure(molecule('H2O', vacuum=8.0, pbc=True))
 
 
+@pytest.mark.parametrize('height', [0.0, 0.3, 30.0])
+def test_the_box_of_an_open_layer_brings_no_atoms_together(height):
+    slab = fcc111('Cu', (1, 1, 4), vacuum=0)  # The lowest plane is right below the top one.
+    slab.cell[2, 2] = np.ptp(slab.positions[:, 2]) + height
+    assert check_structure(slab) == ''
+    check_prediction(slab, slab, layer=find_layer(slab))
+    slab.pbc = True
+    if height < 1:
+        with pytest.raises(StructureError, match=r'atom 0 \(Cu\) and atom 3 \(Cu\)'):
+            check_structure(slab)
+
+
 @quick
 @given(crystals(min_atoms=2, max_atoms=15), st.data())
 def test_two_atoms_on_one_site_are_both_named(atoms, data):
@@ -159,8 +177,9 @@ def test_the_smallest_distance_decides(atoms, distance, data):
     if abs(closest - 0.5) < 1e-6:
         return
     if closest < 0.5:
-        with pytest.raises(StructureError, match=f'{closest:.3f} A apart, less than 0.5'):
-            check_structure(atoms)
+        for check in (check_structure, lambda atoms: check_contents(atoms, None)):
+            with pytest.raises(StructureError, match=rf'{closest:.3f} A .*less than 0\.5'):
+                check(atoms)
     else:
         check_structure(atoms)
     check_structure(atoms, min_distance=closest - 1e-6)
@@ -194,6 +213,14 @@ def test_dummy_atoms():
         check_structure(atoms)
 
 
+@pytest.mark.parametrize(('number', 'known'), [(1, True), (118, True), (119, False)])
+def test_the_first_and_the_last_element_are_elements(number, known):
+    atoms = Atoms([number], cell=[4, 4, 4], pbc=True)
+    refused = pytest.raises(UnsupportedElementError, match='no element')
+    with nullcontext() if known else refused:
+        check_structure(atoms)
+
+
 def test_elements_that_training_has_not_seen_are_listed():
     atoms = perovskite()
     assert check_structure(atoms, elements=[8, 22, 38]) == ''
@@ -224,6 +251,8 @@ def test_more_than_fits_into_memory(monkeypatch):
     with pytest.raises(StructureError, match=r'5324 atoms need about \d GB, this .* 2 GB'):
         check_structure(atoms)
     check_structure(bulk('Cu', cubic=True) * (5, 5, 5))
+    monkeypatch.delattr(structure_checks.os, 'sysconf')  # as on Windows
+    check_structure(atoms)
 
 
 def test_what_lies_outside_the_training_range_is_said():

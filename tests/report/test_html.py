@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 
 from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.evaluate import cuts, evaluate
+from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
 from ase_deeprelax.predict import relax
-from ase_deeprelax.report import accuracy, comparison
-from ase_deeprelax.report.headlines import of_evaluation
-from ase_deeprelax.report.html import embedded, write_report
+from ase_deeprelax.report import accuracy, comparison, viewer_data
+from ase_deeprelax.report.headlines import of_comparison, of_evaluation
+from ase_deeprelax.report.html import embedded, write_page, write_report
+from ase_deeprelax.report.html_blocks import Section
 
 NASTY = '</script><b>x</b> & "quotes" $\\alpha$'
 CHROMIUM = next(
@@ -189,6 +191,19 @@ def test_the_headline_and_where_it_comes_from_stand_first(page, full_page, evalu
     assert f'{cut:z.0f} % of the error of the lattice' in path.read_text()
 
 
+def test_the_headline_counts_what_did_not_converge(full_page):
+    _, found = full_page
+    [row] = found['summary']
+    n = row['both']['n']
+    some = {**found, 'summary': [{**row, 'n': n + 3}]}
+    [line] = of_comparison(some)
+    assert line.endswith(f'of {n} structures that converged from both starts; 3 did not.')
+    none = {**found, 'summary': [{**row, 'both': row['both'] | {'n': 0}}]}
+    assert of_comparison(none) == [
+        'emt with FIRE: no structure converged from both starts.'
+    ]
+
+
 def test_the_headline_of_a_model_that_gains_nothing_has_no_minus_zero(evaluated):
     worse = copy.deepcopy(evaluated[1])
     for name in ('coord_mae', 'lattice_mae'):
@@ -216,6 +231,14 @@ def test_what_is_drawn_is_the_relaxation(page, relaxations):
 def test_nothing_to_report_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='nothing to report'):
         write_report(tmp_path / 'r.html')
+
+
+def test_what_is_no_relaxation_is_named(tmp_path, relaxations):
+    given = {'MgO': relaxations['MgO'], 'Cu': bulk('Cu')}
+    with pytest.raises(TypeError, match=r"'Cu' is of type Atoms; give what relax\(\)"):
+        write_report(tmp_path / 'r.html', relaxations=given)
+    with pytest.raises(TypeError, match=r'relaxations: 0 is of type Atoms'):
+        write_report(tmp_path / 'r.html', relaxations=[bulk('Cu')])
 
 
 def test_one_relaxation_needs_no_list(tmp_path, relaxations):
@@ -291,6 +314,14 @@ def test_an_evaluation_is_a_table_of_all_methods(evaluated):
     assert [tag for tag, _ in Reader(html).elements].count('figure') == 4
     # figures come before the long table of structures, which has a heading of its own
     assert html.index('<figure') < html.index('worst coordinates first</caption>')
+
+
+def test_structures_in_the_viewer_are_not_taken_for_all(evaluated, relaxations, tmp_path):
+    shown = {'MgO': relaxations['MgO']}
+    path = write_report(tmp_path / 'r.html', evaluation=evaluated[1], relaxations=shown)
+    captions = Reader(path.read_text()).text['caption']
+    assert captions[0] == 'Some of the pairs'
+    assert 'All relaxations' not in captions
 
 
 def test_each_structure_is_a_row_the_worst_first(evaluated, monkeypatch, tmp_path):
@@ -621,6 +652,43 @@ def test_exaggeration_moves_atoms_further_and_the_slider_back(viewer):
     np.testing.assert_allclose(viewer.sites(0), start)
 
 
+def test_the_picture_is_painted_when_a_hidden_page_is_seen_at_last(browser, page, tmp_path):
+    frame = f'<iframe src="{page.as_uri()}" width="1000" height="800" hidden></iframe>'
+    (tmp_path / 'outer.html').write_text(frame)
+    browser.get_log('browser')
+    browser.get((tmp_path / 'outer.html').as_uri())
+    frame = browser.find_element('tag name', 'iframe')
+    browser.execute_script('arguments[0].hidden = false', frame)
+    browser.switch_to.frame(frame)
+    try:
+        viewer = Viewer(browser)
+        viewer.settle()
+        sites, size = viewer.all_sites(8), viewer.canvas.size
+        assert (sites > 0).all()
+        assert (sites < [size['width'], size['height']]).all()
+        assert np.ptp(sites, axis=0).max() > 0.5 * min(size.values())
+    finally:
+        browser.switch_to.default_content()
+    assert browser.get_log('browser') == []
+
+
+def test_what_is_exaggerated_stays_before_the_eye(browser, tmp_path):
+    cell = Atoms('H6', cell=3 * [3.0], pbc=True)
+    after = cell.copy()
+    after.positions += 2 * np.vstack([np.eye(3), -np.eye(3)])
+    page = write_page(
+        tmp_path / 'r.html', 'far', [], [viewer_data.scene('far', cell, after)], []
+    )
+    browser.get_log('browser')
+    browser.get(page.as_uri())
+    viewer = Viewer(browser)
+    viewer.slide('factor', 20)
+    for atom in range(6):
+        for site in browser.execute_script(f'return sitesOnScreen({atom})'):
+            assert site['r'] > 0
+    assert browser.get_log('browser') == []
+
+
 def test_lines_show_what_colours_show(viewer, relaxations):
     """The displacement without the strain: none where only the cell changes."""
     result = relaxations['one atom']
@@ -652,14 +720,25 @@ def test_the_colour_bar_has_the_ends_of_what_it_shows(viewer, relaxations):
     assert viewer.find('low').text == '0.000 Å'
     assert viewer.find('high').text == f'{result.dmax:.3f} Å'
     viewer.choose('colour', 'uncertainty (sigma)')
-    ends = viewer.find('low').text, viewer.find('high').text
-    assert ends == tuple(
-        f'{x:.3f} Å' for x in (min(result.sigma_atoms), max(result.sigma_atoms))
-    )
+    low, high = min(result.sigma_atoms), max(result.sigma_atoms)
+    assert viewer.find('low').text == f'{low:.3f} Å'
+    assert viewer.find('high').text == f'{max(high, low + 1e-3):.3f} Å'
     assert viewer.picture() != by_displacement
     viewer.choose('colour', 'element')
     assert not viewer.find('bar').is_displayed()
     assert viewer.find('elements').text.split() == ['O', 'Mg']
+
+
+def test_noise_has_no_colours(browser, relaxations, tmp_path):
+    same = relaxations['MgO']
+    sigma = np.linspace(0.01, 0.010002, 8)
+    drawn = viewer_data.scene('MgO', same.initial, same.atoms, sigma)
+    browser.get(write_page(tmp_path / 'r.html', 'noise', [], [drawn], []).as_uri())
+    viewer = Viewer(browser)
+    viewer.choose('colour', 'uncertainty (sigma)')
+    colours = [browser.execute_script(f'return sitesOnScreen({k})[0].rgb') for k in (0, 7)]
+    np.testing.assert_allclose(*colours, atol=2)
+    assert viewer.find('high').text == '0.011 Å'
 
 
 def test_fixed_atoms_are_marked_and_explained(viewer, relaxations):
@@ -729,6 +808,19 @@ def test_a_click_on_a_head_sorts_the_rows(browser, evaluated):
     assert len(before) == found['n']
 
 
+def test_numbers_with_thousands_are_sorted_as_numbers(browser, tmp_path):
+    rows = [[f'reason {n}', f'{n:,}'] for n in (9, 1200, 15, 999, 34567, *range(10))]
+    table = Table(['reason', 'structures'], rows, (0,), 'Quarantine')
+    page = write_page(tmp_path / 'r.html', 'r', [], [], [Section('Left out', [], [table])])
+    browser.get(page.as_uri())
+    browser.find_elements('css selector', '[data-sorts] th button')[1].click()
+    shown = browser.execute_script(
+        'return [...document.querySelectorAll("[data-sorts] tbody tr")]'
+        '.map((row) => row.cells[1].textContent)'
+    )
+    assert shown[:5] == ['34,567', '1,200', '999', '15', '9']
+
+
 SAVED = (
     'window.saved = []; URL.createObjectURL = (blob) => { saved.push(blob); return "#"; };'
 )
@@ -794,6 +886,34 @@ def test_on_paper_spheres_are_round_and_tables_whole(browser, evaluated, page):
         assert not browser.find_element('css selector', 'button.csv').is_displayed()
     finally:
         browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': ''})
+
+
+def test_long_names_leave_the_numbers_beside_them_in_sight(browser, relaxations, tmp_path):
+    name = f'{"long_" * 20}.cif'
+    named = {name: relaxations['MgO'], 'refused': relaxations['refused']}
+    path = write_report(tmp_path / 'r.html', relaxations=named)
+    wide = 'return document.querySelector(".name").getBoundingClientRect().width'
+    try:
+        for width, most in ((1200, 360), (390, 195)):
+            at_width(browser, width)
+            browser.get(path.as_uri())
+            assert browser.execute_script(wide) <= most
+        # No finger moves what is on paper; for A4, browsers lay a page out as wide as this.
+        browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': 'print'})
+        at_width(browser, 950)
+        browser.get(path.as_uri())
+        assert browser.execute_script(
+            'return [...document.querySelectorAll(".scroll table")]'
+            '.every((table) => table.offsetWidth <= table.parentElement.clientWidth)'
+        )
+    finally:
+        browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': ''})
+        browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+def at_width(browser, width):
+    metrics = {'width': width, 'height': 800, 'deviceScaleFactor': 1, 'mobile': False}
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
 
 
 @pytest.fixture

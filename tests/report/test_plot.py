@@ -1,4 +1,5 @@
 import copy
+import itertools
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -202,10 +203,12 @@ def test_lattices_are_compared_with_what_the_calculator_relaxed(comparison):
         x = np.ravel([run['lattice'][part] for run in truth])
         y = np.ravel([predicted[run['structure']]['lattice'][part] for run in truth])
         np.testing.assert_allclose(points(ax, 1), np.transpose([x, y]))
-        unit = '°' if ax is figure.axes[1] else 'Å'
-        assert f'prediction: mean error {np.abs(x - y).mean():.3f} {unit}' in ax.get_title()
+        head, _, last = ax.get_title('left').split('\n')
+        assert head == f'mean error / {"°" if ax is figure.axes[1] else "Å"}'
+        assert last == f'prediction: {np.abs(x - y).mean():.3f}'
     volumes = points(figure.axes[2], 1)[:, 0]
     np.testing.assert_allclose(volumes, [run['volume'] / 4 for run in truth])
+    assert figure.axes[2].get_title('left').startswith('mean error / Å³ per atom\n')
 
 
 def test_fixed_cells_and_vacuum_are_no_lattice_parameters():
@@ -269,9 +272,9 @@ def test_every_structure_is_a_point_in_each_panel_of_lattice_parameters(evaluati
         for at, method in enumerate(('dummy', 'model')):
             y = [row['lattice'][method][k] for row in rows]
             np.testing.assert_allclose(points(ax, at), np.transpose([true[:, k], y]))
-            unit = 'Å' if k < 3 else '°'
-            error = np.abs(y - true[:, k]).mean()
-            assert f'mean error {error:.3f} {unit}' in ax.get_title()
+            head, *errors = ax.get_title('left').split('\n')
+            assert head == f'mean error / {"Å" if k < 3 else "°"}'
+            assert errors[at].endswith(f': {np.abs(y - true[:, k]).mean():.3f}')
         inside = points(ax, 0)[:, 1]
         assert ax.get_ylim()[0] < inside.min() <= inside.max() < ax.get_ylim()[1]
     assert 'nearer' in text_of(figure)
@@ -335,6 +338,21 @@ def test_thermal_properties_are_per_atom_and_in_meV(phonons):
     assert heat.lines[0].get_ydata()[-1] == pytest.approx(24.9, rel=0.03)
 
 
+def test_names_that_are_not_there_are_told_from_runs_that_failed(comparison, evaluation):
+    for draw in (
+        lambda: plot.convergence(comparison, 'chgnet'),
+        lambda: plot.lattice_parity(comparison, 'chgnet'),
+    ):
+        with pytest.raises(ValueError, match=r"no calculator 'chgnet'; it has 'emt'"):
+            draw()
+    with pytest.raises(ValueError, match="no structure 'nowhere'; it has"):
+        plot.convergence(comparison, 'emt', 'nowhere')
+    with pytest.raises(ValueError, match="no optimizer 'LBFGS'; it has 'FIRE', 'BFGS'"):
+        plot.energy_boxes(comparison, 'LBFGS')
+    with pytest.raises(ValueError, match="no model 'mine'; it has 'model'"):
+        plot_accuracy.calibration(evaluation, 'mine')
+
+
 def test_phonons_that_are_not_there_are_named(comparison):
     with pytest.raises(ValueError, match="no phonons of structure 'Cu' with 'emt'"):
         plot_phonons.phonon_bands(comparison, 'Cu', 'emt')
@@ -352,6 +370,67 @@ def test_where_nothing_converged_the_panels_say_so(comparison):
         assert 'no structure converged\nfrom both starts' in text_of(figure)
         figure.draw_without_rendering()
     assert 'nothing to compare' in text_of(plot.lattice_parity(lost))
+
+
+@pytest.mark.parametrize('lost', ['metals', 'salts'])
+def test_a_panel_without_a_line_leaves_its_neighbours_their_ticks(comparison, lost):
+    several = with_calculators(comparison, ['metals', 'salts'])
+    for run in several['runs']:
+        if run['calculator'] == lost or run['optimizer'] == 'FIRE':
+            run['converged'] = False
+    good = {'metals': 'salts', 'salts': 'metals'}[lost]
+    for figure in (plot.energy_boxes(several, 'BFGS'), plot.convergence(several, good)):
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            assert len(ax.get_yticks()) > 1
+
+
+def with_calculators(comparison, names):
+    """The runs of one calculator again, as if others had made them, too."""
+    found = copy.deepcopy(comparison)
+    found['settings']['calculators'] = dict.fromkeys(names, '')
+    found['runs'] = [
+        {**run, 'calculator': name} for name in names for run in comparison['runs']
+    ]
+    for row in found['predictions']:
+        row['energy_per_atom'] = dict.fromkeys(names, row['energy_per_atom']['emt'])
+    return found
+
+
+def test_long_names_have_room_in_all_panels(comparison, evaluation):
+    names = ['chgnet', *(f'tensornet:/models of the group/{k}/TensorNet' for k in 'abc')]
+    several = with_calculators(comparison, names)
+    renamed = {**evaluation, 'model': names[1]}
+    for figure in (
+        plot.calls_saved(several),
+        plot.energy_boxes(several),
+        plot.convergence(several, names[1]),
+        plot.lattice_parity(several, names[1]),
+        plot_accuracy.lattice_parameters(renamed),
+    ):
+        figure.draw_without_rendering()
+        page = figure.bbox.width
+        words = [[], []]  # in titles and letters, and under the axes
+        for ax in figure.axes:
+            title = max((ax.title, ax._left_title), key=lambda text: len(text.get_text()))
+            words[0] += [title, *ax.texts]
+            words[1] += [ax.xaxis.label]
+        for texts in words:
+            boxes = {text: text.get_window_extent() for text in texts if text.get_text()}
+            assert not [t for t, box in boxes.items() if box.x0 < 0 or box.x1 > page]
+            for one, other in itertools.combinations(boxes, 2):
+                assert not boxes[one].overlaps(boxes[other]), (one, other)
+
+
+def test_the_ratios_of_many_calculators_have_a_row_of_their_own(comparison):
+    names = ['a', 'b', 'c', 'd']
+    figure = plot.calls_saved(with_calculators(comparison, names))
+    figure.draw_without_rendering()
+    *single, ratios = figure.axes
+    assert [ax.get_title() for ax in single] == names
+    assert [text.get_text() for ax in figure.axes for text in ax.texts] == [*'abcde']
+    assert ratios.get_position().width > 2 * single[0].get_position().width
+    assert ratios.get_position().y1 < min(ax.get_position().y0 for ax in single)
 
 
 def test_a_figure_leaves_settings_and_pyplot_alone():
@@ -527,5 +606,7 @@ def test_distributions_count_every_structure_whose_value_is_known():
     assert [sum(heights[0]), sum(heights[1])] == [2001, 2000]
     assert max(heights[0]) < 100  # the one far away leaves room for the others
     assert max(heights[1]) == 2000  # nothing moved
+    for nothing in ({}, {'dmax': [None, float('nan')]}):
+        assert 'nothing is known' in text_of(plot_relaxations.distributions(nothing))
     few = plot_relaxations.distributions({'dmax': [0.1, 0.1, 0.2]}).axes[0]
     assert (few.get_yticks() % 1 == 0).all()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, graphene
 
 from ase_deeprelax import relax
 from ase_deeprelax.compare.evaluate import evaluate, evaluate_all
@@ -67,10 +67,33 @@ def test_bonds_have_their_own_colours():
         plot_uncertainty.uncertain_bonds(failed)
 
 
+def test_bonds_that_are_alike_have_one_colour_and_a_flat_layer_is_seen_from_above():
+    from matplotlib.collections import LineCollection
+
+    layer = graphene(a=2.6, vacuum=8)
+    layer.pbc = (True, True, False)
+    result = relax(layer)
+    ax = plot_uncertainty.uncertain_bonds(result).axes[0]
+    [lines] = [c for c in ax.collections if isinstance(c, LineCollection)]
+    shares = lines.norm(np.asarray(lines.get_array()))
+    assert np.ptp(shares) < 0.01
+    lengths = [np.linalg.norm(b - a) for a, b in lines.get_segments()]
+    bond = result.atoms.get_distance(0, 1, mic=True)
+    assert min(lengths) == pytest.approx(bond, rel=0.01)
+
+
+def test_densities_have_plain_numbers_on_their_axes(evaluation):
+    figure = plot_uncertainty.error_density(evaluation)
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    labels = [text.get_text() for text in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+    assert all(float(label) > 0 for label in labels)
+
+
 def test_without_uncertainties_the_figures_say_so():
     from ase_deeprelax.compare.baselines import Dummy
 
     found = evaluate_all(read_pairs(REAL)[:3], {'copy': Dummy()}, workers=1)
     for draw in (plot_uncertainty.error_density, plot_uncertainty.reliability):
-        assert draw(found, 'copy').axes[0].texts
+        assert draw(found).axes[0].texts  # by default of the first model
     assert plot_uncertainty.risk_coverage_curve(found).axes[0].texts

@@ -45,7 +45,7 @@ def losing_workers(code_of_workers, tmp_path):
     return file, code_of_workers(LOST_GPU.format(file=str(file)))
 
 
-def test_38_pack_of_a_worker_that_loses_its_gpu_goes_to_another(
+def test_pack_of_a_worker_that_loses_its_gpu_goes_to_another(
     code_of_workers, command, packs_there, source, tmp_path, undisturbed
 ):
     out = tmp_path / 'out'
@@ -61,7 +61,7 @@ def test_38_pack_of_a_worker_that_loses_its_gpu_goes_to_another(
     assert_same(out, undisturbed)
 
 
-def test_38_worker_that_loses_its_gpu_ends_with_a_code(
+def test_worker_that_loses_its_gpu_ends_with_a_code(
     code_of_workers, source, tmp_path, undisturbed, tiny_model, monkeypatch
 ):
     lose, code = losing_workers(code_of_workers, tmp_path)
@@ -85,7 +85,7 @@ def task_of(source, store, tmp_path, setup):
     return Task(*where, (0, 1), stamp, str(tmp_path / 'stop'), setup)
 
 
-def test_38_without_workers_finished_packs_are_kept(command, source, tmp_path, undisturbed):
+def test_without_workers_finished_packs_are_kept(command, source, tmp_path, undisturbed):
     out = tmp_path / 'out'
     lost = (
         'from ase_deeprelax.predict import predictor\n'
@@ -171,7 +171,7 @@ predictor.run_model = run_model
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc/self/statm')
-def test_37_batches_that_do_not_fit_into_memory_are_halved(
+def test_batches_that_do_not_fit_into_memory_are_halved(
     command, source, tmp_path, monkeypatch
 ):
     # Otherwise memory that was freed before is taken again, beside the limit.

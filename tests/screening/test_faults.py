@@ -111,7 +111,7 @@ def test_full_disk_leaves_finished_packs(command, source, tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize('step', ['os.fsync', 'Path.replace'])
-def test_47_disk_that_is_full_only_when_a_pack_is_synced_or_named(
+def test_disk_that_is_full_only_when_a_pack_is_synced_or_named(
     command, source, tmp_path, undisturbed, step
 ):
     out = tmp_path / 'out'
@@ -150,7 +150,7 @@ def test_no_space_left_on_the_disk(command, small_disk, source, undisturbed):
     assert_same(out, undisturbed)
 
 
-def test_45_damaged_and_truncated_input_takes_no_other_structure(
+def test_damaged_and_truncated_input_takes_no_other_structure(
     command, source, tmp_path, undisturbed
 ):
     lines, frames = source.read_text().splitlines(keepends=True), []
@@ -219,7 +219,7 @@ fcntl.flock = flock
 @pytest.mark.parametrize(
     ('before', 'said'), [(NO_FCNTL, ''), (NO_LOCKS, 'start no second run')]
 )
-def test_50_nothing_depends_on_locks(command, source, tmp_path, undisturbed, before, said):
+def test_nothing_depends_on_locks(command, source, tmp_path, undisturbed, before, said):
     """Two processes at once do no harm."""
     out = tmp_path / 'out'
     both = [command(source, out, before=before) for _ in range(2)]
@@ -230,7 +230,7 @@ def test_50_nothing_depends_on_locks(command, source, tmp_path, undisturbed, bef
     assert_same(out, undisturbed)
 
 
-def test_50_clocks_may_differ(command, packs_there, source, tmp_path, undisturbed):
+def test_clocks_may_differ(command, packs_there, source, tmp_path, undisturbed):
     """Files of another machine, whose clock is years ahead or behind, are as good."""
     out = tmp_path / 'out'
     process = command(source, out)

@@ -128,6 +128,13 @@ def test_command_shows_exports_and_draws(out, tmp_path):
     assert len(json.loads(shown.stdout)) == 3
     shown = run('results', out, '--limit', 4, '--export', tmp_path / 'x.extxyz')
     assert 'x.extxyz: 4 structures' in shown.stderr
+    kept = (tmp_path / 'x.extxyz').read_bytes()
+    shown = run('results', out, '--where', 'sigma > 99', '--export', tmp_path / 'x.extxyz')
+    assert shown.exit_code == 1
+    assert 'x.extxyz is not written, because no relaxed structure' in ' '.join(
+        shown.stderr.split()
+    )
+    assert (tmp_path / 'x.extxyz').read_bytes() == kept
     words = ['results', out, '--limit', 4, '--export', tmp_path / 'x.db']
     assert run(*words).exit_code == 0
     shown = run(*words)

@@ -491,10 +491,10 @@ LAUGHS = '\n'.join(
 def test_hostile_configurations_are_refused_at_once(tmp_path, text):
     path = tmp_path / 'bomb.yaml'
     path.write_text(text)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ConfigError, match=r'bomb\.yaml') as caught:
         load_config(path)
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5
     assert len(str(caught.value)) < 5000
 
 

@@ -8,7 +8,7 @@ document.querySelectorAll('[data-sorts]').forEach((table) => {
     button.append(...head.childNodes);
     head.append(button);
     const value = (row) => { // a number, or where there is none text
-      const text = row.cells[k].textContent, x = parseFloat(text);
+      const text = row.cells[k].textContent, x = parseFloat(text.replaceAll(',', '')); // 1,234
       return head.className || Number.isNaN(x) ? text : x;
     };
     button.addEventListener('click', () => {

@@ -16,3 +16,7 @@ function turn(axis, angle) { // about x (0), y (1) or z (2) of the screen
   return M;
 }
 function dot(a, b) { return a.reduce((sum, x, k) => sum + x * b[k], 0); }
+function distance(v, from, way) { // from a point to a stretch of a line
+  const along = plus(v, from, -1), share = dot(along, way) / dot(way, way);
+  return norm(plus(along, way, -Math.min(Math.max(share, 0), 1)));
+}

@@ -13,7 +13,9 @@
   const EYE = 6; // distance of the eye in radii of the scene: little perspective
   const PIECES = 60; // an edge is cut, so that each piece finds its place in depth
 
-  let scene, theme, rotation = START, zoom = 1, fitted = 1, radius = 1, drawn = [], hovered = null, waiting = 0;
+  let scene, theme, rotation = START, radius = 1, drawn = [], hovered = null, waiting = 0;
+  let width = 0, height = 0; // of the canvas; zero as long as nobody sees the page
+  let fitted = 1, zoom = 1; // the scale at which all of it is seen, and what hands make of it
 
   // --- from the crystal to the screen
   function cellAt(t) { // rows: the three vectors, on the way from before (0) to after (1)
@@ -41,8 +43,8 @@
   }
   function project(v) {
     const [x, y, z] = times(v, rotation);
-    const width = canvas.clientWidth, height = canvas.clientHeight;
-    const scale = 0.5 * Math.min(width, height) / radius * zoom * EYE / (EYE - z / radius);
+    const far = Math.max(EYE - z / radius, 1); // what is exaggerated never gets behind the eye
+    const scale = 0.5 * Math.min(width, height) / radius * fitted * zoom * EYE / far;
     return { x: width / 2 + scale * x, y: height / 2 - scale * y, z, scale };
   }
 
@@ -52,17 +54,16 @@
     return by === 'displacement' ? scene.distance : by === 'sigma' ? scene.sigma : null;
   }
   function range(list) {
-    const known = list.filter((x) => x !== null);
-    if ($('colour').value === 'displacement') return [0, Math.max(...known, 0.01)]; // else noise has colours
-    const low = Math.min(...known), high = Math.max(...known);
-    return [low, high > low ? high : low + 1e-3];
+    const known = list.filter((x) => x !== null); // and no colours for noise
+    if ($('colour').value === 'displacement') return [0, Math.max(...known, 0.01)];
+    const low = Math.min(...known);
+    return [low, Math.max(...known, low + 1e-3)];
   }
-  function colourOf(atom) {
+  function colours() { // of all atoms
     const list = values();
-    if (!list) return scene.elements[scene.numbers[atom]].color;
-    if (list[atom] === null) return [128, 128, 128];
+    if (!list) return scene.numbers.map((z) => scene.elements[z].color);
     const [low, high] = range(list);
-    return viridis((list[atom] - low) / (high - low));
+    return list.map((x) => (x === null ? [128, 128, 128] : viridis((x - low) / (high - low))));
   }
   function hazy(rgb, z) { // what is far fades into the background
     return mix(theme.back, rgb, 0.55 + 0.45 * Math.min(Math.max((z / radius + 1) / 1.6, 0), 1));
@@ -73,10 +74,11 @@
     const corners = cornersAt(t);
     for (const [a, b] of edges()) {
       const way = plus(corners[b], corners[a], -1);
+      const near = drawn.filter((at) => distance(at.v, corners[a], way) < at.size);
       for (let k = 0; k < PIECES; k++) {
         if (dashed && k % 4 > 1) continue;
         const ends = [k, k + 1].map((n) => plus(corners[a], way, n / PIECES));
-        if (drawn.some((at) => norm(plus(ends[0], at.v, -1)) < at.size)) continue; // within a sphere
+        if (near.some((at) => norm(plus(ends[0], at.v, -1)) < at.size)) continue; // within a sphere
         const [from, to] = ends.map(project);
         const z = (from.z + to.z) / 2 + 0.02 * radius; // before a bond along the edge
         parts.push({ z, paint: () => paintLine(pen, from, to, hazy(rgb, from.z), width) });
@@ -85,8 +87,8 @@
   }
   function draw() {
     waiting = 0;
+    if (!width || !height) return;
     const ratio = window.devicePixelRatio || 1;
-    const width = canvas.clientWidth, height = canvas.clientHeight;
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
@@ -98,12 +100,12 @@
     pen.lineCap = 'round';
     const t = +$('time').value, factor = +$('factor').value;
     // Without its displacement, an atom moves with the cell; colours and lines leave that out.
-    const start = sitesAt(t, 0).map(project);
+    const start = sitesAt(t, 0).map(project), rgb = colours();
     drawn = sitesAt(t, factor).map((v, k) => {
       const at = project(v), atom = scene.sites[k][0];
       const element = scene.elements[scene.numbers[atom]];
       return { ...at, v, atom, from: start[k], size: element.radius, r: element.radius * at.scale,
-        symbol: element.symbol, rgb: colourOf(atom), fixed: isFixed(atom) };
+        symbol: element.symbol, rgb: rgb[atom], fixed: isFixed(atom) };
     });
     const parts = [];
     outline(0, theme.before, 1.5, true, parts);
@@ -208,7 +210,7 @@
     tip.hidden = hovered === null;
     if (hovered !== null) {
       readout.textContent = tip.textContent = about(drawn[hovered].atom);
-      tip.style.left = `${Math.max(0, Math.min(x + 14, canvas.clientWidth - tip.offsetWidth))}px`;
+      tip.style.left = `${Math.max(0, Math.min(x + 14, width - tip.offsetWidth))}px`;
       tip.style.top = `${y + 18}px`;
     }
     redraw();
@@ -229,18 +231,21 @@
       const up = cross(toEye, right);
       rotation = [0, 1, 2].map((k) => [right[k], up[k], toEye[k]]);
     }
-    zoom = fitted = fit();
-    redraw();
-  }
-  function fit() { // the zoom at which all of it is seen, as large as the canvas allows
     zoom = 1;
+    fit();
+  }
+  function fit() { // as large as the canvas allows
+    width = canvas.clientWidth;
+    height = canvas.clientHeight;
+    redraw();
+    if (!width || !height) return;
     const sizes = scene.sites.map(([atom]) => scene.elements[scene.numbers[atom]].radius);
     const seen = [0, 1].flatMap((t) => [...sitesAt(t), ...cornersAt(t)].map((corner, k) => {
       const at = project(corner), r = at.scale * (sizes[k] ?? 0);
-      return [Math.abs(at.x - canvas.clientWidth / 2) + r, Math.abs(at.y - canvas.clientHeight / 2) + r];
+      return [Math.abs(at.x - width / 2) + r, Math.abs(at.y - height / 2) + r];
     }));
     const [wide, high] = [0, 1].map((k) => Math.max(...seen.map((at) => at[k])));
-    return 0.94 * Math.min(canvas.clientWidth / 2 / wide, canvas.clientHeight / 2 / high);
+    fitted *= 0.94 * zoom * Math.min(width / 2 / wide, height / 2 / high);
   }
   const fingers = new Map(); // where the pointers that are down are
   function span() { // how far the first two are apart
@@ -343,12 +348,7 @@
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint);
   repaint();
   choose(0);
-  new ResizeObserver(() => { // on paper, or on a telephone that is turned
-    const share = zoom / fitted;
-    fitted = fit();
-    zoom = share * fitted;
-    redraw();
-  }).observe(canvas);
+  new ResizeObserver(fit).observe(canvas); // when seen at last, on paper, or on a telephone that is turned
   // For scripts: where on the canvas the sites of an atom are, as drawn last.
   window.sitesOnScreen = (atom) => drawn.filter((at) => at.atom === atom);
 })();
