@@ -89,14 +89,14 @@ def compare(atoms, model, folder):
 
 
 def begin(source, out, options):
-    """A screen in a process of its own, which prints its peak memory, kB, and time, s."""
+    """A screen in a process of its own, which prints its peak memory, kB."""
     # At least ten packs, so that there is something to kill.
     pack = min(WINDOW, max(1, options.structures // 10))
     code = (
-        'import sys, time; from ase_deeprelax import screen; '
+        'import sys; from ase_deeprelax import screen; '
         f'screen(*sys.argv[1:], model={options.model!r}, pack={pack}, device="cpu"); '
         'print(*(line.split()[1] for line in open("/proc/self/status") '
-        'if line.startswith("VmHWM")), time.process_time())'
+        'if line.startswith("VmHWM")))'
     )
     return subprocess.Popen(  # noqa: S603
         [sys.executable, '-c', code, str(source), str(out)],
@@ -107,25 +107,22 @@ def begin(source, out, options):
 
 
 def finished(process):
-    """Peak memory, MB, and processor time, s, of a process that ends well."""
+    """Peak memory, MB, of a process that ends well."""
     output, _ = process.communicate()
     if process.returncode:
         raise SystemExit('a screen failed')
-    peak, seconds = output.split()
-    return int(peak) / 1024, float(seconds)
+    return int(output) / 1024
 
 
 def memory(atoms, folder, options):
-    """Screens of more and more structures, the last one of all: peak memory and time."""
+    """Peak memory of screens of more and more structures, the last one of all."""
     n, lines = len(atoms), []
     for count in (1, n // 20, n // 4, n):
         write(folder / 'source.extxyz', atoms[:count])
-        peak, seconds = finished(
-            begin(folder / 'source.extxyz', folder / f'whole{count}', options)
-        )
-        lines.append([f'{count:,}', f'{peak:.0f}', f'{seconds:.0f}'])
+        screened = begin(folder / 'source.extxyz', folder / f'whole{count}', options)
+        lines.append([f'{count:,}', f'{finished(screened):.0f}'])
     print('\nMemory of the process, with Python, torch and the model\n')
-    heads = ['structures', 'peak / MB', 'CPU s']
+    heads = ['structures', 'peak / MB']
     print(Table(heads, lines, text_columns=()).as_markdown(), flush=True)
 
 
@@ -166,7 +163,7 @@ def same(one, other):
     size = sum(file.stat().st_size for file in packs) / len(Results(other))
     print(
         f'\nKilled twice on the way and begun again: the same ids, each once: '
-        f'{"yes" if ids else "no"}; largest difference of a number: {apart:.1e}; '
+        f'{"yes" if ids else "no"}; largest difference of a number: {apart:.2g}; '
         f'quarantined: {Results(one).n_quarantined} and {Results(other).n_quarantined}; '
         f'{len(packs)} packs, {size:.0f} bytes per structure'
     )
