@@ -28,7 +28,7 @@ from ase_deeprelax.compare.schema import (
 )
 from ase_deeprelax.data.disorder import check_ordered
 from ase_deeprelax.data.formula import chemical_formula
-from ase_deeprelax.data.pair import Pair, make_pair
+from ase_deeprelax.data.pair import Pair, fixed_atoms, make_pair
 from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.errors import StructureError, reason_of
 from ase_deeprelax.geometry.free_strain import RelaxCell
@@ -185,6 +185,8 @@ class Case:
             'spacegroup': self.spacegroup,
             'kind': self.kind,
             'numbers': self.atoms.numbers.tolist(),
+            'pbc': self.atoms.pbc.tolist(),
+            'fixed': np.flatnonzero(fixed_atoms(self.atoms)).tolist(),
             'magmoms': None if moments is None else moments.tolist(),
             **geometry(self.atoms),
             'reference': reference,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ _WORTH_WORKERS = 100
 
 
 def evaluate(
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair] | Pair,
     model: Any = 'default',
     *,
     device: str = 'auto',
@@ -64,7 +64,7 @@ def evaluate(
 
     Parameters
     ----------
-    pairs : list of Pair
+    pairs : iterable of Pair, or a single one
     model : str, path, RelaxationModel, Predictor or callable
         Name or folder of a model, a model, a Predictor, or any function from a list of
         ``ase.Atoms`` to a list of relaxed ``ase.Atoms`` (or `Relaxation`) in the same
@@ -104,6 +104,7 @@ def evaluate(
     >>> round(result['all']['model']['lattice_mae']['mean'], 4)
     0.0333
     """
+    pairs = _listed(pairs)
     found = evaluate_all(
         pairs, {'model': model}, device=device, workers=workers, progress=progress
     )
@@ -121,7 +122,7 @@ def evaluate(
 
 
 def evaluate_all(
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair] | Pair,
     models: Mapping[str, Any],
     *,
     device: str = 'auto',
@@ -132,7 +133,7 @@ def evaluate_all(
 
     Parameters
     ----------
-    pairs : list of Pair
+    pairs : iterable of Pair, or a single one
         As `read_pairs` gives them.
     models : dict of str to model
         What to call them, and what `evaluate` takes as its ``model``.
@@ -165,6 +166,7 @@ def evaluate_all(
     >>> models = {'mine': 'runs/mine/model', 'chgnet': Iterative('chgnet')}
     >>> print(evaluation_text(evaluate_all(pairs, models)))  # doctest: +SKIP
     """
+    pairs = _listed(pairs)
     if not pairs:
         raise ConfigError('pairs is empty; give one or more')
     if taken := BASELINES.keys() & models.keys():
@@ -245,6 +247,10 @@ def _timed(
     start = perf_counter()
     predicted = predict_pairs(adapter, pairs)
     return predicted, perf_counter() - start
+
+
+def _listed(pairs: Iterable[Pair] | Pair) -> list[Pair]:
+    return [pairs] if isinstance(pairs, Pair) else list(pairs)
 
 
 def _line(named: str, pairs: Sequence[Pair]) -> str:

@@ -36,11 +36,18 @@ def check_version(result: Mapping[str, Any]) -> None:
     ------
     ConfigError
         The format is newer than this package.
+    TypeError
+        It is no dictionary.
 
     Examples
     --------
     >>> check_version({'version': VERSION})
     """
+    if not isinstance(result, Mapping):
+        raise TypeError(
+            f'results are given as {type(result).__name__} {result!r}; give the '
+            'dictionary, which json.load reads from a file'
+        )
     version = result.get('version', 1)
     if version not in range(1, VERSION + 1):
         raise ConfigError(
@@ -94,8 +101,10 @@ class StructureRow(Geometry):
     # no calculator can relax.
     kind: str
     numbers: list[int]  # atomic numbers
-    # Initial magnetic moments where they were set, mu_B; older results lack them.
-    magmoms: NotRequired[list[Any] | None]
+    # Older results lack the next three.
+    pbc: NotRequired[list[bool]]
+    fixed: NotRequired[list[int]]  # indices of atoms that do not move at all
+    magmoms: NotRequired[list[Any] | None]  # initial ones where they were set, mu_B
     reference: ReferenceRow | None
     sigma: float | None  # uncertainty of its prediction, A
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from ase_deeprelax.compare.comparison_tables import (
     batch_table,
@@ -34,8 +35,9 @@ MOST_STRUCTURES = 500
 def about(comparison: Comparison) -> str:
     """One line on how a comparison was made."""
     settings = comparison['settings']
+    weights = f' (SHA-256 {settings["sha256"][:12]})' if settings['sha256'] else ''
     return (
-        f'{count(len(comparison["structures"]))}; model {settings["model"]!r}, '
+        f'{count(len(comparison["structures"]))}; model {settings["model"]!r}{weights}, '
         f'package {settings["version"]}; to {settings["fmax"]:g} eV/Å in at most '
         f'{count(settings["steps"], "step")}; {settings["device"]}, '
         f'threads: {settings["threads"]}.'
@@ -73,7 +75,13 @@ def predicted_scenes(comparison: Comparison) -> list[dict[str, Any]]:
         if not predicted['ok']:
             continue
         before, after = (
-            Atoms(given['numbers'], cell=x['cell'], positions=x['positions'], pbc=True)
+            Atoms(
+                given['numbers'],
+                cell=x['cell'],
+                positions=x['positions'],
+                pbc=given.get('pbc', True),
+                constraint=FixAtoms(given.get('fixed', [])),
+            )
             for x in (given, predicted)
         )
         facts = notes(before, after, predicted['dmax'])

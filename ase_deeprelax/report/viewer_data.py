@@ -67,7 +67,7 @@ def scene(
         length of move), ``sigma`` (None without one), ``fixed`` (None where none is);
         ``sites`` [[atom, three integers]]; ``bonds`` [[site, site]]; ``elements``
         {number: {symbol, radius in A, color}}; ``files``: for a layer its two structures
-        as they are, [{cell, positions}], else None.
+        as they are, [{cell, positions, pbc}], else None.
 
     Examples
     --------
@@ -201,7 +201,11 @@ def _bonds(
 
 
 def _file(atoms: Atoms) -> dict[str, Any]:
-    return {'cell': _rounded(atoms.cell.array), 'positions': _rounded(atoms.positions)}
+    return {
+        'cell': _rounded(atoms.cell.array),
+        'positions': _rounded(atoms.positions),
+        'pbc': atoms.pbc.tolist(),
+    }
 
 
 def _element(number: int) -> dict[str, Any]:

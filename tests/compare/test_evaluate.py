@@ -216,6 +216,13 @@ def test_workers_find_what_one_process_finds():
     assert one['all'] == two['all']
 
 
+def test_pairs_may_come_one_by_one_or_alone():
+    pairs = some_pairs(3)
+    whole = evaluate(pairs, Dummy())['all']
+    assert evaluate((pair for pair in pairs), Dummy())['all'] == whole
+    assert evaluate(pairs[0], Dummy())['all'] == evaluate(pairs[:1], Dummy())['all']
+
+
 def test_no_pairs_at_all_are_refused():
     with pytest.raises(ConfigError, match='pairs is empty'):
         evaluate([], Dummy())

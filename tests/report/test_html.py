@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.io import read
 from hypothesis import given, settings
@@ -21,9 +22,11 @@ from hypothesis import strategies as st
 
 from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.evaluate import cuts, evaluate
+from ase_deeprelax.compare.savings import compare
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
+from ase_deeprelax.models.store import load_model
 from ase_deeprelax.predict import relax
 from ase_deeprelax.report import accuracy, comparison, viewer_data
 from ase_deeprelax.report.headlines import of_comparison, of_evaluation
@@ -191,6 +194,24 @@ def test_the_headline_and_where_it_comes_from_stand_first(page, full_page, evalu
     assert f'{cut:z.0f} % of the error of the lattice' in path.read_text()
 
 
+def test_a_comparison_shows_what_is_fixed_and_which_weights_answered(tmp_path, tiny_model):
+    pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+    slab = fcc111('Cu', (1, 1, 4), vacuum=8)
+    slab.set_constraint(FixAtoms([0, 1]))
+    found = compare({'slab': slab}, EMT(), model=tiny_model, steps=2)
+    html = write_report(tmp_path / 'page.html', comparison=found).read_text()
+    [scene] = scenes_of(html)
+    assert scene['fixed'] == [True, True, False, False]
+    assert scene['notes']['atoms'] == '4, 2 of them fixed'
+    assert [one['pbc'] for one in scene['files']] == 2 * [slab.pbc.tolist()]
+    assert f'SHA-256 {load_model(tiny_model).sha256[:12]}' in html
+
+
+def test_a_path_is_no_comparison(tmp_path):
+    with pytest.raises(TypeError, match=r"str 'found\.json'; give the dictionary"):
+        write_report(tmp_path / 'page.html', comparison='found.json')
+
+
 def test_the_headline_counts_what_did_not_converge(full_page):
     _, found = full_page
     [row] = found['summary']
@@ -346,10 +367,7 @@ def full_page(tmp_path_factory):
     """With all that a report can hold."""
     for package in ('matplotlib', 'phonopy'):
         pytest.importorskip(package, reason=f'{package} is not installed')
-    from ase.calculators.emt import EMT
-
     from ase_deeprelax.compare.phonons import compare_phonons
-    from ase_deeprelax.compare.savings import compare
 
     def nearer(structures):
         return [bulk(str(atoms.symbols), 'fcc', a=3.62) for atoms in structures]
@@ -839,8 +857,11 @@ def test_tables_and_structures_are_saved_as_they_are_shown(viewer, relaxations):
             cells = frame.cell.cellpar(), atoms.cell.cellpar()
             np.testing.assert_allclose(*cells, atol=1e-4)
             np.testing.assert_array_equal(frame.numbers, atoms.numbers)
-            atoms.pbc = True  # a CIF knows no other
-            distances = (x.get_all_distances(mic=True) for x in (frame, atoms))
+            # A CIF knows no other.
+            whole = [True] * 3 if form == 'cif' else atoms.pbc.tolist()
+            assert frame.pbc.tolist() == whole
+            same = frame, Atoms(atoms, pbc=whole)
+            distances = (x.get_all_distances(mic=True) for x in same)
             np.testing.assert_allclose(*distances, atol=1e-3)
     viewer.browser.execute_script(
         '[...document.querySelectorAll("button.csv")].at(-1).click()'

@@ -1,4 +1,4 @@
-// Structures, {symbols, cell, positions}, as text for other programs.
+// Structures, {symbols, cell, positions, pbc}, as text for other programs.
 'use strict';
 function sixDigits(v) { return v.map((x) => x.toFixed(6)).join(' '); }
 function asCif({ symbols, cell, positions }, title) {
@@ -18,9 +18,9 @@ function asCif({ symbols, cell, positions }, title) {
     ...symbols.map((symbol, k) => `${symbol}${k} ${symbol} ${sixDigits(parts(positions[k]))}`),
   ].join('\n');
 }
-function asExtxyz({ symbols, cell, positions }) {
+function asExtxyz({ symbols, cell, positions, pbc = [true, true, true] }) {
   const lattice = cell.map(sixDigits).join(' ');
   const rows = symbols.map((symbol, k) => `${symbol} ${sixDigits(positions[k])}`);
-  const head = `Lattice="${lattice}" Properties=species:S:1:pos:R:3 pbc="T T T"`;
+  const head = `Lattice="${lattice}" Properties=species:S:1:pos:R:3 pbc="${pbc.map((p) => (p ? 'T' : 'F')).join(' ')}"`;
   return [rows.length, head, ...rows].join('\n');
 }
