@@ -103,10 +103,12 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     >>> path.read_text()
     'done'
     """
-    with replaced(Path(path)) as part, part.open('wb') as file:
+    path = Path(path)
+    with replaced(path) as part, part.open('wb') as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+    _keep_names(Path(os.path.realpath(path)).parent)
 
 
 @contextmanager
@@ -126,7 +128,6 @@ def replaced(path: Path) -> Generator[Path]:
             yield part
             if part.exists():
                 part.replace(place)
-                _keep_names(place.parent)
     finally:
         part.unlink(missing_ok=True)
 

@@ -34,6 +34,17 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, there):
     assert list((tmp_path / 'disk').iterdir()) == [place]
 
 
+def test_only_content_that_is_synced_has_its_name_synced(tmp_path, monkeypatch):
+    """Each time takes milliseconds: minutes for thousands of files."""
+    synced = []
+    monkeypatch.setattr(os, 'fsync', synced.append)
+    with replaced(tmp_path / 'a.cif') as part:
+        part.write_text('a crystal')
+    assert not synced
+    write_atomically(tmp_path / 'a.json', '{}')
+    assert len(synced) == 2  # the file, and its folder
+
+
 def test_a_link_to_a_folder_that_is_not_there_is_refused(tmp_path):
     (tmp_path / 'out.json').symlink_to('disk/large.json')
     with pytest.raises(ConfigError, match=r'out\.json cannot be written: No such file'):

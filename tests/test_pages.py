@@ -108,6 +108,20 @@ def test_configuration_is_one(tmp_path):
     assert config.data.pairs[0].path == tmp_path / 'pairs.jsonl.gz'
 
 
+def test_settings_of_a_training_have_the_defaults_of_the_page():
+    config = pytest.importorskip('ase_deeprelax.train.config')
+    table = PAGES['training'].split('| setting | default |')[1].split('\n\n')[0]
+    rows = re.findall(r'^\| `([\w.]+)` \| (\S+) \|', table, flags=re.MULTILINE)
+    assert len(rows) == table.count('\n| `')
+    for name, shown in rows:
+        *parents, last = name.split('.')
+        section = config.TrainConfig
+        for parent in parents:
+            section = section.model_fields[parent].annotation
+        default = section.model_fields[last].default or 0
+        assert default == (0 if shown == 'none' else float(shown)), name
+
+
 @pytest.mark.parametrize('page', having('bash'))
 def test_commands_exist_with_their_options(page):
     for program, *words in commands(page):

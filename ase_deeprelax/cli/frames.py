@@ -19,12 +19,19 @@ if TYPE_CHECKING:  # ase.io takes a while: not for --help
 Frame = tuple['StructureFile', str, Atoms]
 
 
-def read_frames(sources: Sequence[StructureFile]) -> tuple[list[Frame], list[str]]:
-    """``(source, '' or '@index', atoms)`` of each structure, and what could not be read."""
+def read_frames(
+    sources: Sequence[StructureFile], *, progress: bool = False
+) -> tuple[list[Frame], list[str]]:
+    """``(source, '' or '@index', atoms)`` of each structure, and what could not be read.
+
+    ``progress`` shows a bar, because ten thousand files take minutes.
+    """
+    from tqdm.auto import tqdm
+
     from ase_deeprelax.screening.sources import is_packed
 
     frames, problems = [], []
-    for source in sources:
+    for source in tqdm(sources, desc='read', unit='file', disable=not progress):
         read = _read_packed if is_packed(source) else _read_file
         try:
             frames += read(source, problems)

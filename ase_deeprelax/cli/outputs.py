@@ -32,9 +32,10 @@ def targets_of(
         raise typer.BadParameter(
             '--out: structures are written to files; --json - prints the table'
         )
-    if len(labels) < len(sources):
-        twice = next(source for source in sources if sources.count(source) > 1)
-        raise typer.BadParameter(f'{twice} is given twice')
+    given = Counter((labels[source], source.index) for source in sources)
+    for source in sources:
+        if given[labels[source], source.index] > 1:
+            raise typer.BadParameter(f'{source} is given twice')
     if is_file(out):
         targets = {source: [(out, _format(out, form))] for source in sources}
     else:
@@ -66,10 +67,10 @@ def _names(labels: dict[StructureFile, Path]) -> dict[StructureFile, str]:
     from ase_deeprelax.data.structure_files import uncompressed
 
     def named(full: bool) -> dict[StructureFile, str]:
-        framed = Counter(source.path for source in labels)
+        framed = Counter(labels.values())
         return {
             source: f'{place if full else uncompressed(place).with_suffix("")}'
-            + (f'@{source.index}' if framed[source.path] > 1 else '')
+            + (f'@{source.index}' if framed[place] > 1 else '')
             for source, place in labels.items()
         }
 

@@ -164,7 +164,7 @@ def relax(
     labels = labels_of(sources)
     targets = targets_of(sources, labels, out, form)
     check_databases(chain.from_iterable(targets.values()), part_file(out))
-    frames, problems = read_frames(sources)
+    frames, problems = read_frames(sources, progress=shows_progress(quiet))
     check_room(targets, (source for source, *_ in frames))
     predictor = Predictor(
         model, device=device, symmetry=symmetry, accept_below=accept_below
@@ -176,10 +176,9 @@ def relax(
     else:
         how = {'model': model, 'relax_cell': relax_cell}
         worker = _refiner(refine, predictor, how, **chosen)
-    if frames:
-        written = {path for group in targets.values() for path, _ in group}
-        inputs = (source.path for source in sources)
-        check_outputs(json_file, html_file, *sorted(written), inputs=inputs)
+    written = {path for source, *_ in frames for path, _ in targets[source]}
+    inputs = (source.path for source in sources)
+    check_outputs(json_file, html_file, *sorted(written), inputs=inputs)
     named = [(f'{labels[source]}{frame}', atoms) for source, frame, atoms in frames]
     left = Counter(source for source, *_ in frames)
     rows: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -55,13 +56,16 @@ def select(
             'choose another folder, or empty this one'
         )
     check_writable(out / POSCAR)
-    frames, problems = read_frames(find_files(files))
+    frames, problems = read_frames(find_files(files), progress=shows_progress())
     if not frames:
         tell_problems(problems)
     predictor = Predictor(model, device=device)
-    results = predictor.relax(
-        [atoms for *_, atoms in frames], progress=shows_progress(), on_bad='keep'
-    )
+    with warnings.catch_warnings():
+        # The table tells it for each structure.
+        warnings.filterwarnings('ignore', '.*outside the training range')
+        results = predictor.relax(
+            [atoms for *_, atoms in frames], progress=shows_progress(), on_bad='keep'
+        )
     chosen = choose(results, number)
     rows = []
     for rank, k in enumerate(chosen, start=1):

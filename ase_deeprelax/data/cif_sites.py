@@ -40,6 +40,8 @@ def merge_rounded(atoms: Atoms) -> Atoms:
     if KINDS not in atoms.arrays or atoms.cell.rank != 3:
         return atoms
     kinds = atoms.arrays[KINDS]
+    if len(np.unique(kinds)) == len(atoms):
+        return atoms
     first, second, apart = neighbor_list('ijD', atoms, ONE_ATOM, self_interaction=False)
     same = (kinds[first] == kinds[second]) & (first != second)
     if not same.any():

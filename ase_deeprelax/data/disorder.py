@@ -97,7 +97,7 @@ def _check_per_atom(atoms: Atoms, occupancy: Any, where: str) -> None:
 
 def _check_site(shares: Any, site: str, where: str) -> None:
     named = shares if isinstance(shares, Mapping) else {'': shares}
-    parts = {str(symbol): _share(share) for symbol, share in named.items()}
+    parts = {str(symbol): share_of(share) for symbol, share in named.items()}
     there = [share for share in parts.values() if share > ROUNDING]
     if len(there) == 1 and abs(there[0] - 1) < ROUNDING:
         return
@@ -110,8 +110,12 @@ def _check_site(shares: Any, site: str, where: str) -> None:
     )
 
 
-def _share(value: Any) -> float:
-    """The number that an occupancy is; 1 where it is not known."""
+def share_of(value: Any) -> float:
+    """The number that an occupancy is; 1 where it is not known.
+
+    >>> share_of('0.50(2)'), share_of('?')
+    (0.5, 1.0)
+    """
     if value is None or (isinstance(value, str) and value.strip() in UNKNOWN):
         return 1.0
     if isinstance(value, str):  # as in 0.50(2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from math import gcd
 from pathlib import Path
 
@@ -59,6 +60,24 @@ def chemical_formula(atoms: Atoms, *, reduced: bool = True) -> str:
 def _symbol(number: int) -> str:
     """The symbol of an atomic number, 'X' where there is no such element."""
     return chemical_symbols[number] if 0 < number < len(chemical_symbols) else 'X'
+
+
+def element_counts(formula: str) -> dict[str, float]:
+    """The elements of a formula as CIF files write it, blanks between, and their numbers.
+
+    Deuterium counts as hydrogen. Empty where the text is no such formula.
+
+    >>> element_counts('Na2 D20 S O14'), element_counts('(Na,K) Cl')
+    ({'Na': 2.0, 'H': 20.0, 'S': 1.0, 'O': 14.0}, {})
+    """
+    parts = [re.fullmatch(r'([A-Z][a-z]?)(\d*\.?\d*)', part) for part in formula.split()]
+    counts: dict[str, float] = defaultdict(float)
+    for part in parts:
+        if part is None:
+            return {}
+        symbol, number = part.groups()
+        counts['H' if symbol == 'D' else symbol] += float(number or 1)
+    return dict(counts)
 
 
 def composition(numbers: ArrayLike) -> Composition:

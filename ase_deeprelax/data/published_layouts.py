@@ -7,9 +7,8 @@ The files say neither what their structures are nor what was held when they were
 from __future__ import annotations
 
 import csv
-import re
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ase.db import connect
 from ase.io.cif import parse_cif
 from joblib import Parallel, delayed, effective_n_jobs
 
-from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.data.formula import chemical_formula, element_counts
 from ase_deeprelax.data.layout_kinds import with_kinds
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.errors import PairFileError
@@ -219,7 +218,7 @@ def _read_cif(path: Path) -> Atoms:
             atoms.pbc = True  # what a CIF file describes always is
             occupancies = block.get('_atom_site_occupancy', ())
             occupancies = [float(x) for x in occupancies if x not in ('?', '.')]
-            stated = _formula(str(block.get('_chemical_formula_sum', '')))
+            stated = element_counts(str(block.get('_chemical_formula_sum', '')))
     except Exception as error:  # parsers raise what they like on a damaged file
         reason = 'no structure in it' if isinstance(error, IndexError) else error
         raise PairFileError(
@@ -240,18 +239,6 @@ def _no_symmetry(block: Any) -> bool:
     operations = next((block[tag] for tag in tags if tag in block), ())
     operations = [operations] if isinstance(operations, str) else operations
     return [text.replace(' ', '').lower() for text in operations] == ['x,y,z']
-
-
-def _formula(text: str) -> dict[str, float]:
-    """``{symbol: number}`` of a formula like ``Mn2 O4``; empty where it is none."""
-    parts = [re.fullmatch(r'([A-Z][a-z]?)(\d*\.?\d*)', part) for part in text.split()]
-    counts: dict[str, float] = defaultdict(float)
-    for part in parts:
-        if part is None:
-            return {}
-        symbol, number = part.groups()
-        counts['H' if symbol == 'D' else symbol] += float(number or 1)
-    return counts
 
 
 def _check_formula(path: Path, atoms: Atoms, stated: Mapping[str, float]) -> None:

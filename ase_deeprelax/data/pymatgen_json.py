@@ -11,6 +11,7 @@ from typing import Any
 
 from ase import Atoms
 
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.structures import as_atoms
 from ase_deeprelax.errors import StructureError
 
@@ -98,8 +99,11 @@ def of_pymatgen(entry: Any) -> Atoms:
 
 def holds_structures(path: Path) -> bool:
     """Whether a JSON file is a list, or a dictionary, of what `is_structure` means."""
+    entries = read_entries(path)
     try:
-        name, entry = next(read_entries(path))
+        name, entry = next(entries)
+        while name is None and entry is None:  # an empty place in a list
+            name, entry = next(entries)
     except (StopIteration, *DAMAGED):
         return False
     # A dictionary that begins with this field is one record, not many.
@@ -147,6 +151,35 @@ def read_entries(path: Path) -> Iterator[tuple[str | None, Any]]:
                 return
             if sign != ',':
                 raise ValueError('no JSON: a comma is missing, or the file was cut')
+
+
+def read_pymatgen(path: Path) -> list[Atoms | StructureError] | None:
+    """All structures of a JSON file, or None where it holds something else.
+
+    In place of an entry that is no ordered structure is the error that says so; the last
+    one says where a file is damaged.
+    """
+    if not holds_structures(path):
+        opener = gzip.open if path.suffix.lower() == '.gz' else open
+        with opener(path, 'rb') as file:
+            whole = json.loads(file.read())
+        return [of_pymatgen(whole)] if is_structure(whole) else None
+    found: list[Atoms | StructureError] = []
+    try:
+        for name, entry in read_entries(path):
+            found.append(_entry(name or name_of(entry), entry))
+    except DAMAGED as error:
+        reason = f'the file is damaged after {count(len(found), "structure")} ({error})'
+        found.append(StructureError(reason))
+    return found
+
+
+def _entry(name: str | None, entry: Any) -> Atoms | StructureError:
+    """The structure of an entry, or why there is none."""
+    try:
+        return of_pymatgen(entry)
+    except StructureError as error:
+        return error if name is None else StructureError(f'{name}: {error}')
 
 
 class _Text:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import json
 import logging
 import lzma
 import re
@@ -27,18 +26,10 @@ from ase.db import connect
 from ase.io import read
 from ase.io.formats import UnknownFileTypeError, filetype, parse_filename
 
-from ase_deeprelax.data.cif_sites import merge_rounded
+from ase_deeprelax.data.cif_files import read_cif
 from ase_deeprelax.data.json_lines import LARGEST_RATIO, LOOKED_AT
-from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.plain_text import plain_file, without_mark
-from ase_deeprelax.data.pymatgen_json import (
-    DAMAGED,
-    holds_structures,
-    is_structure,
-    name_of,
-    of_pymatgen,
-    read_entries,
-)
+from ase_deeprelax.data.pymatgen_json import read_pymatgen
 from ase_deeprelax.errors import StructureError
 
 log = logging.getLogger(__name__)
@@ -263,6 +254,8 @@ def _read_file(path: Path, index: str, form: str | None) -> list[Read]:
             f"name other files by a pattern, as '{path}/*/POSCAR'"
         )
     if not path.is_file():
+        if not path.exists() and glob.has_magic(str(path)):
+            raise StructureError('no file matches this pattern')
         path.stat()  # which raises where there is nothing
         # A pipe or a device may never end.
         raise StructureError('is no regular file; save it to one, or pipe it in as "-"')
@@ -278,7 +271,7 @@ def _read_regular(path: Path, index: str, form: str | None) -> list[Read]:
         _check_expansion(path)
     form = form or FORMATS.get(named.suffix.lower())
     if form == 'json' and path.suffix.lower() in ('.gz', named.suffix.lower()):
-        found = _pymatgen(path)
+        found = read_pymatgen(path)
         if found is not None:
             return _chosen(found, index)
     if form == 'db' and named == path:
@@ -288,15 +281,23 @@ def _read_regular(path: Path, index: str, form: str | None) -> list[Read]:
     if form == 'json' and named == path:
         rows = connect(path, type='json').select(include_data=True)
         return _chosen([atoms_of_row(row) for row in rows], index)
+    if form == 'cif':
+        with OPENERS.get(path.suffix.lower(), open)(path, 'rb') as file:
+            return _chosen(read_cif(file), index)
+    form = form or filetype(str(path))
     try:
         # Without splitting at '@', which belongs to the name here.
         frames = read(path, index=index, format=form, do_not_split_by_at_sign=True)
-    except (IndexError, StopIteration):
-        if index == ':':
-            raise
-        raise StructureError(f'holds no structure {index}') from None
-    found = frames if isinstance(frames, list) else [frames]
-    return [merge_rounded(atoms) if form == 'cif' else atoms for atoms in found]
+    except UnknownFileTypeError:
+        raise
+    except Exception as error:
+        if isinstance(error, (IndexError, StopIteration)) and index != ':':
+            raise StructureError(f'holds no structure {index}') from None
+        raise StructureError(
+            f'cannot be read as {form} ({_reason(error)}); it may be cut, or be of another '
+            'format'
+        ) from error
+    return [*frames] if isinstance(frames, list) else [frames]
 
 
 def _check_expansion(path: Path) -> None:
@@ -373,33 +374,3 @@ def atoms_of_row(row: Any) -> Atoms:
     if row.data:
         atoms.info[DATA] = dict(row.data)
     return atoms
-
-
-def _pymatgen(path: Path) -> list[Read] | None:
-    """Structures of pymatgen in a JSON file, or None where it holds something else."""
-    if holds_structures(path):
-        return _entries(path)
-    opener = gzip.open if path.suffix.lower() == '.gz' else open
-    with opener(path, 'rb') as file:
-        whole = json.loads(file.read())
-    return [of_pymatgen(whole)] if is_structure(whole) else None
-
-
-def _entries(path: Path) -> list[Read]:
-    """The structures of a list or dictionary, up to where the file is damaged."""
-    found: list[Read] = []
-    try:
-        for name, entry in read_entries(path):
-            found.append(_entry(name or name_of(entry), entry))
-    except DAMAGED as error:
-        reason = f'the file is damaged after {count(len(found), "structure")} ({error})'
-        found.append(StructureError(reason))
-    return found
-
-
-def _entry(name: str | None, entry: Any) -> Read:
-    """The structure of an entry, or why there is none."""
-    try:
-        return of_pymatgen(entry)
-    except StructureError as error:
-        return error if name is None else StructureError(f'{name}: {error}')

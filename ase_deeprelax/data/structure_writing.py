@@ -22,6 +22,9 @@ from ase_deeprelax.data.writable import ODD, writable
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import replaced
 
+# Formats that take structures one after the other, so that any number needs no memory.
+STREAMED = (*DATABASES, 'extxyz')
+
 
 class _JsonDatabase(JSONDatabase):
     """ASE's database in JSON, written when it is closed: not once more for each row."""
@@ -121,8 +124,8 @@ def write_frames(path: Path, structures: Iterable[Atoms], form: str) -> int:
     ----------
     path : Path
     structures : iterable of ase.Atoms
-        With what the format can hold of them, see `writable`. Databases and extxyz take
-        them one after the other, so that any number of them needs no memory.
+        With what the format can hold of them, see `writable`. All but `STREAMED` formats
+        hold all of them in memory.
     form : str
         As `find_format` gives it.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ase.io.jsonio import encode
 
 from ase_deeprelax import keys
 from ase_deeprelax.data.cif_sites import KINDS
+from ase_deeprelax.data.disorder import share_of
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.structure_files import DATABASES
 
@@ -34,6 +37,8 @@ RESERVED = {'Lattice', 'Properties', 'pbc', 'pos', 'species', 'move_mask', *all_
 # The names that a line of an extxyz file can hold, and the characters that it cannot.
 NAME = re.compile(r'[A-Za-z_][\w.\-]*')
 ODD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+# Where ASE's reader of CIF files keeps the shares of elements.
+OCCUPANCY = 'occupancy'
 # Formats that keep info as JSON.
 AS_JSON = ('traj', 'bundletrajectory')
 # Formats that keep those arrays alone that ASE knows by name, and these.
@@ -47,11 +52,12 @@ _named: set[tuple[str, str]] = set()
 def writable(atoms: Atoms, form: str) -> Atoms:
     r"""The atoms with what a format can hold of constraints, info and arrays.
 
-    What is left out is logged as a warning, constraints once per kind. ``FixScaled``, the
+    What is left out is logged as a warning, once for each name. ``FixScaled``, the
     selective dynamics of POSCAR files, and ``FixCartesian`` stand in for each other in
     formats that know one of them, where both mean the same: all directions are fixed, or
-    the lattice vectors lie along x, y and z. Line breaks in text become blanks for extxyz;
-    objects of ASE, as a space group, become dictionaries for databases.
+    the lattice vectors lie along x, y and z. Line breaks in text become blanks for extxyz,
+    occupancies that are not known become 1 for CIF, and objects of ASE, as a space group,
+    become dictionaries for databases.
 
     Parameters
     ----------
@@ -88,18 +94,21 @@ def writable(atoms: Atoms, form: str) -> Atoms:
         info = {name: value for name, value in info.items() if _is_data(name, value)}
     elif form in AS_JSON:
         info = {name: value for name, value in info.items() if _is_json(name, value)}
+    elif form == 'cif' and isinstance(info.get(OCCUPANCY), Mapping):
+        info[OCCUPANCY] = _with_numbers(info[OCCUPANCY])
     if form in FEW_ARRAYS:
         arrays = {name: x for name, x in arrays.items() if name in ARRAYS or _is_kept(name)}
     lost = [f'info {str(name)!r:.40}' for name in atoms.info if name not in info]
     lost += [f'array {str(name)!r:.40}' for name in atoms.arrays if name not in arrays]
-    if lost:
+    if untold := [name for name in lost if (name, form) not in _named]:
+        _named.update((name, form) for name in untold)
         log.warning(
-            '%s: %s files cannot hold %s; it is left out',
+            '%s: %s files cannot hold %s; it is left out, of other structures as well',
             chemical_formula(atoms),
             form,
-            ', '.join(lost),
+            ', '.join(untold),
         )
-    elif all(info[name] is value for name, value in atoms.info.items()):
+    if not lost and all(info[name] is value for name, value in atoms.info.items()):
         return atoms
     calculator, atoms = atoms.calc, atoms.copy()
     atoms.info, atoms.arrays, atoms.calc = info, arrays, calculator
@@ -111,6 +120,13 @@ def _readable(value: Any) -> Any:
     return ODD.sub(' ', value).strip() if isinstance(value, str) else value
 
 
+def _with_numbers(occupancy: Any) -> Any:
+    """Shares of elements on kinds of sites, as numbers; anything else as it is."""
+    if isinstance(occupancy, Mapping):
+        return {name: _with_numbers(shares) for name, shares in occupancy.items()}
+    return share_of(occupancy) if isinstance(occupancy, str) else occupancy
+
+
 def _in_a_line(name: Any, value: Any) -> bool:
     """Whether an extxyz file can hold an entry of ``info``, and what follows it."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
@@ -120,7 +136,9 @@ def _in_a_line(name: Any, value: Any) -> bool:
     if isinstance(value, np.ndarray) and not value.size:
         return False
     try:
-        line = key_val_dict_to_str({name: value, 'beside': 1})
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # ASE warns and writes nothing
+            line = key_val_dict_to_str({name: value, 'beside': 1})
         read = key_val_str_to_dict(line)
     except Exception:  # noqa: BLE001 - values are of any kind
         return False

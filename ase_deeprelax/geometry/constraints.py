@@ -18,7 +18,6 @@ from ase.constraints import (
 )
 
 from ase_deeprelax.errors import StructureError, UnsupportedConstraintError
-from ase_deeprelax.geometry.free_strain import MAX_SWEEPS
 
 # Linear in the step, so that projecting a single large one is exact.
 SUPPORTED = (
@@ -32,6 +31,8 @@ SUPPORTED = (
     FixSubsetCom,
     FixSymmetry,
 )
+# Several constraints act one after the other, at most so often, until none changes a step.
+MAX_SWEEPS = 500
 
 
 def check_constraints(atoms: Atoms) -> None:

@@ -14,7 +14,9 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from ase_deeprelax.geometry.motion import STRAIN_BASIS, project_strain
 
-MAX_SWEEPS = 500
+# A strain counts as free where the rules take away a smaller part of it than this: in cells
+# from files, which have few digits, right angles are not quite right.
+PARALLEL = 1e-3
 
 # What `relax_cell` may be: yes, no, a word of `RELAX_CELL_WORDS`, or a mask of strains.
 RelaxCell = bool | str | Sequence[float] | np.ndarray
@@ -140,18 +142,12 @@ class StrainRule:
         """(6, 6): the projection on all that is free, in `motion.STRAIN_BASIS`."""
         if self.frees_all and not self.rotations:
             return np.eye(6)
-        images = [self.project(strain) for strain in STRAIN_BASIS]
-        return np.tensordot(np.array(images), STRAIN_BASIS, ([1, 2], [1, 2]))
-
-    def project(self, strain: np.ndarray) -> np.ndarray:
-        """The free part of a logarithmic strain, (3, 3)."""
-        # Each projection may disturb the other's subspace: alternate until neither does.
-        for _ in range(MAX_SWEEPS):
-            projected = self._by_filter(self._by_symmetry(self._by_plane(strain)))
-            if np.abs(projected - strain).max() < 1e-15:
-                break
-            strain = projected
-        return strain
+        rules = self._by_plane, self._by_symmetry, self._by_filter
+        taken = [[strain - rule(strain) for rule in rules] for strain in STRAIN_BASIS]
+        # Free are the strains that none of the rules takes anything from.
+        strains, sizes, _ = np.linalg.svd(np.reshape(taken, (6, -1)), full_matrices=False)
+        free = strains[:, sizes < PARALLEL]
+        return free @ free.T
 
     def relaxed_cell(self, deformation: np.ndarray) -> np.ndarray:
         """The cell, (3, 3) in A, after what is free of a deformation."""
@@ -159,7 +155,7 @@ class StrainRule:
         # Exactly nothing where nothing happened, so that such a cell stays to the last bit.
         same = np.array_equal(origin, self.cell)
         start = np.zeros((3, 3)) if same else np.linalg.solve(origin, self.cell) - np.eye(3)
-        strain = self.project(of_symmetric(np.log, deformation))
+        strain = project_strain(self.projection(), of_symmetric(np.log, deformation))
         return self.cell + origin @ (self._total(strain, start) - start)
 
     def _total(self, strain: np.ndarray, start: np.ndarray) -> np.ndarray:

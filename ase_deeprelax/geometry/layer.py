@@ -98,12 +98,13 @@ class Layer:
         -------
         cell : (3, 3), A
         positions : (n_atoms, 3), A
-            In the images of ``atoms``; strained about the middle plane.
+            In the images of ``atoms``; strained about the point where the vacuum vector
+            meets the middle plane, so that no drift depends on the origin.
         """
         rows = self.basis @ atoms.cell.array
         rows[:2] = rows[:2] @ deformation
         cell = np.rint(np.linalg.inv(self.basis)) @ rows
         positions = self.in_one_piece(atoms)
-        centre = self.middle(positions) * self.normal
+        centre = self.middle(positions) / (self.normal @ rows[2]) * rows[2]
         moved = (positions - centre) @ deformation + centre
         return cell, moved - self.turns[:, None] * rows[2]

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
+from numpy.typing import ArrayLike
 
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.lattice import reduced_basis
@@ -25,11 +26,13 @@ DOUBTFUL_GAP = 5.0
 # Parts of a layer that lie farther apart than this are two layers, A. Gaps within those
 # 31,635 are at most 5.2 A, save six of 9 A and more between two sheets.
 LAYER_GAP = 6.0
-# Like sheets with equal gaps below this are a crystal with open galleries, A. DFT closes
+# Like sheets with equal gaps up to this are a crystal with open galleries, A. DFT closes
 # the galleries of 137 of 143 such inputs (Pandey et al.).
 STACK_GAP = 9.0
-# Gaps that differ by less than this are equal, A.
+# Gaps that differ by no more than this are equal, A.
 EQUAL_GAPS = 0.5
+# By this much a gap can be wider because of rounding, also that of a file, A.
+ROUNDING = 5e-4
 # Atoms closer than this many times the sum of their covalent radii are bonded.
 BOND = 1.3
 
@@ -56,7 +59,7 @@ def find_layer(atoms: Atoms) -> Layer | None:
     -------
     Layer or None
         None for a crystal: no vacuum, or a stack of several sheets of one composition with
-        equal gaps below `STACK_GAP`.
+        equal gaps up to `STACK_GAP`.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def doubtful_gap(atoms: Atoms) -> float:
     (0.0, 6.4)
     """
     _, gaps = _planes_apart(atoms.positions, atoms.cell.array, DOUBTFUL_GAP)
-    return float(gaps[gaps <= VACUUM_GAP].max(initial=0.0))
+    return float(gaps[~_wider(gaps, VACUUM_GAP)].max(initial=0.0))
 
 
 def split_at_widest_gap(fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +154,14 @@ def split_at_widest_gap(fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gaps, turns - turns.min()
 
 
+def _wider(gaps: ArrayLike, least: float) -> np.ndarray:
+    """Whether gaps are wider than a limit, A, by more than rounding makes them.
+
+    Vacuum of just 7 A is common, and its rounding errors depend on the orientation.
+    """
+    return np.asarray(gaps) > least + ROUNDING
+
+
 def _layer_by_vacuum(atoms: Atoms, plane: np.ndarray) -> Layer | None:
     """The layer along a lattice plane, (3,) Miller indices, or None for a stack."""
     cell = atoms.cell.array
@@ -159,10 +170,11 @@ def _layer_by_vacuum(atoms: Atoms, plane: np.ndarray) -> Layer | None:
     gaps, turns = split_at_widest_gap(atoms.positions @ normal / height)
     gaps *= height
     layer = Layer(basis, normal, turns, float(gaps.max()), 'vacuum')
-    apart = gaps[gaps > LAYER_GAP]
+    apart = gaps[_wider(gaps, LAYER_GAP)]
     if len(apart) == 1:
         return layer
-    if apart.max() < STACK_GAP and np.ptp(apart) < EQUAL_GAPS and _alike(atoms, layer):
+    equal = not _wider(np.ptp(apart), EQUAL_GAPS)
+    if equal and not _wider(apart.max(), STACK_GAP) and _alike(atoms, layer):
         return None
     raise StructureError(_several_layers(apart))
 
@@ -171,7 +183,7 @@ def _alike(atoms: Atoms, layer: Layer) -> bool:
     """Whether the sheets that wide gaps part have the same composition."""
     heights = layer.in_one_piece(atoms) @ layer.normal
     order = heights.argsort()
-    borders = np.flatnonzero(np.diff(heights[order]) > LAYER_GAP) + 1
+    borders = np.flatnonzero(_wider(np.diff(heights[order]), LAYER_GAP)) + 1
     sheets = [np.sort(sheet) for sheet in np.split(atoms.numbers[order], borders)]
     return all(np.array_equal(sheet, sheets[0]) for sheet in sheets)
 
@@ -189,14 +201,16 @@ def _layer_by_pbc(atoms: Atoms, axis: int) -> Layer:
         )
     heights = atoms.positions @ normal
     inner = np.diff(np.sort(heights))
+    apart = inner[_wider(inner, LAYER_GAP)]
     vacuum = height - float(np.ptp(heights))
     layer = Layer(basis, normal, np.zeros(len(atoms), dtype=np.int64), vacuum, 'pbc')
-    if (inner > LAYER_GAP).any():  # The border of the box may cut the layer.
+    if len(apart) > 0:  # The border of the box may cut the layer.
         gaps, turns = split_at_widest_gap(heights / height)
-        layer = Layer(basis, normal, turns, float(gaps.max() * height), 'pbc')
-        if (gaps * height > LAYER_GAP).sum() != 1 or not _bonded_across(atoms, layer):
-            raise StructureError(_several_layers(inner[inner > LAYER_GAP], 1))
-    if layer.vacuum <= VACUUM_GAP:
+        gaps *= height
+        layer = Layer(basis, normal, turns, float(gaps.max()), 'pbc')
+        if _wider(gaps, LAYER_GAP).sum() != 1 or not _bonded_across(atoms, layer):
+            raise StructureError(_several_layers(apart, 1))
+    if not _wider(layer.vacuum, VACUUM_GAP):
         layer = replace(layer, vacuum=np.inf)
     in_plane = np.array([rows[0], rows[1], normal])  # One A high: no room for a gap.
     planes, gaps = _planes_apart(layer.in_one_piece(atoms), in_plane)
@@ -294,7 +308,7 @@ def _planes_apart(
         if len(places) > 1:
             gaps = np.maximum(gaps, (places[1:] - places[:-1]).max(axis=0))
         gaps *= periods[chosen]
-        wide = gaps > least
+        wide = _wider(gaps, least)
         chosen, gaps = chosen[wide], gaps[wide]
     planes = planes[chosen]
     if basis is not None:

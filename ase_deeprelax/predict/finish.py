@@ -40,12 +40,13 @@ def move_of(prepared: Prepared, output: StructureOutput) -> Move:
     Raises
     ------
     PredictionError
-        The network returned numbers that are not finite.
+        The network returned numbers that cannot be used, see `StructureOutput.finite`.
     """
     if not output.finite:
         raise PredictionError(
             f'{chemical_formula(prepared.initial)}: model {prepared.settings.name!r} '
-            'returned numbers that are not finite; use another model or float64'
+            'returned numbers that are not finite, or a deformation that is not symmetric '
+            'and positive definite; use another model or float64'
         )
     with timed(prepared.timings, 'symmetry'):
         move = prepared.frame.to_user(output.deformation, output.displacement)

@@ -27,6 +27,11 @@ DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 # 1.2 ms for a crystal of 7.5 atoms with 5,000 to 20,000, and 1.5 ms with 2,000), on a GPU
 # what keeps it busy.
 BATCH_EDGES = {'cpu': 10_000, 'cuda': 1_000_000}
+# What every output of a network has.
+FIELDS = ('deformation', 'displacement', 'bond_index', 'distance', 'log_b')
+# Deformations whose entries differ by more than this from those across the diagonal are not
+# symmetric: single precision makes 1e-6.
+SKEW = 1e-4
 # How memory shortage reads where it is not a class of its own.
 OUT_OF_MEMORY = (
     'out of memory',
@@ -43,8 +48,8 @@ class StructureOutput:
     Attributes
     ----------
     finite : bool
-        False where the network returned numbers that cannot be used; the other fields
-        then mean "nothing moves".
+        False where the network returned numbers that are not finite, or a deformation that
+        is not symmetric and positive definite; the other fields then mean "nothing moves".
     deformation : (3, 3)
     displacement : (n_atoms, 3), A
         At the unrelaxed cell, without rigid drift.
@@ -154,18 +159,26 @@ def _check_output(model: RelaxationModel, batch: CrystalGraph, output: Any) -> N
     who = f'the model {type(model).__name__}'
     if not isinstance(output, ModelOutput):
         raise ModelError(f'{who} returned {type(output).__name__}, not ModelOutput')
-    n_bonds = len(output.bond_index)
-    for name, shape in (
-        ('deformation', (batch.n_graphs, 3, 3)),
-        ('displacement', tuple(batch.pos.shape)),
-        ('distance', (n_bonds,)),
-        ('log_b', (n_bonds,)),
-    ):
-        found = tuple(getattr(output, name).shape)
-        if found != shape:
+    tensors = {name: getattr(output, name) for name in FIELDS}
+    if output.features is not None:
+        tensors['features'] = output.features
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise ModelError(f'{who} returned {name} as {kind}; it must be a tensor')
+    n_atoms, n_bonds = len(batch.pos), output.bond_index.numel()
+    shapes = {
+        'deformation': (batch.n_graphs, 3, 3),
+        'displacement': (n_atoms, 3),
+        'features': (n_atoms, *np.shape(output.features)[1:2]),
+    }
+    for name, value in tensors.items():
+        shape = shapes.get(name, (n_bonds,))
+        if value.shape != shape:
             raise ModelError(
-                f'{who} returned {name} of shape {found}; for {batch.n_graphs} graphs of '
-                f'{len(batch.pos)} atoms and {n_bonds} bonds it must be {shape}'
+                f'{who} returned {name} of shape {tuple(value.shape)}; for '
+                f'{batch.n_graphs} graphs of {n_atoms} atoms and {n_bonds} bonds it must '
+                f'be {shape}'
             )
 
 
@@ -176,7 +189,6 @@ def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:
     """
     index, deformation = batch.graph_of_atom, prediction.deformation
     # One number of each structure, which is finite where all of its numbers are.
-    volumes = torch.linalg.det(deformation)
     total = deformation.sum((1, 2)).index_add_(0, index, prediction.displacement.sum(1))
     terms = [
         ('bond_index', 'distance', 'log_b'),
@@ -189,7 +201,7 @@ def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:
             continue
         graphs.append(index.index_select(0, batch.edge_index[1].index_select(0, chosen)))
         total.index_add_(0, graphs[-1], distance + log_b + log_b.exp())
-    good = torch.isfinite(total) & (volumes > 0)
+    good = torch.isfinite(total) & _are_stretches(deformation)
     if bool(good.all()):
         return good
     eye = torch.eye(3, dtype=deformation.dtype, device=deformation.device)
@@ -201,6 +213,16 @@ def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:
         for name, value in zip(names, (1.0, 0.0), strict=True):
             setattr(prediction, name, torch.where(keep, getattr(prediction, name), value))
     return good
+
+
+def _are_stretches(deformation: torch.Tensor) -> torch.Tensor:
+    """(n_graphs,) bool: which matrices (n_graphs, 3, 3) are symmetric, positive definite.
+
+    All upper left determinants of these are positive; eigenvalues would take longer.
+    """
+    skew = (deformation - deformation.mT).abs().amax((1, 2))
+    minors = [torch.linalg.det(deformation[:, :n, :n]) > 0 for n in (1, 2, 3)]
+    return (skew < SKEW) & minors[0] & minors[1] & minors[2]
 
 
 def _solve(

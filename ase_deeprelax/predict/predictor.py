@@ -395,9 +395,14 @@ def _make_again(
 
 def is_one(structures: Any) -> bool:
     """Whether something is one structure, usable or not, rather than many of them."""
-    if isinstance(structures, (Atoms, Filter, str, bytes, Mapping)):
+    known = isinstance(structures, (Atoms, Filter, str, bytes, Mapping))
+    if known or hasattr(structures, 'is_ordered'):  # the latter, as those of pymatgen
         return True
-    return hasattr(structures, 'is_ordered') or not hasattr(structures, '__iter__')
+    try:  # Slices of an ASE trajectory have no __iter__, but can be walked through.
+        iter(structures)
+    except TypeError:
+        return True
+    return False
 
 
 def _progress_bar(total: int | None) -> Any:

@@ -300,7 +300,8 @@ def _check_distances(
     atoms: Atoms, positions: np.ndarray, cell: np.ndarray, min_distance: float
 ) -> None:
     i, j, distance = close_pairs(positions, cell, max(min_distance, SEARCH_RADIUS))
-    if len(i) == 0 or distance[0] >= min_distance:
+    # Rounding errors do not decide about a distance that is just the limit.
+    if len(i) == 0 or round(distance[0], 6) >= min_distance:
         return
     pair = name_pair(atoms, i[0], j[0])
     if distance[0] < 1e-3:

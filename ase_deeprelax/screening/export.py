@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.io.formats import ioformats
 
 from ase_deeprelax import keys
-from ase_deeprelax.data.structure_writing import find_format, write_frames
+from ase_deeprelax.data.structure_writing import STREAMED, find_format, write_frames
 from ase_deeprelax.data.writable import writable
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import plain_name, replaced
@@ -55,7 +55,9 @@ def export(
     if ioformats[form].single:
         found = _only_one(found, path, form)
     with replaced(path) as part:
-        return write_frames(part, (writable(atoms, form) for atoms in found), form)
+        if form in STREAMED:
+            return write_frames(part, (writable(atoms, form) for atoms in found), form)
+        return _write(part, list(found), form, str(path))
 
 
 def is_one_file(path: Path, form: str | None = None) -> bool:
@@ -112,17 +114,17 @@ def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
             name += '_'
         written.add(name)
         with replaced(folder / f'{name}.{form}') as part:
-            _write_one(part, atoms, form)
+            _write(part, [atoms], form, atoms.info[keys.ID])
     return len(written)
 
 
-def _write_one(path: Path, atoms: Atoms, form: str) -> None:
+def _write(path: Path, structures: list[Atoms], form: str, what: str) -> int:
     try:
-        write_frames(path, [writable(atoms, form)], form)
+        return write_frames(path, [writable(atoms, form) for atoms in structures], form)
     except OSError:
         raise
     except Exception as error:  # writers raise anything
         raise ConfigError(
-            f'{atoms.info[keys.ID]}: ase.io cannot write it in the format {form} '
+            f'{what}: ase.io cannot write it in the format {form} '
             f'({type(error).__name__}: {error}); choose another one, such as cif or vasp'
         ) from error

@@ -26,7 +26,6 @@ from ase_deeprelax.testing.checks import (
     keeps_single_atoms,
     keeps_space_group,
     leaves_input_alone,
-    output_is_sound,
     says_something,
 )
 from ase_deeprelax.testing.crystals import generic_crystals, symmetric_crystals
@@ -37,10 +36,12 @@ from ase_deeprelax.testing.motion_checks import (
     keeps_layer_group,
     tells_fixed_atoms_apart,
 )
+from ase_deeprelax.testing.output_checks import output_is_sound
 
+# What is wrong with the output itself is named first.
 CHECKS = (
-    says_something,
     output_is_sound,
+    says_something,
     ignores_orientation,
     ignores_origin,
     ignores_order,

@@ -109,7 +109,7 @@ def _wyckoff(
 # Each takes three free parameters between 0 and 1.
 _PROTOTYPES: tuple[Callable[[float, float, float], Atoms], ...] = (
     lambda *_: bulk('Cu', 'fcc', a=3.6),
-    lambda *_: bulk('Fe', 'bcc', a=2.9),
+    lambda *_: bulk('W', 'bcc', a=2.9),
     lambda x, *_: bulk('Mg', 'hcp', a=3.2, c=3.2 * (1.5 + 0.3 * x)),
     lambda *_: bulk('Si', 'diamond', a=5.4),
     lambda *_: bulk('NaCl', 'rocksalt', a=5.6),

@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_deeprelax.data.formula import chemical_formula
+from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.predict import Predictor
@@ -49,13 +50,16 @@ def predictions(
     symmetry: str = 'free',
     relax_cell: RelaxCell | None = None,
 ) -> list[Relaxation]:
-    """A `Relaxation` of each structure; what is refused raises."""
+    """A `Relaxation` of each structure; a refusal is a fault of the model."""
     predictor = Predictor(model, device='cpu', dtype=dtype, symmetry=symmetry)
     if dtype == 'float32':
         # What is seen here is the rounding of the network; where crystals are far from any
         # answer, several passes multiply it. In float64 all passes are seen.
         predictor.max_passes = 1
-    return predictor.relax(structures, relax_cell=relax_cell, on_bad='raise')
+    try:
+        return predictor.relax(structures, relax_cell=relax_cell, on_bad='raise')
+    except DeepRelaxError as error:
+        raise AssertionError(f'no prediction: {error}') from error
 
 
 def expect_same(model: RelaxationModel, dtype: str, change: Change) -> None:

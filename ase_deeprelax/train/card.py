@@ -11,14 +11,15 @@ from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.predict.structure_checks import volume_ratio
 from ase_deeprelax.train.config import TrainConfig
 from ase_deeprelax.train.datamodule import PairData
+from ase_deeprelax.train.module import RelaxationModule
 
 
 def describe_training(
     config: TrainConfig,
     data: PairData,
+    module: RelaxationModule,
     *,
     steps: int,
-    seconds: float,
     errors: Mapping[str, float],
 ) -> dict[str, Any]:
     """What there is to know about a trained model, as `save_model` takes it.
@@ -28,9 +29,9 @@ def describe_training(
     config : TrainConfig
     data : PairData
         What it was trained on.
+    module : RelaxationModule
+        How long the training took, and with what weights it began.
     steps : int
-    seconds : float
-        How long the training took.
     errors : dict of str to float
         On the pairs for validation; empty without any.
     """
@@ -59,8 +60,9 @@ def describe_training(
             ],
             'pairs': len(data.train),
             'relaxed_structures': len(data.relaxed),
+            **({'start': module.start} if module.start else {}),
             'steps': steps,
-            'minutes': round(seconds / 60, 1),
+            'minutes': round(module.elapsed / 60, 1),
             'settings': settings,
         },
         'metrics': {'validation': errors},

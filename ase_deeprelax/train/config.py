@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -53,6 +54,8 @@ Limits = Annotated[tuple[float, float], AfterValidator(_ascending)]
 # The smallest and the largest change of a volume, as a share of it.
 Share = Annotated[float, Field(gt=-1)]
 VolumeLimits = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+# In YAML, 64 is a number and bf16 a word.
+Word = BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)
 # Names of collections: the field ``src`` of pairs and relaxed structures.
 Collections = Annotated[
     list[str] | None, Field(min_length=1, description='collections to use; default all')
@@ -82,7 +85,10 @@ class Source(Section):
 
 
 class RelaxedStructures(Section):
-    """One set of relaxed structures to make denoising pairs from."""
+    """One set of relaxed structures to make denoising pairs from.
+
+    Of a file of pairs, the relaxed ones are taken that neither validate nor test.
+    """
 
     path: Path
     licence: str = ''
@@ -170,7 +176,7 @@ class Optimize(Section):
     ema_ramp: int = Field(
         10, ge=1, description='after n steps at most (1 + n) / (ema_ramp + n) is kept'
     )
-    precision: Literal['32', '64', 'bf16'] = '32'
+    precision: Annotated[Literal['32', '64', 'bf16'], Word] = '32'
     compile: bool = False
     threads: int | None = Field(None, ge=1)
     val_every_steps: int = Field(1000, ge=1)
@@ -189,7 +195,10 @@ class Network(TypedDict, total=False):
 
 
 class TrainConfig(Section):
-    """Everything `deeprelax train` needs; relative paths start at the YAML file."""
+    """Everything `deeprelax train` needs.
+
+    Relative paths start at the YAML file, but ``output`` at the working directory.
+    """
 
     name: str = Field(min_length=1)
     licence: str = Field('', description='of the weights')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.formula import Composition, composition, read_compositions
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.data.pairs import read_pairs, spread
+from ase_deeprelax.data.pairs import holds_pairs, read_pairs, spread
 from ase_deeprelax.data.radius_edges import with_radius_edges
 from ase_deeprelax.data.relaxed_structures import read_relaxed
 from ase_deeprelax.errors import ConfigError, StructureError
@@ -122,6 +123,21 @@ class TrainingBatches(Dataset[CrystalGraph]):
         return made
 
 
+def _relaxed(path: Path, excluded: set[Composition], max_atoms: int) -> list[Pair]:
+    """Relaxed structures as pairs of themselves.
+
+    Of pairs, those that validate or test are left out, and what is fixed stays fixed: with
+    a fixed cell, the relaxed structure is no minimum over all cells.
+    """
+    if not holds_pairs(path):
+        return read_relaxed(path, excluded, max_atoms)
+    return [
+        replace(pair, cell0=pair.cell1, frac0=pair.frac1, scale=1.0)
+        for pair in read_pairs(path, ('train', ''), ok_only=True)
+        if len(pair) <= max_atoms and composition(pair.numbers) not in excluded
+    ]
+
+
 def _relaxable(pairs: Sequence[Pair], path: Path) -> list[Pair]:
     """The pairs without those that `relax` would refuse."""
     kept = []
@@ -218,9 +234,17 @@ class PairData(lightning.LightningDataModule):
         self.copies = np.array(copies)
         self.relaxed: list[Pair] = []
         for source in data.relaxed_structures:
-            relaxed = read_relaxed(source.path, excluded, data.denoise.max_atoms)
+            relaxed = _relaxed(source.path, excluded, data.denoise.max_atoms)
             relaxed = of_collections(relaxed, source.src, source.path)
-            self.relaxed += _relaxable(relaxed, source.path)
+            relaxed = _relaxable(relaxed, source.path)
+            if not relaxed:
+                log.warning(
+                    '%s: no relaxed structure of it is used; data.denoise.max_atoms is %d, '
+                    'and data.exclude_formulas may name them all',
+                    source.path,
+                    data.denoise.max_atoms,
+                )
+            self.relaxed += relaxed
         if not self.train:
             raise ConfigError('no training pair is left after splits and exclusions')
 

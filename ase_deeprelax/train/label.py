@@ -74,8 +74,12 @@ def label(
     start : str, path or None
         Model whose predictions relaxations start at, default 'default'; None starts at the
         input, and so does a model whose card does not say that it has learned this kind.
-    fmax, steps, batch_atoms
-        See `relax_batched`; defaults 0.05 eV/A, the `Kind`'s limit, 160.
+    fmax : float, eV/A
+        Limit of the forces on atoms and cell, default 0.05.
+    steps : int, optional
+        Limit of each relaxation, default that of the `Kind`.
+    batch_atoms : int
+        Atoms that go through the potential together, default 160.
     name : str
         Of the potential; it is kept with each pair, and a series goes on with the same one.
 

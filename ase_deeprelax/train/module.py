@@ -11,6 +11,7 @@ import lightning
 import torch
 
 from ase_deeprelax.data.graph import CrystalGraph
+from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.models.base import ModelOutput, RelaxationModel, relaxed_structure
 from ase_deeprelax.models.heads import free_displacement
 from ase_deeprelax.models.layers import mean_over_atoms
@@ -31,18 +32,34 @@ log = logging.getLogger(__name__)
 
 # Usual norms of the gradient are below 100.
 LARGEST_GRADIENT = 1e4
+# A training that leaves out so many steps one after the other learns nothing any more.
+MOST_SKIPPED = 100
 # Settings of the optimizer whose values are in a checkpoint: a training that goes on from
 # it cannot have others.
 KEPT = ('learning_rate', 'muon_rate', 'weight_decay', 'amsgrad', 'schedule', 'precision')
 
 
 class RelaxationModule(lightning.LightningModule):
-    """A model in training; see `train.config` for its settings."""
+    """A model in training; see `train.config` for its settings.
 
-    def __init__(self, model: RelaxationModel, config: TrainConfig):
+    Parameters
+    ----------
+    model : RelaxationModel
+    config : TrainConfig
+    start : dict of str to str, optional
+        The model whose weights it began with, for its card; checkpoints keep it.
+    """
+
+    def __init__(
+        self,
+        model: RelaxationModel,
+        config: TrainConfig,
+        start: dict[str, str] | None = None,
+    ):
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.start = model, config, start
         self.elapsed = 0.0  # seconds of training, over all resumed parts
+        self._skipped = 0  # steps left out since the last one that was taken
         self._started: float | None = None
 
     def training_step(self, graph: CrystalGraph, _: int) -> torch.Tensor | None:
@@ -57,7 +74,7 @@ class RelaxationModule(lightning.LightningModule):
         self.log('loss', terms['loss'].detach(), prog_bar=True, logger=False, batch_size=n)
         # The gradient may be finite where the loss is not: that of an absolute error is.
         if not torch.isfinite(terms['loss']):
-            log.warning('step %d: the loss is not finite; skipped', self.global_step)
+            self._skip('the loss is not finite')
             return None
         return terms['loss']
 
@@ -147,8 +164,23 @@ class RelaxationModule(lightning.LightningModule):
         gradients = [p.grad for g in groups for p in g['params'] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not norm < LARGEST_GRADIENT:
-            log.warning('step %d: the gradient is %.3g; skipped', self.global_step, norm)
+            self._skip(f'the gradient is {norm:.3g}')
             optimizer.zero_grad()
+        elif gradients:
+            self._skipped = 0
+
+    def _skip(self, why: str) -> None:
+        """Warn of a step that is left out, and end a training that takes none any more."""
+        log.warning('step %d: %s; skipped', self.global_step, why)
+        self._skipped += 1
+        if self._skipped == MOST_SKIPPED:
+            raise DeepRelaxError(
+                f'{MOST_SKIPPED} steps one after the other were skipped, the last one '
+                f'because {why}: this training learns nothing any more. Begin a new one '
+                f'with a smaller optimize.learning_rate than '
+                f'{self.config.optimize.learning_rate:g}; a network of your own should '
+                'pass the checks of ase_deeprelax.testing first'
+            )
 
     def on_train_batch_end(
         self,
@@ -174,11 +206,11 @@ class RelaxationModule(lightning.LightningModule):
             self._started += time.monotonic() - self._pause
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint['elapsed'] = self.elapsed
+        checkpoint['elapsed'], checkpoint['start'] = self.elapsed, self.start
         checkpoint['settings'] = kept_settings(self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.elapsed = checkpoint['elapsed']
+        self.elapsed, self.start = checkpoint['elapsed'], checkpoint.get('start')
 
 
 def kept_settings(config: TrainConfig) -> dict[str, Any]:

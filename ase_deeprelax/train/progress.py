@@ -14,14 +14,16 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 # Remarks of Lightning on what is meant here: a new folder for checkpoints, few batches per
-# epoch, a machine with SLURM on which no job was asked for, its own old parts, and batches
-# that begin in the middle of an epoch, which the samplers here take care of.
+# epoch, a machine with SLURM on which no job was asked for, its own old parts, batches that
+# begin in the middle of an epoch, which the samplers here take care of, and steps that are
+# skipped, which the module here warns of.
 IDLE = (
     'Checkpoint directory',
     'The number of training batches',
     "You're resuming from a checkpoint that ended before the epoch",
     'The `srun` command',
     '`isinstance\\(treespec, LeafSpec\\)`',
+    '`training_step` returned `None`',
 )
 
 

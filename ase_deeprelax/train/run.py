@@ -5,7 +5,7 @@ A run, from top to bottom:
 1. `config.load_config` reads the YAML file and checks every setting.
 2. `train` refuses a folder that holds another training, and a checkpoint of other
    settings, then sets threads and arithmetic.
-3. `_network` makes the network (`models.create_model`), with weights of another one or not.
+3. `_module` makes the network (`models.create_model`), with weights of another one or not.
 4. `datamodule.PairData` reads pairs and relaxed structures, leaves out what must not be
    trained on, and makes batches of similar sizes in an order that seed and epoch decide.
    Until here nothing is written. Then the folder is locked: another training that was
@@ -99,6 +99,9 @@ def train(
     ------
     ConfigError, PairFileError, ModelError
         Nothing was trained, and nothing is changed on disk.
+    DeepRelaxError
+        A hundred steps one after the other could not be taken, because the loss or the
+        gradient was not finite or far too large. Checkpoints stay.
     SystemExit
         SIGTERM or Ctrl-C came: ``last.ckpt`` is written, the status is 143 or 130.
     """
@@ -135,9 +138,13 @@ def _check_new(output: Path) -> None:
 def _check_checkpoint(path: str | Path, config: TrainConfig) -> None:
     """Refuse what is no checkpoint, holds code, or is of a training with other settings."""
     if not Path(path).is_file():
+        model = Path(path).parent / 'model'
+        hint = ''
+        if (model / CONFIG).exists():
+            hint = f'. The training there has ended: begin another one with --from {model}'
         raise ConfigError(
             f'{path}: there is no such file; a training writes its last.ckpt every '
-            'optimize.val_every_steps steps, on SIGTERM and on Ctrl-C'
+            f'optimize.val_every_steps steps, on SIGTERM and on Ctrl-C{hint}'
         )
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
@@ -183,8 +190,8 @@ def _train(
     progress: bool,
 ) -> Path:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    model = _network(config_path, config, start)
-    data = PairData(config, model.spec)
+    module = _module(config_path, config, start)
+    data = PairData(config, module.model.spec)
     if not data.val:
         log.warning(
             "no pair has the split 'val': no errors are shown, the last weights count"
@@ -193,19 +200,18 @@ def _train(
     check_writable(output / 'model' / CONFIG)
     with (output / LOCK).open('a') as lock:
         lock_or_refuse(lock, output)
-        return _fit(config, model, data, resume, progress)
+        return _fit(config, module, data, resume, progress)
 
 
 def _fit(
     config: TrainConfig,
-    model: RelaxationModel,
+    module: RelaxationModule,
     data: PairData,
     resume: str | Path | None,
     progress: bool,
 ) -> Path:
     """Train the network, and write its folder."""
-    o, output = config.optimize, config.output / config.name
-    module = RelaxationModule(model, config)
+    o, output, model = config.optimize, config.output / config.name, module.model
     if o.compile:
         for name in ('messages', 'updates', 'layers'):
             for layer in getattr(model, name, ()):
@@ -236,32 +242,35 @@ def _fit(
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     stop.exit_if_it_came()
     errors = _choose_weights(trainer, module, data) if data.val else {}
-    card = describe_training(
-        config, data, steps=trainer.global_step, seconds=module.elapsed, errors=errors
-    )
+    card = describe_training(config, data, module, steps=trainer.global_step, errors=errors)
     save_model(model.float(), output / 'model', card)
     return output / 'model'
 
 
-def _network(
+def _module(
     config_path: str | Path, config: TrainConfig, start: str | Path | None
-) -> RelaxationModel:
+) -> RelaxationModule:
     """The network to train, with the weights that it starts from."""
     settings: dict[str, Any] = {**config.model}
     check_sizes(settings, f'{config_path}, model')
     model = create_model(settings.pop('architecture'), **settings)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f'{config_path}: {model.architecture!r} has no weights that could be trained'
+        )
     if config.data.recycle and not model.spec.is_radius:
         raise ConfigError(
             f'{config_path}: data.recycle is {config.data.recycle:g}, but the graph of '
             f'this model, {model.spec}, cannot be made again in a training; set it to 0'
         )
-    if start is not None:
-        _take_weights(model, start)
-    return model.double() if config.optimize.precision == '64' else model
+    origin = None if start is None else _take_weights(model, start)
+    if config.optimize.precision == '64':
+        model.double()
+    return RelaxationModule(model, config, origin)
 
 
-def _take_weights(model: RelaxationModel, start: str | Path) -> None:
-    """Start from another model's weights, which must be of the same form."""
+def _take_weights(model: RelaxationModel, start: str | Path) -> dict[str, str]:
+    """Start from another model's weights, which must be of the same form; say which."""
     other = load_model(start)
     if isinstance(other, Ensemble):
         raise ConfigError(
@@ -279,6 +288,7 @@ def _take_weights(model: RelaxationModel, start: str | Path) -> None:
             f'{other.hyperparameters}) do not fit {model.architecture}, '
             f'{model.hyperparameters}: give the same model settings'
         )
+    return {'name': other.name, 'licence': other.card.licence, 'sha256': other.sha256}
 
 
 def _choose_weights(

@@ -1,6 +1,7 @@
 """``deeprelax calibrate``, and what a calibrated model is used for."""
 
 import json
+import warnings
 import zipfile
 
 import numpy as np
@@ -9,6 +10,7 @@ from ase.build import bulk
 from ase.io import read, write
 
 from ase_deeprelax.data.pairs import make_pair, read_pairs, write_pairs
+from ase_deeprelax.errors import DeepRelaxWarning
 from ase_deeprelax.models import store
 from ase_deeprelax.models.calibration import CALIBRATION
 
@@ -138,6 +140,17 @@ def test_chosen_structures_are_written_ready_for_dft(run, inputs, calibrated, tm
     assert again.exit_code == 2  # before the model is looked for
     assert 'chosen is not empty' in ' '.join(again.stderr.split())
     assert sorted(path.name for path in out.iterdir()) == folders
+
+
+def test_what_is_out_of_distribution_is_told_in_the_table_alone(run, calibrated, tmp_path):
+    write(tmp_path / 'large.extxyz', bulk('Cu') * (5, 5, 5))
+    words = ['--model', calibrated[0], '--out', tmp_path / 'chosen']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', DeepRelaxWarning)
+        result = run('select', tmp_path / 'large.extxyz', *words)
+    assert result.exit_code == 0, result.output
+    [line] = [line for line in result.stdout.splitlines() if line.startswith('001-')]
+    assert len(line.split()) > len(['name', 'formula', 'atoms', 'error'])
 
 
 def test_names_in_an_archive_lead_to_no_other_folder(run, inputs, calibrated, tmp_path):

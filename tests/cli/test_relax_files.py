@@ -243,6 +243,16 @@ def test_outputs_of_many_inputs_never_collide(relaxed, tmp_path):
     assert 'given twice' in result.stderr
 
 
+def test_a_file_by_two_names_is_one_file(relaxed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write('run.traj', [salt(seed=k) for k in range(2)])
+    result, out = relaxed(tmp_path / 'run.traj@0', 'run.traj@1', '--format', 'cif')
+    assert {path.name for path in out.iterdir()} == {'run@0.cif', 'run@1.cif'}
+    assert 'out: 2 files' in result.stdout
+    result, _ = relaxed(tmp_path / 'run.traj', '../' + tmp_path.name + '/run.traj', code=2)
+    assert 'given twice' in result.stderr
+
+
 def test_odd_info_spoils_no_file(relaxed, tmp_path):
     frames = []
     odd = [
@@ -475,13 +485,20 @@ def test_what_holds_no_structure_is_named(relaxed, tmp_path):
     (tmp_path / 'none.jsonl').touch()
     with zipfile.ZipFile(tmp_path / 'none.zip', 'w') as archive:
         archive.writestr('README', 'nothing')
-    result, _ = relaxed(*sorted(tmp_path.iterdir()), code=1)
+    result, _ = relaxed(*sorted(tmp_path.iterdir()), tmp_path / 'no*.cif', code=1)
     for name, problem in {
+        'no*.cif': 'no file matches this pattern',
         'CONTCAR': 'is empty',
         'none.jsonl': 'holds no structure',
         'none.zip': 'holds no structure',
     }.items():
         assert f'failed: {tmp_path / name}: {problem}' in result.stderr
+
+
+def test_a_table_is_checked_where_no_structure_can_be_read(relaxed, tmp_path):
+    (tmp_path / 'a.cif').touch()
+    result, _ = relaxed(tmp_path / 'a.cif', '--json', tmp_path, code=1)
+    assert f'{tmp_path} cannot be written: Is a directory' in result.stderr
 
 
 def test_frames_of_all_files_of_a_pattern(relaxed, tmp_path):

@@ -42,7 +42,8 @@ def test_rounded_sites_are_one_atom(tmp_path, x, y, occupied):
     ideal = np.array([[1 / 3, 2 / 3], [2 / 3, 1 / 3]] * 2)
     places = atoms.get_scaled_positions()[:, :2]
     off = np.abs(places[np.lexsort(places.T)] - ideal[np.lexsort(ideal.T)]).max()
-    assert off < 1.1 * max(abs(x - 1 / 3), abs(y - 2 / 3))
+    # A coordinate of an image is the difference of two that were rounded.
+    assert off < 2.1 * max(abs(x - 1 / 3), abs(y - 2 / 3))
 
 
 def test_other_structures_are_given_back_as_they_are():

@@ -68,6 +68,15 @@ def test_a_bad_record_is_named_and_loses_no_other_one(tmp_path, bad):
     assert len(read_structures(StructureFile(file.path, '-1'))) == 1
 
 
+def test_a_list_may_begin_with_an_empty_place(tmp_path):
+    file = as_json(tmp_path / 'a.json', [None, None, SALT.as_dict()])
+    *empty, atoms = read_each(file)
+    assert len(atoms) == 2
+    assert ['there is: None' in str(error) for error in empty] == [True, True]
+    with pytest.raises(StructureError, match='neither a database of ASE'):
+        read_each(as_json(tmp_path / 'a.json', [None, None]))
+
+
 def test_a_cut_list_keeps_what_is_before_the_damage(tmp_path):
     file = as_json(tmp_path / 'cut.json', [SALT.as_dict()] * 3)
     file.path.write_text(file.path.read_text()[:-50])
@@ -118,6 +127,15 @@ def test_files_may_begin_with_a_mark_of_byte_order(tmp_path, suffix, encoding):
     [found] = read_structures(StructureFile(file))
     assert found.symbols.formula == salt.symbols.formula
     assert found.cell.volume == pytest.approx(salt.cell.volume)
+
+
+@pytest.mark.parametrize(('name', 'form'), [('CONTCAR', 'vasp'), ('a.xsf', 'xsf')])
+def test_a_cut_file_is_said_to_be_cut_with_the_format_it_was_read_as(tmp_path, name, form):
+    write(tmp_path / name, bulk('NaCl', 'rocksalt', a=5.6), format=form)
+    lines = (tmp_path / name).read_text().splitlines()
+    (tmp_path / name).write_text('\n'.join(lines[:-1]))
+    with pytest.raises(StructureError, match=rf'cannot be read as {form} \(.*may be cut'):
+        read_each(StructureFile(tmp_path / name))
 
 
 def test_an_index_chooses_frames_of_all_files_of_a_pattern(tmp_path):

@@ -1,4 +1,5 @@
 import logging
+import warnings
 from time import process_time
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_what_is_lost_is_named_once_per_kind(caplog):
     assert 'constraint FixedPlane' in text
     writable(salt(FixAtoms([0])), 'cif')
     assert 'FixAtoms' in caplog.text
+
+
+def test_thousands_of_rows_are_told_once_what_no_line_can_hold(tmp_path, caplog):
+    """As the data of a database, which would be a warning for each of its rows."""
+    structures = [salt(), salt(), salt()]
+    for k, atoms in enumerate(structures):
+        atoms.info |= {'data': {'mesh': np.arange(3)}, 'index': k}
+    with warnings.catch_warnings(record=True) as of_ase:
+        warnings.simplefilter('always')
+        assert not write_structures(tmp_path / 'a.extxyz', structures, 'extxyz')
+    assert not of_ase
+    assert [atoms.info['index'] for atoms in read(tmp_path / 'a.extxyz', ':')] == [0, 1, 2]
+    assert len(caplog.records) == 1
+    assert "info 'data'; it is left out, of other structures as well" in caplog.text
 
 
 def test_atoms_that_need_no_change_are_the_same_object():

@@ -26,6 +26,15 @@ def nan_cell(said):
     said.deformation[0, 1, 1] = torch.nan
 
 
+def skewed(said):
+    said.deformation[0, 0, 1] += 0.1
+
+
+def turned(said):
+    """By half a turn: the volume stays positive."""
+    said.deformation[0, :2] *= -1
+
+
 def contradictory(said):
     said.distance = said.distance * torch.where(said.bond_index % 2 == 0, 3.0, 0.1)
     said.log_b = torch.full_like(said.log_b, -5.0)
@@ -42,6 +51,8 @@ def no_scale(said):
 BROKEN = {
     'nan': (nan, 'not finite'),
     'nan cell': (nan_cell, 'not finite'),
+    'skewed': (skewed, 'not symmetric and positive definite'),
+    'turned': (turned, 'not symmetric and positive definite'),
     'contradictory': (contradictory, r'contradict each other by \d.* A on average'),
     'too long': (far_too_long, 'contradict each other'),
     'scale': (no_scale, 'not finite'),
@@ -78,6 +89,13 @@ def test_an_output_of_another_form_is_named():
     atoms = crystal()
     with pytest.raises(ModelError, match=r'displacement of shape .* must be \(\d+, 3\)'):
         relax(atoms, model=model_that(cut))
+    for spoil, words in (
+        ({'features': torch.zeros(len(atoms) + 1, 4)}, r'features of shape .* must be \('),
+        ({'distance': np.zeros(3)}, 'distance as ndarray; it must be a tensor'),
+        ({'displacement': None}, 'displacement as NoneType'),
+    ):
+        with pytest.raises(ModelError, match=words):
+            relax(atoms, model=model_that(lambda said, new=spoil: vars(said).update(new)))
     model = model_that(nan)
     model.forward = lambda graph: {'displacement': graph.pos}
     with pytest.raises(ModelError, match='returned dict, not ModelOutput'):

@@ -377,6 +377,26 @@ def test_fix_symmetry(filtered):
     assert check_symmetry(atoms, 1e-6).number == 136
 
 
+@pytest.mark.parametrize('degrees', [1.0, 10.0])
+def test_fix_symmetry_beside_a_mask_along_other_axes(degrees):
+    """What is free keeps both to rounding, however near their strains are to each other."""
+    atoms = crystal(
+        ['Ga', 'O'],
+        basis=[(0.09, 0, 0.79), (0.16, 0, 0.11)],
+        spacegroup=12,
+        cellpar=[12.2, 3.0, 5.8, 90, 103.8, 90],
+    )
+    atoms.rotate(degrees, (1, 0, 0), rotate_cell=True)
+    atoms.set_constraint(FixSymmetry(atoms, symprec=1e-6))
+    freedom = find_freedom(atoms, [1, 1, 1, 0, 1, 0])
+    cell, positions = freedom.allowed(*prediction(len(atoms)))
+    change = np.linalg.solve(atoms.cell.array, cell) - np.eye(3)
+    assert np.abs(change).max() > 0.01
+    assert np.abs(change[[0, 1], [1, 2]]).max() < 1e-12
+    freedom.write(cell, positions)
+    assert check_symmetry(atoms, 1e-6).number == 12
+
+
 def test_fix_symmetry_of_the_cell_only():
     atoms = bulk('Cu', cubic=True)
     atoms.set_constraint(FixSymmetry(atoms, adjust_positions=False))

@@ -26,7 +26,15 @@ from ase_deeprelax.geometry.vacuum import (
     layer_or_none,
 )
 from tests.layers import real_layers, rewrite, with_adsorbate, written_layers
-from tests.strategies import crystals, disguises, prototypes, quick, random_crystal, seeds
+from tests.strategies import (
+    crystals,
+    disguises,
+    orthogonal,
+    prototypes,
+    quick,
+    random_crystal,
+    seeds,
+)
 
 SHARED = Path(__file__).parents[2] / '../shared/data'
 SPEC = GraphSpec(cutoff=4.5)
@@ -150,6 +158,25 @@ def strains_of_layers(draw, normal):
     return np.eye(3) + flat @ (strain + strain.T) @ flat / 2 + thicker
 
 
+@pytest.mark.parametrize('gap', [6.0, 7.0])
+def test_a_gap_that_is_just_the_limit_is_the_same_in_all_orientations(gap):
+    """Slabs are often given 3.5 A of vacuum on either side, which makes 7 A."""
+    slab = fcc111('Cu', (1, 1, 4), a=3.61, vacuum=gap / 2, periodic=True)
+    above = slab.copy()
+    above.positions[:, 2] += slab.cell[2, 2]
+    twice = slab + above
+    twice.cell[2, 2] = 2 * slab.cell[2, 2] + 20.0
+    for seed in range(20):
+        rotation = orthogonal(seed)
+        for atoms in (slab, twice):
+            turned = atoms.copy()
+            turned.set_cell(atoms.cell.array @ rotation)
+            turned.positions = atoms.positions @ rotation
+            found = layer_or_none(turned)
+            # Gaps of just 7 A are none, and those of just 6 A part no layers.
+            assert (found is None) == (atoms is slab or gap > LAYER_GAP)
+
+
 @quick
 @given(st.data())
 def test_a_strain_moves_the_layer_about_its_middle_and_not_the_vacuum(data):
@@ -163,11 +190,23 @@ def test_a_strain_moves_the_layer_about_its_middle_and_not_the_vacuum(data):
     np.testing.assert_allclose(after.T[:2], before.T[:2] @ deformation, atol=1e-9)
     strained = Atoms(atoms.numbers, positions, cell=cell, pbc=atoms.pbc)
     pieces = layer.in_one_piece(atoms), layer.in_one_piece(strained)
-    middle = layer.middle(pieces[0]) * layer.normal
+    vacuum = layer.basis[2] @ atoms.cell.array
+    middle = layer.middle(pieces[0]) / (vacuum @ layer.normal) * vacuum
     np.testing.assert_allclose(
         pieces[1] - middle, (pieces[0] - middle) @ deformation, atol=1e-8
     )
     assert layer.middle(pieces[1]) == pytest.approx(layer.middle(pieces[0]), abs=1e-8)
+    # At the unrelaxed cell, a layer elsewhere in its box moves in the same way.
+    shifted = atoms.copy()
+    shifted.translate(7.0 * data.draw(st.sampled_from(list(np.eye(3)))))
+    moves = [
+        end @ np.linalg.solve(cell, atoms.cell.array) - start.positions
+        for start, end in (
+            (atoms, positions),
+            (shifted, layer.strain(shifted, deformation)[1]),
+        )
+    ]
+    np.testing.assert_allclose(*moves, atol=1e-7)
     # In the plane, fractional coordinates stay.
     old, new = (np.linalg.inv(layer.basis @ c)[:, :2] for c in (atoms.cell.array, cell))
     upright = np.eye(3) - np.outer(layer.normal, layer.normal)

@@ -131,3 +131,75 @@ def test_check_finds_a_model_that_leaves_an_atom_without_bonds(kept):
 
     with pytest.raises(AssertionError, match='an atom has no bond'):
         testing.output_is_sound(Lonely(hidden=16, layers=2).eval(), 'float32')
+
+
+class Spoilt(type(create_model('paegnn', hidden=16, layers=2))):
+    """A model of whose output one field is wrong."""
+
+    def __init__(self, field, value):
+        super().__init__(hidden=16, layers=2)
+        self.field, self.value = field, value
+
+    def forward(self, graph):
+        said = super().forward(graph)
+        setattr(said, self.field, self.value(said, graph))
+        return said
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('displacement', lambda *_: None, 'displacement is NoneType, not a tensor'),
+        (
+            'distance',
+            lambda said, _: said.distance[:, None],
+            r'distance has shape \(\d+, 1\)',
+        ),
+        (
+            'bond_index',
+            lambda said, _: said.bond_index.float(),
+            'bond_index is torch.float32',
+        ),
+        (
+            'bond_index',
+            lambda said, _: said.bond_index - 10**6,
+            r'bond_index holds \[-\d+\]',
+        ),
+        (
+            'bond_index',
+            lambda said, _: said.bond_index // 2,
+            'bond_index holds an edge twice',
+        ),
+        ('cross_index', lambda said, _: said.bond_index, 'cross_log_b belong together'),
+        ('log_b', lambda said, _: said.log_b - 20, 'log_b is out of range'),
+        ('features', lambda said, _: said.displacement[:1], r'features has shape \(1, 3\)'),
+    ],
+)
+def test_check_names_what_is_wrong_with_an_output(field, value, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.output_is_sound(Spoilt(field, value), 'float32')
+
+
+def test_check_finds_features_that_turn_with_the_crystal():
+    model = testing.awaken(Spoilt('features', lambda _, graph: graph.pos))
+    with pytest.raises(AssertionError, match='features of turned crystals differ'):
+        testing.ignores_orientation(model, 'float64')
+
+
+def test_check_finds_a_move_that_depends_on_the_size_of_the_cell():
+    """By so little that the solver takes it back."""
+
+    def more(said, graph):
+        sizes = graph.starts.diff().index_select(0, graph.graph_of_atom)
+        return said.displacement * (1 + 1e-3 * sizes.unsqueeze(1))
+
+    model = testing.awaken(Spoilt('displacement', more))
+    with pytest.raises(AssertionError, match='what forward returns for a supercell'):
+        testing.ignores_supercell(model, 'float64')
+
+
+@pytest.mark.parametrize('check', testing.CHECKS, ids=lambda check: check.__name__)
+def test_a_model_whose_predictions_are_refused_fails_each_check(check):
+    model = Spoilt('displacement', lambda said, _: said.displacement * torch.nan)
+    with pytest.raises(AssertionError, match='not finite'):
+        check(model, 'float32')

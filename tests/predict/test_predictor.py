@@ -9,7 +9,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixInternals
 from ase.filters import FrechetCellFilter
-from ase.io import read, write
+from ase.io import Trajectory, read, write
 
 from ase_deeprelax import keys
 from ase_deeprelax.errors import (
@@ -180,6 +180,14 @@ def test_one_in_one_out_many_in_many_out(model, crystals):
     assert relax([], model) == []
     assert len(relax([crystals[0]], model)) == 1
     assert np.allclose(results[2].atoms.positions, one.atoms.positions, atol=1e-5)
+
+
+def test_frames_of_a_trajectory_are_many(model, crystals, tmp_path):
+    """A slice of one has a length and numbered frames, but no iterator."""
+    write(tmp_path / 'run.traj', crystals[:4])
+    with Trajectory(tmp_path / 'run.traj') as trajectory:
+        results = relax(trajectory[1:3], model)
+    assert [len(r.initial) for r in results] == [len(a) for a in crystals[1:3]]
 
 
 def test_pymatgen_in_and_out(model):

@@ -186,6 +186,16 @@ def test_the_smallest_distance_decides(atoms, distance, data):
     check_structure(atoms, min_distance=0)
 
 
+def test_atoms_just_as_far_apart_as_the_limit_are_fine_in_all_orientations():
+    hydrogen = Atoms('H2', [[0, 0, 0], [0, 0, 0.5]], cell=3 * np.eye(3), pbc=True)
+    for seed in range(20):
+        rotation = orthogonal(seed)
+        atoms = hydrogen.copy()
+        atoms.set_cell(hydrogen.cell.array @ rotation)
+        atoms.positions = hydrogen.positions @ rotation
+        check_structure(atoms)
+
+
 def smallest_distance(atoms):
     images = np.array(list(itertools.product(range(-2, 3), repeat=3)))
     reduced = atoms.copy()

@@ -334,6 +334,16 @@ def test_a_format_that_needs_more_is_refused_by_name(out, tmp_path):
     assert not list((tmp_path / 'qe').iterdir())
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    atoms = bulk('Cu')
+    atoms.arrays['spacegroup_kinds'] = np.array([1])
+    atoms.info['occupancy'] = {'0': {'Cu': 1}}  # of another kind of site
+    file = tmp_path / 'best.cif'
+    with pytest.raises(ConfigError, match=f'{file}: ase.io cannot write it'):
+        export([('a', atoms), ('b', bulk('Au'))], file)
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_output_replaces_a_part_of_the_screen(out):
     for option in ('--json', '--html'):
         for file in (out / 'manifest.json', out / 'packs' / '000001.parquet'):

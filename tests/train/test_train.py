@@ -26,7 +26,7 @@ from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import write_pairs
 from ase_deeprelax.errors import ConfigError, DeepRelaxError, ModelError, PairFileError
 from ase_deeprelax.files import lock_or_refuse
-from ase_deeprelax.models import create_model
+from ase_deeprelax.models import ARCHITECTURES, create_model
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.train.config import load_config
 from ase_deeprelax.train.datamodule import (
@@ -194,6 +194,51 @@ def test_no_step_is_taken_along_a_gradient_that_exploded(config, monkeypatch, fa
     assert not model(collate([graph])).displacement.any()  # as at the beginning
 
 
+class NotANumber(type(create_model('paegnn', hidden=16, layers=2))):
+    def forward(self, graph):
+        said = super().forward(graph)
+        said.displacement = said.displacement * math.nan
+        return said
+
+
+def test_a_training_that_takes_no_more_steps_ends(config, monkeypatch, recwarn):
+    monkeypatch.setitem(ARCHITECTURES, 'nan', NotANumber)
+    overrides = ['model={architecture: nan, hidden: 16, layers: 1}', 'name=nan']
+    with pytest.raises(
+        DeepRelaxError, match=r'100 steps .* the loss is not finite: .*0\.005'
+    ):
+        train(config, overrides=[*overrides, 'optimize.max_steps=150'], progress=False)
+    assert not [one for one in recwarn if 'training_step' in str(one.message)]
+
+    def explode(self):
+        for parameter in self.parameters():
+            parameter.grad *= math.nan if self.global_step < 110 else 1.0
+
+    monkeypatch.setattr(RelaxationModule, 'on_after_backward', explode)
+    with pytest.raises(DeepRelaxError, match=r'100 steps .* the gradient is nan: '):
+        train(config, overrides=['optimize.max_steps=150'], progress=False)
+
+
+def test_a_training_with_some_bad_steps_goes_on(config, monkeypatch):
+    def explode(self):
+        for parameter in self.parameters():
+            parameter.grad *= math.nan if self.global_step % 60 else 1.0
+
+    monkeypatch.setattr(RelaxationModule, 'on_after_backward', explode)
+    model = load_model(train(config, overrides=['optimize.max_steps=121'], progress=False))
+    assert model.card.training['steps'] == 121
+
+
+def test_a_network_without_weights_is_not_trained(config, tmp_path, monkeypatch):
+    def fixed(**hyperparameters):
+        return create_model('paegnn', **hyperparameters).requires_grad_(False)
+
+    monkeypatch.setitem(ARCHITECTURES, 'fixed', fixed)
+    with pytest.raises(ConfigError, match=r"run\.yaml: 'fixed' has no weights"):
+        train(config, overrides=['model.architecture=fixed'], progress=False)
+    assert not (tmp_path / 'runs').exists()
+
+
 def test_a_training_that_fails_does_not_wait_for_those_who_load_data(config, monkeypatch):
     def fail(self, batch, batch_idx):
         raise RuntimeError('the disk is full')
@@ -290,7 +335,7 @@ def test_no_training_is_replaced_in_silence(config):
     (folder.parent / 'last.ckpt').unlink()
     with pytest.raises(ConfigError, match=r'holds a finished training.*--from'):
         train(config, overrides=short, progress=False)
-    with pytest.raises(ConfigError, match=r'last\.ckpt: there is no such file'):
+    with pytest.raises(ConfigError, match=r'last\.ckpt: there is no such file.*--from'):
         train(config, overrides=short, resume=folder.parent / 'last.ckpt')
 
 
@@ -392,6 +437,21 @@ def test_transfer_learning_starts_from_the_given_weights(config):
     before, after = load_model(folder), load_model(again)
     for a, b in zip(before.parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert 'start' not in before.card.training
+    assert after.card.training['start']['sha256'] == before.sha256
+
+
+def test_the_card_of_a_resumed_training_says_what_it_started_from(config):
+    steps = 'optimize.val_every_steps=1'
+    first = train(config, overrides=['optimize.max_steps=1'], progress=False)
+    again = ['name=again', steps, 'optimize.max_steps=1']
+    folder = train(config, overrides=again, start=first, progress=False)
+    longer = ['name=again', steps, 'optimize.max_steps=2']
+    checkpoint = folder.parent / 'last.ckpt'
+    training = load_model(
+        train(config, overrides=longer, resume=checkpoint, progress=False)
+    ).card.training
+    assert (training['steps'], training['start']['name']) == (2, 'tiny')
 
 
 def test_trains_from_the_published_folder_layout(config, tmp_path):
@@ -445,6 +505,11 @@ def test_trains_from_the_published_folder_layout(config, tmp_path):
 def test_wrong_settings_are_named(config, override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(config, [override])
+
+
+@pytest.mark.parametrize('text', ['64', "'64'"])
+def test_a_precision_may_be_written_as_a_number(config, text):
+    assert load_config(config, [f'optimize.precision={text}']).optimize.precision == '64'
 
 
 def test_unreadable_configuration(tmp_path):
@@ -554,6 +619,45 @@ def test_collections_are_chosen_and_one_that_is_not_there_is_named(config, tmp_p
     relaxed = 'data.relaxed_structures=[{path: pairs.jsonl.gz, src: [oen]}]'
     with pytest.raises(PairFileError, match="src 'oen'; there are: 'one', 'two'"):
         PairData(load_config(config, [relaxed]), spec)
+
+
+def test_relaxed_structures_of_pairs_that_validate_or_test_are_left_out(config, tmp_path):
+    pairs = rocksalts(12)
+    pairs[0] = replace(pairs[0], split='test')
+    write_pairs(tmp_path / 'pairs.jsonl.gz', pairs)
+    overrides = ['data.relaxed_structures=[{path: pairs.jsonl.gz}]']
+    data = PairData(load_config(config, overrides), GraphSpec())
+    assert [p.id for p in data.relaxed] == [p.id for p in pairs if p.split == 'train']
+    for pair in data.relaxed:
+        deformation, displacement = pair.targets()
+        np.testing.assert_allclose(deformation, np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(displacement, 0, atol=1e-12)
+
+
+def test_a_file_of_which_no_relaxed_structure_is_used_is_named(config, caplog):
+    overrides = [
+        'data.relaxed_structures=[{path: pairs.jsonl.gz}]',
+        'data.denoise.max_atoms=1',
+    ]
+    assert not PairData(load_config(config, overrides), GraphSpec()).relaxed
+    assert 'pairs.jsonl.gz: no relaxed structure of it is used' in caplog.text
+
+
+def test_what_is_fixed_in_a_pair_is_fixed_in_its_relaxed_structure(config, tmp_path):
+    """A relaxed structure in a fixed cell is no minimum over all cells."""
+    fixed = np.array([True, False])
+    pairs = [replace(p, fixed_cell=True, fixed=fixed) for p in rocksalts(8)]
+    pairs = [replace(p, cell1=p.cell0, frac1=p.frac0) for p in pairs]
+    write_pairs(tmp_path / 'pairs.jsonl.gz', pairs)
+    overrides = ['data.relaxed_structures=[{path: pairs.jsonl.gz}]']
+    data = PairData(load_config(config, overrides), GraphSpec())
+    data.setup()
+    n = len(data.train)
+    batch = data.train_set[0, 0, np.arange(n, n + len(data.relaxed))]
+    assert not batch.free_strain.any()
+    assert batch.fixed.tolist() == fixed.tolist() * len(data.relaxed)
+    cells = torch.tensor(np.array([p.cell1 for p in data.relaxed]), dtype=torch.float32)
+    torch.testing.assert_close(torch.linalg.det(batch.cell), torch.linalg.det(cells))
 
 
 def test_held_out_compositions_are_left_out(config, tmp_path):
