@@ -22,8 +22,9 @@ def calibrate(
     training: Annotated[
         list[Path] | None,
         typer.Option(
-            help='Pairs that the model was trained on, which tell what it knows; '
-            'repeatable. Default: as in its present calibration.'
+            help='Pairs that the model was trained on, which tell what it knows; those of '
+            'the splits val and test are left out. Repeatable. Default: as in its present '
+            'calibration, or else PAIRS, with a warning.'
         ),
     ] = None,
     potentials: Annotated[
@@ -50,6 +51,7 @@ def calibrate(
     from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
     from ase_deeprelax.compare.named_calculators import by_name
     from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.errors import warn
     from ase_deeprelax.files import check_writable, write_atomically
     from ase_deeprelax.models.calibration import CALIBRATION
     from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
@@ -73,8 +75,18 @@ def calibrate(
     }
     known = None
     if training:
-        known = (p.unrelaxed for path in training for p in read_pairs(path) if p.ok)
+        known = (
+            pair.unrelaxed
+            for path in training
+            for pair in read_pairs(path, ('train', ''), ok_only=True)
+        )
     predictor = Predictor(load_model(model), device=device)
+    if not training and predictor.model.calibration is None:
+        warn(
+            'PAIRS take the place of what the model was trained on, so that much that it '
+            'has learned will be marked as out of distribution; give the pairs of its '
+            'training with --training'
+        )
     found = fit(files, predictor, known=known)
     typer.echo(coverage_table(found).as_text())
     fitted = dict(found.potentials)

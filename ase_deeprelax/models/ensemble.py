@@ -96,7 +96,7 @@ class Ensemble(RelaxationModel):
     Raises
     ------
     ModelError
-        No members, or members that want different graphs.
+        No members, members that are no models, or that want different graphs.
 
     Examples
     --------
@@ -110,6 +110,12 @@ class Ensemble(RelaxationModel):
         super().__init__()
         if not members:
             raise ModelError('an ensemble needs members; hand in a list of models')
+        for k, member in enumerate(members):
+            if not isinstance(member, RelaxationModel):
+                raise ModelError(
+                    f'member {k} is {member!r}, and no model; load_model makes one of a '
+                    'name or a folder'
+                )
         specs = [member.spec for member in members]
         for k, spec in enumerate(specs):
             if spec != specs[0]:

@@ -3,6 +3,7 @@
 import json
 import warnings
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,25 @@ def test_a_calibrated_copy_of_the_model_is_written(calibrated, tiny_model):
     assert f'wrote {out}' in printed
     share = 100 * found.calibration.fitted_on[0]['coverage']['positions']
     assert f'{share:.1f}' in printed
+
+
+def test_what_a_model_knows_comes_from_its_training_without_what_was_held_back(
+    run, many_pairs, tiny_model, tmp_path
+):
+    words = ['calibrate', many_pairs, '--model', tiny_model, '--out']
+    with pytest.warns(DeepRelaxWarning, match='give the pairs of its training'):
+        assert run(*words, tmp_path / 'x').exit_code == 0
+    oxide = bulk('MgO', 'rocksalt', a=4.2)
+    others = [replace(pair, split='train') for pair in read_pairs(many_pairs)]
+    for split in ('train', 'val', 'test', ''):
+        file, out = tmp_path / f'{split}.jsonl', tmp_path / f'of {split}'
+        write_pairs(file, [*others, make_pair('MgO', oxide, oxide, split=split)])
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', DeepRelaxWarning)
+            result = run(*words, out, '--training', file)
+        assert result.exit_code == 0, result.output
+        strangers = store.load_model(out).calibration.environments.strangers([8, 12])
+        assert (strangers is None) == (split in ('train', ''))
 
 
 def test_files_of_one_name_are_all_used(run, many_pairs, tiny_model, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.card import ModelCard
 from ase_deeprelax.models.ensemble import Ensemble
@@ -40,3 +41,9 @@ def test_the_errors_of_a_member_are_not_those_of_the_ensemble(other):
     card = together(member, ModelCard(licence=other))
     assert (card.name, card.training, card.metrics) == ('', {}, {})
     assert card.licence == ', '.join(dict.fromkeys(['MIT', other]))
+
+
+def test_names_of_models_are_no_members():
+    members = [create_model('egnn', hidden=16, layers=1), 'runs/mine/model']
+    with pytest.raises(ModelError, match="member 1 is 'runs/mine/model', and no model"):
+        Ensemble(members)
