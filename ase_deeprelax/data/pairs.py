@@ -109,8 +109,16 @@ def read_pairs(
     ]
     if not pairs:
         which = ''.join([f' of split {split!r}' if split else '', ' marked ok' * ok_only])
-        raise PairFileError(f'{path}: holds no pair{which}')
+        raise PairFileError(f'{path}: holds no pair{which}{_splits_in(path)}')
     return pairs
+
+
+def _splits_in(path: Path) -> str:
+    """The splits of a JSON lines file in words, for a message; '' where it has none."""
+    if path.is_dir() or not path.name.endswith(JSON_LINES):
+        return ''
+    found = {record.get('split', '') for _, record in read_json_lines(path)} - {''}
+    return f'; its splits are {", ".join(map(repr, sorted(found)))}' if found else ''
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
