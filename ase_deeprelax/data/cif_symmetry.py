@@ -89,12 +89,13 @@ def operations_of(
     >>> operations_of(None, 'F d -3 m', (90, 90, 90))
     Traceback (most recent call last):
     ...
-    ase_deeprelax.errors.StructureError: no symmetry operations, and 'F d -3 m' may mean ...
+    ase_deeprelax.errors.StructureError: it lists no symmetry operations, and 'F d -3 m' ...
     """
     found, called = _named(number, symbol)
     if not found:
         raise StructureError(
-            f'no symmetry operations, and {called} is no space group; add the operations'
+            f'it lists no symmetry operations, and {called} is no space group; add the '
+            'operations'
         )
     group = found[0].group
     if group in MONOCLINIC:
@@ -105,8 +106,8 @@ def operations_of(
         found = [one for one in found if one.choice == axes]
     if len(found) > 1:
         raise StructureError(
-            f'no symmetry operations, and {called} may mean any of {len(found)} origins '
-            "or settings; add the operations, or to the symbol ':1' or ':2'"
+            f'it lists no symmetry operations, and {called} may mean any of {len(found)} '
+            "origins or settings; add the operations, or to the symbol ':1' or ':2'"
         )
     with _without_warnings():
         table: Any = spglib.get_symmetry_from_database(found[0].hall)
