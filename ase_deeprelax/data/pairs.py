@@ -117,7 +117,7 @@ def _splits_in(path: Path) -> str:
     """The splits of a JSON lines file in words, for a message; '' where it has none."""
     if path.is_dir() or not path.name.endswith(JSON_LINES):
         return ''
-    found = {record.get('split', '') for _, record in read_json_lines(path)} - {''}
+    found = {str(record.get('split', '')) for _, record in read_json_lines(path)} - {''}
     return f'; its splits are {", ".join(map(repr, sorted(found)))}' if found else ''
 
 
