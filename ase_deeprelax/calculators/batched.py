@@ -45,17 +45,10 @@ def batch_potential(
     own = calculator.calculator if isinstance(calculator, Potential) else calculator
     kind = type(own).__module__.split('.')[0]
     if kind == 'matgl':
-        return MatglBatch(own.potential, compile_model, _refusal(calculator))
+        return MatglBatch(calculator, own.potential, compile_model)
     if kind == 'chgnet':
-        return ChgnetBatch(own.model, _refusal(calculator))
+        return ChgnetBatch(calculator, own.model)
     return lambda structures: [_ask(calculator, atoms) for atoms in structures]
-
-
-def _refusal(calculator: Any) -> Callable[[Atoms], None]:
-    """What raises an error for atoms of elements that a calculator does not know."""
-    if isinstance(calculator, Potential):
-        return calculator.check_elements
-    return lambda atoms: None  # noqa: ARG005
 
 
 def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
@@ -77,28 +70,43 @@ def _ask(calculator: Any, atoms: Atoms) -> dict[str, Any]:
     return results
 
 
-class MatglBatch:
+class OnePass:
+    """A potential that takes many structures in one forward pass.
+
+    It refuses the elements that its calculator refuses.
+    """
+
+    def __init__(self, calculator: Any):
+        self.calculator = calculator
+
+    def __call__(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        """Energies, forces and stresses of a list of Atoms."""
+        if isinstance(self.calculator, Potential):
+            for atoms in structures:
+                self.calculator.check_elements(atoms)
+        return self._results(structures)
+
+    def _results(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+
+class MatglBatch(OnePass):
     """matgl's potentials, M3GNet and TensorNet, on many structures at once."""
 
-    def __init__(
-        self, potential: Any, compile_model: bool, refuse: Callable[[Atoms], None]
-    ):
+    def __init__(self, calculator: Any, potential: Any, compile_model: bool):
         from matgl.ext.ase import Atoms2Graph
 
-        self.refuse = refuse
+        super().__init__(calculator)
         self.potential = potential.eval().requires_grad_(False)
         self.convert = Atoms2Graph(potential.model.element_types, potential.model.cutoff)
         if compile_model:
             self.potential.model.compile(dynamic=True)
 
-    def __call__(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """Energies, forces and stresses of a list of Atoms."""
+    def _results(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         import torch
         from matgl.utils.constants import EV_PER_ANG3_TO_GPA
         from torch_geometric.data import Batch
 
-        for atoms in structures:
-            self.refuse(atoms)
         boxes = [periodic_box(atoms) for atoms in structures]
         graphs, cells, _ = zip(*map(self.convert.get_graph, boxes), strict=True)
         batch = Batch.from_data_list(list(graphs))
@@ -110,19 +118,17 @@ class MatglBatch:
         return _split(structures, boxes, energies.reshape(-1), forces, stresses)
 
 
-class ChgnetBatch:
+class ChgnetBatch(OnePass):
     """CHGNet on many structures at once."""
 
-    def __init__(self, potential: Any, refuse: Callable[[Atoms], None]):
-        self.potential, self.refuse = potential, refuse
+    def __init__(self, calculator: Any, potential: Any):
+        super().__init__(calculator)
+        self.potential = potential
 
-    def __call__(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """Energies, forces and stresses of a list of Atoms."""
+    def _results(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         from ase.units import GPa
         from pymatgen.io.ase import AseAtomsAdaptor
 
-        for atoms in structures:
-            self.refuse(atoms)
         boxes = [right_handed(periodic_box(atoms)) for atoms in structures]
         graphs = [
             self.potential.graph_converter(AseAtomsAdaptor.get_structure(box))

@@ -25,7 +25,7 @@ from ase_deeprelax.errors import (
 # Without one of them matgl takes a folder for a name and looks for it in the network.
 MATGL_FILES = ('model.json', 'model.pt', 'state.pt')
 
-# What a path to weights begins with; other words are names of weights.
+# A path to weights begins with one of these; all else is a name of weights.
 ON_DISK = ('/', '.', '~')
 
 # Without `dedecut` its stress is that at a fixed number of plane waves, while the energy is
@@ -114,7 +114,7 @@ def get_calculator(calculator: Any, *, device: str = 'cpu', **settings: Any) -> 
 
 
 def potential_name(text: str) -> str:
-    """What the calculator that `get_calculator` makes of a name is called.
+    """The name of the calculator that `get_calculator` makes of a text.
 
     Weights on disk may be the usual ones; others of the package are another potential, with
     errors of its own.

@@ -50,7 +50,7 @@ def calibrate(
     from ase_deeprelax.compare.calibrate import coverage_table
     from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
     from ase_deeprelax.compare.named_calculators import by_name
-    from ase_deeprelax.data.pairs import read_pairs
+    from ase_deeprelax.data.pairs import TRAINED_ON, read_pairs
     from ase_deeprelax.errors import warn
     from ase_deeprelax.files import check_writable, write_atomically
     from ase_deeprelax.models.calibration import CALIBRATION
@@ -78,7 +78,7 @@ def calibrate(
         known = (
             pair.unrelaxed
             for path in training
-            for pair in read_pairs(path, ('train', ''), ok_only=True)
+            for pair in read_pairs(path, TRAINED_ON, ok_only=True)
         )
     predictor = Predictor(load_model(model), device=device)
     if not training and predictor.model.calibration is None:

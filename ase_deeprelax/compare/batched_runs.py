@@ -93,11 +93,7 @@ class BatchedRuns:
         return row
 
     def _relax(self, row: BatchRow, cases: Sequence[Case]) -> None:
-        from ase_deeprelax.calculators.batched import (
-            ChgnetBatch,
-            MatglBatch,
-            batch_potential,
-        )
+        from ase_deeprelax.calculators.batched import OnePass, batch_potential
         from ase_deeprelax.optimize.many import relax_batched
 
         def freedom(place: Any) -> Any:
@@ -125,4 +121,4 @@ class BatchedRuns:
         seconds += perf_counter() - begin
         row['converged'], row['calls'] = len(good), quartiles(good)
         row['seconds_per_structure'] = seconds / max(len(cases), 1)
-        row['one_pass'] = isinstance(potential, (MatglBatch, ChgnetBatch))
+        row['one_pass'] = isinstance(potential, OnePass)

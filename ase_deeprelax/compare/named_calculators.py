@@ -90,7 +90,7 @@ def _named(name: str, given: Any, device: str) -> NamedCalculator:
 
 
 def _parameters(calculator: Any) -> str:
-    """What an ASE calculator computes with, without what JSON cannot hold."""
+    """The parameters of an ASE calculator, without those that JSON cannot hold."""
     found, texts = getattr(calculator, 'parameters', None), []
     for name, value in sorted(found.items()) if isinstance(found, Mapping) else ():
         with suppress(TypeError, ValueError):

@@ -30,7 +30,7 @@ FRACTIONAL, CARTESIAN = (
     [f'_atom_site_{kind}_{axis}' for axis in 'xyz'] for kind in ('fract', 'cartn')
 )
 FORMULA = '_chemical_formula_sum'
-# What a file says of its space group; the first entry that is there counts.
+# These tags give the space group. In each tuple, the first one that a file has counts.
 OPERATIONS = (
     '_space_group_symop_operation_xyz',
     '_space_group_symop.operation_xyz',
@@ -38,7 +38,7 @@ OPERATIONS = (
 )
 NUMBER = ('_space_group.it_number', '_space_group_it_number', '_symmetry_int_tables_number')
 NAME = ('_space_group_name_h-m_alt', '_symmetry_space_group_name_h-m')
-# Of these ASE warns where operations tell the same.
+# ASE warns of these tags, although the operations say the same.
 SETTING = (
     '_space_group_crystal_system',
     '_symmetry_cell_setting',

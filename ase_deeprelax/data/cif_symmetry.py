@@ -19,7 +19,7 @@ import spglib
 
 from ase_deeprelax.errors import StructureError
 
-# What may follow a symbol: an origin, or the axes of a rhombohedral group.
+# An origin, or the axes of a rhombohedral group, may follow a symbol.
 SUFFIX = re.compile(
     r'(?P<symbol>.+?)\s*'
     r'(?:(?::\s*|O|\(origin choice )(?P<origin>[12])\)?|:?\s*(?P<letter>[HRSZ]))',
@@ -27,7 +27,7 @@ SUFFIX = re.compile(
 )
 # The origins that the letters of the ICSD stand for.
 ORIGINS = {'S': '1', 'Z': '2'}
-# Of the settings of a group those that its number alone stands for.
+# The number of a group alone stands for these of its settings.
 STANDARD = ('', 'b', 'b1', 'c', 'c1', '1', '2', 'H', 'R')
 MONOCLINIC, CUBIC = range(3, 16), range(195, 231)
 # Angles of a cell that are nearer than this are equal, degrees.
@@ -157,7 +157,7 @@ def _settings() -> list[Setting]:
 
 @contextmanager
 def _without_warnings() -> Generator[None]:
-    """Without those of spglib at its own way to tell errors."""
+    """Silence the warnings of spglib that it will tell errors in another way."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         yield

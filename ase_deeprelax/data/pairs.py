@@ -26,6 +26,7 @@ from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.files import replaced
 
 __all__ = [
+    'TRAINED_ON',
     'Pair',
     'holds_pairs',
     'make_pair',
@@ -34,6 +35,9 @@ __all__ = [
     'spread',
     'write_pairs',
 ]
+
+# The splits that a model is trained on; '' is that of files that name none.
+TRAINED_ON = ('train', '')
 
 Item = TypeVar('Item')
 

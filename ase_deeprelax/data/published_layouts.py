@@ -20,6 +20,7 @@ from ase.db import connect
 from ase.io.cif import parse_cif
 from joblib import Parallel, delayed, effective_n_jobs
 
+from ase_deeprelax.data.cif_files import FORMULA, OCCUPANCY, UNKNOWN
 from ase_deeprelax.data.formula import chemical_formula, element_counts
 from ase_deeprelax.data.layout_kinds import with_kinds
 from ase_deeprelax.data.pair import Pair, make_pair
@@ -216,9 +217,9 @@ def _read_cif(path: Path) -> Atoms:
             plain = block.get_unsymmetrized_structure
             atoms = plain() if _no_symmetry(block) else block.get_atoms()
             atoms.pbc = True  # what a CIF file describes always is
-            occupancies = block.get('_atom_site_occupancy', ())
-            occupancies = [float(x) for x in occupancies if x not in ('?', '.')]
-            stated = element_counts(str(block.get('_chemical_formula_sum', '')))
+            occupancies = block.get(OCCUPANCY, ())
+            occupancies = [float(x) for x in occupancies if x not in UNKNOWN]
+            stated = element_counts(str(block.get(FORMULA, '')))
     except Exception as error:  # parsers raise what they like on a damaged file
         reason = 'no structure in it' if isinstance(error, IndexError) else error
         raise PairFileError(

@@ -31,7 +31,7 @@ LAYER_GAP = 6.0
 STACK_GAP = 9.0
 # Gaps that differ by no more than this are equal, A.
 EQUAL_GAPS = 0.5
-# By this much a gap can be wider because of rounding, also that of a file, A.
+# Rounding, also that of a file, makes a gap wider by at most this, A.
 ROUNDING = 5e-4
 # Atoms closer than this many times the sum of their covalent radii are bonded.
 BOND = 1.3

@@ -265,6 +265,11 @@ class Calibration:
         )
 
 
+def potentials_beside(calibration: Calibration | None) -> str:
+    """The names of the potentials that a model is calibrated beside, or 'none'."""
+    return ', '.join(calibration.potentials if calibration else ()) or 'none'
+
+
 def keep_calibration(folder: str | Path, sha256: str, own: Calibration | None) -> None:
     """Leave no calibration in the folder of a model but one that belongs to it.
 

@@ -21,7 +21,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.mixing import SumCalculator
 
 from ase_deeprelax.errors import warn
-from ase_deeprelax.models.calibration import Calibration
+from ase_deeprelax.models.calibration import Calibration, potentials_beside
 from ase_deeprelax.predict.edg_calculator import EDGCalculator
 from ase_deeprelax.result import Relaxation
 
@@ -63,7 +63,7 @@ def strength_for(potential: str, kind: str, calibration: Calibration | None) -> 
     known = None if calibration is None else calibration.beside(potential, kind)
     if known is not None:
         return known.guide
-    names = ', '.join(calibration.potentials if calibration else ()) or 'none'
+    names = potentials_beside(calibration)
     warn(
         f'the model is not calibrated beside {potential!r}, but beside: {names}; its '
         f'prediction pulls with {USUAL_STRENGTH:g} eV/A, as beside other potentials. Give '

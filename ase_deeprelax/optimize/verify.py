@@ -17,7 +17,7 @@ from ase_deeprelax.geometry.cell_filter import FreeCellFilter, free_cell
 from ase_deeprelax.geometry.constraints import constraint_labels
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
-from ase_deeprelax.models.calibration import Calibration
+from ase_deeprelax.models.calibration import Calibration, potentials_beside
 from ase_deeprelax.optimize.elastic_bfgs import model_hessian
 from ase_deeprelax.optimize.relaxation_step import check_finite
 
@@ -91,7 +91,6 @@ def verify(
     moving = _twin(target, relax_cell)
     atoms = unwrap(moving)
     atoms.calc = calculator
-    check_finite(atoms, np.ravel(moving.get_forces()))
     return Verification(potential, mean_newton_step(moving), limit)
 
 
@@ -130,7 +129,7 @@ def known_error(
     """
     known = None if calibration is None else calibration.beside(potential, kind)
     if known is None:
-        names = ', '.join(calibration.potentials if calibration else ()) or 'none'
+        names = potentials_beside(calibration)
         raise ConfigError(
             f'verify is {potential!r}; the error of this potential is not known, but of: '
             f'{names}. Give one of these by its name, or find the error of another one '
@@ -150,6 +149,11 @@ def mean_newton_step(target: Any) -> float:
     target : ase.Atoms or ase.filters.UnitCellFilter
         With a calculator, which is called once. It is moved by the step.
 
+    Raises
+    ------
+    RefinementError
+        The calculator gives numbers that are not finite.
+
     Examples
     --------
     >>> from ase.build import bulk
@@ -163,6 +167,7 @@ def mean_newton_step(target: Any) -> float:
     atoms = unwrap(target)
     before = _places(atoms)
     forces = np.ravel(target.get_forces())
+    check_finite(atoms, forces)
     step = np.linalg.solve(model_hessian(target), forces).reshape(-1, 3)
     target.set_positions(target.get_positions() + step)
     move = _places(atoms) - before

@@ -51,7 +51,7 @@ NONE_CONVERGED = 'no structure converged\nfrom both starts'
 STARTS = {'unrelaxed': ('unrelaxed', GREY), 'prediction': ('prediction', BLUE)}
 
 _MEV = 1000
-# A message names so many.
+# A message lists at most so many names.
 _MOST_NAMED = 10
 
 

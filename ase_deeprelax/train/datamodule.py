@@ -21,7 +21,7 @@ from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.formula import Composition, composition, read_compositions
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.data.pairs import holds_pairs, read_pairs, spread
+from ase_deeprelax.data.pairs import TRAINED_ON, holds_pairs, read_pairs, spread
 from ase_deeprelax.data.radius_edges import with_radius_edges
 from ase_deeprelax.data.relaxed_structures import read_relaxed
 from ase_deeprelax.errors import ConfigError, StructureError
@@ -133,7 +133,7 @@ def _relaxed(path: Path, excluded: set[Composition], max_atoms: int) -> list[Pai
         return read_relaxed(path, excluded, max_atoms)
     return [
         replace(pair, cell0=pair.cell1, frac0=pair.frac1, scale=1.0)
-        for pair in read_pairs(path, ('train', ''), ok_only=True)
+        for pair in read_pairs(path, TRAINED_ON, ok_only=True)
         if len(pair) <= max_atoms and composition(pair.numbers) not in excluded
     ]
 
@@ -221,7 +221,7 @@ class PairData(lightning.LightningDataModule):
         copies: list[float] = []
         for source in data.pairs:
             # Not the tests, whose answers need not be there.
-            wanted = ('train', 'val', '')
+            wanted = (*TRAINED_ON, 'val')
             pairs = read_pairs(source.path, wanted, ok_only=source.ok_only)
             pairs = of_collections(pairs, source.src, source.path)
             pairs = _relaxable(pairs, source.path)
