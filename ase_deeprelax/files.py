@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -28,6 +28,9 @@ ODD = re.compile(r'[^\w.+=@-]+')
 LONGEST_NAME = 200
 # The numbers of the errors that say that a disk, or a quota, has no room for a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Those that say that a file or its disk is away, or that too many files are open.
+AWAY = (errno.ENOENT, errno.ENODEV, errno.EIO, errno.ESTALE, errno.ENOTCONN)
+AWAY += (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE)
 
 
 def try_lock(file: IO, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
@@ -156,8 +159,25 @@ def disk_is_full(error: BaseException | None) -> bool:
     >>> disk_is_full(OSError(errno.ENOSPC, '')), disk_is_full(FileNotFoundError())
     (True, False)
     """
+    return _has_number(error, FULL)
+
+
+def is_of_system(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is about the machine, not about a file.
+
+    A network disk that is away for a minute is such an error, and so is a full one: the
+    same file may be read well the next time.
+
+    >>> is_of_system(OSError(errno.ESTALE, '')), is_of_system(PermissionError())
+    (True, False)
+    """
+    return _has_number(error, (*FULL, *AWAY))
+
+
+def _has_number(error: BaseException | None, numbers: Sequence[int]) -> bool:
+    """Whether an error, or what caused it, is one of the system with such a number."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         error = error.__cause__
     return False

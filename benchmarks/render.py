@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ class View:
         The same of the titles of the columns.
     digits : dict of str to int
         Behind the point, for the numbers of a column, by its old title; default as many as
-        the result has.
+        the result has. A last digit 5 is rounded up, as readers of the result would do.
     """
 
     result: str
@@ -62,7 +63,10 @@ class View:
     def _cell(self, text, title):
         if title not in self.digits:
             return text
-        return DECIMAL.sub(lambda found: f'{float(found[0]):.{self.digits[title]}f}', text)
+        unit = Decimal(1).scaleb(-self.digits[title])
+        return DECIMAL.sub(
+            lambda one: str(Decimal(one[0]).quantize(unit, ROUND_HALF_UP)), text
+        )
 
 
 VIEWS = {

@@ -9,8 +9,9 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from ase_deeprelax import __version__
-from ase_deeprelax.errors import DeepRelaxError
+from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
 from ase_deeprelax.files import disk_is_full
 
 # Exit codes as shells have them: 128 and the number of the signal.
@@ -45,7 +46,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command: 1 for an error of this package or of files, 143 for SIGTERM."""
         try:
-            with _sigterm_as_exception():
+            with _sigterm_as_exception(), _warnings_as_messages():
                 return super().invoke(ctx)
         except DeepRelaxError as error:
             _fail(str(error), 1, error)
@@ -79,6 +80,32 @@ def _sigterm_as_exception() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _warnings_as_messages() -> Generator[None]:
+    """Print warnings of this package without a line of code: a shell knows none."""
+    former = warnings.formatwarning
+
+    def plain(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if issubclass(category, DeepRelaxWarning):
+            return f'Warning: {message}\n'
+        return former(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain  # ty: ignore[invalid-assignment]
+    try:
+        with warnings.catch_warnings():
+            # CHGNet reads its volumes in a way that torch advises against, each time.
+            warnings.filterwarnings('ignore', 'Converting a tensor', module='chgnet')
+            yield
+    finally:
+        warnings.formatwarning = former
 
 
 app = typer.Typer(
@@ -207,6 +234,17 @@ def check_outputs(*files: Path | None, inputs: Iterable[Path] = ()) -> None:
             raise typer.BadParameter(f'{file} is {taken[place]}; choose another place')
         taken[place] = 'written to already'
         check_writable(file)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work, and leave no folder for it."""
+    from ase_deeprelax.files import check_writable
+
+    made = [folder for folder in path.parents if not folder.exists()]
+    check_writable(path)
+    with suppress(OSError):  # another process has put something there
+        for folder in made:
+            folder.rmdir()
 
 
 def shows_progress(quiet: bool = False) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption
+from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption, check_place
 
 
 def calibrate(
@@ -37,22 +37,22 @@ def calibrate(
     ] = None,
     device: DeviceOption = 'auto',
 ) -> None:
-    """Fit expected errors and 90 % intervals of a model to PAIRS with known answers.
+    """Fit expected errors and intervals of a model to pairs.
 
-    Writes a copy of the model with the new calibration to --out. The table says how often
-    the intervals hold the true values, when each half of a file is compared with a fit to
-    the other half.
+    PAIRS have known answers, and the intervals hold 90 % of them. A copy of the model with
+    the new calibration is written to --out. The table says how often the intervals hold the
+    true values, when each half of a file is compared with a fit to the other half.
     """
     from dataclasses import replace
 
     from ase_deeprelax.calculators.registry import get_calculator
+    from ase_deeprelax.compare.calibrate import FOOTNOTE, coverage_table
     from ase_deeprelax.compare.calibrate import calibrate as fit
-    from ase_deeprelax.compare.calibrate import coverage_table
     from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
     from ase_deeprelax.compare.named_calculators import by_name
     from ase_deeprelax.data.pairs import TRAINED_ON, read_pairs
     from ase_deeprelax.errors import warn
-    from ase_deeprelax.files import check_writable, write_atomically
+    from ase_deeprelax.files import write_atomically
     from ase_deeprelax.models.calibration import CALIBRATION
     from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
     from ase_deeprelax.predict import Predictor
@@ -63,7 +63,7 @@ def calibrate(
         raise typer.BadParameter(
             f'--out {out} holds a model, or a part of one; choose another folder'
         )
-    check_writable(out / CALIBRATION)
+    check_place(out / CALIBRATION)
     asked = [get_calculator(text, device=device) for text in potentials or ()]
     calculators = by_name('--potential', [one.name for one in asked], asked)
     names = [path.name for path in pairs]
@@ -88,7 +88,10 @@ def calibrate(
             'training with --training'
         )
     found = fit(files, predictor, known=known)
-    typer.echo(coverage_table(found).as_text())
+    table = coverage_table(found)
+    typer.echo(table.as_text())
+    if any(None in row for row in table.rows):
+        typer.echo(FOOTNOTE)
     fitted = dict(found.potentials)
     everything = [pair for one in files.values() for pair in one]
     for name, calculator in calculators.items():

@@ -67,11 +67,12 @@ def compare(
     ] = None,
     device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, ...')] = 'cpu',
 ) -> None:
-    """Relax STRUCTURES as they are and from their predictions, and compare the two.
+    """Relax structures with and without a prediction, and compare.
 
-    Every structure is relaxed (positions and cell, unless --cell says otherwise) with every
-    calculator and optimizer; the vacuum of layers and slabs stays, and constraints are
-    honoured. Failed and unconverged runs are counted apart and enter no median.
+    Each of STRUCTURES is relaxed as it is and from its prediction (positions and cell,
+    unless --cell says otherwise) with every calculator and optimizer; the vacuum of layers
+    and slabs stays, and constraints are honoured. Failed and unconverged runs are counted
+    apart and enter no median.
     """
     from ase_deeprelax.compare.cases import check_unique
     from ase_deeprelax.compare.comparison_tables import comparison_text
@@ -128,14 +129,16 @@ def _names(text: str) -> list[str]:
 
 def _kinds(result: Any) -> Iterator[str]:
     """Lines on relaxed structures that are no crystals with a free cell, by kind."""
-    named = {}
+    from ase_deeprelax.compare.comparison_tables import first_named
+
+    found: dict[str, list[str]] = {}
     relaxed = {run['structure'] for run in result['runs'] if run['ok']}
     for row in result['structures']:
         if row['id'] in relaxed:
-            named.setdefault(row['kind'], []).append(row['id'])
-    for kind, ids in named.items():
+            found.setdefault(row['kind'], []).append(row['id'])
+    for kind, ids in found.items():
         if kind not in ('bulk', ''):
-            yield f'{kind}: {", ".join(ids)}'
+            yield f'{kind}, {first_named(ids)}'
 
 
 def _structures(files: list[str]) -> list[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from importlib import metadata, util
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from ase_deeprelax import __version__
 from ase_deeprelax.cli.app import DeviceOption, ModelOption, pip_line
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.errors import DeepRelaxError
+
+if TYPE_CHECKING:
+    from ase_deeprelax.models.base import RelaxationModel
 
 # What each extra of pyproject.toml brings, by the names that are imported.
 EXTRAS = {
@@ -41,6 +44,8 @@ CORE = (
 )
 # How far the self-test lets a rotated crystal's answer differ, A.
 ROTATION_TOLERANCE = 1e-4
+# Errors of a set of pairs that are shown, A and A^3.
+ERRORS = ('coord_mae', 'lattice_mae', 'volume_mae')
 
 
 def models(
@@ -57,14 +62,17 @@ def models(
 
     if name is not None:
         model = load_model(name)
-        card = model.card.to_dict()
-        if model.calibration is not None:
-            card['calibration'] = model.calibration.to_dict()
         if as_json:
+            card = model.card.to_dict()
+            if model.calibration is not None:
+                card['calibration'] = model.calibration.to_dict()
             typer.echo(json.dumps(card | {'sha256': model.sha256}, indent=1))
         else:
-            lines = [model.name, *_flat({'sha256': model.sha256, **card}, '')]
-            typer.echo('\n'.join(lines))
+            typer.echo('\n'.join([model.name, *_flat(_shown(model), '')]))
+            typer.echo(
+                'errors: mean / median, A and A^3. calibration: pairs, and shares in 90 % '
+                'intervals. --json writes all entries'
+            )
         return
     if as_json:
         typer.echo(json.dumps(available_models(), indent=1))
@@ -80,7 +88,7 @@ def models(
         )
     titles = ['model', 'architecture', 'parameters', 'elements', 'sha256']
     typer.echo(Table(titles, rows, text_columns=(0, 1)).as_text())
-    typer.echo('deeprelax models NAME shows the card: data, licences, errors by kind')
+    typer.echo('deeprelax models NAME shows the card: data, licences, errors')
 
 
 def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto') -> None:
@@ -95,7 +103,8 @@ def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto') -> Non
     for name in CORE:
         typer.echo(f'  {name:<16} {metadata.version(name)}')
     typer.echo('devices')
-    typer.echo(f'  {"cpu":<16} {torch.get_num_threads()} threads')
+    threads = torch.get_num_threads()
+    typer.echo(f'  {"cpu":<16} {threads} thread{"s" * (threads != 1)}')
     for index in range(torch.cuda.device_count()):
         typer.echo(f'  {f"cuda:{index}":<16} {torch.cuda.get_device_name(index)}')
     typer.echo('extras')
@@ -109,19 +118,66 @@ def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto') -> Non
     raise typer.Exit(0 if sound else 1)
 
 
+def _shown(model: RelaxationModel) -> dict[str, Any]:
+    """What a reader asks of a model; entries that say nothing are left out."""
+    from ase.data import chemical_symbols
+
+    card, calibration = model.card, model.calibration
+    symbols = ' '.join(chemical_symbols[number] for number in card.elements)
+    entries = {
+        'sha256': model.sha256,
+        'licence': card.licence,
+        'elements': f'{symbols} ({len(card.elements)})' if symbols else '',
+        'learned': list(card.learned),
+        'members': list(card.members),
+        'range': {name: list(limits) for name, limits in card.ranges.items()},
+        'training': card.training,
+        'errors': {name: _errors(found) for name, found in card.metrics.items()},
+    }
+    if calibration is not None:
+        entries['calibration.fitted_on'] = calibration.fitted_on
+        entries['calibration.potentials'] = list(calibration.potentials)
+    return {key: value for key, value in entries.items() if value}
+
+
+def _errors(found: Any) -> Any:
+    """Errors on a set of pairs beside those of the inputs; anything else as it stands."""
+    try:
+        model, inputs = found['all']['model'], found['all']['dummy']
+        return {'pairs': found['n']} | {
+            key: f'{_both(model[key])}, of the inputs {_both(inputs[key])}'
+            for key in ERRORS
+        }
+    except (KeyError, TypeError):
+        return found
+
+
+def _both(error: dict[str, Any]) -> str:
+    return f'{_inline(error["mean"])} / {_inline(error["median"])}'
+
+
 def _flat(value: Any, key: str) -> list[str]:
-    """Lines ``key.key value`` of nested dicts and lists."""
+    """Lines ``key.key value`` of nested dicts; a list of dicts has a line for each."""
     if isinstance(value, dict):
         dot = '.' if key else ''
         return [line for k, v in value.items() for line in _flat(v, f'{key}{dot}{k}')]
-    if isinstance(value, float):
-        value = f'{value:.4g}'
-    elif isinstance(value, list):
-        value = '; '.join(
-            ', '.join(map(str, x.values())) if isinstance(x, dict) else str(x)
-            for x in value
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        return [f'  {key:<40} {_inline(entry)}' for entry in value]
+    return [f'  {key:<40} {_inline(value)}']
+
+
+def _inline(value: Any) -> str:
+    """A number with four digits; entries with commas between."""
+    if isinstance(value, dict):
+        return ', '.join(
+            f'{k} {_inline(v)}' if isinstance(v, float) else _inline(v)
+            for k, v in value.items()
         )
-    return [f'  {key:<40} {value}']
+    if isinstance(value, list):
+        return ', '.join(map(_inline, value))
+    if isinstance(value, float):
+        return f'{value:.4g}'
+    return '-' if value is None else str(value)
 
 
 def _self_test(model: str, device: str) -> bool:

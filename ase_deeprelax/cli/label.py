@@ -143,7 +143,6 @@ def label(
     settings = {'excluded': _compositions(exclude or ()), 'hubbard': hubbard}
     if given:
         series = _structures(given, elements, {'kind': kind, **settings})
-        count = min(count or len(series), len(series))
     else:
         settings['seed'] = seed
         series = _made_from(relaxed or (), source, kind, elements, settings)

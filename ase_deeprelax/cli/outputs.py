@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from ase import Atoms
 from ase_deeprelax.errors import ConfigError
 
 if TYPE_CHECKING:  # ase.io takes a while: not for --help
+    from ase_deeprelax.cli.frames import Frame
     from ase_deeprelax.data.structure_files import StructureFile
 
 # Formats written for each input in a folder: CIF for other programs, extended XYZ with the
@@ -86,7 +87,7 @@ def is_file(out: Path) -> bool:
 
 
 def check_room(
-    targets: dict[StructureFile, list[tuple[Path, str]]], found: Iterable[StructureFile]
+    targets: dict[StructureFile, list[tuple[Path, str]]], frames: Iterable[Frame]
 ) -> None:
     """Whether each file can hold the structures that go to it; before the work.
 
@@ -94,17 +95,20 @@ def check_room(
     ----------
     targets : dict
         As `targets_of` gives them.
-    found : iterable of StructureFile
-        The source of each structure.
+    frames : iterable of Frame
+        As `read_frames` gives them.
     """
-    from ase.io.formats import ioformats
+    from ase_deeprelax.data.structure_writing import why_not_together
 
-    going = Counter(target for source in found for target in targets[source])
-    for (path, form), number in going.items():
-        if number > 1 and ioformats[form].single:
+    going = defaultdict(list)
+    for source, _, atoms in frames:
+        for target in targets[source]:
+            going[target].append(atoms)
+    for (path, form), structures in going.items():
+        if why := why_not_together(structures, form):
             raise typer.BadParameter(
-                f'--out: {path} would get {number} structures, and a file of the format '
-                f'{form} holds one; choose extxyz, traj or db'
+                f'--out: {path} would get {len(structures)} structures, and {why}; choose '
+                'extxyz, traj or db'
             )
 
 

@@ -139,9 +139,9 @@ def relax(
     ] = False,
     device: DeviceOption = 'auto',
 ) -> None:
-    """Relax all structures of FILES in one shot, and refine them if asked.
+    """Relax structures in one shot, and refine them if asked.
 
-    Crystals, and layers or slabs, whose vacuum stays; constraints in the files are
+    FILES hold crystals, layers or slabs, whose vacuum stays; constraints in them are
     honoured. The last column of the table names layers, fixed cells and inputs that are out
     of distribution.
 
@@ -165,7 +165,7 @@ def relax(
     targets = targets_of(sources, labels, out, form)
     check_databases(chain.from_iterable(targets.values()), part_file(out))
     frames, problems = read_frames(sources, progress=shows_progress(quiet))
-    check_room(targets, (source for source, *_ in frames))
+    check_room(targets, frames)
     predictor = Predictor(
         model, device=device, symmetry=symmetry, accept_below=accept_below
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from ase_deeprelax.cli.app import (
     need_pages,
     on_one_line,
     provenance,
+    resumable,
     tell_problems,
     write_json,
 )
@@ -24,7 +25,7 @@ from ase_deeprelax.errors import ConfigError
 if TYPE_CHECKING:
     from ase_deeprelax.screening import Results
 
-# Rows that are printed, and structures that a page shows to be turned by hand.
+# Rows, and reasons of a quarantine, that are printed.
 SHOWN = 20
 # Columns of the table, as far as they are there.
 COLUMNS = ('id', 'formula', 'n_atoms', 'kind', 'volume_ratio', 'dmax', 'sigma')
@@ -84,13 +85,13 @@ def results(
     ] = None,
     device: DeviceOption = 'auto',
 ) -> None:
-    """Show the results of the screen in OUT, sorted by uncertainty, or export them.
+    """Show the results of a screen, export or refine them.
 
     A refinement that was stopped goes on when the command is given again. The exit code is
     1 where one did not converge; the structure is then the last one.
     """
     from ase_deeprelax.screening import Results
-    from ase_deeprelax.screening.export import is_one_file
+    from ase_deeprelax.screening.export import chosen, is_one_file
 
     if export is None and (form is not None or refine is not None):
         raise typer.BadParameter('--format and --refine need --export')
@@ -105,9 +106,9 @@ def results(
     if export is not None and one_file:
         _keep_database(export, form, refine)
     found = Results(out)
-    check_outputs(
-        json_file, html_file, export if one_file else None, inputs=found.store.files()
-    )
+    outputs = (json_file, html_file, export if one_file else None)
+    check_outputs(*outputs, inputs=found.store.files())
+    _keep_packs(found, json_file, html_file, export)
     if quarantined and sort == 'sigma':
         sort = 'position'
     table = found.table(
@@ -123,19 +124,13 @@ def results(
                 f'{export} is not written, because no relaxed structure was chosen; give '
                 'other conditions with --where'
             )
-        from ase_deeprelax.cli.answers import part_file
-        from ase_deeprelax.screening.export import chosen
-        from ase_deeprelax.screening.export import export as write_structures
-
-        ends = chosen(found, table)
-        if refine is not None:
-            ends = _refined(
-                found, table, refine, part_file(export), device=device, problems=problems
-            )
-        written = write_structures(ends, export, form)
-        if refine is not None:
-            part_file(export).unlink(missing_ok=True)
-        typer.echo(f'wrote {export}: {count(written)}', err=True)
+        if refine is None:
+            _export(chosen(found, table), export, form)
+        else:
+            with resumable():
+                problems = _export_refined(
+                    found, table, export, form, refine, device=device
+                )
     if html_file is not None:
         from ase_deeprelax.report.screen_page import write_screen_page
 
@@ -153,25 +148,57 @@ def _keep_database(export: Path, form: str | None, refine: str | None) -> None:
     check_databases([(export, find_format(export, form))], part)
 
 
-def _refined(
+def _keep_packs(found: Results, *outputs: Path | None) -> None:
+    """Refuse outputs among the packs: who reads all files of that folder would fail."""
+    packs = found.store.packs.resolve()
+    for output in outputs:
+        if output is not None and output.resolve().is_relative_to(packs):
+            raise typer.BadParameter(
+                f'{output} lies in {found.store.packs}, where the screen keeps its rows; '
+                'choose another place'
+            )
+
+
+def _export(named: Iterable[tuple[str, Any]], export: Path, form: str | None) -> None:
+    """Write structures, and say how many, and what else is in their folder."""
+    from ase_deeprelax.screening.export import export as write_structures
+
+    written = write_structures(named, export, form)
+    others = len(list(export.iterdir())) - written if export.is_dir() else 0
+    beside = f', beside {others:,} that were there before' if others else ''
+    typer.echo(f'wrote {export}: {count(written)}{beside}', err=True)
+
+
+def _export_refined(
     found: Results,
     table: Any,
+    export: Path,
+    form: str | None,
     name: str,
-    journal: Path,
     *,
     device: str,
-    problems: list[str],
-) -> Iterator[tuple[str, Any]]:
-    """Ids and refined structures; those that did not converge go to ``problems``, too."""
+) -> list[str]:
+    """Relax structures further and write them; why some of them did not converge."""
     from ase_deeprelax.calculators.batched import batch_potential
     from ase_deeprelax.calculators.registry import get_calculator
+    from ase_deeprelax.cli.answers import part_file
+    from ase_deeprelax.screening.export import check_together, chosen, is_one_file
     from ase_deeprelax.screening.refine import refine
 
-    calculator = get_calculator(name, device=device)
-    ends = refine(found, table, batch_potential(calculator), journal, name=name)
-    for id, atoms, problem in ends:
-        problems += [f'{id}: {problem}'] if problem else []
-        yield id, atoms
+    if is_one_file(export, form):  # now: the work may take hours
+        first = [atoms for _, atoms in chosen(found, table.slice(0, 2))]
+        check_together(first, export, form)
+    potential = batch_potential(get_calculator(name, device=device))
+    part, problems = part_file(export), list[str]()
+
+    def ends() -> Iterator[tuple[str, Any]]:
+        for id, atoms, problem in refine(found, table, potential, part, name=name):
+            problems.extend([f'{id}: {problem}'] if problem else [])
+            yield id, atoms
+
+    _export(ends(), export, form)
+    part.unlink(missing_ok=True)
+    return problems
 
 
 def _show(found: Results, table: Any, quarantined: bool) -> None:
@@ -183,8 +210,11 @@ def _show(found: Results, table: Any, quarantined: bool) -> None:
         f'{found.n_quarantined} of them quarantined; {count(len(table), "row")} chosen'
     )
     if quarantined:
-        for reason, times in found.quarantine().items():
+        reasons = list(found.quarantine().items())
+        for reason, times in reasons[:SHOWN]:
             typer.echo(f'{times:8}  {on_one_line(reason)}')
+        if len(reasons) > SHOWN:
+            typer.echo(f'... and {count(len(reasons) - SHOWN, "rarer reason")}')
         names = ['id', 'problem']
     else:
         names = [name for name in COLUMNS if name in table.column_names]

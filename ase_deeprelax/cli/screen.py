@@ -53,12 +53,13 @@ def screen(
     ] = False,
     device: DeviceOption = 'auto',
 ) -> None:
-    """Relax all structures of SOURCE in packs, as rows of parquet files in OUT.
+    """Relax many structures in one shot, in packs; resumable.
 
-    SOURCE is read as a stream, so its size does not matter. Whatever stops the command, a
-    kill, a full disk, the time limit of a queue, it goes on where it was when it is given
-    again, and no structure is lost or done twice. What cannot be read or relaxed is
-    quarantined: a row with the reason. `deeprelax results OUT` shows and exports the rows.
+    The answers are rows of parquet files in OUT; `deeprelax results OUT` shows and exports
+    them. SOURCE is read as a stream, so its size does not matter. Whatever stops the
+    command, a kill, a full disk, the time limit of a queue, it goes on where it was when it
+    is given again, and no structure is lost or done twice. What cannot be read or relaxed
+    is quarantined: a row with the reason.
 
     SIGTERM lets the pack at work finish; the exit code is then 143. It is 0 when all is
     done, quarantined structures included.

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, ModelOption, shows_progress, tell_problems
+from ase_deeprelax.cli.app import (
+    DeviceOption,
+    ModelOption,
+    check_place,
+    shows_progress,
+    tell_problems,
+)
 from ase_deeprelax.data.formula import chemical_formula
 
 # A folder for each structure, in the form that DFT codes and ASE read.
@@ -36,11 +42,11 @@ def select(
     ] = False,
     device: DeviceOption = 'auto',
 ) -> None:
-    """Choose uncertain and diverse structures of FILES for DFT relaxations.
+    """Choose structures from which a model would learn most.
 
-    Relaxed with DFT, they make the pairs from which the model learns most (`deeprelax train
-    --from`), and on which its errors are calibrated for such structures (`deeprelax
-    calibrate`). The table gives the most valuable one first.
+    They are uncertain and differ from each other. Relaxed with DFT, they make pairs for
+    `deeprelax train --from`, and for `deeprelax calibrate`, which fits the errors of such
+    structures. The table gives the most valuable one first.
     """
     from ase_deeprelax.cli.frames import read_frames
     from ase_deeprelax.compare.tables import Table
@@ -55,7 +61,7 @@ def select(
             f'--out {out} is not empty, and a selection must not mix with other files; '
             'choose another folder, or empty this one'
         )
-    check_writable(out / POSCAR)
+    check_place(out / POSCAR)
     frames, problems = read_frames(find_files(files), progress=shows_progress())
     if not frames:
         tell_problems(problems)

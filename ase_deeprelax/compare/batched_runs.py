@@ -86,6 +86,9 @@ class BatchedRuns:
             'seconds_per_structure': None,
             'one_pass': None,
         }
+        if not cases:
+            row['problem'] = 'each structure failed when it was relaxed alone'
+            return row
         try:
             self._relax(row, cases)
         except Exception as error:  # noqa: BLE001 - potentials raise anything
@@ -120,5 +123,5 @@ class BatchedRuns:
         good = [end.calls for _, end in ends if end.converged]
         seconds += perf_counter() - begin
         row['converged'], row['calls'] = len(good), quartiles(good)
-        row['seconds_per_structure'] = seconds / max(len(cases), 1)
+        row['seconds_per_structure'] = seconds / len(cases)
         row['one_pass'] = isinstance(potential, OnePass)

@@ -42,6 +42,11 @@ USUAL = 0.99
 MOST_KNOWN = 3000
 # A distance of features that no atom reaches, so that nothing is flagged as unknown.
 FAR = 1e6
+# This line stands below a table of coverages in which one is missing.
+FOOTNOTE = (
+    f'-: not told: no such quantity, or fewer than {2 * FEWEST} structures, of which a '
+    'half is too few for a fit'
+)
 
 
 def calibrate(

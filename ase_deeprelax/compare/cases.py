@@ -164,7 +164,7 @@ class Case:
             self.reference_key = _digest(pair.cell1, pair.frac1).hexdigest()[:16]
         # Not by id alone: a file may have changed since the cache was written.
         digest = _digest(atoms.numbers, atoms.cell.array, atoms.positions)
-        moves = [atoms.pbc.tolist(), [one.todict() for one in atoms.constraints]]
+        moves = [atoms.pbc.tolist(), [_described(one) for one in atoms.constraints]]
         digest.update(repr([*moves, self.held]).encode())
         for name in ('initial_magmoms', 'initial_charges'):
             if atoms.has(name):  # on which energies may depend
@@ -177,7 +177,6 @@ class Case:
         if self.pair is not None:
             relaxed = self.pair.relaxed
             reference = {'spacegroup': _spacegroup(relaxed), **geometry(relaxed)}
-        moments = self.atoms.arrays.get('initial_magmoms')
         return {
             'id': self.id,
             'formula': chemical_formula(self.atoms),
@@ -187,11 +186,16 @@ class Case:
             'numbers': self.atoms.numbers.tolist(),
             'pbc': self.atoms.pbc.tolist(),
             'fixed': np.flatnonzero(fixed_atoms(self.atoms)).tolist(),
-            'magmoms': None if moments is None else moments.tolist(),
+            'magmoms': self._listed('initial_magmoms'),
+            'masses': self._listed('masses'),
             **geometry(self.atoms),
             'reference': reference,
             'sigma': sigma,
         }
+
+    def _listed(self, name: str) -> list[Any] | None:
+        """An array of the atoms, None where it was not set."""
+        return self.atoms.arrays[name].tolist() if self.atoms.has(name) else None
 
     @property
     def kind(self) -> str:
@@ -219,7 +223,8 @@ class Case:
         """The structure with cell and positions of a row."""
         atoms = self.atoms.copy()
         atoms.set_cell(row['cell'], apply_constraint=False)
-        atoms.set_positions(row['positions'], apply_constraint=False)
+        positions = np.reshape(row['positions'] or [], (-1, 3))  # without atoms: []
+        atoms.set_positions(positions, apply_constraint=False)
         return atoms
 
     def prediction(self, adapter: PredictorAdapter) -> PredictionRow:
@@ -252,6 +257,13 @@ class Case:
             row['sigma_atoms'] = _finite(predicted.sigma_atoms)
             row['dmax'] = _finite(predicted.dmax)
         return {**row, **self.end(atoms_of(predicted))}
+
+
+def _described(constraint: Any) -> Any:
+    """What a constraint is made of; one of the user's own need not have ``todict``."""
+    if hasattr(constraint, 'todict'):
+        return constraint.todict()
+    return type(constraint).__name__, vars(constraint)
 
 
 def _digest(*arrays: np.ndarray) -> Any:

@@ -16,7 +16,14 @@ from ase_deeprelax.compare.schema import (
     SummaryRow,
     check_version,
 )
-from ase_deeprelax.compare.tables import Cell, Table, counts_text, number, quartiles_text
+from ase_deeprelax.compare.tables import (
+    Cell,
+    Table,
+    counts_text,
+    number,
+    percent,
+    quartiles_text,
+)
 from ase_deeprelax.data.one_line import count
 
 _MEV = 1000
@@ -103,10 +110,10 @@ def end_table(result: Comparison) -> Table:
     rows = [
         [
             *(row['calculator'], row['optimizer'], way['start']),
-            number(way.get('converged_share'), '.0%'),
+            percent(way.get('converged_share')),
             quartiles_text(way.get('energy_difference'), '.1f', _MEV),
             quartiles_text(way['rmsd_to_reference'], '.3f'),
-            number(way['spacegroup_kept'], '.0%'),
+            percent(way['spacegroup_kept']),
         ]
         for row in result['summary']
         for way in _ways(row)
@@ -127,10 +134,10 @@ def both_starts_table(result: Comparison) -> Table:
         rows.append(
             [
                 *(row['calculator'], row['optimizer'], both['n']),
-                number(both['median_calls_ratio'], '.0%'),
+                percent(both['median_calls_ratio']),
                 counts_text(both['calls_saved']),
                 quartiles_text(both['seconds_saved'], '.2f'),
-                *(number(share, '.0%') for share in shares),
+                *map(percent, shares),
             ]
         )
     heads = ['calculator', 'optimizer', 'both converged', 'calls with/without prediction']
@@ -225,13 +232,17 @@ def warnings_of(result: Comparison) -> Iterator[str]:
     for row in result['summary']:
         name = f'{row["calculator"]} + {row["optimizer"]} from the prediction'
         if higher := row['both']['higher_structures']:
-            yield f'{name} ended higher for {_named(higher)}'
+            yield f'{name} ended higher for {first_named(higher)}'
         if lost := row['only_unrelaxed']:
-            yield f'{name} did not converge for {_named(lost)}'
+            yield f'{name} did not converge for {first_named(lost)}'
 
 
-def _named(ids: Sequence[str]) -> str:
-    """How many structures, and the ids of the first ones."""
+def first_named(ids: Sequence[str]) -> str:
+    """How many structures, and the ids of the first ones.
+
+    >>> first_named(['NaCl', 'KCl'])
+    '2 structures: NaCl, KCl'
+    """
     left_out = len(ids) - _MOST_NAMED
     more = f', and {left_out:,} more' if left_out > 0 else ''
     return f'{count(len(ids))}: {", ".join(ids[:_MOST_NAMED])}{more}'

@@ -169,6 +169,10 @@ def evaluate_all(
     pairs = _listed(pairs)
     if not pairs:
         raise ConfigError('pairs is empty; give one or more')
+    if not isinstance(models, Mapping):
+        raise TypeError(
+            f'models is a {type(models).__name__}; give a dict of names and models'
+        )
     if taken := BASELINES.keys() & models.keys():
         raise ConfigError(f'{taken.pop()!r} is a baseline; give the model another name')
     for pair in pairs:

@@ -119,11 +119,11 @@ class Reference:
         >>> Reference(make_pair('Cu', bulk('Cu'), bulk('Cu'))).rmsd(bulk('Cu'))
         0.0
         """
-        from pymatgen.analysis.structure_matcher import StructureMatcher
+        from ase_deeprelax.compare.structure_matcher import Matcher
 
         if not self._is_free_crystal:
             return None
-        matcher = StructureMatcher(stol=1.0, scale=False)
+        matcher = Matcher(stol=1.0, scale=False)
         found = matcher.get_rms_dist(self._structure, _structure(atoms))
         return 1.0 if found is None else float(found[0])
 
@@ -176,11 +176,11 @@ class Reference:
 
     def _match(self, atoms: Atoms) -> float | None:
         """The paper's yes (1) or no (0)."""
-        from pymatgen.analysis.structure_matcher import StructureMatcher
+        from ase_deeprelax.compare.structure_matcher import Matcher
 
         if not self._is_free_crystal:
             return None
-        matcher = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
+        matcher = Matcher(ltol=0.2, stol=0.3, angle_tol=5)
         return float(matcher.fit(self._structure, _structure(atoms)))
 
 

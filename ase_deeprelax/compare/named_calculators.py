@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ase.io.jsonio import encode
 
 from ase_deeprelax.calculators.attached import calculator_name
-from ase_deeprelax.calculators.registry import get_calculator
+from ase_deeprelax.calculators.registry import ON_DISK, get_calculator
 from ase_deeprelax.errors import ConfigError
 
 
@@ -26,7 +28,8 @@ class NamedCalculator:
     made_from : str
         Its full name, with the weights if some were chosen.
     parameters : str
-        Those of an object that was given, as far as JSON can hold them; default ''.
+        Those of an object that was given, as far as JSON can hold them, or a hash of
+        weights on disk; default ''.
 
     Examples
     --------
@@ -84,9 +87,26 @@ def named_calculators(calculators: Any, device: str) -> dict[str, NamedCalculato
 
 def _named(name: str, given: Any, device: str) -> NamedCalculator:
     if isinstance(given, str):
-        return NamedCalculator(name, get_calculator(given, device=device), given)
+        made = get_calculator(given, device=device)
+        return NamedCalculator(name, made, given, _hash_of_weights(given))
     made = get_calculator(given)
     return NamedCalculator(name, made, _full_name(given), _parameters(made))
+
+
+def _hash_of_weights(text: str) -> str:
+    """A hash of the weights on disk that NAME:WEIGHTS names, '' where it names none.
+
+    A path is no name of weights: a new training writes others to the same place.
+    """
+    weights = text.partition(':')[2]
+    if not weights.startswith(ON_DISK):
+        return ''
+    path, digest = Path(weights).expanduser(), hashlib.sha256()
+    inside = sorted(one for one in path.rglob('*') if one.is_file())
+    for file in inside or [path]:
+        with file.open('rb') as stream:
+            digest.update(hashlib.file_digest(stream, 'sha256').digest())
+    return f'sha256={digest.hexdigest()[:12]}'
 
 
 def _parameters(calculator: Any) -> str:

@@ -1,8 +1,8 @@
 """Phonons of one structure by finite displacements.
 
 Forces of the structure itself, which are not zero where it is no minimum, are subtracted.
-The split of optical modes in polar crystals, for which potentials give no charges, is left
-out.
+A layer is repeated in its plane alone, and all wave vectors lie in that plane. The split of
+optical modes in polar crystals, for which potentials give no charges, is left out.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.lattice import reduced_basis
 from ase_deeprelax.geometry.symmetry import symmetry_dataset
+from ase_deeprelax.geometry.vacuum import find_layer
 
 # Frequencies below minus this are imaginary, and below it left out of thermal properties:
 # what remains of displacements, tolerances and single precision, THz.
@@ -43,10 +44,15 @@ THRESHOLD = 0.05
 TOLERANCE = 1e-3
 # Density of the mesh for densities of states: number of points times lattice vector, A.
 MESH = 60.0
+# Room around a layer whose box ends with it, A.
+ROOM = 10.0
 BAND_POINTS = 200
 # Between points of a density of states, THz: flat bands are no wider.
 DOS_STEP = 0.05
 TEMPERATURES = np.arange(0.0, 1001.0, 50.0)
+
+# Along which vectors waves run: all of a crystal, the first two of a layer.
+Periodic = tuple[bool, bool, bool]
 
 
 def phonons(
@@ -61,13 +67,13 @@ def phonons(
     """Phonons of one structure by finite displacements.
 
     The cell is taken as it stands: of a conventional cell, modes of the zone's boundary
-    count as modes at Gamma.
+    count as modes at Gamma. All atoms are displaced, also those that a constraint fixes.
 
     Parameters
     ----------
     atoms : ase.Atoms
-        Relaxed; periodic along all three vectors. Masses and initial magnetic moments are
-        used where they were set.
+        A relaxed crystal or layer, as `find_layer` tells them apart. Masses and initial
+        magnetic moments are used where they were set.
     calculator : ase Calculator
         Gives the forces on displaced atoms.
     min_length : float, A
@@ -93,7 +99,8 @@ def phonons(
     RefinementError
         The calculator returned forces that are not finite.
     StructureError
-        The structure is no crystal, or a single atom is all that the supercell holds.
+        The structure is neither a crystal nor a layer, or a single atom is all that the
+        supercell holds.
     ValueError
         ``displacement`` is no length.
 
@@ -108,19 +115,27 @@ def phonons(
     start = perf_counter()
     if not displacement > 0:
         raise ValueError(f'displacement is {displacement}; it must be a length in A')
-    if atoms.cell.rank < 3:
-        raise StructureError('phonons are those of crystals, and this is none: no cell')
+    if len(atoms) == 0 or atoms.cell.rank < 3:
+        what = 'no cell' if len(atoms) else 'no atoms'
+        raise StructureError(
+            f'phonons are those of crystals and layers, and this is neither: {what}'
+        )
     if hasattr(calculator, 'reset'):
         calculator.reset()  # a structure that failed may have left it half made
     initial = atoms if initial is None else initial
     matrix, shortest = choose_supercell(initial, min_length, max_atoms)
-    if len(atoms) * _determinant(matrix) == 1:
+    if len(atoms) * abs(_determinant(matrix)) == 1:
         raise StructureError(
             'a supercell of one atom has no phonons; raise min_length or max_atoms'
         )
-    found, residual = _force_constants(atoms, calculator, matrix, displacement)
-    imaginary, bands = _imaginary(found, matrix), _bands(found, initial.cell)
-    dos, thermal = _mesh(found)
+    layer, own = find_layer(initial), matrix
+    periodic = (True, True, layer is None)
+    if layer is not None:
+        atoms, initial = (_upright(one, layer.basis) for one in (atoms, initial))
+        own = np.rint(matrix @ np.linalg.inv(layer.basis)).astype(np.int64)
+    found, residual = _force_constants(atoms, calculator, own, displacement)
+    imaginary, bands = _imaginary(found, own), _bands(found, initial.cell, periodic)
+    dos, thermal = _mesh(found, periodic)
     result: Phonons = {
         'fmax': residual,
         'supercell': matrix.tolist(),
@@ -146,6 +161,7 @@ def choose_supercell(
 
     The smaller of two that keep the symmetry: multiples of the cell and of the conventional
     cell. Where both have too many atoms, the longest vectors of the reduced cell are cut.
+    The vacuum vector of a layer is the third, taken once.
 
     Parameters
     ----------
@@ -160,7 +176,12 @@ def choose_supercell(
     (3, 3) int64
         Rows; times the cell, the supercell.
     float
-        Its shortest lattice vector, A.
+        Its shortest lattice vector, of a layer in the plane, A.
+
+    Raises
+    ------
+    StructureError
+        The structure is neither a crystal nor a layer.
 
     Examples
     --------
@@ -169,11 +190,18 @@ def choose_supercell(
     >>> round(abs(np.linalg.det(matrix))), round(shortest, 2)
     (64, 10.18)
     """
-    cell, most = atoms.cell.array, max(max_atoms // len(atoms), 1)
+    layer, most = find_layer(atoms), max(max_atoms // len(atoms), 1)
+    if layer is not None:
+        atoms = _upright(atoms, layer.basis)
+        # The vacuum vector becomes the longest, and is long enough.
+        lengths = atoms.cell.lengths()
+        atoms.cell[2] *= 1 + (min_length + lengths.sum()) / lengths[2]
+    cell = atoms.cell.array
     reduced = reduced_basis(cell)
     n = _multiples(reduced, cell, min_length)
     # All vectors alike, or those of the conventional cell: both keep the symmetry.
-    matrices = [n.max() * reduced]
+    alike = np.array([n.max(), n.max(), n.max() if layer is None else 1])
+    matrices = [alike[:, None] * reduced]
     if (basis := _conventional(atoms)) is not None:
         matrices.append(_multiples(basis, cell, min_length)[:, None] * basis)
     matrix = min(matrices, key=lambda matrix: abs(_determinant(matrix)))
@@ -182,9 +210,34 @@ def choose_supercell(
         while n.prod() > most:
             n[np.argmax(np.where(n > 1, n * lengths, 0))] -= 1
         matrix = n[:, None] * reduced
+    if layer is not None:  # The vacuum vector is the last.
+        matrix = matrix[np.argsort(np.abs(matrix[:, 2]), kind='stable')]
     matrix *= np.sign(_determinant(matrix))
     short = reduced_basis(matrix @ cell) @ matrix @ cell
-    return matrix, float(np.linalg.norm(short, axis=1).min())
+    given = matrix if layer is None else matrix @ layer.basis
+    return given, float(np.linalg.norm(short, axis=1).min())
+
+
+def _upright(atoms: Atoms, basis: np.ndarray) -> Atoms:
+    """A layer in one piece in the middle of a box along its normal.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    basis : (3, 3) int64
+        Its first two rows times the cell are the first two vectors of the box.
+    """
+    layer = find_layer(atoms)
+    if layer is None:
+        raise StructureError('initial is a layer, and the structure is none')
+    room = layer.vacuum if np.isfinite(layer.vacuum) else ROOM
+    upright = atoms.copy()
+    positions, box = layer.standard_box(atoms, room)
+    box[:2] = basis[:2] @ atoms.cell.array
+    upright.set_cell(box, apply_constraint=False)
+    upright.set_positions(positions, apply_constraint=False)
+    upright.pbc = True, True, atoms.pbc.all()
+    return upright
 
 
 def _multiples(basis: np.ndarray, cell: np.ndarray, min_length: float) -> np.ndarray:
@@ -239,9 +292,10 @@ def _force_constants(
         unit, supercell_matrix=matrix.T, primitive_matrix=np.eye(3), symprec=TOLERANCE
     )
     found.generate_displacements(distance=displacement)
-    rest = _forces(found.supercell, calculator)
+    rest = _forces(found.supercell, calculator, atoms.pbc)
     found.forces = [
-        _forces(cell, calculator) - rest for cell in found.supercells_with_displacements
+        _forces(cell, calculator, atoms.pbc) - rest
+        for cell in found.supercells_with_displacements
     ]
     found.produce_force_constants(show_drift=False)
     # Moving the whole crystal costs nothing, so nor must it here, where forces have noise.
@@ -249,12 +303,12 @@ def _force_constants(
     return found, float(np.linalg.norm(rest, axis=1).max())
 
 
-def _forces(cell: Any, calculator: Any) -> np.ndarray:
+def _forces(cell: Any, calculator: Any, pbc: np.ndarray) -> np.ndarray:
     atoms = Atoms(
         cell.numbers,
         cell=cell.cell,
         positions=cell.positions,
-        pbc=True,
+        pbc=pbc,
         magmoms=cell.magnetic_moments,
     )
     forces = np.array(calculator.get_property('forces', atoms), dtype=float)
@@ -293,8 +347,8 @@ def _count(frequencies: np.ndarray) -> ModeCount:
     }
 
 
-def _bands(found: Any, cell: Cell) -> Bands:
-    path = cell.bandpath(npoints=BAND_POINTS, eps=TOLERANCE)
+def _bands(found: Any, cell: Cell, periodic: Periodic) -> Bands:
+    path = cell.bandpath(npoints=BAND_POINTS, eps=TOLERANCE, pbc=periodic)
     x, ticks, labels = path.get_linear_kpoint_axis()
     found.run_qpoints(path.kpts)
     step = np.diff(x)
@@ -310,13 +364,17 @@ def _bands(found: Any, cell: Cell) -> Bands:
     }
 
 
-def _mesh(found: Any) -> tuple[DensityOfStates, Thermal]:
+def _mesh(found: Any, periodic: Periodic) -> tuple[DensityOfStates, Thermal]:
     """Density of states and thermal properties."""
     n = len(found.primitive)
+    mesh: Any = MESH
+    if not all(periodic):
+        along = np.linalg.norm(np.linalg.inv(found.primitive.cell), axis=0)
+        mesh = np.where(periodic, np.rint(MESH * along).clip(min=1), 1).astype(int)
     with warnings.catch_warnings():
         # It takes another mesh of the same density where the cell's own lacks symmetry.
         warnings.filterwarnings('ignore', 'Mesh .* incompatible')
-        found.run_mesh(MESH)
+        found.run_mesh(mesh, is_gamma_center=True)
     mesh = found.mesh
     counted = (mesh.frequencies > THRESHOLD).sum(axis=1) @ mesh.weights
     found.run_total_dos(freq_pitch=DOS_STEP)

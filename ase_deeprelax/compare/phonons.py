@@ -162,8 +162,10 @@ def _digest(*structures: Atoms) -> str:
     for atoms in structures:
         digest.update(atoms.numbers.tobytes())
         digest.update(atoms.cell.array.tobytes() + atoms.positions.tobytes())
-        if atoms.has('initial_magmoms'):
-            digest.update(atoms.arrays['initial_magmoms'].tobytes())
+        digest.update(atoms.pbc.tobytes())
+        for name in ('initial_magmoms', 'masses'):
+            if atoms.has(name):
+                digest.update(name.encode() + atoms.arrays[name].tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -172,6 +174,7 @@ def _atoms(given: StructureRow, place: Geometry) -> Atoms:
         given['numbers'],
         positions=place['positions'],
         cell=place['cell'],
-        pbc=True,
+        pbc=given.get('pbc', True),
         magmoms=given.get('magmoms'),
+        masses=given.get('masses'),
     )

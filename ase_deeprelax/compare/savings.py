@@ -98,7 +98,8 @@ def compare(
         Folder for ``runs.jsonl``, where each finished run becomes a line. What stands there
         is not done again; more structures, references, calculators and optimizers may be
         added. A calculator is known by its name and weights; one that is given as an
-        object, also by the ``parameters`` that ASE keeps in it.
+        object, also by the ``parameters`` that ASE keeps in it. A model that is a function
+        is known by its name alone.
     device : str
         Where the model and potentials by name run; default 'cpu'.
     progress : bool

@@ -101,10 +101,11 @@ class StructureRow(Geometry):
     # no calculator can relax.
     kind: str
     numbers: list[int]  # atomic numbers
-    # Older results lack the next three.
+    # Older results lack the next four.
     pbc: NotRequired[list[bool]]
     fixed: NotRequired[list[int]]  # indices of atoms that do not move at all
     magmoms: NotRequired[list[Any] | None]  # initial ones where they were set, mu_B
+    masses: NotRequired[list[float] | None]  # where they were set, u
     reference: ReferenceRow | None
     sigma: float | None  # uncertainty of its prediction, A
 
@@ -248,7 +249,7 @@ class ImaginaryModes(ModeCount):
 class Bands(TypedDict):
     """Frequencies along a path of wave vectors, that of the unrelaxed cell."""
 
-    path: str  # such as 'GXWKGLUWLK,UX'
+    path: str  # such as 'GXWKGLUWLK,UX', of a layer in the plane: 'GMKG'
     x: list[float]  # place of each wave vector on the axis
     ticks: list[float]
     labels: list[str]  # one for each tick
@@ -279,7 +280,7 @@ class Phonons(TypedDict, total=False):
     fmax: float  # largest force on an atom of the structure, eV/A
     supercell: list[list[int]]  # (3, 3) rows, times the cell
     n_supercell: int  # atoms of the supercell
-    shortest: float  # its shortest lattice vector, A
+    shortest: float  # its shortest lattice vector, of a layer in the plane, A
     capped: bool  # whether the cap on atoms made it shorter than min_length
     displacements: int  # displaced supercells
     imaginary: ImaginaryModes

@@ -114,10 +114,19 @@ class Table:
 def number(value: float | None, form: str) -> str | None:
     """A number as text; None for what does not exist or is no number.
 
-    >>> number(0.4567, '.2f'), number(0.5, '.0%'), number(float('nan'), '.2f')
-    ('0.46', '50%', None)
+    >>> number(0.4567, '.2f'), number(float('nan'), '.2f')
+    ('0.46', None)
     """
     return None if value is None or math.isnan(value) else f'{value:{form}}'
+
+
+def percent(share: float | None) -> str | None:
+    """A share as text; None for what does not exist.
+
+    >>> percent(0.554), percent(None)
+    ('55 %', None)
+    """
+    return None if share is None else f'{100 * share:.0f} %'
 
 
 def quartiles_text(values: Quartiles | None, form: str, unit: float = 1) -> str | None:

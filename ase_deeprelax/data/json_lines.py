@@ -58,7 +58,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, bytes]]:
         raise PairFileError(f'{path}: there is no such file, or it is no regular file')
     try:
         with path.open('rb') as raw:
-            lines = _unzipped(path, raw) if path.suffix == '.gz' else raw
+            lines = _unzipped(path, raw) if path.suffix.lower() == '.gz' else raw
             while line := lines.readline(LONGEST_LINE):
                 number += 1
                 if len(line) == LONGEST_LINE:

@@ -15,7 +15,8 @@ from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.json_lines import check_text
 from ase_deeprelax.data.layer_halves import as_layers
 from ase_deeprelax.data.one_line import count
-from ase_deeprelax.errors import PairFileError
+from ase_deeprelax.data.structures import as_atoms
+from ase_deeprelax.errors import PairFileError, StructureError
 from ase_deeprelax.geometry.constraints import constraint_labels
 from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
@@ -190,8 +191,8 @@ class Pair:
 
 def make_pair(
     id: Any,
-    unrelaxed: Atoms,
-    relaxed: Atoms,
+    unrelaxed: Any,
+    relaxed: Any,
     *,
     ok: bool = True,
     split: str = '',
@@ -205,7 +206,7 @@ def make_pair(
     ----------
     id : str
         What tables and reports call it.
-    unrelaxed, relaxed : ase.Atoms
+    unrelaxed, relaxed : ase.Atoms or pymatgen Structure
         Same atoms in the same order, lattice vectors in the same order. Fixed atoms are
         those of ``unrelaxed``; one that is fixed along some axes only counts as free. So is
         the periodicity, but for vacuum in both: such a pair is one of layers, as `relax`
@@ -229,8 +230,8 @@ def make_pair(
     Raises
     ------
     PairFileError
-        Different atoms, cells that are flat or of different handedness, or values that
-        are not finite.
+        No structures, or disordered ones; different atoms, cells that are flat or of
+        different handedness, or values that are not finite.
 
     Examples
     --------
@@ -240,6 +241,10 @@ def make_pair(
     ('Cu', 11.66)
     """
     check_text(str(id), 'id', f'pair {id!a}')
+    try:
+        unrelaxed, relaxed = as_atoms(unrelaxed), as_atoms(relaxed)
+    except StructureError as error:
+        raise PairFileError(f'pair {id!r}: {error}') from error
     if len(unrelaxed) != len(relaxed):
         raise PairFileError(
             f'pair {id!r}: {len(unrelaxed)} atoms unrelaxed, {len(relaxed)} relaxed; '

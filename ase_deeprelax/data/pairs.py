@@ -71,6 +71,9 @@ def read_pairs(
         - a folder with ``unrelaxed.extxyz`` and ``relaxed.extxyz``, in the same order;
         - one ``*.extxyz`` whose frames carry ``info['pair_id']`` and ``info['role']``,
           ``'unrelaxed'`` or ``'relaxed'``.
+
+        Unrelaxed frames of extxyz may carry ``ok, split, scale, fixed_cell, kind, src`` in
+        their ``info``, and constraints that fix atoms.
     split : str or collection of str, optional
         Only pairs of this split, or of these; default all. Files of other splits are not
         even looked for.
@@ -131,9 +134,14 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     Parameters
     ----------
     path : str or Path
-        Overwritten once all pairs are written.
+        ``.jsonl`` or ``.jsonl.gz``; overwritten once all pairs are written.
     pairs : iterable of Pair
         See `make_pair`.
+
+    Raises
+    ------
+    PairFileError
+        The path has another suffix, by which `read_pairs` would take it for another file.
 
     Examples
     --------
@@ -146,6 +154,8 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     1
     """
     path = Path(path)
+    if not path.name.endswith(JSON_LINES):
+        raise PairFileError(f'{path}: pairs are written as .jsonl or .jsonl.gz; name it so')
     opener = gzip.open if path.suffix == '.gz' else open
     with replaced(path) as part, opener(part, 'wt', encoding='utf-8') as file:
         for pair in pairs:
@@ -330,7 +340,7 @@ def _read_extxyz(path: Path) -> list[Pair]:
 def _pair(path: Path, id: Any, unrelaxed: Atoms, relaxed: Atoms) -> Pair:
     info = unrelaxed.info
     try:
-        return make_pair(
+        pair = make_pair(
             id,
             unrelaxed,
             relaxed,
@@ -340,5 +350,6 @@ def _pair(path: Path, id: Any, unrelaxed: Atoms, relaxed: Atoms) -> Pair:
             fixed_cell=info.get('fixed_cell', False),
             kind=info.get('kind', ''),
         )
+        return replace(pair, src=str(info.get('src', '')))
     except PairFileError as error:
         raise PairFileError(f'{path}: {error}') from error

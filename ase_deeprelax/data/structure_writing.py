@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from ase_deeprelax.files import replaced
 
 # Formats that take structures one after the other, so that any number needs no memory.
 STREAMED = (*DATABASES, 'extxyz')
+# Formats that have elements, or their number, of the first structure for all of a file.
+SAME_ATOMS = ('bundletrajectory', 'netcdftrajectory', 'proteindatabank', 'xsf', 'xtd')
 
 
 class _JsonDatabase(JSONDatabase):
@@ -79,6 +81,21 @@ def find_format(path: Path, form: str | None = None) -> str:
             f'{path}: ase.io writes no {asked}; choose .extxyz, .cif, .vasp, .traj or .db'
         )
     return found
+
+
+def why_not_together(structures: Sequence[Atoms], form: str) -> str:
+    """Why a file of a format cannot hold structures together, or ''.
+
+    >>> from ase.build import bulk
+    >>> why_not_together([bulk('Cu'), bulk('Au')], 'proteindatabank')
+    'a file of the format proteindatabank holds the same atoms in all structures'
+    """
+    if len(structures) > 1 and ioformats[form].single:
+        return f'a file of the format {form} holds one structure'
+    different = {tuple(atoms.numbers.tolist()) for atoms in structures}
+    if form in SAME_ATOMS and len(different) > 1:
+        return f'a file of the format {form} holds the same atoms in all structures'
+    return ''
 
 
 def write_structures(path: Path, structures: Sequence[Atoms], form: str) -> list[str]:
@@ -189,13 +206,20 @@ def _sqlite_as_system() -> Generator[None]:
 def columns_of(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns of a row of a database and its further data.
 
-    They are those of the row that the atoms came from, and the rest of ``atoms.info``:
-    what a column takes is one, and anything else is data.
+    They are those of the row that the atoms came from, but for what this package wrote of
+    a former structure, and the rest of ``atoms.info``: what a column takes is one, and
+    anything else is data.
     """
-    columns, data = dict(atoms.info.get(COLUMNS, {})), dict(atoms.info.get(DATA, {}))
-    for name, value in atoms.info.items():
-        if name not in (COLUMNS, DATA):
-            odd = isinstance(value, str) and ODD.search(value)
-            is_column = not odd and keys.is_column(name, value)
-            (columns if is_column else data)[name] = value
+    info = dict(atoms.info)
+    former, data = (
+        {key: x for key, x in info.pop(name).items() if not keys.is_ours(key)}
+        if isinstance(info.get(name), Mapping)
+        else {}
+        for name in (COLUMNS, DATA)
+    )
+    columns: dict[str, Any] = {}
+    for name, value in {**former, **info}.items():
+        odd = isinstance(value, str) and ODD.search(value)
+        is_column = not odd and keys.is_column(name, value)
+        (columns if is_column else data)[name] = value
     return columns, data

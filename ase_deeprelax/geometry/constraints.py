@@ -36,7 +36,7 @@ MAX_SWEEPS = 500
 
 
 def check_constraints(atoms: Atoms) -> None:
-    """Refuse constraints that are not in `SUPPORTED`, or name atoms that are not there.
+    """Refuse constraints that are not in `SUPPORTED`, or were made for other atoms.
 
     Raises
     ------
@@ -49,6 +49,12 @@ def check_constraints(atoms: Atoms) -> None:
                 'prediction in one step. With a calculator such a structure is relaxed '
                 'ordinarily; without one, remove the constraint'
             )
+        count = _atoms_of(constraint)
+        if count not in (None, len(atoms)):
+            raise StructureError(
+                f'constraint {type(constraint).__name__} was made for {count} atoms, and '
+                f'there are {len(atoms)}; set it anew'
+            )
         index = getattr(constraint, 'index', None)
         if not isinstance(index, np.ndarray):
             continue
@@ -58,6 +64,15 @@ def check_constraints(atoms: Atoms) -> None:
                 f'constraint {type(constraint).__name__} names atom {absent[0]}, and there '
                 f'are {len(atoms)} atoms, from 0 to {len(atoms) - 1}; set it anew'
             )
+
+
+def _atoms_of(constraint: FixConstraint) -> int | None:
+    """How many atoms a constraint on all atoms was made for; None for other constraints."""
+    if isinstance(constraint, FixedMode):
+        return len(constraint.mode) // 3
+    if isinstance(constraint, FixSymmetry):
+        return len(constraint.symm_map[0])
+    return None
 
 
 def constraint_labels(atoms: Atoms, movable: np.ndarray) -> np.ndarray:
@@ -152,8 +167,6 @@ class Frozen:
 
     def best_shift(self, step: np.ndarray) -> np.ndarray:
         """(3,): the rigid shift after which least of the step is taken away, A."""
-        if len(step) == 0 or (self.movable.all() and not self.constraints):
-            return np.zeros(3)
         taken = [
             (s - (self.move(s) - self.start.positions)).ravel()
             for s in (*(np.ones((len(step), 1)) * axis for axis in np.eye(3)), step)

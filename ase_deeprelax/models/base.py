@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
+from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models.calibration import Calibration
 from ase_deeprelax.models.card import ModelCard
 
@@ -73,6 +75,10 @@ class ModelOutput:
             f'ModelOutput({n_graphs} graphs, {n_atoms} atoms, {len(self.distance)} bonds)'
         )
 
+
+# What every output has, and what it may have: of the cross distances all three or none.
+FIELDS = ('deformation', 'displacement', 'bond_index', 'distance', 'log_b')
+CROSS_FIELDS = ('cross_index', 'cross_distance', 'cross_log_b')
 
 # One range for log b in loss and solver (the reference has two): 0.1 mA to 7 A.
 LOG_B_RANGE = (-9.0, 2.0)
@@ -154,3 +160,91 @@ def moved_vectors(
     moved = displacement.index_select(0, j) - displacement.index_select(0, i)
     graph_of_edge = graph.graph_of_atom.index_select(0, i)
     return apply_deformation(vectors + moved, deformation, graph_of_edge)
+
+
+def check_output(model: RelaxationModel, graph: CrystalGraph, output: Any) -> None:
+    """Refuse what is no answer to a batch of graphs, before numbers are taken from it.
+
+    Values are not looked at, but for the numbers of edges.
+
+    Parameters
+    ----------
+    model : RelaxationModel
+        Its class is named in the message.
+    graph : CrystalGraph
+        The batch.
+    output
+        What the model returned for it.
+
+    Raises
+    ------
+    ModelError
+        It is no `ModelOutput`, a field is missing, of another shape or no tensor, or an
+        edge is not one of the batch.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase_deeprelax.data.convert import to_graph
+    >>> from ase_deeprelax.models import create_model
+    >>> model = create_model('egnn', hidden=16, layers=1)
+    >>> graph, _ = to_graph(bulk('NaCl', 'rocksalt', a=5.6), model.spec)
+    >>> check_output(model, graph, model(graph))
+    """
+    who = f'the model {type(model).__name__}'
+    if not isinstance(output, ModelOutput):
+        raise ModelError(f'{who} returned {type(output).__name__}, not ModelOutput')
+    fields = _given(output)
+    for name, value in fields.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise ModelError(f'{who} returned {name} as {kind}; it must be a tensor')
+    n_atoms, n_bonds = len(graph.pos), output.bond_index.numel()
+    n_cross = fields['cross_index'].numel() if 'cross_index' in fields else 0
+    shapes = {
+        'deformation': (graph.n_graphs, 3, 3),
+        'displacement': (n_atoms, 3),
+        'features': (n_atoms, *np.shape(output.features)[1:2]),
+        **dict.fromkeys(CROSS_FIELDS, (n_cross,)),
+    }
+    # Where torch chooses the types, they are not the model's.
+    free = torch.is_autocast_enabled(graph.pos.device.type)
+    for name, value in fields.items():
+        shape = shapes.get(name, (n_bonds,))
+        if value.shape != shape:
+            raise ModelError(
+                f'{who} returned {name} of shape {tuple(value.shape)}; for '
+                f'{graph.n_graphs} graphs of {n_atoms} atoms and {n_bonds} bonds it must '
+                f'be {shape}'
+            )
+        if name.endswith('_index'):
+            _check_edges(f'{who} returned {name}', value, graph.num_edges)
+        elif value.dtype != graph.pos.dtype and not free:
+            raise ModelError(
+                f'{who} returned {name} of type {value.dtype}; it must be '
+                f'{graph.pos.dtype}, as graph.pos is'
+            )
+
+
+def _given(output: ModelOutput) -> dict[str, Any]:
+    """The fields that every output has, and those of the others that are given."""
+    names = [*FIELDS]
+    if any(getattr(output, name) is not None for name in CROSS_FIELDS):
+        names += CROSS_FIELDS
+    if output.features is not None:
+        names.append('features')
+    return {name: getattr(output, name) for name in names}
+
+
+def _check_edges(what: str, index: torch.Tensor, n_edges: int) -> None:
+    """Refuse what does not number edges: on a GPU it would end the process's use of it."""
+    if index.dtype not in (torch.int64, torch.int32):
+        raise ModelError(f'{what} of type {index.dtype}; it must be torch.int64')
+    if not len(index):
+        return
+    low, high = torch.stack(torch.aminmax(index)).tolist()
+    if low < 0 or high >= n_edges:
+        raise ModelError(
+            f'{what} with the edge {low if low < 0 else high}; the edges of this batch are '
+            f'numbered from 0 to {n_edges - 1}'
+        )

@@ -132,6 +132,8 @@ class Ensemble(RelaxationModel):
         """Predict for a batch of graphs, see `ModelOutput`."""
         outputs = self._outputs(graph)
         first = outputs[0]
+        for k, output in enumerate(outputs[1:], start=1):
+            _check_same_edges(k, output, first)
         distance, log_b = combine(
             torch.stack([o.distance for o in outputs]),
             torch.stack([o.log_b for o in outputs]),
@@ -172,3 +174,17 @@ class Ensemble(RelaxationModel):
 
     def _mean_log(self, total: torch.Tensor) -> torch.Tensor:
         return (total / len(self.members)).log()
+
+
+def _check_same_edges(k: int, output: ModelOutput, first: ModelOutput) -> None:
+    """Refuse member ``k`` if its distances are not of the edges that member 0 predicts."""
+    for name in ('bond_index', 'cross_index'):
+        one, other = getattr(first, name), getattr(output, name)
+        if one is None:
+            continue
+        if other is None or not torch.equal(one, other):
+            raise ModelError(
+                f'member {k} of the ensemble gives distances of other edges than member 0 '
+                f'({name}); all members must number the same edges in the same order, as '
+                'those do that take heads.undirected'
+            )

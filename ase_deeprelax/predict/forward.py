@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from ase_deeprelax.data.graph import CrystalGraph
-from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models.base import (
     ModelOutput,
     RelaxationModel,
     apply_deformation,
+    check_output,
     relaxed_structure,
 )
 from ase_deeprelax.models.heads import free_displacement
@@ -27,8 +27,6 @@ DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 # 1.2 ms for a crystal of 7.5 atoms with 5,000 to 20,000, and 1.5 ms with 2,000), on a GPU
 # what keeps it busy.
 BATCH_EDGES = {'cpu': 10_000, 'cuda': 1_000_000}
-# What every output of a network has.
-FIELDS = ('deformation', 'displacement', 'bond_index', 'distance', 'log_b')
 # Deformations whose entries differ by more than this from those across the diagonal are not
 # symmetric: single precision makes 1e-6.
 SKEW = 1e-4
@@ -101,7 +99,7 @@ def run_model(
     Raises
     ------
     ModelError
-        The model returned something else than a `ModelOutput` for this batch.
+        What the model returned is no answer to this batch, see `check_output`.
 
     Examples
     --------
@@ -119,7 +117,7 @@ def run_model(
     device, n_graphs = batch.pos.device, batch.n_graphs
     start = perf_counter()
     prediction = model(batch)
-    _check_output(model, batch, prediction)
+    check_output(model, batch, prediction)
     finite = _make_finite(batch, prediction)
     middle = _now(device)
     edges = batch.edge_index.index_select(1, prediction.bond_index)
@@ -152,34 +150,6 @@ def run_model(
     outputs = [StructureOutput(*values) for values in fields]
     seconds = {'network': middle - start, 'solver': perf_counter() - middle}
     return outputs, seconds
-
-
-def _check_output(model: RelaxationModel, batch: CrystalGraph, output: Any) -> None:
-    """Refuse what is no answer to a batch, before numbers are taken from it."""
-    who = f'the model {type(model).__name__}'
-    if not isinstance(output, ModelOutput):
-        raise ModelError(f'{who} returned {type(output).__name__}, not ModelOutput')
-    tensors = {name: getattr(output, name) for name in FIELDS}
-    if output.features is not None:
-        tensors['features'] = output.features
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            kind = type(value).__name__
-            raise ModelError(f'{who} returned {name} as {kind}; it must be a tensor')
-    n_atoms, n_bonds = len(batch.pos), output.bond_index.numel()
-    shapes = {
-        'deformation': (batch.n_graphs, 3, 3),
-        'displacement': (n_atoms, 3),
-        'features': (n_atoms, *np.shape(output.features)[1:2]),
-    }
-    for name, value in tensors.items():
-        shape = shapes.get(name, (n_bonds,))
-        if value.shape != shape:
-            raise ModelError(
-                f'{who} returned {name} of shape {tuple(value.shape)}; for '
-                f'{batch.n_graphs} graphs of {n_atoms} atoms and {n_bonds} bonds it must '
-                f'be {shape}'
-            )
 
 
 def _make_finite(batch: CrystalGraph, prediction: ModelOutput) -> torch.Tensor:

@@ -48,4 +48,4 @@ def check_options(
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, Real) and float(value) > 0
+    return isinstance(value, Real) and not isinstance(value, bool) and value > 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sized
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from math import ceil
 from numbers import Integral
@@ -41,13 +42,15 @@ def relax_windows(
     *,
     workers: int = 1,
     bar: Any = None,
-) -> Iterator[Found]:
-    """Relax structures, which are taken from the iterable as they are needed.
+) -> Generator[Found]:
+    """Relax structures, which are taken from the iterable one by one and copied.
 
     Parameters
     ----------
     predictor : Predictor
     structures : iterable
+        It may change and give the same object again and again. Only the caller's thread
+        goes through it, as rows of a database ask for.
     relax_cell : bool, str, array or None
         See `find_freedom`.
     workers : int
@@ -69,7 +72,11 @@ def relax_windows(
     ModelError
         The folder of the model was changed since the predictor read it.
     """
-    if not isinstance(workers, Integral) or (workers != -1 and workers < 1):
+    if (
+        isinstance(workers, bool)
+        or not isinstance(workers, Integral)
+        or (workers != -1 and workers < 1)
+    ):
         raise ConfigError(
             f'workers is {workers!r}; it must be 1 or more, or -1 for one on each core'
         )
@@ -79,17 +86,21 @@ def relax_windows(
             yield _relax_window(predictor, window, relax_cell, bar)
         return
     make = predictor.copy_in_worker()
+    failures: list[Exception] = []
+    windows = _windows(structures, _share(structures, workers))
     tasks = (
-        delayed(_relax_in_worker)(make, [_sendable(x) for x in window], relax_cell)
-        for window in _windows(structures, _share(structures, workers))
+        delayed(_relax_in_worker)(make, window, relax_cell)
+        for window in _until_error(windows, failures)
     )
+    # Large arrays go as they are: those that workers share would come back read-only.
+    # All tasks are made here: any others would be made in a thread of the pool.
+    pool = Parallel(workers, return_as='generator', max_nbytes=None, pre_dispatch='all')
     try:
-        # Large arrays go as they are: those that workers share would come back read-only.
-        pool = Parallel(workers, return_as='generator', max_nbytes=None)
-        for results, errors in pool(tasks):
-            if bar is not None:
-                bar.update(len(results))
-            yield results, errors
+        with _closed_in_silence(pool(tasks)) as found:
+            for results, errors in found:
+                if bar is not None:
+                    bar.update(len(results))
+                yield results, errors
     except TerminatedWorkerError as error:
         raise ConfigError(
             f'one of {workers} workers was killed, most likely because the memory ran out; '
@@ -100,6 +111,19 @@ def relax_windows(
             'the model, or what is stored in a structure, cannot be sent to another '
             'process; use workers=1'
         ) from error
+    for failure in failures:
+        raise failure
+
+
+@contextmanager
+def _closed_in_silence(results: Generator[Found]) -> Generator[Generator[Found]]:
+    """Close the results of a pool at the end; joblib would warn of those nobody took."""
+    try:
+        yield results
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            results.close()
 
 
 def _share(structures: Iterable[Any], workers: int) -> int:
@@ -110,9 +134,19 @@ def _share(structures: Iterable[Any], workers: int) -> int:
 
 
 def _windows(structures: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    remaining = iter(structures)
-    while window := list(islice(remaining, size)):
+    copies = map(_detached, structures)
+    while window := list(islice(copies, size)):
         yield window
+
+
+def _until_error(
+    windows: Iterator[list[Any]], failures: list[Exception]
+) -> Iterator[list[Any]]:
+    """The windows up to an error of the iterable, which joblib could lose."""
+    try:
+        yield from windows
+    except Exception as error:  # noqa: BLE001 - the iterable is the user's
+        failures.append(error)
 
 
 def _relax_window(
@@ -131,14 +165,15 @@ def _relax_in_worker(
     return _relax_window(make(), structures, relax_cell, None)
 
 
-def _sendable(structure: Any) -> Any:
-    """The structure without its calculator, which may be large or bound to this process.
+def _detached(structure: Any) -> Any:
+    """A copy of a structure as it is now, without its calculator, which may be large or
+    bound to this process.
 
-    One that cannot be copied goes as it is: in the worker it fails alone, as it would here.
+    What cannot be copied is returned as it is, and fails alone where it is relaxed.
     """
     with suppress(Exception):
-        if isinstance(structure, Atoms):
-            return structure.copy()
         if isinstance(structure, Filter):
             return copy.deepcopy(structure, {id(unwrap(structure).calc): None})
+        if isinstance(structure, Atoms) or hasattr(structure, 'is_ordered'):
+            return structure.copy()
     return structure

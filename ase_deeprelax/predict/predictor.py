@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -128,9 +128,9 @@ def relax(
     Examples
     --------
     >>> from ase.build import bulk
-    >>> result = relax(bulk('NaCl', 'rocksalt', a=5.9))  # doctest: +SKIP
-    >>> result.atoms.cell.volume, result.error  # doctest: +SKIP
-    (44.6, 0.02)
+    >>> result = relax(bulk('NaCl', 'rocksalt', a=5.9))
+    >>> print(f'{result.atoms.cell.volume:.1f} A^3, error about {result.error:.2f} A')
+    46.5 A^3, error about 0.01 A
     """
     predictor = Predictor(
         model, device=device, dtype=dtype, symmetry=symmetry, accept_below=accept_below
@@ -190,8 +190,11 @@ class Predictor:
 
     Examples
     --------
-    >>> predictor = Predictor(device='cpu')  # doctest: +SKIP
-    >>> results = predictor.relax(list_of_atoms, progress=True)  # doctest: +SKIP
+    >>> from ase.build import bulk
+    >>> predictor = Predictor('deeprelax', device='cpu')
+    >>> results = predictor.relax([bulk('NaCl', 'rocksalt', a=a) for a in (5.5, 5.9)])
+    >>> [result.ok for result in results]
+    [True, True]
     """
 
     def __init__(
@@ -294,8 +297,13 @@ class Predictor:
         self.timings = dict.fromkeys(PARTS, 0.0)
         total = len(structures) if isinstance(structures, Sized) else None
         results: list[Relaxation] = []
-        with _progress_bar(total) if progress else nullcontext() as bar:
-            windows = relax_windows(self, structures, relax_cell, workers=workers, bar=bar)
+        with (
+            _progress_bar(total) if progress else nullcontext() as bar,
+            # Left open after an error, it would end the processes of a later call.
+            closing(
+                relax_windows(self, structures, relax_cell, workers=workers, bar=bar)
+            ) as windows,
+        ):
             for found, errors in windows:
                 if on_bad == 'raise' and errors:
                     first = min(errors)

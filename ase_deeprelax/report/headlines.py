@@ -7,6 +7,7 @@ import numpy as np
 from ase_deeprelax.compare.evaluate import cuts
 from ase_deeprelax.compare.evaluation_schema import AnyEvaluation, models_of
 from ase_deeprelax.compare.schema import Comparison
+from ase_deeprelax.compare.tables import percent
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report.plot_accuracy import method_name
 from ase_deeprelax.report.plot_relaxations import Columns, finite
@@ -52,8 +53,9 @@ def of_comparison(comparison: Comparison) -> list[str]:
             f' that converged from both starts; {left_out:,} did not' if left_out else ''
         )
         lines.append(
-            f'{name}: {both["median_calls_ratio"]:.0%} of the calls with the prediction, '
-            f'and the same energy in {both["equal"]:.0%} of {count(both["n"])}{others}.'
+            f'{name}: {percent(both["median_calls_ratio"])} of the calls with the '
+            f'prediction, and the same energy in {percent(both["equal"])} of '
+            f'{count(both["n"])}{others}.'
         )
     return lines
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ase_deeprelax.compare.schema import Bands, Comparison, PhononRow
+from ase_deeprelax.compare.tables import percent
 from ase_deeprelax.report.style import (
     BLUE,
     GREEN,
@@ -32,6 +33,9 @@ KINDS: dict[str, tuple[str, float, Any]] = {
     'refined': (GREEN, 2.1, '-'),
     'iterative': (ORANGE, 1.1, (0, (3, 1.5))),
 }
+# A smaller share of imaginary modes does not change thermal properties visibly; the three
+# translations of a mesh are less.
+LEFT_OUT = 0.01
 
 
 @styled
@@ -88,7 +92,8 @@ def thermal_properties(comparison: Comparison, structure: str, calculator: str) 
     Returns
     -------
     matplotlib.figure.Figure
-        A line per way of relaxing that has phonons.
+        A line per way of relaxing that has phonons. The legend says what share of the modes
+        is left out, because they are imaginary, where that is one percent or more.
     """
     found = _phonons(comparison, structure, calculator)
     shown = {
@@ -102,6 +107,9 @@ def thermal_properties(comparison: Comparison, structure: str, calculator: str) 
             thermal = cast('Mapping[str, list[float]]', row['thermal'])
             _line(ax, thermal['temperatures'], unit * np.array(thermal[key], float), kind)
         ax.set(xlabel='temperature / K', ylabel=label)
+    for line, row in zip(axes[0].lines, found.values(), strict=True):
+        if (share := row['thermal']['left_out']) >= LEFT_OUT:
+            line.set_label(f'{line.get_label()}, without {percent(share)} of the modes')
     legend(figure, axes[0])
     return figure
 

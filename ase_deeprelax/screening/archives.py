@@ -18,7 +18,7 @@ from ase import Atoms
 from ase_deeprelax.data.json_lines import LARGEST_RATIO
 from ase_deeprelax.data.structure_files import is_structure_file
 from ase_deeprelax.errors import StructureError
-from ase_deeprelax.files import disk_is_full, naming
+from ase_deeprelax.files import is_of_system, naming
 from ase_deeprelax.screening.formats import may_hold_many, reader_of
 from ase_deeprelax.screening.items import (
     LARGEST_MEMBER,
@@ -45,10 +45,16 @@ class Archive(OneFormat):
 
     Files of many structures are unpacked to the temporary folder while they are read;
     archives in the archive are left out.
+
+    Attributes
+    ----------
+    place : str
+        How all names begin; default ''.
     """
 
     noun = 'archive'
     damaged = DAMAGED
+    place = ''
 
     def members(self) -> Iterator[Member]:
         """The files of the archive, in order."""
@@ -57,7 +63,8 @@ class Archive(OneFormat):
     def entries(self) -> Iterator[tuple[str, Callable[[], Atoms]]]:
         """Names in the archive, and what reads them."""
         self.left_out = []
-        for member in self.members():
+        for found in self.members():
+            member = found._replace(name=self.place + found.name)
             if may_hold_many(member.name):
                 yield from self._of_many(member)
             elif is_structure_file(member.name):
@@ -71,7 +78,7 @@ class Archive(OneFormat):
             try:
                 path = self._unpack(member, folder)
             except StructureError as error:
-                if disk_is_full(error):  # of the temporary folder; the archive is sound
+                if is_of_system(error):  # the archive is sound
                     raise
                 yield member.name, raising(str(error))
                 return
@@ -136,4 +143,4 @@ class Tar(Archive):
                     unpacked: Any = partial(archive.extractfile, info)
                     yield Member(info.name, info.size, unpacked)
                 elif not info.isdir():
-                    self.left_out.append(info.name)
+                    self.left_out.append(self.place + info.name)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -108,19 +109,29 @@ class Parquet(OneFormat):
         name = next((name for name in NAMES if name in names), None)
         columns = [*columns, *([name] if name else [])]
         number = 0
+        try:
+            for row in self._rows(columns, start):
+                if row is not None:
+                    own = None if name is None else row[name]
+                    id = self.named(number) if own is None else str(own)
+                    yield Item(id, partial(_atoms, atoms_of, row))
+                number += 1
+        except (OSError, need_pyarrow().ArrowInvalid) as error:
+            yield from self.damage(error, number, start)
+
+    def _rows(self, columns: Sequence[str], start: int) -> Iterator[dict[str, Any] | None]:
+        """All rows; None for those before ``start``, of which most are not read."""
+        number = 0
         for group in range(self._file.num_row_groups):
             n_rows = self._file.metadata.row_group(group).num_rows
             if number + n_rows <= start:
+                yield from repeat(None, n_rows)
                 number += n_rows
                 continue
             batches = self._file.iter_batches(ROWS, row_groups=[group], columns=columns)
-            for batch in batches:
-                for row in batch.to_pylist():
-                    if number >= start:
-                        own = None if name is None else row[name]
-                        id = self.named(number) if own is None else str(own)
-                        yield Item(id, lambda row=row: _atoms(atoms_of, row))
-                    number += 1
+            for row in chain.from_iterable(batch.to_pylist() for batch in batches):
+                yield row if number >= start else None
+                number += 1
 
 
 def need_pyarrow() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,14 @@ from ase import Atoms
 from ase.io.formats import ioformats
 
 from ase_deeprelax import keys
-from ase_deeprelax.data.structure_writing import STREAMED, find_format, write_frames
+from ase_deeprelax.data.structure_writing import (
+    STREAMED,
+    find_format,
+    why_not_together,
+    write_frames,
+)
 from ase_deeprelax.data.writable import writable
-from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.files import plain_name, replaced
 from ase_deeprelax.screening.results import Results
 
@@ -47,17 +52,16 @@ def export(
         cannot write a structure in it without more information.
     """
     path = Path(path)
-    found = (_named(id, atoms) for id, atoms in named)
+    found: Iterable[Atoms] = (_named(id, atoms) for id, atoms in named)
     if not is_one_file(path, form):
         return _to_folder(path, found, find_format(path / 'x.cif', form or 'cif'))
     form = find_format(path, form)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if ioformats[form].single:
-        found = _only_one(found, path, form)
     with replaced(path) as part:
-        if form in STREAMED:
-            return write_frames(part, (writable(atoms, form) for atoms in found), form)
-        return _write(part, list(found), form, str(path))
+        if form not in STREAMED:
+            found = list(islice(found, 2) if ioformats[form].single else found)
+            check_together(found, path, form)
+        return _write(part, found, form, str(path))
 
 
 def is_one_file(path: Path, form: str | None = None) -> bool:
@@ -72,6 +76,18 @@ def is_one_file(path: Path, form: str | None = None) -> bool:
     if not path.suffix or path.is_dir():
         return False
     return form is None or not ioformats[find_format(path, form)].single
+
+
+def check_together(
+    structures: Sequence[Atoms], path: Path, form: str | None = None
+) -> None:
+    """Refuse by ``ConfigError`` structures that one file of a format cannot hold."""
+    form = find_format(path, form)
+    if why := why_not_together(structures, form):
+        raise ConfigError(
+            f'{path}: {why}; name a folder and give the format {form!r}, or choose '
+            "'.extxyz' or '.db'"
+        )
 
 
 def chosen(results: Results, table: Any) -> Iterator[tuple[str, Atoms]]:
@@ -95,16 +111,6 @@ def _named(id: str, atoms: Atoms) -> Atoms:
     return atoms
 
 
-def _only_one(found: Iterable[Atoms], path: Path, form: str) -> list[Atoms]:
-    structures = list(islice(found, 2))
-    if len(structures) > 1:
-        raise ConfigError(
-            f'{path}: a file of the format {form} holds one structure; name a folder and '
-            f"give the format {form!r}, or choose '.extxyz' or '.db'"
-        )
-    return structures
-
-
 def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     written: set[str] = set()
@@ -118,10 +124,10 @@ def _to_folder(folder: Path, found: Iterable[Atoms], form: str) -> int:
     return len(written)
 
 
-def _write(path: Path, structures: list[Atoms], form: str, what: str) -> int:
+def _write(path: Path, structures: Iterable[Atoms], form: str, what: str) -> int:
     try:
-        return write_frames(path, [writable(atoms, form) for atoms in structures], form)
-    except OSError:
+        return write_frames(path, (writable(atoms, form) for atoms in structures), form)
+    except (OSError, DeepRelaxError):
         raise
     except Exception as error:  # writers raise anything
         raise ConfigError(

@@ -10,7 +10,7 @@ from ase import Atoms
 
 from ase_deeprelax.data.structure_files import StructureFile, read_structures
 from ase_deeprelax.errors import StructureError
-from ase_deeprelax.files import disk_is_full
+from ase_deeprelax.files import is_of_system
 
 # A file of more bytes holds more than one structure.
 LARGEST_MEMBER = 1 << 26
@@ -81,7 +81,7 @@ def even_if_damaged(part: Source, id: str, start: int = 0) -> Iterator[Item]:
             begun = True
             yield item
     except StructureError as error:
-        if begun or start or disk_is_full(error):
+        if begun or start or is_of_system(error):
             raise
         yield broken(id, str(error))
 
@@ -129,13 +129,17 @@ class OneFormat:
                     yield Item(self.named(number) if name is None else name, load)
                 number += 1
         except self.damaged as error:
-            if not number:
-                raise StructureError(
-                    f'{self.path}: damaged {self.noun} ({error})'
-                ) from error
-            if number >= start:
-                reason = f'the {self.noun} is damaged after {number} structures ({error})'
-                yield broken(self.named('damaged'), reason)
+            yield from self.damage(error, number, start)
+
+    def damage(self, error: Exception, number: int, start: int) -> Iterator[Item]:
+        """In place of what follows ``number`` items, one that says why it is not there."""
+        if is_of_system(error):
+            raise error
+        if not number:
+            raise StructureError(f'{self.path}: damaged {self.noun} ({error})') from error
+        if number >= start:
+            reason = f'the {self.noun} is damaged after {number} structures ({error})'
+            yield broken(self.named('damaged'), reason)
 
     def files(self) -> Iterator[Path]:
         """The file alone."""

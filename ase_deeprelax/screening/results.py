@@ -12,13 +12,14 @@ from typing import Any
 from ase import Atoms
 
 from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.files import is_of_system
 from ase_deeprelax.result import decode_atoms
 from ase_deeprelax.screening.databases import need_pyarrow
 from ase_deeprelax.screening.store import Store
 
 # Columns that hold structures: left out of tables.
 STRUCTURE = ('atoms', 'initial_cell', 'initial_positions')
-CONDITION = re.compile(r'\s*(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(.+?)\s*')
+CONDITION = re.compile(r'\s*(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(.*?)\s*')
 # A second condition after a first one, as in 'kind = layer and sigma < 0.05'.
 SECOND = re.compile(r'\s(and|or|&+|\|+)\s+\w+\s*[<>=!]', re.IGNORECASE)
 NUMBER = re.compile(r'-?\d+(\.\d+)?(e[+-]?\d+)?')
@@ -82,7 +83,9 @@ class Results:
         places = pa.list_(pa.float64())
         known = pa.schema([('atoms', pa.string()), ('initial_positions', places)])
         schema = pa.unify_schemas([*schemas, known], promote_options='permissive')
-        return pa.dataset.dataset(files, schema=schema, format='parquet')
+        checked = pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        form = pa.dataset.ParquetFileFormat(default_fragment_scan_options=checked)
+        return pa.dataset.dataset(files, schema=schema, format=form)
 
     @property
     def columns(self) -> list[str]:
@@ -94,7 +97,7 @@ class Results:
         """How many could not be read or relaxed."""
         if not self.packs:
             return 0
-        return self._data.count_rows(filter=~need_pyarrow().compute.field('ok'))
+        return len(self._read(['position'], ~need_pyarrow().compute.field('ok')))
 
     def quarantine(self) -> dict[str, int]:
         """How many structures are quarantined for each reason, the commonest first.
@@ -122,7 +125,8 @@ class Results:
         ----------
         where : str or list of str
             One condition, or several that all hold: a column, ``< <= > >= = !=``, and a
-            number, true, false or text, as in ``'sigma < 0.05'`` or ``'kind = layer'``.
+            number, true, false, text or nothing, as in ``'sigma < 0.05'``,
+            ``'kind = layer'`` or ``'ood ='``.
         sort : str
             A column; default the order of the source.
         descending : bool
@@ -149,7 +153,7 @@ class Results:
         for text in [where] if isinstance(where, str) else where:
             chosen &= self._condition(text)
         keys = list(dict.fromkeys(['position', sort]))
-        index = self._data.to_table(columns=keys, filter=chosen)
+        index = self._read(keys, chosen)
         order = [(sort, 'descending' if descending else 'ascending')]
         order += [] if sort == 'position' else [('position', 'ascending')]
         index = index.sort_by(order)
@@ -187,14 +191,27 @@ class Results:
         before.set_positions(places, apply_constraint=False)
         return before
 
+    def _read(self, columns: Sequence[str], chosen: Any) -> Any:
+        """Columns of the rows that are chosen, or ``ConfigError`` that names a bad pack."""
+        pa = need_pyarrow()
+        try:
+            return self._data.to_table(columns=list(columns), filter=chosen)
+        except (OSError, pa.ArrowInvalid) as error:
+            if is_of_system(error):
+                raise
+            for fragment in self._data.get_fragments():
+                try:
+                    fragment.to_table(schema=self._data.schema)
+                except (OSError, pa.ArrowInvalid) as bad:
+                    raise _damaged(fragment.path, bad) from bad
+            raise
+
     def _rows(self, positions: Sequence[int], columns: Sequence[str]) -> Any:
         """Columns of the rows at these positions, in this order."""
         pa = need_pyarrow()
         wanted = pa.array(positions, pa.int64())
         names = list(dict.fromkeys(['position', *columns]))
-        found = self._data.to_table(
-            columns=names, filter=pa.compute.field('position').isin(wanted)
-        )
+        found = self._read(names, pa.compute.field('position').isin(wanted))
         places = pa.compute.index_in(wanted, found['position'].combine_chunks())
         return found.take(places).select(list(columns))
 
@@ -243,8 +260,14 @@ def _schema(file: str) -> Any:
     pa = need_pyarrow()
     try:
         return pa.parquet.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(
-            f'{file}: damaged ({error}); delete it, and give the command of the screen '
-            'again, which makes it anew'
-        ) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        if is_of_system(error):
+            raise
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f'{file}: damaged ({error}); delete it, and give the command of the screen '
+        'again, which makes it anew'
+    )

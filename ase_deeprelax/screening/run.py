@@ -122,8 +122,10 @@ def screen(
     Raises
     ------
     ConfigError
-        ``source`` does not exist, or ``out`` was begun with other settings, with another
-        source, or is in use by another process.
+        ``source`` does not exist or was changed meanwhile, or ``out`` was begun with other
+        settings, with another source, or is in use by another process.
+    StructureError
+        ``source`` cannot be read now, for example because its disk is away.
     FullDiskError
         A pack could not be written; all earlier ones are whole.
     MissingDependencyError
@@ -176,6 +178,8 @@ def screen(
                 units = _units(todo, workers if executor is None else None)
                 run_tasks([task(u) for u in units], executor or workers, stop, count_done)
         stopped = bool(set(mine) - store.done())
+        if todo and not stopped:  # else there may be no time, and the next run looks
+            store.check_source(opened)
     results = Results(out)
     return Screen(
         store.out, plan.n_structures, len(results), results.n_quarantined, stopped

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,7 @@ class Folder:
     @property
     def left_out(self) -> list[str]:
         """Names below the folder, and in its archives, that are not read."""
-        inside = (
-            f'{_below(part.path, self.path)}/{name}'
-            for part in self.parts
-            for name in part.left_out
-        )
-        return [*self._left_out, *inside]
+        return [*self._left_out, *chain(*(part.left_out for part in self.parts))]
 
     @property
     def marks(self) -> list[Any]:
@@ -234,24 +230,40 @@ def _named_reader(path: Path) -> type[OneFormat] | None:
     return by_suffix(path.name, ARCHIVES | FORMATS)
 
 
-def _folder(path: Path) -> Folder:
-    names = []
-    for folder, below, files in os.walk(path):
+def _names_below(path: Path) -> tuple[list[str], list[str]]:
+    """Names of all files below a folder, and of folders that may not be read."""
+    names: list[str] = []
+    closed: list[str] = []
+
+    def unlisted(error: OSError) -> None:
+        place = Path(error.filename)
+        if place == path or not isinstance(error, PermissionError):
+            raise error
+        closed.append(place.relative_to(path).as_posix())
+
+    for folder, below, files in os.walk(path, onerror=unlisted):
         place = Path(folder).relative_to(path)
         below[:] = sorted(name for name in below if not name.startswith('.'))
         # Links to folders are not followed, as they may lead back, but left out by name.
         links = [name for name in below if (path / place / name).is_symlink()]
         found = (name for name in files if not name.startswith('.'))
         names += [(place / name).as_posix() for name in (*links, *found)]
+    return sorted(names), closed
+
+
+def _folder(path: Path) -> Folder:
+    names, left_out = _names_below(path)
     parts: list[Source] = []
     single: list[str] = []
-    left_out: list[str] = []
-    for name in sorted(names):
+    for name in names:
         file = path / name
         if not file.is_file():  # also a pipe, or a link that leads nowhere
             left_out.append(name)
         elif reader := _reader_of(file):
-            parts.append(reader(file, name))
+            part = reader(file, name)
+            if isinstance(part, Archive):  # several may hold files of one name
+                part.place = f'{name}/'
+            parts.append(part)
             single = []
         elif is_structure_file(name):
             if not single:

@@ -121,6 +121,15 @@ class Store:
             source.marks = known['marks']
         return Plan(known['n_structures'], pack)
 
+    def check_source(self, source: Source) -> None:
+        """Refuse by ``ConfigError`` a source that was changed since `begin`."""
+        known = self.manifest()
+        if stamp(source) != known['stamp'] and scan(source)[1] != known['sha256']:
+            raise ConfigError(
+                f'{source.path} was changed during the screen, whose last rows may be of '
+                'either content. Begin a new screen with the source as it is'
+            )
+
     def plan(self) -> Plan:
         """What was planned, from the manifest."""
         known = self.manifest()
@@ -130,13 +139,16 @@ class Store:
         """What `begin` wrote: source, count, hashes, settings, marks."""
         path = self.out / MANIFEST
         try:
-            return json.loads(path.read_bytes())
+            known = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise ConfigError(
                 f'{self.out}: holds no screen; the folder of one has a {MANIFEST}'
             ) from None
         except ValueError as error:
             raise ConfigError(f'{path}: damaged ({error})') from error
+        if not isinstance(known, dict) or not known.keys() >= {'settings', 'stamp'}:
+            raise ConfigError(f'{path} is not that of a screen; choose another folder')
+        return known
 
     @contextmanager
     def locked(self, shard: tuple[int, int] | None = None) -> Generator[None]:
@@ -199,7 +211,7 @@ class Store:
         pa = need_pyarrow()
         content = io.BytesIO()
         table = pa.Table.from_pylist(list(rows))
-        pa.parquet.write_table(table, content, compression='zstd')
+        pa.parquet.write_table(table, content, compression='zstd', write_page_checksum=True)
         path, size = self.path(pack), len(content.getvalue())
         try:
             try:

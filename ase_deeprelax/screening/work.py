@@ -15,8 +15,8 @@ from typing import Any
 from ase import Atoms
 
 from ase_deeprelax import __version__
-from ase_deeprelax.errors import ConfigError, DeviceError, StructureError
-from ase_deeprelax.files import disk_is_full
+from ase_deeprelax.errors import ConfigError, DeepRelaxError, DeviceError, StructureError
+from ase_deeprelax.files import is_of_system
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.predict.finish import failed
 from ase_deeprelax.result import Relaxation, encode_atoms
@@ -90,12 +90,19 @@ def work(task: Task, after_pack: Callable[[], Any] | None = None) -> int:
     Raises
     ------
     ConfigError
-        The model or the package is another one than the screen was begun with.
+        The model or the package is another one than the screen was begun with, or the
+        source was changed since.
+    StructureError
+        The source cannot be read now, for example because its disk is away.
     LostDeviceError
         In this process CUDA answers no more; finished packs are kept.
     """
     try:
         return _work(task, after_pack)
+    except OSError as error:
+        if isinstance(error, DeepRelaxError):
+            raise
+        raise _not_read(task.source, error) from error
     except RuntimeError as error:
         # A failed assertion on the device, an ECC error, a GPU that is gone. With too
         # little memory `Predictor` has halved its batch instead.
@@ -152,8 +159,9 @@ def work_or_exit(task: Task) -> int:
 @lru_cache(maxsize=1)
 def _opened(path: str, out: str, _stamp: str) -> Source:
     """A source with the marks that the first pass over it left in the manifest."""
-    source = open_source(path)
-    source.marks = Store(out).manifest()['marks']
+    source, store = open_source(path), Store(out)
+    store.check_source(source)
+    source.marks = store.manifest()['marks']
     return source
 
 
@@ -205,8 +213,8 @@ def relax_pack(
         try:
             structures.append(item.load())
         except Exception as error:  # files hold anything
-            if disk_is_full(error):  # of the temporary folder; the structure is sound
-                raise
+            if is_of_system(error):  # the structure is sound
+                raise _not_read(item.id, error) from error
             errors[position] = _named(error)
     with warnings.catch_warnings():
         # Each row tells it.
@@ -245,6 +253,13 @@ def _encodable(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return value.encode(errors='backslashreplace').decode()
+
+
+def _not_read(what: str, error: Exception) -> StructureError:
+    return StructureError(
+        f'{what}: {error}; put that right and give the same command again: finished packs '
+        'are kept'
+    )
 
 
 def _named(error: Exception) -> Exception:

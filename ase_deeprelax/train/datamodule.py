@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,10 +21,11 @@ from ase_deeprelax.data.collections import of_collections
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.formula import Composition, composition, read_compositions
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.data.pairs import TRAINED_ON, holds_pairs, read_pairs, spread
+from ase_deeprelax.data.pairs import TRAINED_ON, read_pairs, spread
 from ase_deeprelax.data.radius_edges import with_radius_edges
-from ase_deeprelax.data.relaxed_structures import read_relaxed
+from ase_deeprelax.data.relaxed_structures import holds_relaxed, read_relaxed
 from ase_deeprelax.errors import ConfigError, StructureError
 from ase_deeprelax.geometry.motion import Motion
 from ase_deeprelax.geometry.vacuum import find_layer
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from ase_deeprelax.train.config import Data, TrainConfig
 
 log = logging.getLogger(__name__)
+
+# Cells that differ by less than this are the same but for rounding, A.
+SAME_CELL = 1e-6
 
 
 class TrainingBatches(Dataset[CrystalGraph]):
@@ -129,7 +134,7 @@ def _relaxed(path: Path, excluded: set[Composition], max_atoms: int) -> list[Pai
     Of pairs, those that validate or test are left out, and what is fixed stays fixed: with
     a fixed cell, the relaxed structure is no minimum over all cells.
     """
-    if not holds_pairs(path):
+    if holds_relaxed(path):
         return read_relaxed(path, excluded, max_atoms)
     return [
         replace(pair, cell0=pair.cell1, frac0=pair.frac1, scale=1.0)
@@ -138,21 +143,59 @@ def _relaxed(path: Path, excluded: set[Composition], max_atoms: int) -> list[Pai
     ]
 
 
+def _summary(*parts: Sequence[Pair]) -> dict[str, Any]:
+    """How many pairs train and validate, how many relaxed structures, and their hash.
+
+    The hash is of the elements in their order: those are the same wherever files are read.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for pair in part:
+            digest.update(np.append(pair.numbers, 0).astype('<i8').tobytes())
+        digest.update(b'next')
+    counts = dict(zip(('train', 'val', 'relaxed'), map(len, parts), strict=True))
+    return {**counts, 'sha256': digest.hexdigest()}
+
+
 def _relaxable(pairs: Sequence[Pair], path: Path) -> list[Pair]:
     """The pairs without those that `relax` would refuse."""
-    kept = []
+    kept, reasons = [], []
     for pair in pairs:
         try:
             _ = pair.layer  # neither a crystal nor one layer
             check_cell(pair.unrelaxed)
             check_cell(pair.relaxed)
         except StructureError as error:
-            log.info('%s, id %s is left out: %s', path, pair.id, error)
+            reasons.append(f'id {pair.id}: {error}')
+            log.info('%s, %s', path, reasons[-1])
         else:
             kept.append(pair)
-    if len(kept) < len(pairs):
-        log.warning('%s: %d pairs are left out, see above', path, len(pairs) - len(kept))
+    if reasons:
+        log.warning(
+            '%s: %s left out that relax would refuse; the first is %s',
+            path,
+            f'{count(len(reasons), "pair")} {"is" if len(reasons) == 1 else "are"}',
+            reasons[0],
+        )
     return kept
+
+
+def _warn_of_equal_cells(pairs: Sequence[Pair], path: Path) -> None:
+    """Warn of free cells that did not change: nobody said that they were fixed."""
+    same = [
+        pair
+        for pair in pairs
+        if not pair.fixed_cell and np.abs(pair.cell1 - pair.cell0).max() < SAME_CELL
+    ]
+    if same:
+        log.warning(
+            '%s: of %s both cells are equal, and a model learns from that that cells do '
+            'not relax; the first is id %s. If the cell was fixed, say so: '
+            'make_pair(..., fixed_cell=True), or fixed_cell in the file',
+            path,
+            count(len(same), 'pair'),
+            same[0].id,
+        )
 
 
 class SizeBatches(Sampler[tuple[int, int, np.ndarray]]):
@@ -225,6 +268,7 @@ class PairData(lightning.LightningDataModule):
             pairs = read_pairs(source.path, wanted, ok_only=source.ok_only)
             pairs = of_collections(pairs, source.src, source.path)
             pairs = _relaxable(pairs, source.path)
+            _warn_of_equal_cells(pairs, source.path)
             train = [p for p in pairs if p.split != 'val']
             train = [p for p in train if composition(p.numbers) not in excluded]
             train = spread(train, source.limit)
@@ -247,6 +291,11 @@ class PairData(lightning.LightningDataModule):
             self.relaxed += relaxed
         if not self.train:
             raise ConfigError('no training pair is left after splits and exclusions')
+        self.summary = _summary(self.train, self.val, self.relaxed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints say of the data; Lightning calls it."""
+        return self.summary
 
     @property
     def elements(self) -> list[int]:
@@ -255,8 +304,10 @@ class PairData(lightning.LightningDataModule):
             {int(z) for pair in [*self.train, *self.relaxed] for z in pair.numbers}
         )
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        """Make the two sets; Lightning calls it."""
+    def setup(self, stage: str | None = None) -> None:
+        """Make the two sets; Lightning calls it, also before validations after training."""
+        if stage == 'validate':
+            return
         config, data = self.config, self.config.data
         dtype = torch.float64 if config.optimize.precision == '64' else torch.float32
         self.train_set = TrainingBatches(

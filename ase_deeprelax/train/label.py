@@ -62,7 +62,8 @@ def label(
     ----------
     out : path
         ``.jsonl`` file of pairs (`read_pairs` takes it). Inputs that failed go, with the
-        reason, to ``out`` with the suffix ``.failed.jsonl``.
+        reason, to ``out`` with the suffix ``.failed.jsonl``; they are tried again once
+        their lines are taken out of it.
     inputs : Series or Structures
         The numbered series of unrelaxed structures; it says what may move. Several series
         may go to one file.
@@ -92,30 +93,39 @@ def label(
     Raises
     ------
     ConfigError
-        ``out`` holds something else, or pairs of a series of this name with another
-        potential or ``fmax``, or from other structures; or another process is writing to
-        it.
+        ``out`` holds something else, or a series of this name with another potential,
+        ``fmax`` or kind, or from other structures; or another process is writing to it.
     DeepRelaxError
         The potential fails for every input.
     """
+    if not callable(potential):
+        raise ConfigError(
+            f'potential is {potential!r:.60}, which is no batch potential; make one of a '
+            'calculator by calculators.batched.batch_potential'
+        )
     out, kind = Path(out), KINDS[inputs.kind]
     aside = out.with_suffix('.failed.jsonl')
-    settings = {'potential': name, 'fmax': fmax}
+    settings = {'potential': name, 'fmax': fmax, 'kind': inputs.kind}
     with Journal(out, key_of=_key) as good, Journal(aside, key_of=_key) as bad:
         pairs, failed = _done(good, inputs.name), _done(bad, inputs.name)
-        for k in pairs:  # those of former versions do not say it
-            known = good[inputs.name, k]
-            check_settings(out, {x: known.get(x, settings[x]) for x in settings}, settings)
+        for path, journal, done in ((out, good, pairs), (aside, bad, failed)):
+            for k in done:
+                known = journal[inputs.name, k]  # those of former versions do not say it
+                before = {x: known.get(x, settings[x]) for x in settings}
+                check_settings(path, before, settings)
         # Given structures are at hand, those of a series have to be made.
         most = None if isinstance(inputs, Structures) else COMPARED
         for k in spread(sorted(pairs), most):
             _check_same(out, inputs, good[inputs.name, k])
-        numbers = range(len(cast('Structures', inputs)) if count is None else count)
+        if isinstance(inputs, Structures):
+            numbers = range(len(inputs))[:count]
+        else:
+            numbers = range(cast('int', count))
         todo = [k for k in numbers if k not in pairs and k not in failed]
 
         def fail(k: int, problem: str) -> None:
             record = {'series': inputs.name, 'k': k, 'problem': problem}
-            bad.add((inputs.name, k), record)
+            bad.add((inputs.name, k), record | settings)
             failed.add(k)
 
         ends = relax_batched(

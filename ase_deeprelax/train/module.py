@@ -12,7 +12,12 @@ import torch
 
 from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.errors import DeepRelaxError
-from ase_deeprelax.models.base import ModelOutput, RelaxationModel, relaxed_structure
+from ase_deeprelax.models.base import (
+    ModelOutput,
+    RelaxationModel,
+    check_output,
+    relaxed_structure,
+)
 from ase_deeprelax.models.heads import free_displacement
 from ase_deeprelax.models.layers import mean_over_atoms
 from ase_deeprelax.train.losses import (
@@ -66,6 +71,8 @@ class RelaxationModule(lightning.LightningModule):
         if is_drawn(self.config.data.recycle, self.config.seed, self.global_step):
             graph = recycled(graph, self.model)
         prediction = self.model(graph)
+        if self.global_step == 0:  # once: a GPU waits for it
+            check_output(self.model, graph, prediction)
         with torch.autocast(self.device.type, enabled=False):
             terms = relaxation_loss(graph, prediction, self.config.loss)
         n = graph.n_graphs

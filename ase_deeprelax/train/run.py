@@ -3,13 +3,13 @@
 A run, from top to bottom:
 
 1. `config.load_config` reads the YAML file and checks every setting.
-2. `train` refuses a folder that holds another training, and a checkpoint of other
-   settings, then sets threads and arithmetic.
+2. `train` refuses a folder that holds another training, and a checkpoint of other settings
+   (`checkpoints`), then sets threads and arithmetic.
 3. `_module` makes the network (`models.create_model`), with weights of another one or not.
 4. `datamodule.PairData` reads pairs and relaxed structures, leaves out what must not be
    trained on, and makes batches of similar sizes in an order that seed and epoch decide.
-   Until here nothing is written. Then the folder is locked: another training that was
-   begun with the same name is refused.
+   A checkpoint of a training on other data is refused. Until here nothing is written. Then
+   the folder is locked: another training that was begun with the same name is refused.
 5. A batch: `augment.changed` makes denoising pairs (`disturb`), takes away freedom (`hold`)
    and changes the other inputs (`augment`); `samples.fit_thickness` makes the targets.
    Edges are found on the device (`data.radius_edges`). A graph that is not one of all
@@ -50,9 +50,15 @@ from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.ensemble import Ensemble
 from ase_deeprelax.models.store import CONFIG, check_sizes, load_model, save_model
 from ase_deeprelax.train.card import describe_training
+from ase_deeprelax.train.checkpoints import (
+    check_checkpoint,
+    check_data,
+    check_new,
+    check_start,
+)
 from ase_deeprelax.train.config import TrainConfig, load_config
 from ase_deeprelax.train.datamodule import PairData
-from ase_deeprelax.train.module import RelaxationModule, kept_settings
+from ase_deeprelax.train.module import RelaxationModule
 from ase_deeprelax.train.progress import progress_callback, without_idle_remarks
 from ase_deeprelax.train.stop_signals import StopOnSignal, no_orphans
 
@@ -112,58 +118,14 @@ def train(
             f'a training goes on from {resume} with the weights that are there; give '
             'resume or a model to start from, not both'
         )
+    if start is not None:
+        check_start(start)
     if resume is None or Path(resume).resolve().parent != output.resolve():
-        _check_new(output)
+        check_new(output)
     if resume is not None:
-        _check_checkpoint(resume, config)
+        check_checkpoint(resume, config)
     with _fast_arithmetic(config.optimize.threads), without_idle_remarks(), no_orphans():
         return _train(config_path, config, resume, start, progress)
-
-
-def _check_new(output: Path) -> None:
-    """Refuse to replace another training."""
-    last, model = output / 'last.ckpt', output / 'model'
-    if last.exists():
-        raise ConfigError(
-            f'{output} holds a training already; go on with it (--resume {last}), choose '
-            'another name (--set name=...), or delete it'
-        )
-    if (model / CONFIG).exists():
-        raise ConfigError(
-            f'{output} holds a finished training; choose another name (--set name=...), '
-            f'with its weights as a start (--from {model}) if you wish, or delete it'
-        )
-
-
-def _check_checkpoint(path: str | Path, config: TrainConfig) -> None:
-    """Refuse what is no checkpoint, holds code, or is of a training with other settings."""
-    if not Path(path).is_file():
-        model = Path(path).parent / 'model'
-        hint = ''
-        if (model / CONFIG).exists():
-            hint = f'. The training there has ended: begin another one with --from {model}'
-        raise ConfigError(
-            f'{path}: there is no such file; a training writes its last.ckpt every '
-            f'optimize.val_every_steps steps, on SIGTERM and on Ctrl-C{hint}'
-        )
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-        missing = {'state_dict', 'loops', 'elapsed'} - set(content)
-    except Exception as error:  # anything can be in such a file
-        raise ConfigError(
-            f'{path} is no checkpoint of a training, or it holds code, which is not run '
-            f'({type(error).__name__}); give the last.ckpt that the training wrote'
-        ) from error
-    if missing:
-        raise ConfigError(f'{path} is no checkpoint of a training: no {sorted(missing)}')
-    before, now = content.get('settings', {}), kept_settings(config)
-    changed = [name for name in before if before[name] != now.get(name)]
-    if changed:
-        values = [f'{name} {before[name]}, not {now.get(name)}' for name in changed]
-        raise ConfigError(
-            f'{path} is of a training with {"; ".join(values)}: go on with its settings, '
-            'or begin a new training with its model as a start (--from)'
-        )
 
 
 @contextmanager
@@ -192,6 +154,8 @@ def _train(
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     module = _module(config_path, config, start)
     data = PairData(config, module.model.spec)
+    if resume is not None:
+        check_data(resume, data)
     if not data.val:
         log.warning(
             "no pair has the split 'val': no errors are shown, the last weights count"
@@ -217,7 +181,10 @@ def _fit(
             for layer in getattr(model, name, ()):
                 layer.compile(dynamic=True)
     stop = StopOnSignal(output / 'last.ckpt')
-    trainer = lightning.Trainer(
+    averaging = WeightAveraging(
+        use_buffers=False, multi_avg_fn=ramped_average(o.ema, o.ema_ramp)
+    )
+    trainer: Any = lightning.Trainer(
         accelerator='auto',
         devices=1,
         precision=PRECISION[o.precision],
@@ -229,8 +196,12 @@ def _fit(
         limit_val_batches=None if data.val else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=50,
-        # Last: its checkpoint holds what the averages have learnt of the step.
-        callbacks=[*_callbacks(config, output, bool(data.val), progress), stop],
+        # The last one writes a checkpoint that holds what the first has learnt of the step.
+        callbacks=[
+            averaging,
+            *_callbacks(config, output, bool(data.val), progress),
+            stop,
+        ],
         logger=[
             CSVLogger(output, name='csv'),
             TensorBoardLogger(output, name='tensorboard'),
@@ -241,6 +212,10 @@ def _fit(
     )
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     stop.exit_if_it_came()
+    # Lightning leaves it out where a training that goes on has no step left to take.
+    averaging.on_train_end(trainer, module)
+    # It would validate the averages whatever the weights are.
+    trainer.callbacks.remove(averaging)
     errors = _choose_weights(trainer, module, data) if data.val else {}
     card = describe_training(config, data, module, steps=trainer.global_step, errors=errors)
     save_model(model.float(), output / 'model', card)
@@ -301,7 +276,12 @@ def _choose_weights(
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
     )
-    if best.best_model_score is not None and best.best_model_score < last['val/select']:
+    better = best.best_model_score is not None and (
+        best.best_model_score < last['val/select']
+    )
+    if better and not Path(best.best_model_path).is_file():
+        log.warning('%s is gone: the last weights count', best.best_model_path)
+    elif better:
         checkpoint = torch.load(best.best_model_path, map_location='cpu', weights_only=True)
         module.load_state_dict(checkpoint['state_dict'])
         last = trainer.validate(module, data, verbose=False)[0]
@@ -357,7 +337,6 @@ def _callbacks(
 ) -> list[lightning.Callback]:
     o = config.optimize
     callbacks: list[lightning.Callback] = [
-        WeightAveraging(multi_avg_fn=ramped_average(o.ema, o.ema_ramp)),
         LearningRateMonitor(),
         ModelCheckpoint(
             output,

@@ -2,8 +2,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 from ase.build import bulk
 from ase.io import write
+
+from ase_deeprelax.data.pairs import make_pair, write_pairs
 
 
 def test_errors_are_one_message_without_traceback(run, tmp_path):
@@ -13,6 +16,30 @@ def test_errors_are_one_message_without_traceback(run, tmp_path):
     assert result.stderr.startswith('Error: ')
     assert 'deeprelaks' in result.stderr
     assert 'Traceback' not in result.output
+
+
+def test_warnings_are_one_message_without_a_line_of_code(tmp_path):
+    before = bulk('NaCl', 'rocksalt', a=5.6, cubic=True).repeat((3, 2, 2))
+    before.rattle(0.05, seed=0)
+    write_pairs(tmp_path / 'large.jsonl', [make_pair('large', before, before)])
+    words = ['evaluate', tmp_path / 'large.jsonl', '--model', 'deeprelax']
+    command = [sys.executable, '-m', 'ase_deeprelax', *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours = [line for line in found.stderr.splitlines() if 'training range' in line]
+    assert [line.partition(' ')[0] for line in ours] == ['Warning:']
+    assert 'return callback' not in found.stderr
+
+
+@pytest.mark.slow
+def test_a_potential_brings_no_advice_for_its_authors(tmp_path):
+    pytest.importorskip('chgnet', reason="pip install 'ase-deeprelax[chgnet]'")
+    write(tmp_path / 'one.cif', bulk('NaCl', 'rocksalt', a=5.6))
+    words = ['relax', 'one.cif', '--model', 'deeprelax', '--refine', 'chgnet', '--quiet']
+    command = [sys.executable, '-m', 'ase_deeprelax', *words]
+    found = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert 'UserWarning' not in found.stderr
 
 
 def test_help_is_quick():
@@ -26,6 +53,12 @@ print([name for name in ('torch', 'lightning', 'pymatgen', 'scipy') if name in s
     found = subprocess.run(words, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[-1] == '[]'
+
+
+def test_overview_shows_what_each_command_does_in_full(run):
+    listed = run('--help').stdout.split('Commands:')[1].strip().splitlines()
+    assert len(listed) > 10
+    assert [line for line in listed if not line.endswith('.') or line.endswith('..')] == []
 
 
 def test_version(run):

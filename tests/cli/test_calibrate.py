@@ -57,6 +57,7 @@ def test_a_calibrated_copy_of_the_model_is_written(calibrated, tiny_model):
     assert f'wrote {out}' in printed
     share = 100 * found.calibration.fitted_on[0]['coverage']['positions']
     assert f'{share:.1f}' in printed
+    assert 'fewer than' not in printed  # all shares are there
 
 
 def test_what_a_model_knows_comes_from_its_training_without_what_was_held_back(
@@ -90,6 +91,9 @@ def test_files_of_one_name_are_all_used(run, many_pairs, tiny_model, tmp_path):
     fitted = store.load_model(out).calibration.fitted_on
     assert [one['file'] for one in fitted] == list(map(str, files))
     assert sum(one['n'] for one in fitted) == 70
+    # Neither is large enough to be fitted and tested by halves.
+    assert all(one['coverage'] is None for one in fitted)
+    assert 'fewer than 60 structures' in result.stdout
 
 
 def test_unknown_potentials_are_named_before_the_work(run, many_pairs, tmp_path):
@@ -125,7 +129,7 @@ def test_too_few_pairs_are_an_error(run, pairs_file, tiny_model, tmp_path):
     result = run('calibrate', pairs_file, *words)
     assert result.exit_code == 1
     assert 'no file holds 30 pairs' in result.stderr
-    assert not (tmp_path / 'new' / CALIBRATION).exists()
+    assert not (tmp_path / 'new').exists()
 
 
 @pytest.fixture
@@ -188,9 +192,10 @@ def test_names_in_an_archive_lead_to_no_other_folder(run, inputs, calibrated, tm
 def test_what_cannot_be_read_is_named_where_nothing_can_be_chosen(
     run, calibrated, tmp_path
 ):
-    words = ['--model', calibrated[0], '--out', tmp_path / 'chosen']
+    words = ['--model', calibrated[0], '--out', tmp_path / 'new' / 'chosen']
     result = run('select', tmp_path / 'missing.cif', *words)
     assert result.exit_code == 1
+    assert not (tmp_path / 'new').exists()
     assert 'missing.cif: cannot be read' in result.stderr
     assert 'expected error' not in result.stderr
 

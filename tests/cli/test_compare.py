@@ -12,7 +12,7 @@ from pymatgen.core import Structure
 from typer.testing import CliRunner
 
 from ase_deeprelax.cli import app
-from ase_deeprelax.cli.compare import _structures
+from ase_deeprelax.cli.compare import _kinds, _structures
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_what_of_the_cells_relaxes_can_be_said(tmp_path, tiny_model, cell, kind)
     words += ['--optimizers', 'ElasticBFGS', '--json', str(tmp_path / 'out.json')]
     answer = CliRunner().invoke(app, [*words, '--cell', cell])
     assert answer.exit_code == 0, answer.output
-    assert f'{kind}: {tmp_path / "MoS2.vasp"}' in answer.output
+    assert f'{kind}, 1 structure: {tmp_path / "MoS2.vasp"}' in answer.output
     result = json.loads((tmp_path / 'out.json').read_text())
     assert result['structures'][0]['kind'] == kind
     [start] = [np.array(row['cell']) for row in result['structures']]
@@ -118,6 +118,15 @@ def test_what_of_the_cells_relaxes_can_be_said(tmp_path, tiny_model, cell, kind)
         end = np.array(row['cell'])
         assert np.array_equal(end[2], start[2])
         assert np.array_equal(end, start) == (cell == 'fixed')
+
+
+def test_of_many_layers_the_first_are_named():
+    ids = [f'layer-{k}' for k in range(300)]
+    rows = [{'id': id, 'kind': 'layer'} for id in ids]
+    runs = [{'structure': id, 'ok': True} for id in ids]
+    [line] = _kinds({'structures': rows, 'runs': runs})
+    assert line.startswith('layer, 300 structures: layer-0, layer-1, ')
+    assert line.endswith('layer-9, and 290 more')
 
 
 def test_failed_runs_are_named_with_their_reasons(tmp_path, tiny_model):

@@ -3,6 +3,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from ase_deeprelax.cli.info import EXTRAS
 from ase_deeprelax.models import store
 
@@ -35,6 +37,32 @@ def test_shipped_models_name_data_licences_and_figures(run):
     assert found == store.available_models()
     one = json.loads(run('models', 'deeprelax', '--json').stdout)
     assert one['metrics'] == found['deeprelax']['metrics']
+
+
+def test_card_is_shown_in_the_words_of_the_pages(run):
+    result = run('models', 'ensemble')
+    card = store.available_models()['ensemble']
+    entries = dict(line.split(None, 1) for line in result.stdout.splitlines()[1:])
+    *symbols, count = entries['elements'].split()
+    assert symbols[:3] == ['H', 'He', 'Li']
+    assert count == f'({len(symbols)})' == f'({len(card["elements"])})'
+    assert 'fixed cell' in entries['learned']
+    assert 'held' not in result.stdout
+    every = card['metrics']['pairs_wbm_dev']['all']
+    for key in ('coord_mae', 'lattice_mae', 'volume_mae'):
+        shown = re.findall(r'[\d.]+', entries[f'errors.pairs_wbm_dev.{key}'])
+        found = [every[x][key][y] for x in ('model', 'dummy') for y in ('mean', 'median')]
+        assert [float(number) for number in shown] == pytest.approx(found, rel=1e-3)
+
+
+def test_card_with_other_entries_is_shown(run, tiny_model, tmp_path):
+    strange = {'n': 1, 'all': {'model': {'coord_mae': 3}, 'dummy': {}}}
+    card = {'metrics': {'mine': strange | {'mae': None}, 'note': 'see the paper'}}
+    store.save_model(store.load_model(tiny_model), tmp_path / 'odd', card)
+    result = run('models', tmp_path / 'odd')
+    assert result.exit_code == 0, result.output
+    for line in ('errors.mine.all.model.coord_mae', 'errors.mine.mae', 'errors.note'):
+        assert f'\n  {line} ' in result.stdout
 
 
 def test_doctor_finds_a_sound_installation(run, tiny_model):

@@ -103,6 +103,20 @@ def test_formats_of_one_structure_are_refused_before_the_work(relaxed, tmp_path)
         assert not part_file(tmp_path / out).exists()
 
 
+@pytest.mark.parametrize('suffix', ['pdb', 'xsf'])
+def test_formats_of_the_same_atoms_are_refused_for_others(relaxed, tmp_path, suffix):
+    """ASE writes the elements of the first structure for all of them."""
+    name = f'out.{suffix}'
+    write(tmp_path / 'salts.traj', [salt(), bulk('KBr', 'rocksalt', a=6.5)])
+    result, out = relaxed(tmp_path / 'salts.traj', out=name, code=2)
+    assert 'holds the same atoms in all structures' in ' '.join(result.output.split())
+    assert not out.exists()
+    write(tmp_path / 'salts.traj', [salt(), salt(5.8)])
+    _, out = relaxed(tmp_path / 'salts.traj', out=name)
+    symbols = [str(atoms.symbols) for atoms in read(out, ':')]
+    assert symbols == ['NaCl', 'NaCl']
+
+
 @pytest.mark.parametrize('limit', ['nan', '-1', '0'])
 def test_a_limit_that_is_no_length_is_refused(relaxed, tmp_path, limit):
     write(tmp_path / 'a.cif', salt())
@@ -147,6 +161,18 @@ def test_databases_keep_their_columns_and_gain_ours(relaxed, tmp_path, suffix):
         assert row.key_value_pairs[keys.SIGMA] > 0
         assert row.key_value_pairs[keys.MODEL] == 'tiny'
         assert len(row.data[keys.SIGMA_ATOMS]) == 2
+
+
+def test_columns_of_a_former_prediction_are_not_taken_over(relaxed, tmp_path):
+    former = {keys.OOD: 'the volume is too large', keys.VERIFIED: 'chgnet: implausible'}
+    data = {f'{keys.PREFIX}mine': 1, 'yours': 2}
+    with connect(tmp_path / 'in.db') as database:
+        database.write(salt(), price=3, **former, data=data)
+    _, out = relaxed(tmp_path / 'in.db', out='out.db')
+    row = connect(out).get()
+    assert (row.price, row.data['yours']) == (3, 2)
+    assert not set(former) & set(row.key_value_pairs)
+    assert f'{keys.PREFIX}mine' not in row.data
 
 
 @pytest.mark.parametrize(

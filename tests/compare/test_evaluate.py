@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import fcc111, mx2
+from ase.build import bulk, fcc111, mx2
 from ase.constraints import FixAtoms
 
 from ase_deeprelax.compare.baselines import Dummy
@@ -289,6 +289,13 @@ def test_a_model_that_is_not_there_ends_it_before_the_work():
 
     with pytest.raises(ModelError, match='nowhere'):
         evaluate_all(some_pairs(2), {'one': relax, 'two': 'nowhere'})
+
+
+def test_models_without_names_are_refused():
+    cu = make_pair('Cu', bulk('Cu'), bulk('Cu'))
+    for models in ([Dummy()], Dummy()):
+        with pytest.raises(TypeError, match='give a dict of names and models'):
+            evaluate_all(cu, models)
 
 
 def test_a_model_is_not_called_like_a_baseline():

@@ -1,9 +1,13 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, make_supercell
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import PeriodicSite
+from pymatgen.io.ase import AseAtomsAdaptor
 from scipy.spatial.transform import Rotation
 
 from ase_deeprelax.compare.alignment import Alignment
@@ -14,6 +18,7 @@ from ase_deeprelax.compare.metrics import (
     Reference,
     summarise,
 )
+from ase_deeprelax.compare.structure_matcher import Matcher
 from ase_deeprelax.data.pairs import make_pair, read_pairs
 
 DEV = Path(__file__).parents[2] / '../shared/data/pairs_wbm_dev.jsonl.gz'
@@ -166,6 +171,36 @@ def test_fitted_volumes_are_those_that_cells_add_up_from(noise):
     assert list(found) == ['O', 'Na', 'Cl', 'Ti', 'Cu']
     for symbol, volume in known.items():
         assert found[symbol] == pytest.approx(volume, rel=1e-3 + noise, abs=5 * noise)
+
+
+@pytest.mark.parametrize('settings', [{'stol': 1.0, 'scale': False}, {'stol': 0.3}])
+def test_the_matcher_answers_as_that_of_pymatgen(settings):
+    def structures(seed):
+        for atoms in (
+            perovskite(),
+            perovskite() * (2, 1, 1),
+            bulk('NaCl', 'rocksalt', 5.6),
+        ):
+            atoms.rattle(0.03, seed=seed)
+            yield AseAtomsAdaptor.get_structure(atoms)
+
+    for one, other in itertools.product(structures(1), structures(2)):
+        own, theirs = (kind(**settings) for kind in (Matcher, StructureMatcher))
+        assert own.fit(one, other) == theirs.fit(one, other)
+        assert own.get_rms_dist(one, other) == theirs.get_rms_dist(one, other)
+
+
+def test_a_reduced_structure_is_found_again_without_comparing_sites(monkeypatch):
+    atoms = perovskite() * (2, 2, 2)
+    atoms.rattle(0.3, seed=1)
+    structure = AseAtomsAdaptor.get_structure(atoms)
+    compared, equal = [], PeriodicSite.__eq__
+    monkeypatch.setattr(
+        PeriodicSite, '__eq__', lambda *two: compared.append(1) or equal(*two)
+    )
+    for _ in range(2):
+        assert Matcher().fit(structure, structure)
+    assert not compared
 
 
 def test_scaled_dummy_gives_the_sum_of_volumes_and_leaves_the_rest():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.units import kB
 from scipy.constants import R
@@ -96,6 +97,114 @@ def test_masses_of_isotopes_count(copper):
     found = phonons(heavy, EMT(), **SHORT)
     largest = [np.max(one['bands']['frequencies']) for one in (copper, found)]
     assert largest[0] == pytest.approx(2 * largest[1], rel=1e-6)
+
+
+def slab(thickness=3):
+    return fcc111('Cu', (1, 1, thickness), a=A_CU, vacuum=8)
+
+
+def periodic_along_c(atoms):
+    atoms.pbc = True
+    return atoms
+
+
+def cut_by_the_border(atoms):
+    atoms.positions[:, 2] += 6.3
+    atoms.wrap(pbc=True)
+    return periodic_along_c(atoms)
+
+
+def in_a_box_as_high_as_itself(atoms):
+    atoms.center(vacuum=0.3, axis=2)
+    return atoms
+
+
+def partly_below_its_box(atoms):
+    atoms.positions[:, 2] -= 9
+    return atoms
+
+
+def leaning(atoms):
+    atoms.cell[2] += 1.3 * atoms.cell[0]
+    return periodic_along_c(atoms)
+
+
+def along_another_vector(atoms):
+    atoms.set_cell(atoms.cell.array[[2, 0, 1]])
+    atoms.pbc = False, True, True
+    atoms.rotate(40, (1, 2, 3), rotate_cell=True)
+    return atoms
+
+
+@pytest.fixture(scope='module')
+def copper_slab():
+    return phonons(slab(), EMT(), **SHORT)
+
+
+@pytest.mark.parametrize(
+    'written',
+    [
+        periodic_along_c,
+        cut_by_the_border,
+        in_a_box_as_high_as_itself,
+        partly_below_its_box,
+        leaning,
+        along_another_vector,
+    ],
+)
+def test_phonons_of_a_layer_are_those_of_its_plane_however_it_is_written(
+    copper_slab, written
+):
+    found = phonons(written(slab()), EMT(), **SHORT)
+    for one in (copper_slab, found):
+        assert (one['n_supercell'], one['bands']['path']) == (27, 'GMKG')
+        assert one['shortest'] == pytest.approx(3 * A_CU / 2**0.5)
+        assert one['imaginary']['n'] == 0
+    bands = [np.array(one['bands']['frequencies']) for one in (copper_slab, found)]
+    assert bands[0] == pytest.approx(bands[1], abs=0.02)
+    entropies = [one['thermal']['entropy'] for one in (copper_slab, found)]
+    assert entropies[0] == pytest.approx(entropies[1], rel=1e-3)
+
+
+def test_a_layer_is_repeated_as_often_as_its_plane_is_short():
+    atoms = Atoms('Cu', cell=[2.6, 4.0, 12.0])
+    doubled, wide = atoms * (2, 1, 1), atoms * (12, 8, 1)
+    for one, times in ((atoms, [1, 2, 3]), (doubled, [1, 2, 2]), (wide, [1, 1, 1])):
+        for pbc in ((True, True, False), (True, True, True)):
+            one.pbc = pbc
+            matrix, shortest = choose_supercell(one, min_length=7.0)
+            assert sorted(np.abs(matrix).sum(axis=1)) == times
+            assert np.abs(matrix[2]).tolist() == [0, 0, 1]
+            assert shortest == pytest.approx(
+                np.linalg.norm(matrix[:2] @ one.cell, axis=1).min()
+            )
+
+
+class Seeing(EMT):
+    """EMT that keeps along which vectors the structures are periodic that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def calculate(self, atoms=None, properties=('energy',), system_changes=()):
+        self.seen.add(tuple(atoms.pbc.tolist()))
+        super().calculate(atoms, properties, system_changes)
+
+
+@pytest.mark.parametrize(
+    ('atoms', 'seen'),
+    [
+        (bulk('Cu'), (True, True, True)),
+        (periodic_along_c(slab()), (True, True, True)),
+        (slab(), (True, True, False)),
+        (along_another_vector(slab()), (True, True, False)),
+    ],
+)
+def test_the_calculator_gets_a_structure_as_periodic_as_it_is(atoms, seen):
+    calculator = Seeing()
+    phonons(atoms, calculator, min_length=5.0)
+    assert calculator.seen == {seen}
 
 
 class Magnet(EMT):
@@ -267,10 +376,28 @@ def test_other_weights_and_other_elements_have_phonons_of_their_own(tmp_path):
     assert found('Cu', EMT) == copper
 
 
+def test_a_comparison_keeps_isotopes_and_layers(tmp_path):
+    def found(atoms):
+        result = compare({'x': atoms}, EMT(), model=Dummy(), steps=1, fmax=9.0)
+        kept = json.loads(json.dumps(result, allow_nan=False))
+        return compare_phonons(kept, EMT(), out=tmp_path, **SHORT)[0]
+
+    light, heavy = bulk('Cu', a=A_CU), bulk('Cu', a=A_CU)
+    heavy.set_masses(4 * heavy.get_masses())
+    highest = [np.max(found(one)['bands']['frequencies']) for one in (light, heavy)]
+    assert highest[0] == pytest.approx(2 * highest[1], rel=1e-6)
+    layer = found(in_a_box_as_high_as_itself(slab()))
+    assert (layer['n_supercell'], layer['bands']['path']) == (27, 'GMKG')
+    # With its images upon it, it would be squeezed.
+    assert layer['fmax'] < 0.5
+
+
 @pytest.mark.parametrize(
     ('atoms', 'settings', 'match'),
     [
         (molecule('H2O'), {}, 'no cell'),
+        (Atoms(cell=[3, 3, 3], pbc=True), {}, 'no atoms'),
+        (Atoms('Cu2', [[0, 0, 0], [2, 0, 0]], cell=[12, 12, 12], pbc=True), {}, 'cluster'),
         (bulk('Cu'), {'max_atoms': 1}, 'one atom has no phonons'),
         (bulk('Cu'), {'displacement': 0.0}, 'displacement is 0.0'),
     ],

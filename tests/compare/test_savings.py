@@ -644,6 +644,27 @@ def test_other_parameters_of_a_calculator_are_run_anew(tmp_path):
     assert energy(0.4) == pytest.approx(2 * energy(0.2))
 
 
+@pytest.mark.parametrize('name', ['weights', 'folder/weights'])
+def test_other_weights_at_the_same_place_are_run_anew(tmp_path, monkeypatch, name):
+    """A new training writes its weights where the former one wrote them."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    given = f'pot:{tmp_path / Path(name).parts[0]}'
+    monkeypatch.setattr(
+        'ase_deeprelax.compare.named_calculators.get_calculator',
+        lambda *_, **__: Faulty('energy', value=float(file.read_text()), after=0),
+    )
+
+    def energy(weights):
+        file.write_text(weights)
+        found = compare([bulk('Cu')], given, model=Dummy(), steps=0, out=tmp_path / 'out')
+        return found['runs'][0]['energy_per_atom']
+
+    first, second = energy('2.0'), energy('6.0')
+    assert second == pytest.approx(3 * first)
+    assert energy('2.0') == first
+
+
 def test_other_options_of_a_predictor_are_refused(tmp_path, tiny_model):
     def relaxed(**options):
         predictor = Predictor(tiny_model, **options)
@@ -782,6 +803,58 @@ def test_the_first_calls_of_a_batch_are_not_timed(tmp_path, monkeypatch):
     compare([alloy()], {'pot': Slow()}, **settings)
     found = compare([alloy()], {'pot': Slow()}, batched=True, **settings)
     assert max(row['seconds_per_structure'] for row in found['batched']) < 100
+
+
+def test_batches_without_a_structure_tell_no_time():
+    class Wrong(EMT):
+        def calculate(self, *args, **kwargs):
+            raise RuntimeError('broken')
+
+    found = compare([alloy()], {'pot': Wrong()}, model=Dummy(), batched=True)
+    for row in found['batched']:
+        assert row['n'] == 0
+        assert row['seconds_per_structure'] is row['converged'] is None
+        assert 'failed' in row['problem']
+
+
+def test_what_holds_no_atoms_is_a_failed_row():
+    empty = Atoms(cell=[3, 3, 3], pbc=True)
+    found = compare([empty, bulk('Cu')], EMT(), model=Dummy(), steps=1)
+    assert [run['ok'] for run in found['runs']] == [False, False, True, True]
+    assert all('0 atoms' in run['reason'] for run in found['runs'][:2])
+
+
+class Pinned:
+    """A constraint of the user's own, with no more than ASE calls."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def adjust_positions(self, atoms, new):
+        new[self.index] = atoms.positions[self.index]
+
+    def adjust_forces(self, atoms, forces):
+        forces[self.index] = 0.0
+
+    def get_removed_dof(self, atoms):
+        return 3
+
+
+def test_a_constraint_of_ones_own_is_honoured_and_told_from_another(tmp_path):
+    def end(index):
+        atoms = alloy()
+        atoms.set_constraint(Pinned(index))
+        how = {'model': Dummy(), 'relax_cell': False, 'fmax': 0.1, 'out': tmp_path}
+        [run, _] = compare([atoms], EMT(), **how)['runs']
+        moved = np.linalg.norm(np.array(run['positions']) - atoms.positions, axis=1)
+        return run, moved
+
+    first, moved = end(0)
+    assert first['converged']
+    assert moved[0] == 0 < moved[1]
+    _, moved = end(1)
+    assert moved[1] == 0 < moved[0]
+    assert end(0)[0] == first
 
 
 def test_a_wire_with_a_reference_is_a_failed_row_and_changes_no_other():

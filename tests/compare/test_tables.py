@@ -4,7 +4,14 @@ from ase_deeprelax.compare.comparison_tables import comparison_text
 from ase_deeprelax.compare.evaluation_tables import evaluation_text
 from ase_deeprelax.compare.schema import VERSION, check_version
 from ase_deeprelax.compare.summary import quartiles
-from ase_deeprelax.compare.tables import Link, Table, counts_text, number, quartiles_text
+from ase_deeprelax.compare.tables import (
+    Link,
+    Table,
+    counts_text,
+    number,
+    percent,
+    quartiles_text,
+)
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import ConfigError
 
@@ -41,6 +48,7 @@ def test_numbers_in_words():
     assert count(1) == '1 structure'
     assert count(1234, 'pair') == '1,234 pairs'
     assert number(float('nan'), '.1f') is None
+    assert [percent(x) for x in (0.0, 0.554, 1.0, None)] == ['0 %', '55 %', '100 %', None]
     nothing = {'n': 0, 'q25': None, 'median': None, 'q75': None}
     assert quartiles_text(nothing, '.0f') is None
     assert quartiles_text({'n': 1, 'q25': -0.01, 'median': 0, 'q75': 1}, '.0f') == (

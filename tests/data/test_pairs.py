@@ -198,6 +198,38 @@ def test_extxyz_in_one_file_in_any_order(tmp_path):
         read_pairs(tmp_path / 'r.extxyz')
 
 
+def test_collections_of_extxyz_frames_are_kept(tmp_path):
+    halves = [[], []]
+    for pair in some_pairs(n=2):
+        for half, atoms in zip(halves, (pair.unrelaxed, pair.relaxed), strict=True):
+            atoms.info['src'] = f'of {pair.id}'
+            half.append(atoms)
+    write(tmp_path / 'unrelaxed.extxyz', halves[0])
+    write(tmp_path / 'relaxed.extxyz', halves[1])
+    assert [pair.src for pair in read_pairs(tmp_path)] == ['of p0', 'of p1']
+
+
+@pytest.mark.parametrize('name', ['pairs.json', 'pairs.extxyz', 'pairs.gz', 'pairs'])
+def test_no_file_is_written_that_could_not_be_read(tmp_path, name):
+    with pytest.raises(PairFileError, match=rf'{name}: pairs are written as \.jsonl'):
+        write_pairs(tmp_path / name, some_pairs(n=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pairs_of_pymatgen_structures_are_those_of_their_atoms():
+    adaptor = pytest.importorskip('pymatgen.io.ase').AseAtomsAdaptor
+    slab = fcc111('Cu', (1, 1, 3), vacuum=8)
+    slab.set_constraint(FixAtoms([0]))
+    moved = slab.copy()
+    moved.positions[2, 2] += 0.1
+    structures = [adaptor.get_structure(atoms) for atoms in (slab, moved)]
+    made, expected = make_pair('Cu', *structures), make_pair('Cu', slab, moved)
+    assert_same([made], [expected])
+    assert made.fixed.tolist() == expected.fixed.tolist() == [True, False, False]
+    with pytest.raises(PairFileError, match=r"pair 'Cu': .*list is not a structure"):
+        make_pair('Cu', structures[:1], structures[1])
+
+
 def test_missing_and_unknown_paths(tmp_path):
     with pytest.raises(PairFileError, match=r'nothing.jsonl: there is no such'):
         read_pairs(tmp_path / 'nothing.jsonl')

@@ -131,6 +131,15 @@ def test_a_database_takes_each_value_of_ours_once_as_column_or_as_data(tmp_path)
     assert connect(tmp_path / 'one.db').get(1).data[keys.MODEL] == '42'
 
 
+@pytest.mark.parametrize('odd', ['train', 3, [1, 2]])
+def test_info_may_be_called_as_the_parts_of_a_row_are(tmp_path, odd):
+    atoms = bulk('Cu')
+    atoms.info = {'data': odd, 'key_value_pairs': odd}
+    assert not write_structures(tmp_path / 'one.db', [atoms], 'db')
+    row = connect(tmp_path / 'one.db').get(1)
+    assert (row.key_value_pairs | row.data) == atoms.info
+
+
 @pytest.mark.parametrize('form', ['db', 'json'])
 def test_a_database_takes_what_the_input_knew_as_columns_or_as_data(form, tmp_path, caplog):
     columns = {'name': 'salt', 'energy_above_hull': np.float32(0.5), 'stable': True}

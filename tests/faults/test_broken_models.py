@@ -82,6 +82,14 @@ def test_model_is_broken_with_calculator(item):
     assert np.array_equal(atoms.positions, plain.positions)
 
 
+def as_floats(said):
+    said.bond_index = said.bond_index.float()
+
+
+def in_double(said):
+    said.log_b = said.log_b.double()
+
+
 def test_an_output_of_another_form_is_named():
     def cut(output):
         output.displacement = output.displacement[:-1]
@@ -93,9 +101,21 @@ def test_an_output_of_another_form_is_named():
         ({'features': torch.zeros(len(atoms) + 1, 4)}, r'features of shape .* must be \('),
         ({'distance': np.zeros(3)}, 'distance as ndarray; it must be a tensor'),
         ({'displacement': None}, 'displacement as NoneType'),
+        ({'cross_index': torch.zeros(3).long()}, 'cross_distance as NoneType'),
     ):
         with pytest.raises(ModelError, match=words):
             relax(atoms, model=model_that(lambda said, new=spoil: vars(said).update(new)))
+    for spoil, words in (
+        (
+            lambda said: said.bond_index.add_(9**6),
+            r'bond_index with the edge 5\d+; .* 0 to',
+        ),
+        (lambda said: said.bond_index.sub_(10**6), r'bond_index with the edge -\d+;'),
+        (as_floats, r'bond_index of type torch\.float32; it must be torch\.int64'),
+        (in_double, r'log_b of type torch\.float64; it must be torch\.float32'),
+    ):
+        with pytest.raises(ModelError, match=words):
+            relax(atoms, model=model_that(spoil))
     model = model_that(nan)
     model.forward = lambda graph: {'displacement': graph.pos}
     with pytest.raises(ModelError, match='returned dict, not ModelOutput'):

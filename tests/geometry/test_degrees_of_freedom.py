@@ -113,6 +113,7 @@ def test_as_much_as_possible_is_kept(name):
 )
 def test_fixed_atoms_stay_to_the_last_bit(fixed):
     atoms = skewed()
+    atoms.set_masses(np.arange(1.0, 9.0))
     atoms.set_constraint([fixed, FixCom()])
     start = atoms.positions.copy()
     s, u = prediction(len(atoms))
@@ -152,6 +153,22 @@ def test_constraints_that_contradict_each_other():
     _, u = prediction(len(atoms))
     _, positions = find_freedom(atoms).allowed(np.eye(3), u)
     np.testing.assert_allclose(positions[0], atoms.positions[0], atol=1e-9)
+    # The way to the one line in two planes that are nearly the same has no end.
+    atoms.set_constraint([FixedPlane([0], (0, 0, 1)), FixedPlane([0], (0, 0.001, 1))])
+    with pytest.raises(UnsupportedConstraintError, match='FixedPlane, FixedPlane; remove'):
+        find_freedom(atoms).allowed(np.eye(3), u)
+
+
+def test_a_constraint_that_takes_nothing_of_a_drift_shifts_nothing():
+    """The rounding of what it takes is no direction in which to shift a crystal."""
+    atoms = skewed()
+    mode, u = (prediction(len(atoms), seed)[1] for seed in (1, 2))
+    atoms.set_constraint(FixedMode(mode))
+    _, positions = find_freedom(atoms).allowed(np.eye(3), u)
+    mode /= np.linalg.norm(mode)
+    np.testing.assert_allclose(
+        positions - atoms.positions, u - np.vdot(mode, u) * mode, atol=1e-9
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -429,6 +446,16 @@ def test_constraints_on_atoms_that_are_not_there(index):
         find_freedom(atoms)
 
 
+@pytest.mark.parametrize('kind', [FixSymmetry, lambda atoms: FixedMode(atoms.positions)])
+def test_constraints_on_all_atoms_that_were_made_for_fewer(kind):
+    atoms = bulk('NaCl', 'rocksalt', a=5.6)
+    atoms.set_constraint(kind(atoms))
+    find_freedom(atoms)
+    atoms.extend(Atoms('H', [[1.4, 1.4, 1.4]]))
+    with pytest.raises(StructureError, match='was made for 2 atoms, and there are 3; set'):
+        find_freedom(atoms)
+
+
 @pytest.mark.parametrize(
     'hold',
     [
@@ -450,7 +477,7 @@ def test_one_constraint_on_all_atoms_equals_one_on_each(hold):
 
 
 def test_atoms_are_told_apart_by_what_holds_them():
-    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
+    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True) * (2, 1, 1)
     line, plane = FixedLine([0, 1], (0, 0, 1)), FixedPlane([1, 2, 3], (0, 0, 1))
     pairs = FixSubsetCom([4, 5]), FixSubsetCom([6])
     atoms.set_constraint([line, plane, *pairs, FixCartesian(7)])
@@ -459,6 +486,16 @@ def test_atoms_are_told_apart_by_what_holds_them():
     assert [set(np.flatnonzero(labels == labels[min(g)])) for g in groups] == groups
     assert labels[7] == 1
     assert (labels[:7] > 1).all()
+    assert not labels[8:].any()
+
+
+def test_constraints_that_name_no_atoms_tell_none_apart():
+    atoms = bulk('NaCl', 'rocksalt', a=5.6)
+    mode = FixedMode(np.arange(6.0).reshape(2, 3))
+    atoms.set_constraint([FixSymmetry(atoms), mode])
+    freedom = find_freedom(atoms)
+    assert freedom.labels.tolist() == [0, 0]
+    assert freedom.labels.dtype == np.int64
 
 
 def test_refused_targets():

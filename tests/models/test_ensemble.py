@@ -1,11 +1,13 @@
-"""What the card of several models as one says."""
+"""What several models as one say, and their card."""
 
 import pytest
+from ase.build import bulk
 
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.card import ModelCard
 from ase_deeprelax.models.ensemble import Ensemble
+from ase_deeprelax.predict import relax
 
 
 def together(*cards):
@@ -47,3 +49,22 @@ def test_names_of_models_are_no_members():
     members = [create_model('egnn', hidden=16, layers=1), 'runs/mine/model']
     with pytest.raises(ModelError, match="member 1 is 'runs/mine/model', and no model"):
         Ensemble(members)
+
+
+class Backwards(type(create_model('egnn', hidden=16, layers=1))):
+    """Its distances are of the same edges, in another order."""
+
+    def forward(self, graph):
+        said = super().forward(graph)
+        for name in ('bond_index', 'distance', 'log_b'):
+            setattr(said, name, getattr(said, name).flip(0))
+        return said
+
+
+def test_distances_of_other_edges_are_not_averaged():
+    members = [create_model('egnn', hidden=16, layers=1), Backwards(hidden=16, layers=1)]
+    atoms = bulk('NaCl', 'rocksalt', a=5.6)
+    for one in members:
+        assert relax(atoms, model=Ensemble([one, one])).ok
+    with pytest.raises(ModelError, match=r'member 1 .* other edges .*bond_index'):
+        relax(atoms, model=Ensemble(members))

@@ -1,10 +1,12 @@
 """Many structures shared by processes: the answers are those of one process."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from ase import Atoms
 from ase.build import bulk, mx2
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
+from ase.db import connect
 from ase.filters import FrechetCellFilter
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from ase_deeprelax.errors import ConfigError, ModelError, StructureError
 from ase_deeprelax.models import create_model
@@ -122,6 +126,52 @@ def test_what_is_held_is_held_in_processes_too(tiny_model):
         np.testing.assert_array_equal(result.atoms.cell.array, result.initial.cell.array)
 
 
+def one_object_again_and_again():
+    """Crystals of different volumes, each written into the same object."""
+    atoms = bulk('Cu')
+    held = FrechetCellFilter(bulk('Cu'))
+    structure = AseAtomsAdaptor.get_structure(bulk('Cu'))
+    for a in np.linspace(3.4, 3.9, 6):
+        cell = bulk('Cu', a=a).cell.array
+        atoms.set_cell(cell, scale_atoms=True)
+        held.atoms.set_cell(cell, scale_atoms=True)
+        structure.lattice = cell
+        yield from (atoms, held, structure)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_structure_counts_as_it_is_when_the_iterable_gives_it(tiny_model, workers):
+    results = relax(one_object_again_and_again(), tiny_model, workers=workers)
+    volumes = [result.initial.cell.volume for result in results]
+    expected = np.repeat(np.linspace(3.4, 3.9, 6) ** 3 / 4, 3)
+    np.testing.assert_allclose(volumes, expected, rtol=1e-6)
+
+
+def test_rows_of_a_database_are_shared(tiny_model, tmp_path, monkeypatch):
+    """SQLite gives rows only to the thread that asked for the first one."""
+    monkeypatch.setattr('ase_deeprelax.predict.parallel.WINDOW_OF_WORKER', 1)
+    sizes = np.linspace(3.5, 3.7, 30)
+    with connect(tmp_path / 'copper.db') as database:
+        for a in sizes:
+            database.write(bulk('Cu', a=a))
+    rows = (row.toatoms() for row in database.select())
+    results = relax(rows, tiny_model, workers=2)
+    assert [one.initial.cell[0, 1] for one in results] == (sizes / 2).tolist()
+
+
+@pytest.mark.parametrize('before', [0, 1, 20])
+def test_an_error_of_the_iterable_is_never_lost(tiny_model, before, monkeypatch):
+    monkeypatch.setattr('ase_deeprelax.predict.parallel.WINDOW_OF_WORKER', 2)
+
+    def torn():
+        for _ in range(before):
+            yield bulk('Cu')
+        raise OSError('the disk is gone')
+
+    with pytest.raises(OSError, match='the disk is gone'):
+        relax(torn(), tiny_model, workers=2)
+
+
 def test_large_arrays_come_back_as_they_were(tiny_model):
     atoms = bulk('Cu')
     atoms.info['spectrum'] = np.ones(400_000)
@@ -133,6 +183,26 @@ def test_errors_name_the_place_in_the_list(tiny_model, mixture):
     with pytest.raises(StructureError, match='structure 144: 0 atoms'):
         relax(mixture, tiny_model, workers=2, on_bad='raise')
     assert len(relax(mixture[:3], tiny_model, workers=2)) == 3
+
+
+def test_an_error_of_one_call_does_not_end_the_next_one(tiny_model, monkeypatch):
+    """What the first call left open may be cleared away at any time."""
+    monkeypatch.setattr('ase_deeprelax.predict.parallel.WINDOW_OF_WORKER', 1)
+    crystals, errors = symmetric_crystals(20), []
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        try:
+            relax([Atoms(), *crystals], tiny_model, workers=2, on_bad='raise')
+        except StructureError as error:
+            errors.append(error)
+
+    def forgetful():
+        yield from crystals[:5]
+        errors.pop()
+        gc.collect()
+        yield from crystals[5:]
+
+    assert len(relax(forgetful(), tiny_model, workers=2)) == len(crystals)
 
 
 def test_a_model_in_memory_goes_along():
@@ -185,7 +255,7 @@ def test_a_model_that_was_trained_again_is_not_mixed_in(tiny_model, tmp_path):
         predictor.relax(symmetric_crystals(70), workers=2)
 
 
-@pytest.mark.parametrize('workers', [0, -2, 1.5, '2'])
+@pytest.mark.parametrize('workers', [0, -2, 1.5, '2', True])
 def test_the_number_of_processes_is_checked(tiny_model, workers):
     with pytest.raises(ConfigError, match=f'workers is {workers!r}'):
         relax([bulk('Cu')], tiny_model, workers=workers)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from ase_deeprelax.errors import PredictionError
 from ase_deeprelax.geometry.symmetry import spacegroup_number
+from ase_deeprelax.models.paegnn import PUBLISHED, PaEGNN
 from ase_deeprelax.models.store import load_model, save_model
 from ase_deeprelax.predict import Predictor
-from ase_deeprelax.predict.finish import finish
+from ase_deeprelax.predict.finish import finish, move_of, prepare_again
 from ase_deeprelax.predict.passes import (
     MAX_PASSES,
     STRAINS,
@@ -24,7 +25,7 @@ from ase_deeprelax.predict.passes import (
     strain_of,
 )
 from ase_deeprelax.predict.prepare import prepare
-from ase_deeprelax.testing import symmetric_crystals
+from ase_deeprelax.testing import awaken, symmetric_crystals
 from tests.strategies import orthogonal, quick, seeds
 
 
@@ -201,6 +202,30 @@ def test_each_pass_starts_where_the_one_before_it_led(predictor, count):
         assert not np.allclose(last.deformation, first.deformation, atol=1e-4)
 
 
+def test_the_answer_of_a_pass_is_read_in_the_frame_of_its_own_graph():
+    """A network that wants the canonical frame: here the longest vector becomes the
+    shortest.
+    """
+    torch.manual_seed(0)
+    model = awaken(PaEGNN(**{**PUBLISHED, 'hidden': 16, 'layers': 1}), scale=0.3)
+    predictor = Predictor(model, device='cpu', dtype='float64')
+    salt = far()[1]
+    salt.set_cell(salt.cell.array @ np.diag([1.0, 1.03, 1.06]), scale_atoms=True)
+    prepared = prepare(salt, predictor.settings)
+    move = np.diag([1.08, 1.0, 0.93]), np.zeros((8, 3))
+    again = prepare_again(prepared, move)
+    assert not np.allclose(again.frame.rotation, prepared.frame.rotation, atol=0.1)
+    cell, positions = moved(salt.cell.array, salt.positions, move)
+    place = Atoms(salt.numbers, positions, cell=cell, pbc=True)
+    read = [
+        move_of(one, output)
+        for one in (again, prepare(place, predictor.settings))
+        for _, output in predictor.outputs({0: one})
+    ]
+    for found, expected in zip(*read, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_there_is_one_pass_at_least(predictor):
     for none, one in zip(
         after(predictor, 0, far()), after(predictor, 1, far()), strict=True
@@ -228,10 +253,11 @@ def test_a_model_that_never_saw_relaxed_inputs_is_asked_once(tmp_path):
         assert (len(seen) > 1) is several
 
 
-def test_a_refused_answer_is_not_asked_about():
+@pytest.mark.parametrize('factor', [0.5, 4.0])
+def test_a_refused_answer_is_not_asked_about(factor):
     predictor = whole_moves()
     seen = passes(predictor)
-    predictor.model.register_forward_hook(explode)
+    predictor.model.register_forward_hook(times(factor))
     (result,) = predictor.relax(far()[:1])
     assert 'volume' in result.problem
     assert len(seen) == 1
@@ -242,7 +268,7 @@ def test_a_later_answer_that_runs_away_counts_as_far_as_the_one_before(predictor
     other = whole_moves()
     other.max_passes = 2
     seen = passes(other)
-    other.model.register_forward_hook(lambda *_: explode(*_) if len(seen) == 2 else None)
+    other.model.register_forward_hook(lambda *_: times(4)(*_) if len(seen) == 2 else None)
     (result,) = other.relax(far()[:1], on_bad='raise')
     strain = strain_of(one.deformation)
     assert strain_of(result.deformation) == pytest.approx(2 * strain, rel=1e-3)
@@ -297,8 +323,11 @@ def spoil(model, given, said):
     said.deformation = said.deformation * np.nan
 
 
-def explode(model, given, said):
-    said.deformation = 4 * said.deformation
+def times(factor):
+    def change(model, given, said):
+        said.deformation = factor * said.deformation
+
+    return change
 
 
 def test_the_space_group_is_kept(predictor):

@@ -48,6 +48,8 @@ def crystals():
 
 
 def unchanged(result, atoms):
+    np.testing.assert_array_equal(result.deformation, np.eye(3))
+    np.testing.assert_array_equal(result.displacement, np.zeros((len(atoms), 3)))
     return result.atoms == atoms and not any(k.startswith(keys.PREFIX) for k in atoms.info)
 
 
@@ -560,7 +562,13 @@ def test_unknown_options(model, option):
 
 
 @pytest.mark.parametrize(
-    'option', [{'accept_below': '0.05'}, {'batch_edges': '9'}, {'batch_edges': 0}]
+    'option',
+    [
+        {'accept_below': '0.05'},
+        {'accept_below': True},
+        {'batch_edges': '9'},
+        {'batch_edges': 0},
+    ],
 )
 def test_numbers_that_are_none(model, option):
     [(name, value)] = option.items()

@@ -187,7 +187,8 @@ def test_the_headline_and_where_it_comes_from_stand_first(page, full_page, evalu
     assert re.search(r'Written by ase_deeprelax \S+ on \d{4}-\d\d-\d\d; Python', html)
     path, found = full_page
     [row] = found['summary']
-    line = f'{row["both"]["median_calls_ratio"]:.0%} of the calls with the prediction'
+    share = 100 * row['both']['median_calls_ratio']
+    line = f'{share:.0f} % of the calls with the prediction'
     assert f'emt with {row["optimizer"]}: {line}' in path.read_text()
     path, found = evaluated
     cut = cuts(found['all'], 'model')['lattice_mae']['median']
@@ -385,7 +386,7 @@ def test_a_comparison_brings_tables_figures_and_the_viewer(full_page):
     names = [scene['name'] for scene in scenes_of(html)]
     assert names == ['Cu, Cu </script>', 'Al']
     both = found['summary'][0]['both']
-    assert f'{both["median_calls_ratio"]:.0%}' in html
+    assert f'{100 * both["median_calls_ratio"]:.0f} %' in html
     for id in found['summary'][0]['both']['higher_structures']:
         assert re.search(rf'ended higher for .*: .*{re.escape(escape(id))}', html)
     tags = [tag for tag, _ in Reader(html).elements]

@@ -338,6 +338,18 @@ def test_thermal_properties_are_per_atom_and_in_meV(phonons):
     assert heat.lines[0].get_ydata()[-1] == pytest.approx(24.9, rel=0.03)
 
 
+def test_thermal_properties_say_how_many_modes_are_left_out(phonons):
+    def names(found):
+        figure = plot_phonons.thermal_properties(found, 'Cu', 'emt')
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    assert names(phonons) == ['predicted', 'refined', 'iterative']
+    unstable = copy.deepcopy(phonons)
+    unstable['phonons'][0]['thermal']['left_out'] = 0.124
+    assert names(unstable)[0] == 'predicted, without 12 % of the modes'
+    assert names(unstable)[1:] == names(phonons)[1:]
+
+
 def test_names_that_are_not_there_are_told_from_runs_that_failed(comparison, evaluation):
     for draw in (
         lambda: plot.convergence(comparison, 'chgnet'),

@@ -1,8 +1,10 @@
 """Real screens that are killed, starved and doubled: every structure is there once."""
 
+import errno
 import os
 import signal
 import subprocess
+import tempfile
 import zipfile
 
 import pandas as pd
@@ -321,3 +323,97 @@ def test_a_full_temporary_folder_quarantines_nothing(
         screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
     done = screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
     assert (done.n_done, done.n_quarantined) == (1, 0)
+
+
+@pytest.fixture
+def cifs(tmp_path):
+    """A folder of nine crystals."""
+    folder = tmp_path / 'cifs'
+    folder.mkdir()
+    for k in range(9):
+        write(folder / f'{k}.cif', bulk('NaCl', 'rocksalt', a=5.3 + 0.05 * k))
+    return folder
+
+
+@pytest.fixture
+def after_a_pack(monkeypatch):
+    """Let something happen once, behind the first pack that is written."""
+
+    def after_a_pack(happen):
+        def write_pack(store, pack, rows):
+            monkeypatch.undo()
+            store.write(pack, rows)
+            happen()
+
+        monkeypatch.setattr(Store, 'write', write_pack)
+
+    return after_a_pack
+
+
+def test_a_disk_that_is_away_for_a_while_quarantines_nothing(
+    cifs, tmp_path, tiny_model, after_a_pack
+):
+    out = tmp_path / 'out'
+    after_a_pack(lambda: cifs.rename(tmp_path / 'away'))
+    with pytest.raises(StructureError, match=r'2\.cif.* put that right and give the same'):
+        screen(cifs, out, model=tiny_model, pack=2)
+    (tmp_path / 'away').rename(cifs)
+    assert Store(out).done() == {0}
+    done = screen(cifs, out, model=tiny_model, pack=2)
+    assert (done.n_done, done.n_quarantined) == (9, 0)
+
+
+def test_a_temporary_folder_that_fails_once_makes_no_source_shorter(
+    cifs, tmp_path, tiny_model, monkeypatch
+):
+    with zipfile.ZipFile(tmp_path / 'all.zip', 'w') as archive:
+        for name in ('a.extxyz', 'b.extxyz', 'c.extxyz'):
+            write(tmp_path / name, bulk('NaCl', 'rocksalt', a=5.5))
+            archive.write(tmp_path / name, name)
+    made, make = [], tempfile.mkdtemp
+
+    def fail_once(*args, **options):
+        made.append(1)
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return make(*args, **options)
+
+    monkeypatch.setattr(tempfile, 'mkdtemp', fail_once)
+    with pytest.raises(OSError, match='No space left'):
+        screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
+    done = screen(tmp_path / 'all.zip', tmp_path / 'out', model=tiny_model)
+    assert (done.n_structures, done.n_quarantined) == (3, 0)
+
+
+def test_a_folder_that_grows_when_the_work_begins_is_refused(
+    cifs, tmp_path, tiny_model, monkeypatch
+):
+    """The structures of the first pass over it had other numbers."""
+    from ase_deeprelax.screening import run
+
+    def grown(*args):
+        write(cifs / '0b.cif', bulk('KBr', 'rocksalt', a=6.5))
+        return work(*args)
+
+    out, work = tmp_path / 'out', run.work
+    monkeypatch.setattr(run, 'work', grown)
+    with pytest.raises(ConfigError, match='was changed during the screen'):
+        screen(cifs, out, model=tiny_model, pack=2)
+    assert not Store(out).done()
+    monkeypatch.undo()
+    (cifs / '0b.cif').unlink()
+    found = screen(cifs, out, model=tiny_model, pack=2).results
+    assert found.table()['id'].to_pylist() == [f'{k}.cif' for k in range(9)]
+
+
+def test_a_source_that_is_written_to_meanwhile_is_told_at_the_end(
+    cifs, tmp_path, tiny_model, after_a_pack
+):
+    out, file = tmp_path / 'out', cifs / '7.cif'
+    after_a_pack(lambda: os.utime(file, (1e9, 1e9)))  # the content is the same
+    assert screen(cifs, out, model=tiny_model, pack=2).n_done == 9
+    for pack in (out / 'packs').iterdir():
+        pack.unlink()
+    after_a_pack(lambda: write(file, bulk('KBr', 'rocksalt', a=6.5)))
+    with pytest.raises(ConfigError, match='rows may be of either content'):
+        screen(cifs, out, model=tiny_model, pack=2)

@@ -59,6 +59,7 @@ def test_rows_are_chosen_and_sorted_as_pandas_would(out):
     ('condition', 'said'),
     [
         ('sigma', 'is no condition'),
+        ('sigma <', "double, which '' is not"),
         ('energy < 3', "no column 'energy'; there are: id, position"),
         ('sigma < much', "double, which 'much' is not"),
         ('initial_cell < 3', "no column 'initial_cell'"),
@@ -70,6 +71,13 @@ def test_rows_are_chosen_and_sorted_as_pandas_would(out):
 def test_conditions_that_make_no_sense_are_told(out, condition, said):
     with pytest.raises(ConfigError, match=said.replace("('", '.*')):
         Results(out).table([condition])
+
+
+def test_a_condition_may_ask_for_empty_text(out):
+    found = Results(out)
+    empty = found.table('ood =')
+    assert set(empty['ood'].to_pylist()) == {''}
+    assert len(empty) + len(found.table(' ood != ')) == len(found.table())
 
 
 def test_structures_come_in_the_order_of_the_table(out, monkeypatch, crystals):
@@ -157,6 +165,19 @@ def test_command_shows_exports_and_draws(out, tmp_path):
     worst = Results(out).table(sort='sigma', descending=True)['id'][0].as_py()
     assert f'"name":"{worst}"' in text
     assert text.count('"deformation"') == 12
+
+
+def test_the_commonest_reasons_of_a_quarantine_are_printed(tmp_path, tiny_model):
+    sites = {'cell': [5, 5, 5], 'positions': [[1, 1, 1], [1, 1, 1]], 'pbc': True}
+    metals = ('Na', 'K', 'Rb', 'Cs', 'Mg', 'Ca', 'Sr', 'Ba')
+    clashes = [Atoms(metal + x, **sites) for x in ('F', 'Cl', 'Br') for metal in metals]
+    write(tmp_path / 'many.extxyz', [*clashes, clashes[-1]])
+    screen(tmp_path / 'many.extxyz', tmp_path / 'out', model=tiny_model)
+    shown = run('results', tmp_path / 'out', '--quarantined', '--limit', 1)
+    assert shown.exit_code == 0
+    lines = shown.stdout.splitlines()
+    assert 'atom # (Ba) and atom # (Br)' in lines[1]
+    assert lines[21] == '... and 4 rarer reasons'
 
 
 def test_a_page_is_on_the_chosen_rows(out, tmp_path):
@@ -286,6 +307,28 @@ def test_command_refines_what_it_exports(tmp_path, tiny_model, monkeypatch):
     assert not list(tmp_path.glob('*.part.jsonl'))
 
 
+def test_ctrl_c_in_a_refinement_says_how_to_go_on(tmp_path, tiny_model, monkeypatch):
+    emt_screen(tmp_path, tiny_model)
+    calls = []
+
+    class Interrupted(EMT):
+        def calculate(self, *args, **options):
+            calls.append(1)
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            super().calculate(*args, **options)
+
+    monkeypatch.setattr(
+        'ase_deeprelax.calculators.registry.get_calculator', lambda *_, **__: Interrupted()
+    )
+    words = ['--refine', 'emt', '--export', tmp_path / 'tail.extxyz']
+    shown = run('results', tmp_path / 'out', *words)
+    assert shown.exit_code == 130
+    assert 'the same command goes on from here' in shown.stderr
+    assert run('results', tmp_path / 'out', *words).exit_code == 0
+    assert len(read(tmp_path / 'tail.extxyz', ':')) == 4
+
+
 def test_a_refinement_belongs_to_one_screen(tmp_path, tiny_model):
     table, journal = {}, tmp_path / 'tail.jsonl'
     for name in ('one', 'two'):
@@ -326,6 +369,29 @@ def test_a_damaged_pack_is_named_with_the_remedy(tmp_path, tiny_model, crystals)
     assert len(again.results.table()) == 6
 
 
+def test_no_damage_to_a_pack_changes_an_answer(tmp_path, tiny_model, crystals):
+    write(tmp_path / 'many.extxyz', crystals[:6])
+    screen(tmp_path / 'many.extxyz', tmp_path / 'out', model=tiny_model, pack=2)
+
+    def answers():
+        found = Results(tmp_path / 'out')
+        return [(str(row), atoms) for row, atoms in found.structures(found.table())]
+
+    expected, told = answers(), []
+    pack = tmp_path / 'out/packs/000001.parquet'
+    whole = pack.read_bytes()
+    for place in range(40, len(whole), len(whole) // 30):
+        pack.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            found = answers()
+        except ConfigError as error:
+            told.append(str(error))
+        else:
+            assert found == expected
+    assert len(told) > 3
+    assert all(f'{pack}: damaged' in text for text in told)
+
+
 def test_a_format_that_needs_more_is_refused_by_name(out, tmp_path):
     words = ['--limit', 1, '--export', tmp_path / 'qe', '--format', 'espresso-in']
     shown = run('results', out, *words)
@@ -352,6 +418,40 @@ def test_no_output_replaces_a_part_of_the_screen(out):
             assert shown.exit_code == 2
             assert 'is one of the inputs' in shown.output
             assert file.read_bytes() == before
+
+
+def test_nothing_is_written_among_the_packs(out):
+    before = sorted((out / 'packs').iterdir())
+    for option in ('--export', '--json', '--html'):
+        shown = run('results', out, '--limit', 2, option, out / 'packs' / 'best')
+        assert shown.exit_code == 2
+        assert 'where the screen keeps its rows' in shown.output
+    assert sorted((out / 'packs').iterdir()) == before
+
+
+def test_what_else_is_in_a_folder_is_told(out, tmp_path):
+    words = ['results', out, '--sort', 'id', '--export', tmp_path / 'cifs']
+    for more, said in (
+        (['--limit', 5], '5 structures'),
+        (['--limit', 5], '5 structures'),
+        (['--limit', 2], '2 structures, beside 3 that were there before'),
+    ):
+        shown = run(*words, *more)
+        assert shown.stderr.strip() == f'wrote {tmp_path / "cifs"}: {said}'
+
+
+def test_a_file_for_one_structure_is_refused_before_a_refinement(
+    out, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        'ase_deeprelax.calculators.registry.get_calculator',
+        lambda *_, **__: pytest.fail('work was done'),
+    )
+    words = ['--limit', 2, '--refine', 'emt', '--export', tmp_path / 'best.vasp']
+    shown = run('results', out, *words)
+    assert shown.exit_code == 1
+    assert 'format vasp holds one structure; name a folder' in shown.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_structures_are_not_exported_to_standard_output(out, tmp_path, monkeypatch):

@@ -157,6 +157,10 @@ def test_choices_that_make_no_sense_are_refused(source, tmp_path, tiny_model):
         screen(source, tmp_path / 'out', model=tiny_model, shard=(3, 2))
     with pytest.raises(ConfigError, match='holds no screen'):
         Results(tmp_path)
+    (tmp_path / 'web').mkdir()
+    (tmp_path / 'web/manifest.json').write_text('{"name": "another program"}')
+    with pytest.raises(ConfigError, match='is not that of a screen'):
+        screen(source, tmp_path / 'web', model=tiny_model)
     (tmp_path / 'empty.extxyz').write_text('')
     with pytest.raises(ConfigError, match='holds no structure'):
         screen(tmp_path / 'empty.extxyz', tmp_path / 'out', model=tiny_model)

@@ -1,9 +1,11 @@
 """Sources are streams: the same items from any start, damage told at its place."""
 
 import codecs
+import errno
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 import tracemalloc
@@ -17,6 +19,7 @@ from ase.io import write
 from ase.io.jsonio import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -443,6 +446,62 @@ def test_an_archive_gives_what_a_folder_gives(packed, tmp_path, atoms, caplog):
         assert [item.id for item in source.items(start)] == list(found)[start:]
     assert scan(source)[0] == len(found)
     assert f'{archive}: left out 2 of its entries, the first is below/' in caplog.text
+
+
+def test_archives_of_a_folder_may_hold_files_of_one_name(tmp_path, atoms, caplog):
+    (tmp_path / 'in/b').mkdir(parents=True)
+    for folder, k in (('in', 0), ('in/b', 3)):
+        as_zip(tmp_path / folder, atoms[k : k + 2])
+        as_tar(tmp_path / folder, atoms[k : k + 2])
+    source = open_source(tmp_path / 'in')
+    found = {item.id: str(item.load().symbols) for item in source.items()}
+    assert len(found) == scan(source)[0] == 8
+    for k in range(2):
+        assert found[f'all.tar.gz/x/0{k}.cif'] == str(atoms[k].symbols)
+        assert found[f'b/all.zip/../../0{k}.cif'] == str(atoms[3 + k].symbols)
+    assert 'left out 2 of its entries, the first is all.zip/README.md' in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, atoms, caplog, monkeypatch):
+    folder, list_folder = as_folder(tmp_path, atoms[:6]), os.scandir
+    number = errno.EACCES
+
+    def closed(place):
+        if str(place).endswith('/1'):
+            raise OSError(number, os.strerror(number), str(place))
+        return list_folder(place)
+
+    monkeypatch.setattr(os, 'scandir', closed)
+    assert scan(open_source(folder))[0] == 4
+    assert 'left out 2 of its entries, the first is 1;' in caplog.text
+    number = errno.ESTALE  # as a network disk gives it for a moment
+    with pytest.raises(OSError, match='cifs/1'):
+        open_source(folder)
+
+
+def test_damage_in_a_table_takes_what_follows_it_alone(tmp_path, atoms):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    as_extxyz(folder, atoms[:2])
+    path = as_parquet(folder, atoms)
+    content = bytearray(path.read_bytes())
+    column = parquet.ParquetFile(path).metadata.row_group(1).column(1)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content[begin : begin + 40] = bytes(40)
+    path.write_bytes(content)
+    source = open_source(folder)
+    ids = [item.id for item in source.items()]
+    assert ids[-1] == 'atoms.parquet@damaged'
+    assert len(ids) == scan(source)[0] == 2 + 7 + 1
+    for start in range(len(ids) + 1):
+        assert [item.id for item in source.items(start)] == ids[start:]
+
+
+def test_suffixes_in_capitals_mean_the_same(tmp_path, atoms):
+    path = as_json_lines(tmp_path, atoms[:3]).rename(tmp_path / 'ALL.JSONL.GZ')
+    assert [len(item.load()) for item in open_source(path).items()] == [
+        len(one) for one in atoms[:3]
+    ]
 
 
 def test_files_that_unpack_to_more_than_any_structure_are_refused(tmp_path):

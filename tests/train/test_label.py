@@ -135,6 +135,37 @@ def test_given_structures(tmp_path, seeds):
     assert problems == {'composition excluded', 'element that the potential does not know'}
 
 
+def test_a_series_goes_on_with_the_kind_that_it_began_with(tmp_path):
+    """Its pairs and its failures, which another kind need not have."""
+    atoms = bulk('Cu', a=3.7, cubic=True)
+    atoms.rattle(0.05, seed=1)
+    structures = [Given('cu', atoms)]
+    out = tmp_path / 'given.jsonl'
+
+    def kind(name):
+        return run(out, Structures(structures, EMT_ELEMENTS, 'given', kind=name))
+
+    assert kind('slab') == {'pairs': 0, 'failed': 1}
+    with pytest.raises(ConfigError, match=r"failed\.jsonl was .* kind 'slab', .* 'bulk'"):
+        kind('bulk')
+    out.with_suffix('.failed.jsonl').unlink()
+    assert kind('bulk') == {'pairs': 1, 'failed': 0}
+    with pytest.raises(ConfigError, match=r"given\.jsonl was .* kind 'bulk', .* 'fixed"):
+        kind('fixed-cell')
+
+
+def test_no_more_structures_are_asked_for_than_there_are(tmp_path):
+    given = Structures([Given('cu', bulk('Cu', a=3.7))], EMT_ELEMENTS, 'given')
+    assert run(tmp_path / 'given.jsonl', given, count=5) == {'pairs': 1, 'failed': 0}
+
+
+def test_a_calculator_is_no_potential_for_batches(tmp_path, series):
+    out = tmp_path / 'pairs.jsonl'
+    with pytest.raises(ConfigError, match=r'EMT.*batch_potential'):
+        label(out, series, EMT(), count=3)
+    assert not out.exists()
+
+
 def test_what_a_pair_cannot_say_is_no_input(tmp_path):
     """Constraints along some axes, and crystals among layers: targets would be wrong."""
     slab = fcc111('Cu', (1, 1, 3), a=3.7, vacuum=8)

@@ -4,6 +4,7 @@ import csv
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,46 @@ run.train({str(config)!r}, progress=False)
     assert same_weights(resumed, whole)
 
 
+def test_a_training_that_was_killed_after_its_last_step_ends_with_the_averages(
+    config, tmp_path
+):
+    """The checkpoint of the last step is there, and the model is not."""
+    whole = ['optimize.max_steps=20', 'optimize.ema=0.99', 'data.pairs.0.val_limit=0']
+    folder = train(config, overrides=whole, progress=False)
+    expected = load_model(folder)
+    shutil.rmtree(folder)
+    checkpoint = folder.parent / 'last.ckpt'
+    folder = train(config, overrides=whole, resume=checkpoint, progress=False)
+    resumed = load_model(folder)
+    assert all(map(torch.equal, resumed.parameters(), expected.parameters()))
+    present = torch.load(checkpoint, weights_only=True)['current_model_state']
+    assert not torch.equal(resumed.embedding.weight, present['model.embedding.weight'])
+
+
+def test_the_errors_on_the_card_are_those_of_the_weights_that_were_chosen(
+    config, tmp_path, caplog
+):
+    """The last weights are made worse than the best ones."""
+    first = ['optimize.max_steps=40', 'optimize.schedule=plateau', 'optimize.ema=0']
+    folder = train(config, overrides=first, progress=False)
+    lowest = min(select(folder.parent))
+    checkpoint, best = (folder.parent / f'{name}.ckpt' for name in ('last', 'best'))
+    content = torch.load(checkpoint, weights_only=True)
+    for state in (content['state_dict'], content['current_model_state']):
+        for name in state:
+            state[name] = state[name] * 3
+    torch.save(content, checkpoint)
+
+    def error():
+        again = train(config, overrides=first, resume=checkpoint, progress=False)
+        return load_model(again).card.metrics['validation']['select']
+
+    assert error() == pytest.approx(lowest, rel=0.01)
+    best.unlink()
+    assert error() > 2 * lowest
+    assert 'best.ckpt is gone: the last weights count' in caplog.text
+
+
 def same_weights(*folders):
     one, two = (load_model(folder).parameters() for folder in folders)
     return all(map(torch.equal, one, two))
@@ -237,6 +278,42 @@ def test_a_network_without_weights_is_not_trained(config, tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=r"run\.yaml: 'fixed' has no weights"):
         train(config, overrides=['model.architecture=fixed'], progress=False)
     assert not (tmp_path / 'runs').exists()
+
+
+class WithTables(type(create_model('paegnn', hidden=16, layers=2))):
+    """A network that carries what is not trained: numbers and truth values."""
+
+    def __init__(self, **hyperparameters):
+        super().__init__(**hyperparameters)
+        self.register_buffer('groups', torch.arange(120))
+        self.register_buffer('metals', torch.arange(120) > 2)
+        self.register_buffer('steps', torch.zeros(1))
+
+    def forward(self, graph):
+        if self.training:
+            self.steps += 1
+        return super().forward(graph)
+
+
+def test_buffers_of_a_network_of_ones_own_are_kept_and_not_averaged(config, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, 'tables', WithTables)
+    overrides = ['model.architecture=tables', 'optimize.max_steps=9']
+    model = load_model(train(config, overrides=overrides, progress=False))
+    assert torch.equal(model.groups, torch.arange(120))
+    assert torch.equal(model.metals, torch.arange(120) > 2)
+    assert model.steps == 9
+
+
+def test_an_output_of_another_form_is_named_in_a_training(config, monkeypatch):
+    class Cut(type(create_model('paegnn', hidden=16, layers=2))):
+        def forward(self, graph):
+            said = super().forward(graph)
+            said.displacement = said.displacement[:-1]
+            return said
+
+    monkeypatch.setitem(ARCHITECTURES, 'cut', Cut)
+    with pytest.raises(ModelError, match=r'the model Cut returned displacement of shape'):
+        train(config, overrides=['model.architecture=cut'], progress=False)
 
 
 def test_a_training_that_fails_does_not_wait_for_those_who_load_data(config, monkeypatch):
@@ -383,6 +460,40 @@ def test_a_training_does_not_go_on_with_other_settings(config, tmp_path, overrid
         train(config, overrides=[override], resume=checkpoint, progress=False)
     with pytest.raises(ConfigError, match=r'last\.ckpt.*not both'):
         train(config, resume=checkpoint, start='deeprelax', progress=False)
+
+
+def test_a_training_does_not_go_on_with_other_data(config, tmp_path):
+    short = ['optimize.max_steps=1', 'optimize.val_every_steps=1']
+    model = train(config, overrides=short, progress=False)
+    checkpoint, longer = model.parent / 'last.ckpt', ['optimize.max_steps=2', short[1]]
+    before = (model / 'config.json').read_bytes()
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'pairs.jsonl.gz').rename(tmp_path / 'elsewhere/mine.jsonl.gz')
+    moved = ['data.pairs.0.path=elsewhere/mine.jsonl.gz', *longer]
+    fewer = [*moved, 'data.pairs.0.val_limit=3']
+    with pytest.raises(ConfigError, match=r'10 to validate on .* now .* 3 to validate on'):
+        train(config, overrides=fewer, resume=checkpoint, progress=False)
+    write_pairs(tmp_path / 'pairs.jsonl.gz', rocksalts(40, seed=1))
+    with pytest.raises(ConfigError, match=r'last\.ckpt is of .* other data: .* now others'):
+        train(config, overrides=longer, resume=checkpoint, progress=False)
+    assert (model / 'config.json').read_bytes() == before
+    train(config, overrides=moved, resume=checkpoint, progress=False)
+    assert load_model(model).card.training['steps'] == 2
+
+
+def test_a_checkpoint_is_no_start_but_the_model_that_it_becomes_is(config):
+    """The message says how to get it, and that works."""
+    every = ['optimize.val_every_steps=1', 'optimize.max_steps=2']
+    folder = train(config, overrides=every, progress=False)
+    shutil.rmtree(folder)
+    checkpoint = folder.parent / 'last.ckpt'
+    again = ['name=again', *every]
+    with pytest.raises(ConfigError, match=r'--resume .* optimize\.max_steps=1 ends it'):
+        train(config, overrides=again, start=checkpoint, progress=False)
+    ended = [every[0], 'optimize.max_steps=1']
+    folder = train(config, overrides=ended, resume=checkpoint, progress=False)
+    assert load_model(folder).card.training['steps'] == 2
+    assert train(config, overrides=again, start=folder, progress=False)
 
 
 def test_an_ensemble_is_no_start_but_its_members_are(config):
@@ -586,6 +697,19 @@ def test_samples_are_reproducible_and_differ_by_epoch(config):
     assert not torch.equal(a, d)
 
 
+def test_the_samples_are_not_made_again_for_the_last_validations(config, monkeypatch):
+    """Of many pairs this takes minutes."""
+    made, make = [], TrainingBatches.__init__
+
+    def count(self, pairs, *args, **kwargs):
+        made.append(len(pairs))
+        make(self, pairs, *args, **kwargs)
+
+    monkeypatch.setattr(TrainingBatches, '__init__', count)
+    train(config, overrides=['optimize.max_steps=2'], progress=False)
+    assert made == [30, 10]
+
+
 def test_canonical_frame_keeps_targets_and_input_together():
     """In whichever frame: input plus target is the relaxed crystal."""
     pairs = rocksalts(6)
@@ -632,6 +756,41 @@ def test_relaxed_structures_of_pairs_that_validate_or_test_are_left_out(config, 
         deformation, displacement = pair.targets()
         np.testing.assert_allclose(deformation, np.eye(3), atol=1e-12)
         np.testing.assert_allclose(displacement, 0, atol=1e-12)
+
+
+def test_pairs_of_every_kind_of_file_give_relaxed_structures(config, tmp_path):
+    frames = []
+    for k, pair in enumerate(rocksalts(8)):
+        for role in ('unrelaxed', 'relaxed'):
+            atoms = getattr(pair, role)
+            atoms.info.update(pair_id=f'p{k}', role=role, split=pair.split, src='mine')
+            frames.append(atoms)
+    write(tmp_path / 'pairs.extxyz', frames)
+    file = '[{path: pairs.extxyz, src: [mine]}]'
+    overrides = [f'data.pairs={file}', f'data.relaxed_structures={file}']
+    data = PairData(load_config(config, overrides), GraphSpec())
+    assert (len(data.train), len(data.val), len(data.relaxed)) == (6, 2, 6)
+
+
+def test_pairs_that_are_left_out_are_named_with_the_reason(config, tmp_path, caplog):
+    pairs = rocksalts(8)
+    flat = pairs[0].cell0 * [[1e-2], [1], [1]]
+    pairs[0] = replace(pairs[0], cell0=flat, cell1=flat)
+    write_pairs(tmp_path / 'pairs.jsonl.gz', pairs)
+    assert len(PairData(load_config(config), GraphSpec()).train) == 5
+    assert '1 pair is left out' in caplog.text
+    assert 'the first is id p0: ' in caplog.text
+
+
+def test_cells_that_were_fixed_and_count_as_free_are_told(config, tmp_path, caplog):
+    pairs = [replace(pair, cell1=pair.cell0) for pair in rocksalts(8)]
+    for fixed in (True, False):
+        assert 'both cells are equal' not in caplog.text
+        marked = [replace(pair, fixed_cell=fixed) for pair in pairs]
+        write_pairs(tmp_path / 'pairs.jsonl.gz', marked)
+        PairData(load_config(config), GraphSpec())
+    assert 'of 8 pairs both cells are equal' in caplog.text
+    assert 'the first is id p0' in caplog.text
 
 
 def test_a_file_of_which_no_relaxed_structure_is_used_is_named(config, caplog):
