@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # Cells that differ by less than this are the same but for rounding, A.
 SAME_CELL = 1e-6
+# Some inputs are relaxed already; of a larger share of a file the cells were fixed.
+FIXED_SHARE = 0.1
 
 
 class TrainingBatches(Dataset[CrystalGraph]):
@@ -181,19 +183,20 @@ def _relaxable(pairs: Sequence[Pair], path: Path) -> list[Pair]:
 
 
 def _warn_of_equal_cells(pairs: Sequence[Pair], path: Path) -> None:
-    """Warn of free cells that did not change: nobody said that they were fixed."""
+    """Warn of many free cells that did not change: nobody said that they were fixed."""
     same = [
         pair
         for pair in pairs
         if not pair.fixed_cell and np.abs(pair.cell1 - pair.cell0).max() < SAME_CELL
     ]
-    if same:
+    if len(same) > FIXED_SHARE * len(pairs):
         log.warning(
-            '%s: of %s both cells are equal, and a model learns from that that cells do '
+            '%s: in %s of %s both cells are equal, so that a model learns that cells do '
             'not relax; the first is id %s. If the cell was fixed, say so: '
             'make_pair(..., fixed_cell=True), or fixed_cell in the file',
             path,
-            count(len(same), 'pair'),
+            f'{len(same):,}',
+            count(len(pairs), 'pair'),
             same[0].id,
         )
 
