@@ -28,7 +28,7 @@ ODD = re.compile(r'[^\w.+=@-]+')
 LONGEST_NAME = 200
 # The numbers of the errors that say that a disk, or a quota, has no room for a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Those that say that a file or its disk is away, or that too many files are open.
+# The numbers of those that say that a file or its disk is away, or too many are open.
 AWAY = (errno.ENOENT, errno.ENODEV, errno.EIO, errno.ESTALE, errno.ENOTCONN)
 AWAY += (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE)
 

@@ -59,7 +59,7 @@ def ablation(_folder):
     ):
         model = SMALL_PUBLISHED | {'architecture': 'paegnn', 'offset_encoding': encoding}
         loss = {'scales': scales, 'distance': 1.0, 'cross_distance': 1.0}
-        # Graphs of the paper's form are not made again in a training.
+        # A training cannot make graphs of the paper's form again.
         changes = {'model': model, 'loss': loss, 'data.recycle': 0}
         yield f'ablation-{name}', changes, None
 

@@ -84,7 +84,7 @@ def _sigterm_as_exception() -> Generator[None]:
 
 @contextmanager
 def _warnings_as_messages() -> Generator[None]:
-    """Print warnings of this package without a line of code: a shell knows none."""
+    """Print warnings of this package without the line of code that gave them."""
     former = warnings.formatwarning
 
     def plain(
@@ -101,7 +101,7 @@ def _warnings_as_messages() -> Generator[None]:
     warnings.formatwarning = plain  # ty: ignore[invalid-assignment]
     try:
         with warnings.catch_warnings():
-            # CHGNet reads its volumes in a way that torch advises against, each time.
+            # CHGNet converts a tensor in a way that torch warns of.
             warnings.filterwarnings('ignore', 'Converting a tensor', module='chgnet')
             yield
     finally:

@@ -119,7 +119,7 @@ def doctor(model: ModelOption = 'default', device: DeviceOption = 'auto') -> Non
 
 
 def _shown(model: RelaxationModel) -> dict[str, Any]:
-    """What a reader asks of a model; entries that say nothing are left out."""
+    """The entries of a card that are shown; empty ones are left out."""
     from ase.data import chemical_symbols
 
     card, calibration = model.card, model.calibration
@@ -141,7 +141,7 @@ def _shown(model: RelaxationModel) -> dict[str, Any]:
 
 
 def _errors(found: Any) -> Any:
-    """Errors on a set of pairs beside those of the inputs; anything else as it stands."""
+    """Errors on a set of pairs beside those of the inputs; other entries as they are."""
     try:
         model, inputs = found['all']['model'], found['all']['dummy']
         return {'pairs': found['n']} | {
@@ -167,7 +167,7 @@ def _flat(value: Any, key: str) -> list[str]:
 
 
 def _inline(value: Any) -> str:
-    """A number with four digits; entries with commas between."""
+    """A value on one line: numbers have four digits, and commas part entries."""
     if isinstance(value, dict):
         return ', '.join(
             f'{k} {_inline(v)}' if isinstance(v, float) else _inline(v)

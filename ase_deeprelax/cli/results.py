@@ -149,7 +149,7 @@ def _keep_database(export: Path, form: str | None, refine: str | None) -> None:
 
 
 def _keep_packs(found: Results, *outputs: Path | None) -> None:
-    """Refuse outputs among the packs: who reads all files of that folder would fail."""
+    """Refuse outputs in the folder of the packs, where all files are read as packs."""
     packs = found.store.packs.resolve()
     for output in outputs:
         if output is not None and output.resolve().is_relative_to(packs):
@@ -178,7 +178,7 @@ def _export_refined(
     *,
     device: str,
 ) -> list[str]:
-    """Relax structures further and write them; why some of them did not converge."""
+    """Relax structures further, write them, and return why some did not converge."""
     from ase_deeprelax.calculators.batched import batch_potential
     from ase_deeprelax.calculators.registry import get_calculator
     from ase_deeprelax.cli.answers import part_file

@@ -260,7 +260,7 @@ class Case:
 
 
 def _described(constraint: Any) -> Any:
-    """What a constraint is made of; one of the user's own need not have ``todict``."""
+    """The content of a constraint; one of the user's own need not have ``todict``."""
     if hasattr(constraint, 'todict'):
         return constraint.todict()
     return type(constraint).__name__, vars(constraint)

@@ -139,7 +139,8 @@ def uncertainty_table(result: AnyEvaluation) -> Table:
             shares = [uncertain, *((coverage or {}).get(key) for key in INTERVALS)]
             percent = (None if x is None else f'{100 * x:.1f}' for x in shares)
             rows.append([name, *percent])
-    return Table(['inside 90 % intervals/%', 'uncertain_20', *INTERVALS], rows)
+    inside = (f'coverage_90 ({key})' for key in INTERVALS)
+    return Table(['share/%', 'uncertain_20', *inside], rows)
 
 
 def mean_and_median(values: Mapping[str, float | None] | None, form: str) -> str | None:

@@ -51,7 +51,7 @@ BAND_POINTS = 200
 DOS_STEP = 0.05
 TEMPERATURES = np.arange(0.0, 1001.0, 50.0)
 
-# Along which vectors waves run: all of a crystal, the first two of a layer.
+# The vectors along which waves run: all of a crystal, the first two of a layer.
 Periodic = tuple[bool, bool, bool]
 
 

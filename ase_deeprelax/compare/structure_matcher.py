@@ -67,7 +67,7 @@ def _reduced(
     primitive_cell: bool,
     niggli: bool,
 ) -> Structure:
-    """As pymatgen reduces a structure, from its numbers as they are in memory."""
+    """A structure as pymatgen reduces it; its arrays are given as bytes, to be keys."""
     cell, positions = (np.frombuffer(x).reshape(-1, 3) for x in (lattice, coordinates))
     structure = Structure(cell, [Element.from_Z(z) for z in numbers], positions)
     if niggli:

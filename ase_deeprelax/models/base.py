@@ -76,7 +76,7 @@ class ModelOutput:
         )
 
 
-# What every output has, and what it may have: of the cross distances all three or none.
+# Fields that every output has, and fields that it may have: all three or none.
 FIELDS = ('deformation', 'displacement', 'bond_index', 'distance', 'log_b')
 CROSS_FIELDS = ('cross_index', 'cross_distance', 'cross_log_b')
 
@@ -207,7 +207,7 @@ def check_output(model: RelaxationModel, graph: CrystalGraph, output: Any) -> No
         'features': (n_atoms, *np.shape(output.features)[1:2]),
         **dict.fromkeys(CROSS_FIELDS, (n_cross,)),
     }
-    # Where torch chooses the types, they are not the model's.
+    # Under autocast torch chooses the types, and not the model.
     free = torch.is_autocast_enabled(graph.pos.device.type)
     for name, value in fields.items():
         shape = shapes.get(name, (n_bonds,))
@@ -237,7 +237,7 @@ def _given(output: ModelOutput) -> dict[str, Any]:
 
 
 def _check_edges(what: str, index: torch.Tensor, n_edges: int) -> None:
-    """Refuse what does not number edges: on a GPU it would end the process's use of it."""
+    """Refuse edges that do not exist: a GPU would be of no more use to this process."""
     if index.dtype not in (torch.int64, torch.int32):
         raise ModelError(f'{what} of type {index.dtype}; it must be torch.int64')
     if not len(index):

@@ -117,7 +117,7 @@ def relax_windows(
 
 @contextmanager
 def _closed_in_silence(results: Generator[Found]) -> Generator[Generator[Found]]:
-    """Close the results of a pool at the end; joblib would warn of those nobody took."""
+    """Close the results of a pool at the end, without a warning of those left in it."""
     try:
         yield results
     finally:
@@ -142,7 +142,7 @@ def _windows(structures: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _until_error(
     windows: Iterator[list[Any]], failures: list[Exception]
 ) -> Iterator[list[Any]]:
-    """The windows up to an error of the iterable, which joblib could lose."""
+    """Windows up to an error of the iterable, which is kept: joblib could lose it."""
     try:
         yield from windows
     except Exception as error:  # noqa: BLE001 - the iterable is the user's

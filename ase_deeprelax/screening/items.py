@@ -132,7 +132,7 @@ class OneFormat:
             yield from self.damage(error, number, start)
 
     def damage(self, error: Exception, number: int, start: int) -> Iterator[Item]:
-        """In place of what follows ``number`` items, one that says why it is not there."""
+        """Yield an item that says why nothing follows the first ``number`` items."""
         if is_of_system(error):
             raise error
         if not number:

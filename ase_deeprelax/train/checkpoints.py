@@ -1,4 +1,4 @@
-"""What a training may begin with, and go on from: refusals before anything is done."""
+"""Checks of what a training begins with or goes on from, before anything is done."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ def check_checkpoint(path: str | Path, config: TrainConfig) -> None:
 
 
 def check_data(path: str | Path, data: PairData) -> None:
-    """Refuse a checkpoint of a training on other data: its card would name these alone.
+    """Refuse a checkpoint of a training on other data.
 
-    The best errors so far would be those on other pairs, too.
+    The card would name the new data alone, and the best errors so far would be those on
+    other pairs.
     """
     content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     before, now = content.get(PairData.__qualname__, data.summary), data.summary

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # Cells that differ by less than this are the same but for rounding, A.
 SAME_CELL = 1e-6
-# Some inputs are relaxed already; of a larger share of a file the cells were fixed.
+# Where a larger share of a file did not change, its cells were most likely fixed.
 FIXED_SHARE = 0.1
 
 
@@ -297,7 +297,7 @@ class PairData(lightning.LightningDataModule):
         self.summary = _summary(self.train, self.val, self.relaxed)
 
     def state_dict(self) -> dict[str, Any]:
-        """What checkpoints say of the data; Lightning calls it."""
+        """The summary of the data that checkpoints keep; Lightning calls it."""
         return self.summary
 
     @property

@@ -214,7 +214,7 @@ def _fit(
     stop.exit_if_it_came()
     # Lightning leaves it out where a training that goes on has no step left to take.
     averaging.on_train_end(trainer, module)
-    # It would validate the averages whatever the weights are.
+    # With it, the averages would be validated in place of the weights that are chosen.
     trainer.callbacks.remove(averaging)
     errors = _choose_weights(trainer, module, data) if data.val else {}
     card = describe_training(config, data, module, steps=trainer.global_step, errors=errors)
