@@ -70,8 +70,9 @@ def models(
         else:
             typer.echo('\n'.join([model.name, *_flat(_shown(model), '')]))
             typer.echo(
-                'errors: mean / median, A and A^3. calibration: pairs, and shares in 90 % '
-                'intervals. --json writes all entries'
+                'training: steps and minutes are those of the last stage. errors: mean / '
+                'median, A and A^3. calibration: pairs, and shares in 90 % intervals. --json '
+                'writes all entries'
             )
         return
     if as_json:
