@@ -71,8 +71,8 @@ def models(
             typer.echo('\n'.join([model.name, *_flat(_shown(model), '')]))
             typer.echo(
                 'training: steps and minutes are those of the last stage. errors: mean / '
-                'median, A and A^3. calibration: pairs, and shares in 90 % intervals. --json '
-                'writes all entries'
+                'median, A and A^3. calibration: pairs, and shares in 90 % intervals. '
+                '--json writes all entries'
             )
         return
     if as_json:
