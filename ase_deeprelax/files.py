@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -172,6 +173,12 @@ def is_of_system(error: BaseException | None) -> bool:
     (True, False)
     """
     return _has_number(error, (*FULL, *AWAY))
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of what a file holds, as 64 hexadecimal digits."""
+    with file.open('rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def _has_number(error: BaseException | None, numbers: Sequence[int]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -21,7 +20,7 @@ from typer.core import TyperGroup
 
 from ase_deeprelax import __version__
 from ase_deeprelax.errors import DeepRelaxError, DeepRelaxWarning
-from ase_deeprelax.files import disk_is_full
+from ase_deeprelax.files import disk_is_full, sha256
 
 # Exit codes as shells have them: 128 and the number of the signal.
 INTERRUPTED, TERMINATED = 130, 143
@@ -303,11 +302,6 @@ def provenance(ctx: typer.Context, *files: Path) -> list[str]:
     if len(command) > MOST_LETTERS:
         command = f'{command[:MOST_LETTERS]} ...'
     found = [file for file in dict.fromkeys(files) if file.is_file()]
-    hashes = [f'{file.name}, SHA-256 {_sha256(file)[:12]}' for file in found[:MOST_FILES]]
+    hashes = [f'{file.name}, SHA-256 {sha256(file)[:12]}' for file in found[:MOST_FILES]]
     data = [f'Data: {"; ".join(hashes)}.'] if 0 < len(found) <= MOST_FILES else []
     return [f'Command: {command}', *data]
-
-
-def _sha256(file: Path) -> str:
-    with file.open('rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest()

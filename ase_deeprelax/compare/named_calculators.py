@@ -14,6 +14,7 @@ from ase.io.jsonio import encode
 from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.calculators.registry import ON_DISK, get_calculator
 from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.files import sha256
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def _hash_of_weights(text: str) -> str:
     path, digest = Path(weights).expanduser(), hashlib.sha256()
     inside = sorted(one for one in path.rglob('*') if one.is_file())
     for file in inside or [path]:
-        with file.open('rb') as stream:
-            digest.update(hashlib.file_digest(stream, 'sha256').digest())
+        digest.update(bytes.fromhex(sha256(file)))
     return f'sha256={digest.hexdigest()[:12]}'
 
 

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # Cells that differ by less than this are the same but for rounding, A.
 SAME_CELL = 1e-6
-# Where a larger share of a file did not change, its cells were most likely fixed.
+# If a larger share of the cells in a file did not change, they were most likely fixed.
 FIXED_SHARE = 0.1
 
 
@@ -183,7 +183,7 @@ def _relaxable(pairs: Sequence[Pair], path: Path) -> list[Pair]:
 
 
 def _warn_of_equal_cells(pairs: Sequence[Pair], path: Path) -> None:
-    """Warn of many free cells that did not change: nobody said that they were fixed."""
+    """Warn if many cells did not change, although the file does not say they were fixed."""
     same = [
         pair
         for pair in pairs
