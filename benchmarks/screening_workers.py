@@ -1,6 +1,7 @@
 """The rate of a screen against its workers, and what a million structures take.
 
     python benchmarks/screening_workers.py SEEDS
+    python benchmarks/screening_workers.py SEEDS --workers 4 16 --device cuda
 
 Every screen runs in a process of its own, each worker with one thread. Its rate is that
 after the start: the wall time of a screen with as many workers, and a structure for each,
@@ -8,8 +9,8 @@ is taken off. It needs a machine that nothing else works on, with a core for eac
 
 What more cores take is arithmetic: the start, one pass over the source to count and hash
 it, and the structures shared out evenly at the rate that a worker had here beside the
-others. With GPUs, network and solver leave the processor, and what remains on it sets the
-least time.
+others. Workers that share a GPU do not scale so, and of them only this is calculated: what
+a million structures take on this machine.
 """
 
 import argparse
@@ -39,15 +40,12 @@ from ase_deeprelax.screening.work import relax_pack
 MILLION = 1_000_000
 # Nodes on paper: how many, and cores of each.
 NODES = ((1, 16), (1, 64), (16, 64))
-# A node with GPUs on paper: cores, GPUs.
-GPU_NODE = (64, 4)
-ON_GPU = ('network', 'solver')
 CODE = (
     'import sys; from ase_deeprelax import screen\n'
     'if __name__ == "__main__":\n'
-    '    source, out, model, workers, pack = sys.argv[1:]\n'
+    '    source, out, model, device, workers, pack = sys.argv[1:]\n'
     '    workers, pack = int(workers), int(pack)\n'
-    '    screen(source, out, model=model, workers=workers, pack=pack, device="cpu")\n'
+    '    screen(source, out, model=model, workers=workers, pack=pack, device=device)\n'
 )
 
 
@@ -56,7 +54,7 @@ def screened(file, folder, options, workers, pack):
     script = folder / 'run.py'
     script.write_text(CODE)
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        words = [script, file, f'{out}/out', options.model, workers, pack]
+        words = [script, file, f'{out}/out', options.model, options.device, workers, pack]
         environment = {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(workers)}
         wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(  # noqa: S603
@@ -87,11 +85,11 @@ def rates(atoms, folder, options):
     return rows
 
 
-def parts(atoms, folder, model):
+def parts(atoms, folder, options):
     """Processor time of a structure on one thread, ms, by what it is spent on."""
     torch.set_num_threads(1)
     source = open_source(folder / 'all.extxyz')
-    predictor = Predictor(model, device='cpu')
+    predictor = Predictor(options.model, device=options.device)
     predictor.relax(atoms[:64])
     _, scanned = timed(lambda: scan(source))
     items = list(islice(enumerate(source.items()), WINDOW))
@@ -108,31 +106,20 @@ def parts(atoms, folder, model):
     return {'count and hash': 1e3 * scanned / len(atoms), **spent}
 
 
-def million(measured, spent):
+def million(measured, spent, nodes):
     """Rows: where, workers, structures/s, hours and hours of cores for a million."""
     most = max(measured)
     start, rate, _ = measured[most]
     each = rate / most
-    host = sum(ms for part, ms in spent.items() if part not in ON_GPU)
     found = [
         (f'this machine, {workers} of its cores', workers, workers, measured[workers][1])
         for workers in measured
     ]
-    for nodes, cores in NODES:
-        name = f'{cores} cores' if nodes == 1 else f'{nodes} nodes of {cores} cores'
+    for count, cores in nodes:
+        name = f'{cores} cores' if count == 1 else f'{count} nodes of {cores} cores'
         found.append(
-            (f'{name}, on paper', nodes * cores, nodes * cores, nodes * cores * each)
+            (f'{name}, on paper', count * cores, count * cores, count * cores * each)
         )
-    cores, gpus = GPU_NODE
-    found += [
-        (
-            f'{cores} cores and {gpus} GPUs, on paper, at best',
-            workers,
-            cores,
-            workers * 1e3 / host,
-        )
-        for workers in (gpus, cores)
-    ]
     lines = []
     for name, workers, cores, of_all in found:
         hours = (start + MILLION * (1e-3 * spent['count and hash'] + 1 / of_all)) / 3600
@@ -150,11 +137,12 @@ def main():
     parser.add_argument('--workers', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--repeats', type=int, default=3, help='medians of so many turns')
     parser.add_argument('--model', default='default')
+    parser.add_argument('--device', default='cpu')
     options = parser.parse_args()
     atoms = structures(options.seeds, options.structures)
     with tempfile.TemporaryDirectory() as name:
         measured = rates(atoms, Path(name), options)
-        spent = parts(atoms, Path(name), options.model)
+        spent = parts(atoms, Path(name), options)
     size = np.mean([len(one) for one in atoms])
     print(
         f'{len(atoms):,} structures of {size:.1f} atoms on average, one thread per worker\n'
@@ -177,8 +165,9 @@ def main():
     print('\nProcessor time of a structure, one process\n')
     print(Table(['part', 'CPU ms each', '%'], lines).as_markdown())
     print('\nA million structures\n')
+    nodes = NODES if options.device == 'cpu' else ()
     heads = ['where', 'workers', 'structures/s', 'hours', 'hours of cores']
-    print(Table(heads, million(measured, spent)).as_markdown())
+    print(Table(heads, million(measured, spent, nodes)).as_markdown())
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""How long the shipped models take for a structure on this CPU, and for what.
+"""How long the shipped models take for a structure, and for what.
 
 Each model relaxes the structures in one call, and some of them one by one, with one thread
 of torch and with more, and in one call with worker processes of one thread each, which were
@@ -7,6 +7,7 @@ are wall times, as ``Predictor.timings`` has them; CPU time, in which other prog
 count, stands beside where there is one process. The ratios hold within the run.
 
     python benchmarks/throughput.py PAIRS --threads 1 2 --workers 2
+    python benchmarks/throughput.py PAIRS --device cuda --workers 16
 
 PAIRS is a file of pairs, of which the unrelaxed halves are taken, spread over the file;
 without it, crystals of random prototypes and elements are.
@@ -54,10 +55,11 @@ def main():
     parser.add_argument('--workers', type=int, default=1, help='default: no row of them')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--model', action='append', help='default: all that are shipped')
+    parser.add_argument('--device', default='cpu')
     options = parser.parse_args()
     atoms = structures(options.pairs)
     names = options.model or list(available_models())
-    predictors = {name: Predictor(name, device='cpu') for name in names}
+    predictors = {name: Predictor(name, device=options.device) for name in names}
     ways = {'one call': [atoms], 'one by one': [[x] for x in spread(atoms, SINGLE)]}
     hows = [(way, n, 1) for way in ways for n in options.threads]
     if options.workers != 1:
