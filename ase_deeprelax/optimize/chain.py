@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import compare_atoms
 from ase.filters import Filter
 from ase.optimize import RestartError
 
@@ -20,6 +22,7 @@ from ase_deeprelax.optimize.guide import bare_calculator
 from ase_deeprelax.optimize.one_shot import OneShotStage
 from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.refinable import check_refinable
+from ase_deeprelax.optimize.restart import check_same_input, held_atoms, near
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.stage_run import StageRun
 from ase_deeprelax.optimize.target import Target, find_target, get_origin, put_origin
@@ -61,7 +64,10 @@ class Chain:
         self._options, self._bound_later = options, bound_later
         self.lines: list[str] = []
         self.verification: Verification | None = None
+        # Where the runs began that led here, where the last one ended, what it held.
         self._start: Atoms | None = None
+        self._left: Atoms | None = None
+        self._held: list[int] = []
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -111,10 +117,11 @@ class Chain:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the last stage ended without convergence, and nothing is left to try."""
-        if self.run is None or not self.run.over or self.run.status == 'converged':
+        """Whether nothing is left to try: all ended, the last stage without convergence."""
+        if self.one_shot.pending or self.waiting:
             return False
-        return not self.waiting and not self.one_shot.pending
+        run = self.run
+        return run is None or (run.over and run.status != 'converged')
 
     # --- going on ------------------------------------------------------------------------
 
@@ -134,12 +141,13 @@ class Chain:
             An optimizer cannot be made for this structure, or the error of the potential
             that is to verify the prediction is not known.
         """
-        if self._start is None:
-            self._start = bare(self.atoms)
-        if not _same_structure(self.atoms, self._start):
-            self._start = bare(self.atoms)
+        if self._left is not None and not _same_structure(self.atoms, self._left):
             keys.strip(self.atoms)
             self._begin_anew()
+        changed = compare_atoms(self._left, self.atoms)
+        if self._start is None or changed or self._held != held_atoms(self.atoms):
+            self._start = bare(self.atoms)
+        self.one_shot.begin()
         if not self._find_stages():
             self._check_judge()
             return
@@ -219,7 +227,7 @@ class Chain:
             run.take_over(former)
         else:
             self.atoms.calc = run.calculator
-            if self.atoms != run.measured:
+            if run.disturbed:
                 run.begin_here(self._find_target())
             run.guide(self.one_shot.relaxation)
         self._advance(run, fmax, moves=False)
@@ -246,8 +254,7 @@ class Chain:
         """Record a stage that is over, and find the one to come."""
         number, record = self._number(run.index), run.record
         self._done.append(record)
-        if not run.ordinary:  # else ASE still looks at forces, until the run is over
-            run.leave()
+        if not run.ordinary:
             self.lines.append(f'{number}, {record}')
         if record.status == 'failed':
             warn(f'{number} ({record.name}) failed and was rolled back: {record.reason}')
@@ -297,6 +304,7 @@ class Chain:
         """Leave the bare calculator in the atoms, with what it calculated last."""
         if self.run is not None:
             self.run.leave()
+        self._left, self._held = bare(self.atoms), held_atoms(self.atoms)
 
     # --- restart and copies --------------------------------------------------------------
 
@@ -314,33 +322,35 @@ class Chain:
                 'index': -1 if run is None else run.index,
                 'title': '' if run is None else self._title(run.index),
                 'next': self._next,
+                'held': held_atoms(self.atoms),
                 'origin': get_origin(self.target.moving),
                 'done': [record.to_state() for record in self._done],
                 'run': None if run is None else run.state_dict(copied=copied),
             }
-        guides = any(stage.guided for stage in self.stages)
+        needed = run is None or any(stage.guided for stage in self.stages)
         return {
             'began': None if copied else self._start,
             'atoms': bare(self.atoms),
             'info': keys.ours(self.atoms),
-            'one_shot': self.one_shot.state_dict(guides=guides),
+            'one_shot': self.one_shot.state_dict(needed=needed),
             'stages': stages,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave.
 
-        Atoms that are as they were at the very start are moved to where it stopped, so that
-        the same script can be started again; others, as from the end of a trajectory, stay
-        where they are.
+        Atoms that are as they were at the start are moved to where it stopped, so that the
+        same script can be started again; those from the end of a trajectory are there. For
+        others the state says nothing: they begin anew, with a warning.
 
         Raises
         ------
         RestartError
-            It was another structure, or the stage in which it stopped is another one here.
+            It was another structure, it had other constraints, initial moments or charges,
+            or the stage in which it stopped is another one here.
             A copy of the atoms that has become another structure begins anew.
         """
-        atoms, there = self.atoms, state['atoms']
+        atoms, there, stages = self.atoms, state['atoms'], state['stages']
         if not np.array_equal(there.numbers, atoms.numbers):
             if state['began'] is None:
                 return
@@ -348,15 +358,23 @@ class Chain:
                 f'the restart file is of {there.symbols}, not of {atoms.symbols}: delete '
                 'it or name another one'
             )
-        self._start = state['began']
+        places = state['began'], there
+        if None not in places and not any(map(partial(near, atoms), places)):
+            warn(
+                'the restart file is of another start: these atoms are neither where that '
+                'run began nor where it stopped; they begin anew, and the file is replaced'
+            )
+            return
+        self._start, self._left = places
+        self._held = (stages or {}).get('held', held_atoms(atoms))
         if self._start is not None:
-            self._check_same_stage(state['stages'])
-        if self._start is not None and _same_place(atoms, self._start):
+            self._check_same_stage(stages)
+        if self._start is not None and near(atoms, self._start):
+            check_same_input(self._start, self._held, atoms)
             assign(atoms, there.cell.array, there.positions)
             atoms.info.update(state['info'])
             keys.arrays_from_info(atoms)
         self.one_shot.load_state_dict(state['one_shot'])
-        stages = state['stages']
         if self._find_stages() and stages is not None:
             self._done = [StageRecord(**record) for record in stages['done']]
             put_origin(self.target.moving, stages['origin'])
@@ -398,9 +416,3 @@ class Chain:
 
 def _same_structure(one: Atoms, two: Atoms) -> bool:
     return np.array_equal(one.numbers, two.numbers) and np.array_equal(one.pbc, two.pbc)
-
-
-def _same_place(one: Atoms, two: Atoms) -> bool:
-    return np.allclose(one.cell.array, two.cell.array, rtol=0, atol=1e-8) and np.allclose(
-        one.positions, two.positions, rtol=0, atol=1e-8
-    )

@@ -165,7 +165,7 @@ class ElasticBFGS(BFGS):
         measured, guessed = step @ change, step @ self.hessian @ step
         if not self.scaled:
             self.scaled = True
-            if measured > 0 and guessed > 0:
+            if measured > 0:
                 factor = np.clip(measured / guessed, 1 / MOST_SCALING, MOST_SCALING)
                 self.hessian = factor * self.hessian
                 guessed = factor * guessed

@@ -19,8 +19,10 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.mixing import SumCalculator
+from ase.filters import Filter
 
 from ase_deeprelax.errors import warn
+from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.models.calibration import Calibration, potentials_beside
 from ase_deeprelax.predict.edg_calculator import EDGCalculator
 from ase_deeprelax.result import Relaxation
@@ -107,30 +109,26 @@ class GuidedCalculator(SumCalculator):
         super().__init__([potential, pull_of(relaxation, strength)])
         self.potential, self.relaxation = potential, relaxation
 
-    def pulled(self, atoms: Atoms) -> dict[str, float]:
+    def pulled(self, target: Atoms | Filter) -> dict[str, float]:
         """How far each side was pulled.
 
         Parameters
         ----------
-        atoms : ase.Atoms
-            The structure at the end.
+        target : ase.Atoms or ase.filters.Filter
+            The structure at the end, with this calculator.
 
         Returns
         -------
         dict
             ``moved``, A, and ``strained``, %: largest displacement of an atom in the cell
             and change of a length, away from the prediction. ``force``, eV/A: largest force
-            on an atom that the potential alone has left.
+            that the potential alone has left, generalised ones of the cell included.
         """
-        predicted = self.relaxation.atoms
+        atoms, predicted = unwrap(target), self.relaxation.atoms
         change = np.linalg.solve(predicted.cell.array, atoms.cell.array)
         places = [x.cell.scaled_positions(x.positions) for x in (atoms, predicted)]
         inside = places[0] - places[1]
         inside -= np.rint(inside)
-        forces = np.array(self.potential.get_property('forces', atoms))
-        for constraint in atoms.constraints:
-            if hasattr(constraint, 'adjust_forces'):
-                constraint.adjust_forces(atoms, forces)
         if not atoms.constraints:
             inside -= inside.mean(axis=0)
         moves = np.linalg.norm(inside @ atoms.cell.array, axis=1)
@@ -138,8 +136,15 @@ class GuidedCalculator(SumCalculator):
         return {
             'moved': float(moves.max()),
             'strained': 100 * float(np.abs(stretches - 1).max()),
-            'force': float(np.linalg.norm(forces, axis=1).max()),
+            'force': self._force_without_pull(target, atoms),
         }
+
+    def _force_without_pull(self, target: Atoms | Filter, atoms: Atoms) -> float:
+        atoms.calc = self.potential
+        try:
+            return float(np.linalg.norm(target.get_forces(), axis=1).max())
+        finally:
+            atoms.calc = self
 
 
 def bare_calculator(calculator: Any) -> Any:

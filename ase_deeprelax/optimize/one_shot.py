@@ -23,12 +23,14 @@ from ase_deeprelax.errors import (
 from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.optimize.options import Options
-from ase_deeprelax.optimize.relaxation_step import energy_of
+from ase_deeprelax.optimize.relaxation_step import energy_of, own_energy
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.result import Relaxation
 
 # After these errors a structure can still be refined, without a prediction.
 SKIPPED = (PredictionError, StructureError, UnsupportedConstraintError)
+# Atoms that are no farther from where they were are there, A.
+ROUNDING = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +82,15 @@ class ProposedMove:
         reason : str
             Why the atoms are where they were, or ''.
         energies : dict
-            ``energy_before`` and ``energy_after``, eV.
+            ``energy_before`` and ``energy_after``, eV, see `own_energy`.
         """
-        before, snapshot = energy_of(optimizable), self.freedom.snapshot()
+        atoms, snapshot = self.freedom.atoms, self.freedom.snapshot()
+        before, energies = energy_of(optimizable), {'energy_before': own_energy(atoms)}
         try:
             self.apply()
             after = energy_of(optimizable)
-            rise, reason = (after - before) / len(self.freedom.atoms), ''
+            energies['energy_after'] = own_energy(atoms)
+            rise, reason = (after - before) / len(atoms), ''
             if not np.isfinite(rise):
                 reason = f'the energy is {after} eV'
             elif not np.isfinite(optimizable.get_gradient()).all():
@@ -98,7 +102,7 @@ class ProposedMove:
             raise
         if reason:
             self.freedom.restore(snapshot)
-        return reason, {'energy_before': before, 'energy_after': after}
+        return reason, energies
 
     def write_info(self) -> None:
         """Write the names of `keys`, and drop stored results of the former structure."""
@@ -134,7 +138,7 @@ class OneShotStage(Optimizable):
     note : str
         For the next line of the log.
     relaxation : Relaxation or None
-        The prediction, once it was accepted; kept for guided stages.
+        The prediction that was accepted last.
     """
 
     def __init__(
@@ -148,18 +152,40 @@ class OneShotStage(Optimizable):
         self.record, self.outcome, self.note = None, '', ''
         self.relaxation: Relaxation | None = None
         self.pending = True
-        self._move, self._written = None, False
+        self._move: ProposedMove | None = None
 
     @property
     def move(self) -> ProposedMove:
         """The `ProposedMove` that fits the atoms as they are now."""
-        if self._move is not None and not self._at(self._move.relaxation.atoms):
-            self._written = False
-            if not self._at(self._move.relaxation.initial):
-                self._move = None
-        if self._move is None:
+        if self._move is None or not self._at(self._move.relaxation.initial):
             self._move = self._propose()
         return self._move
+
+    def begin(self) -> None:
+        """Forget a prediction that is not in the atoms yet.
+
+        Since it was made, something else may have fixed atoms, or the cell.
+        """
+        self._move = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the prediction that was accepted is in the atoms, in any of their images.
+
+        An observer may wrap them, which changes their last bits too.
+        """
+        if self.relaxation is None or not self._in_cell(self.relaxation.atoms):
+            return False
+        atoms, predicted = self.atoms, self.relaxation.atoms
+        moved = atoms.cell.scaled_positions(atoms.positions - predicted.positions)
+        moved -= np.rint(moved) * atoms.pbc
+        return bool((np.abs(moved @ atoms.cell.array) < ROUNDING).all())
+
+    @property
+    def prediction(self) -> Relaxation:
+        """That which is in the atoms, or else the one that fits them as they are now."""
+        known = self.relaxation
+        return known if known is not None and self.in_place else self.move.relaxation
 
     def _propose(self) -> ProposedMove:
         """Predict, within what filters and constraints leave free.
@@ -178,8 +204,9 @@ class OneShotStage(Optimizable):
     @property
     def left(self) -> tuple[float, float]:
         """The largest displacement, A, and strain, %, that are still to be made."""
-        move = self.move
-        return (0.0, 0.0) if self._written else (move.relaxation.dmax, move.strain)
+        if self.in_place:
+            return 0.0, 0.0
+        return self.move.relaxation.dmax, self.move.strain
 
     def suffices(self, stage: Stage, *, refined: bool) -> str:
         """Why the prediction is good enough without a stage, or ''.
@@ -210,7 +237,7 @@ class OneShotStage(Optimizable):
             key = keys.SIGMA if name == 'sigma' else keys.ERROR
             return np.inf if keys.OOD in info else info.get(key, np.inf)
         try:
-            relaxation = self.move.relaxation
+            relaxation = self.prediction
         except SKIPPED:
             return np.inf
         value = np.inf if relaxation.ood else getattr(relaxation, name)
@@ -264,7 +291,7 @@ class OneShotStage(Optimizable):
 
     def _accepted(self, move: ProposedMove, **numbers: float) -> None:
         move.write_info()
-        self._written, self.note, self.outcome = True, move.note, ''
+        self.note, self.outcome = move.note, ''
         self.relaxation = move.relaxation
         self._close('converged', steps=1, **numbers)
 
@@ -281,17 +308,17 @@ class OneShotStage(Optimizable):
             'prediction', status=status, atoms=bare(self.atoms), **values
         )
 
-    def state_dict(self, *, guides: bool) -> dict[str, Any]:
+    def state_dict(self, *, needed: bool) -> dict[str, Any]:
         """What a restart needs, ready for JSON.
 
         Parameters
         ----------
-        guides : bool
+        needed : bool
             Whether the prediction itself will be needed again.
         """
         record = None if self.record is None else self.record.to_state()
         state = {'pending': self.pending, 'outcome': self.outcome, 'record': record}
-        if guides and self.relaxation is not None:
+        if needed and self.relaxation is not None:
             state['relaxation'] = self.relaxation.as_dict()
         return state
 
@@ -304,11 +331,15 @@ class OneShotStage(Optimizable):
         self.relaxation = None if known is None else Relaxation.from_dict(known)
 
     def _at(self, structure: Atoms) -> bool:
+        same = np.array_equal(structure.positions, self.atoms.positions)
+        return same and self._in_cell(structure)
+
+    def _in_cell(self, structure: Atoms) -> bool:
+        """Whether the elements and the cell are those of a structure."""
         return (
             np.array_equal(structure.numbers, self.atoms.numbers)
             and np.array_equal(structure.pbc, self.atoms.pbc)
             and np.array_equal(structure.cell.array, self.atoms.cell.array)
-            and np.array_equal(structure.positions, self.atoms.positions)
         )
 
     # --- ASE's Optimizable ---------------------------------------------------------------
@@ -325,7 +356,7 @@ class OneShotStage(Optimizable):
         self.atoms.set_positions(rows[:-3], apply_constraint=False)
 
     def get_gradient(self) -> np.ndarray:
-        after = self.move.relaxation.atoms
+        after = self.prediction.atoms
         return self.get_x() - np.concatenate([after.positions, after.cell.array]).ravel()
 
     def get_value(self) -> float:
@@ -337,4 +368,4 @@ class OneShotStage(Optimizable):
 
     def converged(self, gradient: np.ndarray, fmax: float) -> bool:  # noqa: ARG002
         """Whether the prediction is in the atoms; ``fmax`` is a force, not a length."""
-        return self._written and not gradient.any()
+        return self.in_place

@@ -81,7 +81,8 @@ class DeepRelaxOptimizer(LateBinding):
         What is relaxed, in place. Default: what it is bound to later.
     restart : str or Path, optional
         JSON file of the refinement's state, written after each step, read if it exists.
-        Atoms that are as they were at the very start are moved to where it stopped.
+        Atoms that are as they were at the start are moved to where it stopped; those that
+        are at neither place begin anew, with a warning.
     logfile : file, str or Path, optional
         Default '-', standard output.
     trajectory : Trajectory, str or Path, optional
@@ -293,7 +294,7 @@ class DeepRelaxOptimizer(LateBinding):
         chain = self._chain
         if chain.run is None:
             titles = 'dmax [A]', 'strain [%]', 'sigma [A]'
-            values = *chain.one_shot.left, chain.one_shot.move.relaxation.sigma
+            values = *chain.one_shot.left, chain.one_shot.prediction.sigma
         else:
             titles = 'Energy', 'fmax'
             values = chain.run.get_value(), chain.run.gradient_norm(gradient)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 from ase_deeprelax.geometry.free_strain import RelaxCell
@@ -52,9 +53,9 @@ class Options:
 
     def __post_init__(self) -> None:
         gate = self.energy_gate
-        if gate is not None and not gate >= -math.inf:
+        if gate is not None and not (isinstance(gate, Real) and gate >= -math.inf):
             raise ValueError(
-                f'energy_gate is {gate}; it must be an energy in eV/atom, or None'
+                f'energy_gate is {gate!r}; it must be an energy in eV/atom, or None'
             )
 
     @cached_property

@@ -184,6 +184,21 @@ def energy_of(optimizable: Any) -> float:
     return one_number(optimizable.get_value())
 
 
+def own_energy(atoms: Atoms) -> float:
+    """The energy that ``atoms.get_potential_energy()`` gives without constraints, eV.
+
+    Optimizers follow another one, which `energy_of` gives: that to which the forces belong
+    (of DFT with smearing, the free energy), with pressure, constraints and the pull of a
+    prediction.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With its calculator.
+    """
+    return one_number(bare_calculator(atoms.calc).get_property('energy', atoms))
+
+
 def check_finite(atoms: Atoms, numbers: float | np.ndarray) -> None:
     """Refuse an energy or forces that are not finite.
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import compare_atoms
 from ase.io.jsonio import encode, read_json
 from ase.optimize import RestartError
 
 from ase_deeprelax.files import write_atomically
+from ase_deeprelax.geometry.constraints import constraint_labels
 
 STATE = ('began', 'atoms', 'info', 'one_shot', 'stages')
 
@@ -43,3 +47,37 @@ def load_restart(path: str | Path) -> dict[str, Any]:
             'the file, and the relaxation begins anew from the atoms as they are'
         )
     return state
+
+
+def near(one: Atoms, two: Atoms) -> bool:
+    """Whether two structures differ by no more than the digits of a file, 1e-5 A."""
+    return np.allclose(one.cell.array, two.cell.array, rtol=0, atol=1e-5) and np.allclose(
+        one.positions, two.positions, rtol=0, atol=1e-5
+    )
+
+
+def held_atoms(atoms: Atoms) -> list[int]:
+    """Which atoms constraints hold, and how, as `constraint_labels` says it."""
+    return constraint_labels(atoms, np.ones(len(atoms), dtype=bool)).tolist()
+
+
+def check_same_input(began: Atoms, held: list[int], atoms: Atoms) -> None:
+    """Refuse atoms that are held, or computed, otherwise than those a run began with.
+
+    Parameters
+    ----------
+    began : ase.Atoms
+    held : list of int
+        What `held_atoms` said of them.
+    atoms : ase.Atoms
+
+    Raises
+    ------
+    RestartError
+    """
+    changed = {'initial_magmoms', 'initial_charges'} & set(compare_atoms(began, atoms))
+    if changed or held != held_atoms(atoms):
+        raise RestartError(
+            'the restart file is of atoms with other constraints, initial magnetic moments '
+            'or charges: set the same ones, or delete the file or name another one'
+        )

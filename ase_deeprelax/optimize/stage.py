@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
 from ase import Atoms
@@ -16,6 +17,13 @@ from ase_deeprelax.calculators.registry import get_calculator, potential_name
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.geometry.symmetry import spacegroup_number
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer, optimizer_name
+
+# The limits of a stage that are 0 or larger.
+LIMITS = {
+    'fmax': 'a force in eV/A',
+    'min_sigma': 'a length in A',
+    'min_error': 'a length in A',
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,17 +86,16 @@ class Stage:
     def __post_init__(self) -> None:
         if self.optimizer is not None:
             find_optimizer(self.optimizer)
-        if self.fmax is not None and not self.fmax >= 0:
-            raise ValueError(f'fmax is {self.fmax}; it must be a force in eV/A')
-        if self.steps is not None and not self.steps >= 1:
-            raise ValueError(f'steps is {self.steps}; a stage takes one step or more')
-        for name in ('min_sigma', 'min_error'):
+        steps, guided = self.steps, self.guided
+        if steps is not None and not (isinstance(steps, Integral) and steps >= 1):
+            raise ValueError(f'steps is {steps!r}; a stage takes one step or more')
+        for name, quantity in LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f'{name} is {value}; it must be a length in A')
-        if not isinstance(self.guided, bool) and not self.guided > 0:
+            if value is not None and not (isinstance(value, Real) and value >= 0):
+                raise ValueError(f'{name} is {value!r}; it must be {quantity}')
+        if not (isinstance(guided, bool) or (isinstance(guided, Real) and guided > 0)):
             raise ValueError(
-                f'guided is {self.guided}; it must be True, False or a strength in eV/A'
+                f'guided is {guided!r}; it must be True, False or a strength in eV/A'
             )
         if self.relax_cell is not None and not callable(self.relax_cell):
             check_relax_cell(self.relax_cell)
@@ -105,7 +112,10 @@ class Stage:
         changed = {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)
-            if entry.kw_only and entry.init and getattr(self, entry.name) != entry.default
+            # A mask may be an array, which has no single answer to `!=`.
+            if entry.kw_only
+            and entry.init
+            and getattr(self, entry.name) is not entry.default
         }
         if self.optimizer is not None:
             changed['optimizer'] = optimizer_name(find_optimizer(self.optimizer))
@@ -170,8 +180,9 @@ class StageRecord:
     steps : int
         Made in this stage.
     energy_before, energy_after : float or None, eV
-        By the calculator of the stage, without the pull of a guided one; for the
-        prediction, that of the first stage. None: not known.
+        What ``atoms.get_potential_energy()`` says with the calculator of the stage; for the
+        prediction, with that of the first stage. The log has the energy that the optimizer
+        follows, which may be another one (`own_energy`). None: not known.
     fmax : float or None, eV/A
         Largest force at the end, generalised ones of the cell included.
     seconds : float, s
@@ -258,11 +269,16 @@ class StageRecord:
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """The crystal alone: nothing of constraints, calculators, info and further arrays."""
+    """What a calculator computes from: the crystal, its initial moments and charges.
+
+    Nothing of constraints, calculators, info and further arrays.
+    """
     return Atoms(
         atoms.numbers,
         positions=atoms.positions,
         cell=atoms.cell,
         pbc=atoms.pbc,
         celldisp=atoms.get_celldisp(),
+        magmoms=atoms.arrays.get('initial_magmoms'),
+        charges=atoms.arrays.get('initial_charges'),
     )

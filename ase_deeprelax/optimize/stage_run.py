@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import compare_atoms
 from ase.utils.abc import Optimizable
 
 from ase_deeprelax import keys
-from ase_deeprelax.calculators.attached import calculator_name, one_number
+from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.errors import RefinementError, reason_of
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
@@ -22,6 +23,7 @@ from ase_deeprelax.optimize.relaxation_step import (
     GuardedOptimizer,
     check_finite,
     energy_of,
+    own_energy,
 )
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.target import Target, get_origin, put_origin
@@ -71,7 +73,7 @@ class StageRun(Optimizable):
     value, gradient : float, eV; array, eV/A
         Those of the structure that was measured last, with the pull of a guided stage.
     energy : float, eV
-        The same without this pull.
+        See `own_energy`.
     best : dict or None
         The structure to go back to, that of lowest energy, and what was measured there.
     start : dict or None
@@ -108,6 +110,7 @@ class StageRun(Optimizable):
         self.moving, self.kind = target.moving, target.kind
         self.live = self.moving.__ase_optimizable__()
         self.guarded = GuardedOptimizer(self.moving, self._optimizer)
+        self._constraints = list(self.atoms.constraints)
 
     @property
     def name(self) -> str:
@@ -151,6 +154,7 @@ class StageRun(Optimizable):
                 self.guarded.step(fmax)
                 self.steps += 1
                 self.atoms.info |= {keys.STAGE: self.title, keys.KIND: self.kind}
+                self.atoms.info.pop(keys.VERIFIED, None)  # it was said of the prediction
             self._measure()
         except Exception as error:
             if self.ordinary:
@@ -168,8 +172,7 @@ class StageRun(Optimizable):
         if not self.ordinary:
             self._check(value, gradient, norm, volume)
         self.value, self.gradient = value, gradient
-        bare_one = bare_calculator(self.atoms.calc)
-        self.energy = one_number(bare_one.get_property('energy', self.atoms))
+        self.energy = own_energy(self.atoms)
         if self.best is None or value < self.best['value']:
             self.best = {
                 'value': self.value,
@@ -243,28 +246,34 @@ class StageRun(Optimizable):
         """Whether the atoms still have the calculator that the stage began with."""
         return bare_calculator(self.atoms.calc) is self.calculator
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else has changed what was measured, or what is fixed."""
+        changes = compare_atoms(self.measured, self.atoms)
+        return bool(changes) or self.atoms.constraints != self._constraints
+
     def begin_here(self, target: Target) -> None:
-        """Forget where it began: the structure was moved by something else."""
+        """Forget where it began: what was measured was changed by something else."""
         self.start = self.best = None
-        if not self._at_measured_cell:
+        if not self._filter_fits:
             self._target = target
             self._aim()
 
     @property
-    def _at_measured_cell(self) -> bool:
-        """Whether nothing else has changed the cell: a filter holds strains of that one."""
-        measured = self.measured
-        return measured is not None and np.array_equal(measured.cell, self.atoms.cell)
+    def _filter_fits(self) -> bool:
+        """Whether cell and constraints are those that the filter was made for."""
+        same_cell = 'cell' not in compare_atoms(self.measured, self.atoms)
+        return same_cell and self.atoms.constraints == self._constraints
 
     def take_over(self, former: StageRun) -> None:
         """Go on with filter and optimizer of a run of this stage.
 
-        Where that failed, or the cell was changed since, they are made anew.
+        Where that failed, or cell or constraints were changed since, they are made anew.
         """
-        if former.status != 'failed' and former._at_measured_cell:
+        if former.status != 'failed' and former._filter_fits:
             self.moving, self.live = former.moving, former.live
             self.guarded = former.guarded
-        self._goes_on = former.status == 'converged'
+        self._goes_on = former.status == 'converged' and not former.disturbed
 
     def guide(self, prediction: Relaxation | None) -> None:
         """Let a prediction, if there is one, pull in a guided stage."""
@@ -292,7 +301,7 @@ class StageRun(Optimizable):
             }
             # A calculator that failed is not called again.
             if isinstance(self.atoms.calc, GuidedCalculator) and self.status != 'failed':
-                numbers['pulled'] = self.atoms.calc.pulled(self.atoms)
+                numbers['pulled'] = self.atoms.calc.pulled(self.moving)
         return StageRecord(
             name=self.name,
             optimizer=optimizer_name(self._optimizer),

@@ -142,7 +142,7 @@ class Backwards(EMT):
 
     def calculate(self, *args, **kwargs):
         super().calculate(*args, **kwargs)
-        for name in ('forces', 'stress'):
+        for name in {'forces', 'stress'} & set(self.results):
             self.results[name] = -self.results[name]
 
 
@@ -158,6 +158,17 @@ def test_uphill_stages_are_rolled_back(one_shot):
     assert np.array_equal(place(uphill.atoms), place(first.atoms))
     assert last.energy_before == pytest.approx(first.energy_after)
     assert last.converged
+
+
+def test_of_a_stage_that_is_rolled_back_nothing_is_said(one_shot):
+    atoms = molecule('H2O')
+    atoms.rattle(0.05, seed=0)
+    before = place(atoms)
+    run = one_shot(atoms, refine=Stage(Backwards(), steps=3))
+    with pytest.warns(DeepRelaxWarning, match='went uphill by'):
+        assert run.run(fmax=1e-6) is False
+    assert np.array_equal(place(atoms), before)
+    assert not {keys.STAGE, keys.KIND} & set(atoms.info)
 
 
 def test_noise_is_not_uphill(one_shot):

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -66,9 +67,17 @@ def test_what_a_stage_can_be_made_from():
     assert stages[3].build_calculator() is stages[3].build_calculator()  # made once
     for twin in (copy.deepcopy(stages[3]), pickle.loads(pickle.dumps(stages[3]))):
         assert twin.build_calculator() is not stages[3].build_calculator()
-    for wrong in ({'fmax': -1}, {'steps': 0}, {'min_sigma': np.nan}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+    for wrong in (
+        *({'fmax': value} for value in (-1, '0.05', [0.05])),
+        *({'steps': value} for value in (0, 2.5, '3')),
+        *({'min_sigma': value} for value in (np.nan, '0.1')),
+        *({'guided': value} for value in (0.0, '0.02', None)),
+    ):
+        [(name, value)] = wrong.items()
+        with pytest.raises(ValueError, match=re.escape(f'{name} is {value!r}; ')):
             Stage(EMT(), **wrong)
+    mask = np.array([1, 1, 0, 0, 0, 1])
+    assert repr(Stage(EMT(), relax_cell=mask)) == f'Stage(emt, relax_cell={mask!r})'
 
 
 # --- what is done ----------------------------------------------------------------------
@@ -116,6 +125,30 @@ def test_two_stages(one_shot, tmp_path):
     assert back[2]['status'] == 'converged'
     assert back[2]['spacegroup'] == two.spacegroup
     assert 'atoms' not in back[2]
+
+
+class Smeared(EMT):
+    """Forces belong to a free energy below the energy, as those of metals in DFT do."""
+
+    name = 'smeared'
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results['free_energy'] = self.results['energy'] - 1.0
+
+
+@pytest.mark.parametrize('gate', [None, -10.0], ids=['accepted', 'rolled back'])
+def test_all_records_have_one_kind_of_energy(one_shot, gate):
+    atoms = alloy()
+    start = atoms.copy()
+    start.calc = EMT()
+    optimizer = one_shot(atoms, refine=[Smeared(), EMT()], energy_gate=gate)
+    assert optimizer.run(fmax=0.01) is True
+    said, first, last = optimizer.stages
+    assert said.energy_before == pytest.approx(start.get_potential_energy())
+    known = said.energy_before if gate else said.energy_after
+    assert first.energy_before == pytest.approx(known)
+    assert last.energy_before == pytest.approx(first.energy_after)
 
 
 def test_the_accessor_and_every_way_to_bind(one_shot):
@@ -279,6 +312,62 @@ def test_atoms_changed_between_runs_are_what_goes_on(one_shot):
     assert np.linalg.norm(relaxed_forces(atoms), axis=1).max() < 0.01
 
 
+class Ordered(EMT):
+    """EMT of which each unpaired moment costs energy."""
+
+    name = 'ordered'
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        cost = abs(self.atoms.get_initial_magnetic_moments().sum())
+        self.results['energy'] += cost
+        self.results['free_energy'] = self.results['energy']
+
+
+@pytest.mark.parametrize('steps', [3, 100], ids=['within a run', 'after it'])
+@pytest.mark.parametrize('own', [True, False], ids=['refine', 'calculator'])
+def test_another_magnetic_order_is_no_step_uphill(one_shot, own, steps):
+    atoms = alloy()
+    atoms.set_initial_magnetic_moments([1, -1, 1, -1])
+    atoms.calc = None if own else Ordered()
+    optimizer = one_shot(atoms, refine=Ordered() if own else None, relax_cell=True)
+    assert optimizer.run(fmax=0.01, steps=steps) is (steps == 100)
+    atoms.set_initial_magnetic_moments([1, 1, 1, 1])
+    assert optimizer.run(fmax=0.01) is True
+    record = optimizer.stages[-1]
+    assert record.status == 'converged'
+    assert record.energy_after == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+    assert 0 <= record.energy_before - record.energy_after < 1
+    assert record.energy_after > 3.5
+
+
+def test_a_structure_that_was_changed_and_needs_no_step_has_a_record(one_shot):
+    atoms = alloy()
+    optimizer = one_shot(atoms, refine=EMT())
+    assert optimizer.run(fmax=0.01) is True
+    atoms.set_cell(atoms.cell.array * 1.01, scale_atoms=True)
+    assert optimizer.run(fmax=100.0) is True
+    record = optimizer.stages[-1]
+    assert record.steps == 0
+    assert record.energy_after == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+    assert np.array_equal(place(record.atoms), place(atoms))
+
+
+@pytest.mark.parametrize('steps', [3, 100], ids=['within a run', 'after it'])
+def test_a_symmetry_that_is_no_longer_fixed_may_break(one_shot, steps):
+    """The filter of the run before holds the shape of the cell."""
+    atoms = bulk('Cu', cubic=True, a=3.7)
+    cubic = FixSymmetry(atoms)
+    atoms.symbols[:2] = 'Au'  # layers of gold and copper
+    atoms.set_constraint(cubic)
+    optimizer = one_shot(atoms, refine=EMT(), energy_gate=-10.0)
+    optimizer.run(fmax=1e-4, steps=steps)
+    assert np.ptp(atoms.cell.lengths()) < 1e-6
+    atoms.set_constraint()
+    assert optimizer.run(fmax=0.01) is True
+    assert np.ptp(atoms.cell.lengths()) > 0.1
+
+
 def test_threads_share_no_calculator(one_shot):
     """They share the settings: one optimizer, bound to the atoms of each."""
 
@@ -376,6 +465,27 @@ def test_sure_predictions_need_no_refinement(one_shot):
     atoms.positions[0] += 0.1
     assert optimizer.run() is True
     assert (optimizer.nsteps, calculator.calls) == (2, 0)
+
+
+@pytest.mark.parametrize('again', ['restart', 'copy'])
+def test_a_prediction_that_needed_no_refinement_is_not_made_again(
+    one_shot, tmp_path, again
+):
+    sure = {'refine': Stage(Counting(), min_sigma=100.0), 'restart': tmp_path / 'r.json'}
+    atoms = alloy()
+    atoms.optimizer = one_shot(**sure)
+    assert atoms.optimizer.run() is True
+    if again == 'copy':
+        twin = pickle.loads(pickle.dumps(atoms))
+        steps = 1
+    else:
+        twin = alloy()
+        twin.optimizer = one_shot(**sure)
+        steps = 0
+    assert twin.optimizer.run() is True
+    assert twin.optimizer.nsteps == steps  # a copy goes on counting
+    assert np.array_equal(place(twin), place(atoms))
+    assert [r.status for r in twin.optimizer.stages] == ['converged', 'skipped']
 
 
 def test_unsure_predictions_go_to_the_next_stage(one_shot):
@@ -502,6 +612,50 @@ def test_killed_in_the_second_stage(one_shot, tiny_model, tmp_path):
     frames = read(tmp_path / 'relax.traj', index=':')
     np.testing.assert_allclose(place(frames[-1]), place(whole), atol=1e-9)
     assert len(frames) == optimizer.nsteps + 1
+
+
+def test_an_interrupted_scan_that_is_started_again_gives_the_same_points(
+    one_shot, tmp_path
+):
+    """The restart file is of a later point than that with which the script begins."""
+
+    def scan(calls, file):
+        atoms, points = alloy(), []
+        held = {'relax_cell': [1, 1, 0, 0, 0, 1], 'restart': file}
+        optimizer = one_shot(atoms, refine=Dying(calls), **held)
+        for height in (3.7, 3.8, 3.9):
+            atoms.set_cell([*atoms.cell.array[:2], [0, 0, height]], scale_atoms=True)
+            assert optimizer.run(fmax=1e-3) is True
+            points.append((atoms.get_potential_energy(), *atoms.cell.lengths()))
+        return points
+
+    calls = [1000]
+    whole = scan(calls, None)
+    file = tmp_path / 'restart.json'
+    with pytest.raises(KeyboardInterrupt):
+        scan([1000 - calls[0] - 2], file)
+    for _ in range(2):
+        np.testing.assert_allclose(scan([1000], file), whole, atol=1e-3)
+
+
+def test_a_script_that_frees_atoms_later_can_be_started_again(one_shot, tmp_path):
+    def script(calls, file):
+        atoms = alloy()
+        atoms.set_constraint(FixAtoms([0, 1]))
+        optimizer = one_shot(atoms, refine=Dying(calls), restart=file)
+        assert optimizer.run(fmax=1e-3) is True
+        fixed = atoms.get_potential_energy()
+        atoms.set_constraint()
+        assert optimizer.run(fmax=1e-3) is True
+        return fixed, atoms.get_potential_energy()
+
+    calls = [1000]
+    whole = script(calls, None)
+    assert whole[1] < whole[0] - 1e-3
+    file = tmp_path / 'restart.json'
+    with pytest.raises(KeyboardInterrupt):
+        script([1000 - calls[0] - 1], file)
+    np.testing.assert_allclose(script([1000], file), whole, atol=1e-3)
 
 
 def test_restart_from_the_end_of_a_trajectory(one_shot, tmp_path):

@@ -15,13 +15,19 @@ from ase.calculators.tersoff import Tersoff, TersoffParameters
 from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase.filters import FrechetCellFilter, UnitCellFilter
 from ase.mep import NEB
+from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
 from ase.spacegroup import crystal as spacegroup_crystal
 
 from ase_deeprelax import ElasticBFGS
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.geometry.cell_filter import free_cell
-from ase_deeprelax.optimize.elastic_bfgs import model_hessian
+from ase_deeprelax.optimize.elastic_bfgs import (
+    ON_SITE,
+    ON_STRAIN,
+    ROTATION,
+    model_hessian,
+)
 
 STRAIN = np.array([[1.05, 0.02, 0.0], [0.02, 0.97, 0.01], [0.0, 0.01, 1.06]])
 
@@ -109,6 +115,15 @@ def test_a_hydrostatic_filter_keeps_the_shape():
     )
 
 
+def test_a_filter_of_constant_volume_keeps_the_volume():
+    atoms = crystal()
+    volume, shape = atoms.cell.volume, atoms.cell.cellpar()
+    target = FrechetCellFilter(atoms, constant_volume=True)
+    assert ElasticBFGS(target, logfile=None).run(fmax=0.01, steps=40)
+    assert atoms.cell.volume == pytest.approx(volume, rel=1e-6)
+    assert not np.allclose(atoms.cell.cellpar(), shape, atol=0.01)
+
+
 def test_a_step_is_no_longer_than_allowed():
     atoms = crystal(strain=0.6 * np.eye(3))  # large forces, larger stress
     places = path(FrechetCellFilter(atoms), atoms, steps=3)
@@ -183,14 +198,25 @@ def test_a_molecule_relaxes_as_with_bfgs():
     assert ElasticBFGS(atoms, logfile=None).run(fmax=0.01, steps=50)
 
 
-def test_it_goes_on_from_its_restart_file(tmp_path):
-    whole, halves = crystal(), crystal()
-    ElasticBFGS(FrechetCellFilter(whole), logfile=None).run(fmax=1e-6, steps=6)
-    target, file = FrechetCellFilter(halves), tmp_path / 'bfgs.json'
-    ElasticBFGS(target, logfile=None, restart=file).run(fmax=1e-6, steps=3)
-    ElasticBFGS(target, logfile=None, restart=file).run(fmax=1e-6, steps=3)
-    np.testing.assert_allclose(whole.positions, halves.positions, atol=1e-9)
-    np.testing.assert_allclose(whole.cell.array, halves.cell.array, atol=1e-9)
+def hard_argon():
+    """A potential much stiffer than any solid: the model is wrong about it, and climbs."""
+    atoms = bulk('Ar', 'fcc', a=5.3, cubic=True)
+    atoms.rattle(0.03, seed=0)
+    atoms.calc = LennardJones(sigma=3.4, epsilon=100.0, rc=8.0, smooth=True)
+    return atoms
+
+
+@pytest.mark.parametrize('start', [crystal, hard_argon])
+def test_it_goes_on_from_its_restart_file(tmp_path, start):
+    """After each step, with a filter of its own, also where the step had climbed."""
+    whole, parts, file = start(), start(), tmp_path / 'bfgs.json'
+    optimizer = ElasticBFGS(FrechetCellFilter(whole), logfile=None)
+    for _ in range(6):
+        optimizer.run(fmax=1e-6, steps=1)
+        target = FrechetCellFilter(parts)
+        ElasticBFGS(target, logfile=None, restart=file).run(fmax=1e-6, steps=1)
+        np.testing.assert_allclose(parts.positions, whole.positions, atol=1e-8)
+        np.testing.assert_allclose(parts.cell.array, whole.cell.array, atol=1e-8)
 
 
 # --- stiff solids ----------------------------------------------------------------------
@@ -308,6 +334,58 @@ def test_the_model_is_one_of_springs():
     np.testing.assert_allclose(stiff, [72, 35.5, 3.7], rtol=0.02)
 
 
+def spring_energy(atoms, moves, strain):
+    """The energy of the class's docstring, eV, one pair after another."""
+    energy = 0.0
+    i, j, distances, vectors = neighbor_list('ijdD', atoms, 5.0)
+    for k, m, r, vector in zip(i, j, distances, vectors, strict=True):
+        d = moves[m] - moves[k] + strain @ vector
+        stiffness = 35.0 * np.exp((1.5 - r) / 0.42)
+        energy += stiffness * (0.9 * (vector @ d / r) ** 2 + 0.1 * d @ d) / 4  # twice each
+    return energy
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_model_is_the_second_derivative_of_its_springs(seed):
+    atoms, rng = crystal(seed), np.random.default_rng(seed)
+    moves, strain = rng.normal(size=(4, 3)), rng.normal(size=(3, 3))
+    symmetric, turn = (strain + strain.T) / 2, (strain - strain.T) / 2
+    x = np.concatenate([moves, strain]).ravel()
+    hessian = model_hessian(FrechetCellFilter(atoms, exp_cell_factor=1))
+    springs = spring_energy(atoms, moves, symmetric)
+    rest = ON_SITE * (moves**2).sum()
+    rest += atoms.cell.volume * ON_STRAIN * (symmetric**2).sum()
+    rest += atoms.cell.volume * ROTATION * (turn**2).sum()
+    assert x @ hessian @ x == pytest.approx(2 * springs + rest)
+
+
+class Harmonic(Calculator):
+    """A well whose second derivative is given, around a structure."""
+
+    implemented_properties = ('energy', 'forces')
+
+    def __init__(self, hessian, goal):
+        super().__init__()
+        self.hessian, self.goal = hessian, goal
+
+    def calculate(self, atoms=None, properties=('energy',), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        away = (atoms.positions - self.goal).ravel()
+        forces = -(self.hessian @ away)
+        self.results = {'energy': -away @ forces / 2, 'forces': forces.reshape(-1, 3)}
+
+
+@pytest.mark.parametrize('factor', [0.6, 1.0, 1.7])
+def test_the_first_step_measures_the_scale_of_the_whole_model(factor):
+    atoms = crystal()
+    goal = atoms.positions + np.random.default_rng(0).uniform(-0.03, 0.03, (4, 3))
+    hessian = factor * model_hessian(atoms)
+    atoms.calc = Harmonic(hessian, goal)
+    optimizer = ElasticBFGS(atoms, logfile=None)
+    optimizer.run(fmax=0, steps=2)
+    np.testing.assert_allclose(optimizer.hessian, hessian, atol=1e-6)
+
+
 def test_fixed_atoms_do_not_pull_the_others():
     atoms = crystal()
     atoms.set_constraint([FixAtoms([0]), FixCartesian(1, [True, False, False])])
@@ -351,10 +429,7 @@ def test_symmetry_that_is_fixed_stays():
 
 
 def test_a_step_that_climbs_is_undone():
-    """A potential much stiffer than any solid: the model is wrong about it."""
-    atoms = bulk('Ar', 'fcc', a=5.3, cubic=True)
-    atoms.rattle(0.03, seed=0)
-    atoms.calc = LennardJones(sigma=3.4, epsilon=100.0, rc=8.0, smooth=True)
+    atoms = hard_argon()
     places, energies = [], []
     for _ in ElasticBFGS(atoms, logfile=None).irun(fmax=0.5, steps=60):
         places.append(atoms.positions.copy())
@@ -369,17 +444,43 @@ def test_a_step_that_climbs_is_undone():
         )
         assert back <= 0.5 * there + 1e-9
     assert energies[-1] == pytest.approx(min(energies))
+    # What it learns from each of them saves two thirds of the steps.
+    assert len(places) < 30
 
 
 def test_atoms_moved_by_hand_are_not_moved_back():
     atoms = crystal()
     optimizer = ElasticBFGS(atoms, logfile=None)
     optimizer.run(fmax=0.01, steps=3)
-    atoms.positions[0] += [0.5, 0.0, 0.0]
+    atoms.positions[3] += [0.5, 0.0, 0.0]
     moved, high = atoms.positions.copy(), atoms.get_potential_energy()
     optimizer.run(fmax=0.01, steps=1)
     assert np.linalg.norm(atoms.positions - moved, axis=1).max() <= 0.2 + 1e-9
     assert atoms.get_potential_energy() < high
+
+
+class Drifting(EMT):
+    """EMT of which the energy rises by 0.1 eV from call to call, as by noise."""
+
+    calls = 0
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.calls += 1
+        self.results['energy'] = self.results['free_energy'] = 0.1 * self.calls
+
+
+def test_a_rise_in_short_steps_is_noise():
+    """Forces are right: as many steps as with the right energy."""
+    steps = []
+    for calculator in (EMT(), Drifting()):
+        atoms = bulk('Cu', cubic=True)
+        atoms.rattle(0.002, seed=0)
+        atoms.calc = calculator
+        optimizer = ElasticBFGS(atoms, logfile=None)
+        assert optimizer.run(fmax=1e-4, steps=30)
+        steps.append(optimizer.nsteps)
+    assert steps[0] == steps[1]
 
 
 # --- what is not a structure -------------------------------------------------------------

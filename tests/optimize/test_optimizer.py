@@ -184,6 +184,59 @@ def test_changed_atoms_get_a_new_prediction(one_shot, tiny_model):
     np.testing.assert_allclose(atoms.positions, expected.positions, atol=1e-6)
 
 
+@pytest.mark.parametrize('steps', [0, 1], ids=['looked at', 'back at the start'])
+def test_what_is_fixed_before_a_run_stays_where_it_is(one_shot, tiny_model, steps):
+    """The prediction that an earlier run made let it move."""
+    atoms, start = rocksalt(), rocksalt()
+    optimizer = one_shot(atoms)
+    optimizer.run(steps=steps)
+    atoms.set_cell(start.cell)
+    atoms.set_positions(start.positions)
+    atoms.set_constraint(FixAtoms([0]))
+    start.set_constraint(FixAtoms([0]))
+    assert optimizer.run() is True
+    expected = relax(start, model=tiny_model).atoms
+    np.testing.assert_allclose(atoms.positions, expected.positions, atol=1e-6)
+    moved = atoms.get_scaled_positions()[0] - start.get_scaled_positions()[0]
+    np.testing.assert_allclose(moved, 0, atol=1e-12)
+
+
+def test_a_calculator_that_comes_before_the_step_holds_the_cell_as_in_ase(one_shot):
+    atoms = gold()
+    calculator, atoms.calc = atoms.calc, None
+    cell = atoms.cell.array.copy()
+    optimizer = one_shot(atoms, energy_gate=None)
+    optimizer.run(steps=0)
+    atoms.calc = calculator
+    assert optimizer.run(fmax=0.05) is True
+    assert optimizer.stages[0].converged
+    np.testing.assert_array_equal(atoms.cell.array, cell)
+
+
+def test_atoms_that_an_observer_wraps_are_predicted_once(one_shot, tiny_model):
+    atoms = rocksalt()
+    atoms.positions += 0.97 * atoms.cell[0] - 2 * atoms.cell[2]
+    expected = relax(atoms, model=tiny_model).atoms
+    optimizer = one_shot(atoms)
+    optimizer.attach(atoms.wrap)
+    assert optimizer.run() is True
+    assert optimizer.nsteps == 1
+    expected.wrap()
+    np.testing.assert_allclose(atoms.positions, expected.positions, atol=1e-5)
+    atoms.positions[1] += 3 * atoms.cell[1]
+    assert optimizer.converged()
+    assert optimizer.run() is True
+    assert optimizer.nsteps == 1
+
+
+def test_a_run_takes_one_step_whatever_an_observer_does(one_shot):
+    atoms = rocksalt()
+    optimizer = one_shot(atoms)
+    optimizer.attach(lambda: atoms.rattle(0.05, seed=optimizer.nsteps))
+    assert optimizer.run() is False
+    assert optimizer.nsteps == 1
+
+
 def test_all_else_is_kept(one_shot):
     class Mine(Atoms):
         pass
@@ -612,6 +665,43 @@ def test_copies(one_shot, tiny_model, tmp_path, copier):
     assert not np.array_equal(twin.positions, atoms.positions)
 
 
+@pytest.mark.parametrize('copier', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_predicted_structure_is_not_predicted_again(one_shot, copier):
+    atoms = rocksalt()
+    atoms.optimizer = one_shot()
+    assert atoms.optimizer.run() is True
+    twin = copier(atoms)
+    assert twin.optimizer.run() is True
+    assert (twin.optimizer.nsteps, bits(twin)) == (1, bits(atoms))
+    moved = copier(atoms)
+    moved.rattle(0.05, seed=0)
+    assert moved.optimizer.run() is True
+    assert moved.optimizer.nsteps == 2
+
+
+@pytest.mark.parametrize('copier', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_predicted_structure_can_be_refined(one_shot, copier):
+    atoms = gold()
+    calculator, atoms.calc = atoms.calc, None
+    atoms.optimizer = one_shot()
+    assert atoms.optimizer.run() is True
+    twin = copier(atoms)
+    twin.calc = calculator
+    assert twin.optimizer.run(fmax=0.02) is True
+    assert [record.name for record in twin.optimizer.stages] == ['prediction', 'emt']
+
+
+def test_a_calculator_that_comes_during_a_run_refines(one_shot):
+    atoms = gold()
+    calculator, atoms.calc = atoms.calc, None
+    optimizer = one_shot(energy_gate=None).bind(atoms)
+    for _ in optimizer.irun(fmax=0.02):
+        atoms.calc = calculator
+    assert optimizer.converged()
+    assert [record.name for record in optimizer.stages] == ['prediction', 'emt']
+    assert optimizer.stages[-1].converged
+
+
 def test_copy_of_a_bound_optimizer_leaves_the_first_alone(one_shot, tmp_path):
     first, second = rocksalt(), rocksalt()
     optimizer = one_shot(trajectory=tmp_path / 'a.traj').bind(first)
@@ -644,7 +734,8 @@ def test_fmax_must_make_sense(one_shot, fmax):
 
 
 @pytest.mark.parametrize(
-    'wrong', [{'energy_gate': np.nan}, {'guided': -0.1}, {'guided': np.nan}]
+    'wrong',
+    [{'energy_gate': np.nan}, {'energy_gate': '0'}, {'guided': -0.1}, {'guided': np.nan}],
 )
 def test_options_that_make_no_sense_are_refused_before_there_are_atoms(one_shot, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

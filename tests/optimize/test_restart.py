@@ -8,10 +8,11 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from ase.constraints import FixAtoms
 from ase.optimize import RestartError
 
 from ase_deeprelax import DeepRelaxOptimizer, Stage, keys
-from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
 from tests.alloys import alloy_with_emt as alloy
 
 
@@ -48,6 +49,19 @@ def test_atoms_that_are_elsewhere_stay_there(tiny_model, begun):
     same = alloy()
     DeepRelaxOptimizer(same, begun, None, model=tiny_model).run(fmax=0.01, steps=0)
     assert not np.array_equal(same.positions, alloy().positions)
+
+
+def test_a_file_of_another_start_is_not_used(tiny_model, begun):
+    """As where a loop over structures of one composition names one file for all."""
+    alone, atoms = alloy(), alloy()
+    for one in (alone, atoms):
+        one.rattle(0.1, seed=5)
+    DeepRelaxOptimizer(alone, logfile=None, model=tiny_model).run(fmax=0.01)
+    optimizer = DeepRelaxOptimizer(atoms, begun, None, model=tiny_model)
+    with pytest.warns(DeepRelaxWarning, match='is of another start.*begin anew'):
+        assert optimizer.run(fmax=0.01)
+    assert np.array_equal(atoms.positions, alone.positions)
+    assert [record.name for record in optimizer.stages] == ['prediction', 'emt']
 
 
 def test_numbers_per_atom_come_back_with_the_structure(calibrated_model, tmp_path):
@@ -98,6 +112,31 @@ def test_another_refinement_is_refused_and_the_file_kept(tiny_model, tmp_path, o
             optimizer.run()
     assert np.array_equal(atoms.positions, alloy().positions)
     assert options['restart'].read_bytes() == before
+
+
+def changed(atoms, how):
+    if how == 'fixed':
+        atoms.set_constraint(FixAtoms([0]))
+    else:
+        getattr(atoms, f'set_initial_{how}')(range(len(atoms)))
+    return atoms
+
+
+@pytest.mark.parametrize('how', ['fixed', 'magnetic_moments', 'charges'])
+def test_atoms_that_are_held_or_computed_otherwise_are_refused(tiny_model, tmp_path, how):
+    """They would be moved to where the others ended, and called converged."""
+    options = {'model': tiny_model, 'logfile': None, 'restart': tmp_path / 'restart.json'}
+    assert DeepRelaxOptimizer(changed(alloy(), how), refine=EMT(), **options).run()
+    before, atoms = options['restart'].read_bytes(), alloy()
+    optimizer = DeepRelaxOptimizer(atoms, refine=EMT(), **options)
+    for _ in range(2):
+        with pytest.raises(RestartError, match='set the same ones, or delete'):
+            optimizer.run()
+    assert np.array_equal(atoms.positions, alloy().positions)
+    assert options['restart'].read_bytes() == before
+    same = DeepRelaxOptimizer(changed(alloy(), how), refine=EMT(), **options)
+    assert same.run()
+    assert same.nsteps == 0
 
 
 def test_stages_to_come_may_be_others(tiny_model, tmp_path):

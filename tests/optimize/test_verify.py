@@ -172,6 +172,14 @@ def test_fixed_atoms_do_not_count():
     assert steps[0] == pytest.approx(steps[1], rel=1e-3) == pytest.approx(0.05, rel=0.2)
 
 
+def test_where_all_atoms_are_fixed_they_count_as_they_follow_the_cell(model):
+    atoms = minimum()
+    atoms.set_cell(atoms.cell * 1.03, scale_atoms=True)
+    free = verify(atoms, EMT(), 'emt', model.calibration)
+    atoms.set_constraint(FixAtoms(range(len(atoms))))
+    assert verify(atoms, EMT(), 'emt', model.calibration).step > free.step / 2
+
+
 def test_the_optimizer_asks_after_its_prediction(model, capsys):
     atoms = bulk('Cu', a=3.7)
     optimizer = DeepRelaxOptimizer(atoms, model=model, verify=Counting())
@@ -182,6 +190,18 @@ def test_the_optimizer_asks_after_its_prediction(model, capsys):
     assert atoms.info[keys.VERIFIED] == str(optimizer.verification)
     assert str(optimizer.verification) in capsys.readouterr().out
     assert atoms.calc is None
+
+
+def test_what_was_said_of_a_prediction_is_not_said_of_the_refined_structure(model):
+    atoms = bulk('Cu', a=3.7)
+    atoms.optimizer = DeepRelaxOptimizer(logfile=None, model=model, verify=EMT())
+    atoms.optimizer.run()
+    assert keys.VERIFIED in atoms.info
+    atoms.calc = EMT()
+    with pytest.warns(DeepRelaxWarning, match='verify is left out'):
+        assert atoms.optimizer.run(fmax=0.01)
+    assert atoms.optimizer.stages[-1].steps > 0
+    assert keys.VERIFIED not in atoms.info
 
 
 def test_a_prediction_that_is_refined_is_not_judged(model):
