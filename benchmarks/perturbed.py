@@ -18,7 +18,7 @@ from iterative import sample
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.baselines import Dummy
 from ase_deeprelax.compare.metrics import Reference, summarise
-from ase_deeprelax.compare.tables import Table
+from ase_deeprelax.compare.tables import Table, percent
 from ase_deeprelax.data.pair import make_pair
 
 LEVELS = ((0.0, 0.05), (0.0, 0.15), (0.03, 0.0), (0.08, 0.0), (0.03, 0.05), (0.08, 0.15))
@@ -66,7 +66,7 @@ def main():
             cells = [
                 f'{found[key]["mean"]:.4f} / {found[key]["median"]:.4f}' for key in SHOWN
             ]
-            rows.append([f'{strain:.0%}', f'{rattle:g} A', name, *cells])
+            rows.append([percent(strain), f'{rattle:g} A', name, *cells])
     print(Table(['strain', 'rattle', '', *SHOWN.values()], rows, (0, 1, 2)).as_markdown())
 
 

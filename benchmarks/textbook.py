@@ -74,11 +74,10 @@ def main():
             right += max(map(abs, errors)) <= 1
             cells = [f'{a:.3f}', *(f'{value:.3f}' for value in found)]
             rows.append([name, prototype, *cells, *(f'{error:+.1f}' for error in errors)])
-        starts = [f'{strain:+.0%}' for strain in STRAINS]
+        starts = [f'{100 * strain:+.0f} %' for strain in STRAINS]
         titles = [model, '', 'PBE/A', *(f'from {s}' for s in starts)]
-        print(
-            Table([*titles, *(f'error {s}/%' for s in starts)], rows, (0, 1)).as_markdown()
-        )
+        titles += [f'error/% from {s}' for s in starts]
+        print(Table(titles, rows, (0, 1)).as_markdown())
         print(f'\n{right} of {len(CRYSTALS)} within 1 % from both starts\n')
 
 

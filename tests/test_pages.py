@@ -1,6 +1,8 @@
 """README and pages: their code runs, commands exist, names and numbers are true."""
 
+import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -75,7 +77,7 @@ def test_code_with_optional_packages_runs(package, tmp_path, monkeypatch):
 def test_every_block_is_run():
     for page, text in PAGES.items():
         kinds = set(re.findall(r'^```(\S+)$', text, flags=re.MULTILINE))
-        assert kinds <= {'python', 'py', 'bash', 'sh', 'text', 'yaml', 'mermaid'}, page
+        assert kinds <= {'python', 'py', 'bash', 'sh', 'text', 'yaml'}, page
         assert page == 'neighbours' or 'py' not in kinds
     assert len(blocks('neighbours', 'py')) == len(OPTIONAL)
 
@@ -178,6 +180,20 @@ def test_fields_of_a_relaxation_are_listed():
     rows = [line for line in section.splitlines() if line.startswith('| `')]
     listed = {name for row in rows for name in re.findall(r'`(\w+)`', row.split('|')[1])}
     assert listed == fields
+
+
+def test_figures_are_listed():
+    drawn = set()
+    for file in (ROOT / 'ase_deeprelax/report').glob('plot*.py'):
+        module = importlib.import_module(f'ase_deeprelax.report.{file.stem}')
+        drawn |= {
+            (file.stem, name)
+            for name, function in vars(module).items()
+            if getattr(function, '__module__', '') == module.__name__
+            and inspect.signature(function).return_annotation == 'Figure'
+            and not name.startswith('_')
+        }
+    assert set(re.findall(r'`(plot\w*)\.(\w+)`', PAGES['api'])) == drawn
 
 
 @pytest.mark.parametrize('page', PAGES)

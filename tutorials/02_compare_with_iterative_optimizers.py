@@ -28,6 +28,7 @@ from ase.spacegroup import crystal
 
 from ase_deeprelax.compare.phonons import compare_phonons
 from ase_deeprelax.compare.savings import compare
+from ase_deeprelax.compare.tables import percent
 from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.html import write_report
 
@@ -110,8 +111,9 @@ result = compare(
 for row in result['summary']:
     both = row['both']
     print(
-        f'{row["optimizer"]:<11} {both["median_calls_ratio"]:4.0%} of the calls; energies: '
-        f'same {both["equal"]:.0%}, lower {both["lower"]:.0%}, higher {both["higher"]:.0%}'
+        f'{row["optimizer"]:<11} {percent(both["median_calls_ratio"])} of the calls; '
+        f'energies: same {percent(both["equal"])}, lower {percent(both["lower"])}, '
+        f'higher {percent(both["higher"])}'
     )
 
 # %% [markdown]

@@ -107,8 +107,10 @@ axis.plot(0, lattice[0], 's', color='0.4', label='unrelaxed')
 for record, color in zip(records, ('C0', 'C2', 'C1'), strict=True):
     ends.append(ends[-1] + record.steps + (len(ends) > 2))
     steps = range(ends[-2] + 1, ends[-1] + 1)
-    axis.plot(steps, [lattice[k] for k in steps], 'o', color=color, label=record.name)
+    label = f'{record.name}, steps: {record.steps}'
+    axis.plot(steps, [lattice[k] for k in steps], 'o', color=color, label=label)
 axis.set(xlabel='frame of the trajectory', ylabel='lattice constant / Å')
+axis.locator_params(axis='x', integer=True)
 axis.legend()
 plt.show()
 

@@ -191,12 +191,12 @@ plot_curves('scratch')
 # %% [markdown]
 # ## From the shipped model
 #
-# The shipped model has seen 84,000 DFT relaxations of everything from oxides to alloys. It
-# knows bonds and volumes as DFT gives them, but not as EMT does; in the same way it does
-# not know another functional, pressure, or your kind of defect. A training that starts from
-# its weights needs fewer pairs and fewer steps. The learning rate should be lower, because
-# large steps forget what was learned. The hyperparameters must be those of the shipped
-# model: `start` copies the weights only.
+# The shipped model has seen 84,000 DFT relaxations, and more by a potential, of everything
+# from oxides to alloys. It knows bonds and volumes as DFT gives them, but not as EMT does;
+# in the same way it does not know another functional, pressure, or your kind of defect. A
+# training that starts from its weights needs fewer pairs and fewer steps. The learning rate
+# should be lower, because large steps forget what was learned. The hyperparameters must be
+# those of the shipped model: `start` copies the weights only.
 #
 # To see what this is worth, suppose that there were only eleven pairs to train on, one or
 # two of each system. The orange and the green curve are trained on the same eleven pairs:

@@ -124,5 +124,5 @@ print('converged:', broken.optimizer.run())
 cubic.calc = broken.calc = chgnet
 gain = 1000 * (cubic.get_potential_energy() - broken.get_potential_energy()) / len(cubic)
 print(f'energy: {gain:.1f} meV per atom below the cubic one')
-off_centre = broken.get_scaled_positions()[1] - broken.get_scaled_positions()[0]
+off_centre = (broken.get_scaled_positions()[1] - broken.get_scaled_positions()[0]) % 1
 print('Ti, in units of the cell from Ba:', off_centre.round(3))

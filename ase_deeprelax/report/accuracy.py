@@ -49,24 +49,25 @@ def accuracy(evaluation: AnyEvaluation) -> Section:
         'crosses the dashed line at its median. The zeros that symmetry makes, and what '
         'else is below the axis, count at its left end.'
     )
-    figures = [
-        figure_block(plot_accuracy.error_distributions(evaluation), caption),
-        figure_block(
-            plot_accuracy.lattice_parameters(evaluation),
-            'Lattice parameters against those of the references; Dummy predicts the input. '
-            'On the dashed line they agree.',
-        ),
-        *(
+    figures = [figure_block(plot_accuracy.error_distributions(evaluation), caption)]
+    if evaluation['all']['dummy']['lattice_mae']:  # None where all cells are fixed
+        figures.append(
             figure_block(
-                plot_accuracy.calibration(evaluation, key),
-                f'{names[key]}: uncertainty and error of each structure. Points on the '
-                'dashed line are calibrated; above it, the uncertainty is too small.',
+                plot_accuracy.lattice_parameters(evaluation),
+                'Lattice parameters against those of the references; Dummy predicts the '
+                'input. On the dashed line they agree.',
             )
-            for key, one in models.items()
-            if one['spearman_sigma'] is not None
-        ),
-        *_uncertainty(evaluation, names),
+        )
+    figures += [
+        figure_block(
+            plot_accuracy.calibration(evaluation, key),
+            f'{names[key]}: uncertainty and error of each structure. Points on the '
+            'dashed line are calibrated; above it, the uncertainty is too small.',
+        )
+        for key, one in models.items()
+        if one['spearman_sigma'] is not None
     ]
+    figures += _uncertainty(evaluation, names)
     return Section('Accuracy on pairs with a known answer', text, tables, figures)
 
 

@@ -119,15 +119,19 @@ def savings(comparison: Comparison, shown: Comparison) -> Section:
             figure_block(
                 plot.convergence(comparison, calculator),
                 f'Relaxations with {calculator}: each structure thin, the median thick; '
-                'relaxations that are over keep their last value. Dashed: fmax.',
+                'relaxations that are over keep their last value. Energies below 0.1 meV '
+                'are drawn there. Dashed: fmax.',
             )
             for calculator in comparison['settings']['calculators']
         ),
-        figure_block(
-            plot.lattice_parity(comparison),
-            'Lattice parameters of inputs and predictions against relaxed ones.',
-        ),
     ]
+    if any('cell fixed' not in row['kind'] for row in comparison['structures']):
+        figures.append(
+            figure_block(
+                plot.lattice_parity(comparison),
+                'Lattice parameters of inputs and predictions against relaxed ones.',
+            )
+        )
     medians = (
         'Medians with quartiles, over converged runs only; runs that failed or did not '
         'converge are counted, not averaged.'

@@ -13,7 +13,7 @@ from ase_deeprelax.report.plot_accuracy import method_name
 from ase_deeprelax.report.plot_relaxations import Columns, finite
 
 
-def of_relaxations(columns: Columns, failed: int) -> str:
+def of_relaxations(columns: Columns, failed: int, *, unconverged: int = 0) -> str:
     """How many structures were relaxed, and how sure the predictions are.
 
     Parameters
@@ -22,6 +22,8 @@ def of_relaxations(columns: Columns, failed: int) -> str:
         Of the structures that were relaxed; see `columns_of`.
     failed : int
         How many were not.
+    unconverged : int
+        Of how many the last calculator failed or did not converge; default 0.
 
     Examples
     --------
@@ -30,6 +32,7 @@ def of_relaxations(columns: Columns, failed: int) -> str:
     """
     line = f'{count(len(next(iter(columns.values()))))} relaxed'
     line += f', {failed:,} refused' if failed else ''
+    line += f'. {unconverged:,} did not converge' if unconverged else ''
     for name, title in (('error', 'expected error'), ('sigma', 'sigma')):
         known = finite(columns.get(name, ()))
         if len(known):

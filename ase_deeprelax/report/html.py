@@ -50,8 +50,8 @@ def write_report(
         Of `savings.compare`, with ``phonons`` if there are any; also one that was read
         from a JSON file.
     relaxations : mapping or list of Relaxation, or a single one, optional
-        For the viewer, by name; those of a list are called by formula and place. Default
-        the predictions of ``comparison``.
+        By name; those of a list are called by formula and place. Of more than 500, table
+        and viewer show the least certain ones. Default the predictions of ``comparison``.
     evaluation : dict, optional
         Of `evaluate` or `evaluate_all`; also one that was read from a JSON file.
     provenance : list of str
@@ -66,7 +66,8 @@ def write_report(
     ValueError
         There is nothing to report.
     TypeError
-        Something in ``relaxations`` is no Relaxation.
+        Something in ``relaxations`` is no Relaxation, or another argument is of a kind that
+        is not its own.
     ConfigError
         A later version of the package wrote the comparison or the evaluation.
     MissingDependencyError
@@ -83,19 +84,20 @@ def write_report(
     """
     if comparison is None and relaxations is None and evaluation is None:
         raise ValueError('nothing to report; give comparison, relaxations or evaluation')
-    for result in (comparison, evaluation):
-        if result is not None:
-            check_version(result)
+    if comparison is not None:
+        _check('comparison', comparison, 'compare', 'runs')
+    if evaluation is not None:
+        _check('evaluation', evaluation, 'evaluate', 'all')
     scenes: list[dict[str, Any]] = []
     parts: list[Section] = []
     first: list[str] = []
     about = [*provenance]
     if relaxations is not None:
         named = relaxed.named(relaxations)
-        rows = {name: relaxed.row_of(result) for name, result in named.items()}
+        rows = {name: result.to_row() for name, result in named.items()}
         good = [row for row in rows.values() if row['ok']]
         models = relaxed.models_of(good)
-        scenes = relaxed.scenes_of(named)
+        scenes = relaxed.scenes_of(named, rows)
         if evaluation is None:
             shown = relaxed.relaxed_section(rows, scenes)
             about += models
@@ -107,6 +109,10 @@ def write_report(
             shown = relaxed.relaxed_section(rows, scenes, 'Some of the pairs')
             shown = shown._replace(title='Structures in the viewer')
         parts.append(shown)
+        if len(rows) > relaxed.MOST_ROWS:  # the table leaves out first what failed
+            parts += relaxed.failures_section(
+                [f'{name}: {row["problem"]}' for name, row in rows.items() if not row['ok']]
+            )
     if comparison is not None:
         first += headlines.of_comparison(comparison)
         about.append(compared.about(comparison))
@@ -125,6 +131,18 @@ def write_report(
     return write_page(
         path, _title(comparison, evaluation), about, scenes, parts, first=first
     )
+
+
+def _check(name: str, result: Any, maker: str, entry: str) -> None:
+    """Refuse results of another kind, and those that a later version wrote."""
+    if isinstance(result, Relaxation | list | tuple):
+        raise TypeError(
+            f'{name} is of type {type(result).__name__}; give relaxations as '
+            'write_report(path, relaxations=...)'
+        )
+    check_version(result)
+    if entry not in result:
+        raise TypeError(f'{name} has no {entry!r}; give what {maker}() returns')
 
 
 def _title(comparison: Comparison | None, evaluation: AnyEvaluation | None) -> str:

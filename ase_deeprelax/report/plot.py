@@ -17,7 +17,6 @@ from ase import Atoms
 
 from ase_deeprelax.compare.schema import Comparison, Geometry, RunRow, StructureRow
 from ase_deeprelax.data.one_line import count
-from ase_deeprelax.geometry.vacuum import layer_or_none
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
@@ -38,6 +37,7 @@ from ase_deeprelax.report.style import (
     panels_in_rows,
     parity,
     plain,
+    short_number,
     shortened,
     styled,
 )
@@ -85,7 +85,7 @@ def calls_saved(comparison: Comparison) -> Figure:
             dots.set(alpha=0.6, linewidth=0, rasterized=len(calls) > MANY)
             everything.append(calls.ravel())
             ratios.append(calls[:, 1] / calls[:, 0])
-            names.append(f'{shortened(calculator, LONG)}\n{optimizer}, {len(calls)}')
+            names.append(f'{shortened(calculator, LONG)}\n{optimizer}, {len(calls):,}')
             colors.append(color)
         everything = np.concatenate(everything)
         title = plain(shortened(calculator, LONG))
@@ -165,7 +165,7 @@ def energy_boxes(comparison: Comparison, optimizer: str | None = None) -> Figure
         # Axes are shared: wide enough for all panels.
         lowest, highest = (min(lowest, above.min()), max(highest, above.max()))
         ax.set_ylim(1.6 * lowest, 1.6 * highest)
-        ax.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
+        ax.yaxis.set_major_formatter(short_number)
     axes[0].set_ylabel('energy above full\nrelaxation / meV per atom')
     return figure
 
@@ -188,7 +188,8 @@ def convergence(
     Returns
     -------
     matplotlib.figure.Figure
-        A column per optimizer. Energies are above the lowest of the two ends.
+        A column per optimizer. Energies are above the lower of the two ends; those below
+        0.1 meV per atom are drawn there.
 
     Raises
     ------
@@ -382,5 +383,5 @@ def _relaxes(row: StructureRow) -> list[bool]:
     if 'cell fixed' in row['kind']:
         return [False] * 7
     atoms = Atoms(row['numbers'], cell=row['cell'], positions=row['positions'], pbc=True)
-    a, b, c = periodic_vectors(layer_or_none(atoms)).tolist()
+    a, b, c = periodic_vectors(atoms).tolist()
     return [a, b, c, b and c, a and c, a and b, a and b and c]

@@ -19,6 +19,7 @@ from ase_deeprelax.report.style import (
     DASHES,
     GREY,
     INK,
+    MANY,
     MORE,
     ORANGE,
     legend,
@@ -154,7 +155,8 @@ def calibration(evaluation: AnyEvaluation, method: str | None = None) -> Figure:
         return figure
     sigma = np.array([row['sigma'][method] for row in rows])
     error = np.maximum([row['bond_error'][method] for row in rows], 1e-3)
-    ax.scatter(sigma, error, 5, BLUE, alpha=0.35, lw=0, label='structures')
+    dots = ax.scatter(sigma, error, 5, BLUE, alpha=0.35, lw=0, label='structures')
+    dots.set_rasterized(len(rows) > MANY)
     groups = np.array_split(np.argsort(sigma), min(10, max(1, len(rows) // 5)))
     means = np.array(
         [[values[part].mean() for part in groups] for values in (sigma, error)]

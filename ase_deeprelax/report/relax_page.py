@@ -90,8 +90,15 @@ def write_relax_page(
     parts += [relaxed_section(rows, scenes)] if rows else []
     parts += failures_section(problems)
     about = [*models_of(rows.values()), *provenance]
-    first = [headlines.of_relaxations(columns, failed)]
+    unconverged = sum(map(_did_not_converge, rows.values()))
+    first = [headlines.of_relaxations(columns, failed, unconverged=unconverged)]
     return write_page(path, 'Relaxed structures', about, scenes, parts, first=first)
+
+
+def _did_not_converge(row: Mapping[str, Any]) -> bool:
+    """Whether it was relaxed on, and the last calculator failed or stopped too early."""
+    stages = row.get('stages')
+    return bool(stages) and stages[-1]['status'] not in ('converged', 'skipped')
 
 
 def worth_a_look(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

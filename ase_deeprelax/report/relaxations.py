@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from ase_deeprelax.compare.tables import WIDE_DASH, Table, number
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import fixed_atoms
-from ase_deeprelax.geometry.vacuum import layer_or_none
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
 from ase_deeprelax.report.plot_relaxations import DRAWN, Columns, distributions
 from ase_deeprelax.report.relaxation_table import relaxation_table, uncertainty_of
@@ -54,12 +54,6 @@ def named(
     return {f'{chemical_formula(one.initial)}, {k}': one for k, one in pairs}
 
 
-def row_of(result: Relaxation) -> dict[str, Any]:
-    """The row of a relaxation for `relaxation_table`, with its space groups."""
-    groups = '{} → {}'.format(*result.spacegroup) if result.ok else None
-    return {**result.to_row(), 'spacegroup': groups}
-
-
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The columns that headline and distributions need, from rows of relaxed structures."""
     rows = list(rows)
@@ -71,6 +65,7 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     found = dict.fromkeys(
         tuple(row.get(name) or 'unknown' for name in ('model', 'sha256', 'version'))
         for row in rows
+        if row.get('model')  # what was relaxed without a prediction has none
     )
     return [
         f'Model {name}, SHA-256 {sha[:12]}, predicted with ase_deeprelax {version}.'
@@ -78,23 +73,27 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def least_certain(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the structures that a page has room for; of more, the least certain ones.
+
+    >>> least_certain({'NaCl': {'error': 0.02}})
+    ['NaCl']
+    """
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    return sorted(rows, key=lambda name: -uncertainty_of(rows[name]))[:MOST_ROWS]
+
+
 def relaxed_section(
     rows: Mapping[str, Mapping[str, Any]],
     scenes: Iterable[Mapping[str, Any]],
     caption: str = 'All relaxations',
 ) -> Section:
-    """The table of relaxations, by name; names that the viewer shows open it.
-
-    Where there are more than a page can hold, the least certain ones are in it.
-    """
-    where = places(scenes)
-    kept = sorted(rows, key=lambda name: -uncertainty_of(rows[name]))[:MOST_ROWS]
-    shown = rows if len(kept) == len(rows) else {name: rows[name] for name in kept}
+    """The table of relaxations, by name; names that the viewer shows open it."""
+    where, shown = places(scenes), least_certain(rows)
     if len(shown) < len(rows):
         caption = f'The least certain ones, {len(shown)} of {len(rows):,}'
-    table = relaxation_table(
-        ((link(name, where), row) for name, row in shown.items()), caption
-    )
+    table = relaxation_table(((link(name, where), rows[name]) for name in shown), caption)
     return Section('Relaxations', [], [table])
 
 
@@ -140,35 +139,39 @@ def relaxed_scene(name: str, before: Atoms, after: Atoms, **more: str) -> dict[s
     return drawn | {'notes': facts | more | {'model': info.get(keys.MODEL, WIDE_DASH)}}
 
 
-def scenes_of(named: Mapping[str, Relaxation]) -> list[dict[str, Any]]:
-    """Relaxations that succeeded, for the viewer."""
-    return [
-        relaxed_scene(
-            name,
-            one.initial,
-            one.atoms,
-            **{'space group': '{} → {}'.format(*one.spacegroup)},
-        )
-        for name, one in named.items()
-        if one.ok
-    ]
+def scenes_of(
+    named: Mapping[str, Relaxation], rows: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The relaxations that a page has room for, for the viewer.
+
+    Their space groups, which take milliseconds each, are also added to their rows.
+    """
+    scenes = []
+    for name in least_certain(rows):
+        one = named[name]
+        if one.ok:
+            groups = '{} → {}'.format(*one.spacegroup)
+            rows[name]['spacegroup'] = groups
+            fact = {'space group': groups}
+            scenes.append(relaxed_scene(name, one.initial, one.atoms, **fact))
+    return scenes
 
 
 def notes(before: Atoms, after: Atoms, dmax: float | None) -> dict[str, str]:
-    """Facts that the viewer shows beside a crystal or layer."""
-    periodic = periodic_vectors(layer_or_none(before))
+    """Facts that the viewer shows beside a structure."""
+    periodic = periodic_vectors(before)
     fixed = int(fixed_atoms(before).sum())
     facts = {
         'atoms': f'{len(before)}, {fixed} of them fixed' if fixed else f'{len(before)}'
     }
-    if periodic.all():
-        what, sizes = 'volume / Å³', [atoms.get_volume() for atoms in (before, after)]
-    else:
-        what, sizes = 'area / Å²', [_area(atoms, periodic) for atoms in (before, after)]
-    facts |= {
-        what: f'{sizes[0]:.2f} → {sizes[1]:.2f}',
-        f'change of {what.split()[0]}': f'{100 * (sizes[1] / sizes[0] - 1):+z.1f} %',
-    }
+    what = {3: 'volume / Å³', 2: 'area / Å²'}.get(periodic.sum())
+    if what:
+        size = Atoms.get_volume if periodic.all() else partial(_area, periodic=periodic)
+        old, new = size(before), size(after)
+        facts |= {
+            what: f'{old:.2f} → {new:.2f}',
+            f'change of {what.split()[0]}': f'{100 * (new / old - 1):+z.1f} %',
+        }
     lengths = zip('abc', before.cell.lengths(), after.cell.lengths(), strict=True)
     facts |= {
         f'{name} / Å': f'{a:.3f} → {b:.3f}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -46,6 +47,8 @@ PIXELS = 154
 LONG, SHORT = 24, 20
 # A letter of a panel stands so far left of it and above, points.
 _BESIDE = (-24, 6)
+# Settings of matplotlib are those of the process: threads draw one after another.
+_DRAWING = threading.RLock()
 _STYLE = {
     'font.size': TEXT,
     'text.color': INK,
@@ -95,7 +98,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
-        with need_matplotlib().rc_context(_STYLE):
+        with _DRAWING, need_matplotlib().rc_context(_STYLE):
             return draw(*args, **kwargs)
 
     return drawn
@@ -292,8 +295,17 @@ def log(ax: Axes, *names: str) -> None:
         getattr(ax, f'set_{name}scale')('log')
         axis = getattr(ax, f'{name}axis')
         axis.set_major_locator(_few_ticks(*axis.get_view_interval()))
-        axis.set_major_formatter(lambda value, _: f'{value:g}')
+        axis.set_major_formatter(short_number)
         axis.set_minor_formatter('')
+
+
+def short_number(value: float, _: object = None) -> str:
+    """A number on an axis; a function with a name, so that figures can be pickled.
+
+    >>> short_number(0.100)
+    '0.1'
+    """
+    return f'{value:g}'
 
 
 def _few_ticks(low: float, high: float) -> Locator:

@@ -1,4 +1,4 @@
-"""The data of the crystal viewer: atoms, cells, displacements and bonds of a relaxation.
+"""The data of the viewer: atoms, cells, displacements and bonds of a relaxation.
 
 Atoms are shown in the cell, those on its faces, edges and corners on all of them, as
 crystals are usually drawn; a drawn atom is a *site*: an atom and a lattice translation.
@@ -41,19 +41,20 @@ def scene(
     sigma: Sequence[float] | np.ndarray | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One crystal or layer before and after a relaxation, ready for JSON.
+    """One structure before and after a relaxation, ready for JSON.
 
     With rows as vectors, the site of atom ``k`` and the lattice translation ``o`` goes from
     ``positions[k] + o @ cell`` to ``(positions[k] + move[k] + o @ cell) @ deformation``.
     A layer is drawn in one piece, without images across its vacuum, in a cell whose vacuum
     vector is replaced: it is as long as the layer is thick, and the layer's middle plane
-    lies at half of it.
+    lies at half of it. A wire or a molecule is drawn without images across its vacuum, in
+    the middle of its cell.
 
     Parameters
     ----------
     name : str
     before, after : ase.Atoms
-        Crystals or layers; atoms in the same order and images.
+        With a cell; atoms in the same order and images.
     sigma : (n_atoms,) array, A, optional
         Uncertainty of each atom.
     notes : dict of str to str, optional
@@ -66,8 +67,8 @@ def scene(
         atoms ``numbers, positions, move`` (A, at the cell before), ``distance`` (the
         length of move), ``sigma`` (None without one), ``fixed`` (None where none is);
         ``sites`` [[atom, three integers]]; ``bonds`` [[site, site]]; ``elements``
-        {number: {symbol, radius in A, color}}; ``files``: for a layer its two structures
-        as they are, [{cell, positions, pbc}], else None.
+        {number: {symbol, radius in A, color}}; ``files``: the two structures as they are,
+        [{cell, positions, pbc}], or None for a crystal.
 
     Examples
     --------
@@ -97,7 +98,7 @@ def scene(
         'sites': sites,
         'bonds': _bonds(before.numbers, drawn, sites),
         'elements': {int(z): _element(z) for z in np.unique(before.numbers)},
-        # Crystals are drawn in their own cell, layers in another one.
+        # Crystals are drawn as they are, others in another cell or another place.
         'files': None if drawn.periodic.all() else [_file(x) for x in (before, after)],
     }
 
@@ -113,14 +114,19 @@ class _Drawn:
     periodic: np.ndarray
 
 
-def periodic_vectors(layer: Layer | None) -> np.ndarray:
-    """(3,) bool: vectors of the cell that are drawn, all but the vacuum vector of a layer.
+def periodic_vectors(atoms: Atoms) -> np.ndarray:
+    """(3,) bool: vectors of the cell that are drawn, all but those along a vacuum.
 
-    >>> periodic_vectors(None).tolist()
-    [True, True, True]
+    >>> from ase.build import bulk, mx2
+    >>> [periodic_vectors(x).tolist() for x in (bulk('Cu'), mx2('MoS2', vacuum=10))]
+    [[True, True, True], [True, True, False]]
     """
+    return _periodic(atoms, layer_or_none(atoms))
+
+
+def _periodic(atoms: Atoms, layer: Layer | None) -> np.ndarray:
     if layer is None:
-        return np.ones(3, dtype=bool)
+        return atoms.pbc.copy()
     # Of all vectors but one, the plane of the layer has a part. In a badly skewed cell,
     # where it has a part of all three, the last one is left out.
     periodic = layer.basis[:2].any(axis=0)
@@ -129,10 +135,16 @@ def periodic_vectors(layer: Layer | None) -> np.ndarray:
 
 def _drawn(before: Atoms, after: Atoms) -> _Drawn:
     layer = layer_or_none(before)
-    periodic = periodic_vectors(layer)
+    periodic = _periodic(before, layer)
     if layer is None:
-        places = before.positions, before.cell.array, after.positions, after.cell.array
-        return _Drawn(*places, periodic)
+        to_middle = 0.5 - before.get_scaled_positions(wrap=False).mean(axis=0)
+        lift = np.where(periodic, 0, to_middle)
+        cells = before.cell.array, after.cell.array
+        positions, ends = (
+            before.positions + lift @ cells[0],
+            after.positions + lift @ cells[1],
+        )
+        return _Drawn(positions, cells[0], ends, cells[1], periodic)
     positions = layer.in_one_piece(before)
     thickness = max(THINNEST, float(np.ptp(positions @ layer.normal)))
     lift = thickness / 2 - layer.middle(positions)
@@ -181,7 +193,8 @@ def _bonds(
     reach = 2 * LONGEST * radii.max()
     cell, positions = drawn.cell.copy(), drawn.positions
     across = cell[~drawn.periodic]
-    cell[~drawn.periodic] += 2 * reach * across / np.linalg.norm(across)
+    lengths = np.linalg.norm(across, axis=1, keepdims=True)
+    cell[~drawn.periodic] += 2 * reach * across / lengths
     i, j, offset = neighbor_list(positions, cell, reach)
     length = np.linalg.norm(positions[j] + offset @ cell - positions[i], axis=1)
     nearest = np.full(len(numbers), np.inf)

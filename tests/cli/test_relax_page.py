@@ -77,10 +77,25 @@ def test_a_page_of_refined_structures_has_energies_and_stages(run, tmp_path, tin
     moved = np.subtract(*places) @ start.cell.array
     assert f'<td>{np.linalg.norm(moved, axis=1).max():.3f}</td>' in html
     assert re.search(r'>prediction .*chgnet \d+<', unescape(html))
+    assert 'did not converge' not in html
     # numbers of the prediction alone say so
     [notes] = [scene['notes'] for scene in scenes_of(html).values()]
     assert 'sigma of prediction / Å' in notes
     assert 'sigma of prediction<span' in html
+
+
+def test_the_headline_counts_what_did_not_converge(tmp_path):
+    salt = bulk('MgO', 'rocksalt', a=4.3)
+    answers = {
+        status: Answer(
+            {'ok': True, 'stages': [{'status': 'converged'}, {'status': status}]},
+            salt,
+            salt,
+        )
+        for status in ('converged', 'skipped', 'not converged', 'failed')
+    }
+    html = write_relax_page(tmp_path / 'page.html', answers, failed=1).read_text()
+    assert '4 structures relaxed, 1 refused. 2 did not converge.' in html
 
 
 def test_a_page_without_an_answer_says_why(run, files, tiny_model, tmp_path):
@@ -98,6 +113,16 @@ def test_a_molecule_without_a_cell_has_a_row_and_is_not_drawn(tmp_path):
     html = write_relax_page(tmp_path / 'page.html', answers).read_text()
     assert '<td>0.100</td>' in html
     assert 'id="scenes"' not in html
+    assert 'Model' not in html  # none answered
+
+
+def test_a_page_is_not_written_to_standard_output(run, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run('relax', files[0], '--html', '-', '--out', 'out')
+    assert result.exit_code == 2
+    assert 'a page is written to a file' in result.stderr
+    assert not (tmp_path / '-').exists()
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_page_that_cannot_be_written_is_told_before_the_work(

@@ -29,6 +29,7 @@ from ase_deeprelax.errors import ConfigError, DeepRelaxWarning
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.predict import relax
 from ase_deeprelax.report import accuracy, comparison, viewer_data
+from ase_deeprelax.report import relaxations as report_relaxations
 from ase_deeprelax.report.headlines import of_comparison, of_evaluation
 from ase_deeprelax.report.html import embedded, write_page, write_report
 from ase_deeprelax.report.html_blocks import Section
@@ -213,6 +214,19 @@ def test_a_path_is_no_comparison(tmp_path):
         write_report(tmp_path / 'page.html', comparison='found.json')
 
 
+def test_results_in_the_place_of_others_are_named(
+    tmp_path, full_page, evaluated, relaxations
+):
+    path, (_, compared), (_, errors) = tmp_path / 'page.html', full_page, evaluated
+    with pytest.raises(TypeError, match=r"comparison has no 'runs'; give what compare\(\)"):
+        write_report(path, errors)
+    with pytest.raises(TypeError, match=r"evaluation has no 'all'; give what evaluate\(\)"):
+        write_report(path, evaluation=compared)
+    with pytest.raises(TypeError, match=r'of type list; give relaxations as write_report'):
+        write_report(path, list(relaxations.values()))
+    assert not path.exists()
+
+
 def test_the_headline_counts_what_did_not_converge(full_page):
     _, found = full_page
     [row] = found['summary']
@@ -239,6 +253,21 @@ def test_all_refused_leaves_no_viewer(tmp_path, relaxations):
     path = write_report(tmp_path / 'r.html', relaxations=[relaxations['refused']])
     assert 'canvas' not in [tag for tag, _ in Reader(path.read_text()).elements]
     assert 'H, 0' in path.read_text()
+
+
+def test_of_many_relaxations_the_least_certain_ones_are_shown(
+    tmp_path, relaxations, monkeypatch
+):
+    monkeypatch.setattr(report_relaxations, 'MOST_ROWS', 2)
+    html = write_report(tmp_path / 'r.html', relaxations=relaxations).read_text()
+    good = {name: one for name, one in relaxations.items() if one.ok}
+    shown = sorted(good, key=lambda name: -good[name].sigma)[:2]
+    assert [scene['name'] for scene in scenes_of(html)] == shown
+    table, failed = (table_rows(part) for part in html.split('Failures')[:2])
+    assert [row[0] for row in table] == shown
+    assert '2 of 6' in html
+    assert '5 structures relaxed, 1 refused' in html
+    assert failed[0][0].startswith(f'refused: {relaxations["refused"].problem[:20]}')
 
 
 def test_what_is_drawn_is_the_relaxation(page, relaxations):
@@ -336,6 +365,21 @@ def test_an_evaluation_is_a_table_of_all_methods(evaluated):
     assert [tag for tag, _ in Reader(html).elements].count('figure') == 4
     # figures come before the long table of structures, which has a heading of its own
     assert html.index('<figure') < html.index('worst coordinates first</caption>')
+
+
+def test_where_all_cells_are_fixed_no_figure_shows_cells(tmp_path, tiny_model):
+    pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+    slab, end = (fcc111('Cu', (1, 1, 4), vacuum=8) for _ in range(2))
+    slab.rattle(0.05, seed=0)
+    for atoms in (slab, end):
+        atoms.set_constraint(FixAtoms([0]))
+    pair = make_pair('slab', slab, end, fixed_cell=True)
+    evaluation = evaluate(pair, tiny_model, device='cpu')
+    found = compare({'slab': slab}, EMT(), model=tiny_model, steps=2)
+    for result in ({'evaluation': evaluation}, {'comparison': found}):
+        html = write_report(tmp_path / 'r.html', **result).read_text()
+        assert '<figure' in html
+        assert 'Lattice parameters' not in html
 
 
 def test_structures_in_the_viewer_are_not_taken_for_all(evaluated, relaxations, tmp_path):

@@ -1,7 +1,9 @@
 import copy
 import itertools
+import pickle
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -33,6 +35,7 @@ from ase_deeprelax.report.style import (  # noqa: E402
     legend,
     panels,
     parity,
+    styled,
     to_svg,
 )
 
@@ -303,6 +306,15 @@ def test_very_many_runs_are_an_image_too(comparison, monkeypatch):
         assert images[0] == 0 < images[1]
 
 
+def test_very_many_sigmas_are_an_image_too(evaluation):
+    row = evaluation['structures'][0]
+    sizes = [
+        len(to_svg(plot_accuracy.calibration({**evaluation, 'structures': n * [row]}), ''))
+        for n in (MANY, 3 * MANY)
+    ]
+    assert sizes[1] < sizes[0] / 2
+
+
 @pytest.mark.parametrize('name', ['_mine', '$a$ b', r'a$\frac{$b', 'caf\udce9'])
 def test_names_of_any_kind_stand_in_legends(name):
     figure, [[ax]] = panels(1, 1)
@@ -462,6 +474,36 @@ assert settings() == before
 assert 'matplotlib.pyplot' not in sys.modules
 """
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_figures_can_be_pickled(comparison, evaluation):
+    for figure in (
+        plot.calls_saved(comparison),
+        plot.energy_boxes(comparison),
+        plot_accuracy.error_distributions(evaluation),
+    ):
+        assert text_of(pickle.loads(pickle.dumps(figure))) == text_of(figure)
+
+
+def test_threads_leave_settings_alone():
+    before, inside = dict(mpl.rcParams), threading.Event()
+
+    @styled
+    def first():
+        other.start()
+        inside.wait(0.5)  # the other one would come in here, and end later
+
+    @styled
+    def second():
+        inside.set()
+        thread.join(0.5)
+
+    thread, other = threading.Thread(target=first), threading.Thread(target=second)
+    thread.start()
+    thread.join()
+    other.join()
+    assert inside.is_set()
+    assert dict(mpl.rcParams) == before
 
 
 def test_svg_stands_in_a_page(comparison):

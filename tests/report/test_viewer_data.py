@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, mx2
+from ase.build import bulk, molecule, mx2
 from ase.constraints import FixAtoms
 
+from ase_deeprelax.report.relaxations import notes
 from ase_deeprelax.report.viewer_data import scene
 
 
@@ -124,6 +125,32 @@ def test_a_wide_gap_is_a_vacuum_for_the_viewer_as_for_the_models():
     before = mx2(a=3.18, thickness=3.13, vacuum=12)
     before.pbc = True
     assert scene('MoS2', before, before)['periodic'] == [True, True, False]
+
+
+@pytest.mark.parametrize('pbc', [False, (True, False, False)])
+def test_wires_and_molecules_are_drawn_in_one_piece_in_the_middle(pbc):
+    before = molecule('C2H6', cell=[9, 8, 7], pbc=pbc)  # around a corner of its cell
+    after = before.copy()
+    after.rattle(0.05, seed=0)
+    picture = scene('ethane', before, after)
+    assert picture['periodic'] == before.pbc.tolist()
+    atoms = [atom for atom, *_ in picture['sites']]
+    lift = (before.cell.lengths() / 2 - before.positions.mean(axis=0))[~before.pbc]
+    for structure, places in (
+        (before, drawn(picture, after=False)),
+        (after, drawn(picture, after=True)),
+    ):
+        moved = (places - structure.positions[atoms])[:, ~before.pbc]
+        np.testing.assert_allclose(moved, np.tile(lift, (len(atoms), 1)), atol=1e-5)
+    hydrogens = [before.numbers[atoms[k]] for bond in picture['bonds'] for k in bond].count(
+        1
+    )
+    assert hydrogens >= 6
+    [first, _] = picture['files']
+    np.testing.assert_allclose(first['positions'], before.positions, atol=1e-5)
+    facts = notes(before, after, 0.1)
+    assert 'volume / Å³' not in facts
+    assert ('a / Å' in facts) == before.pbc[0]
 
 
 def test_fixed_atoms_are_marked():
