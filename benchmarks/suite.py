@@ -63,6 +63,12 @@ def bench(model, way, threads='1', column='ms each'):
     return lambda rows: cell(rows, column, model=model, _1=way, threads=threads)
 
 
+def by_code(model, way):
+    """How much less time a structure takes with machine code."""
+    compiled = f'{model}, compiled'
+    return lambda rows: bench(model, way)(rows) / bench(compiled, way)(rows)
+
+
 def share(model, part):
     """Share of a part of the time in one call, on one thread, %."""
 
@@ -134,6 +140,25 @@ FIGURES = [
     ),
     *(
         Figure(f'{model}, {WORKERS}', 'bench', bench(model, WORKERS), ' ms')
+        for model in MODELS
+    ),
+    *(
+        Figure(
+            f'{model}, {way}, machine code',
+            'bench-compiled',
+            bench(f'{model}, compiled', way),
+            ' ms',
+        )
+        for way in ('one call', 'one by one', WORKERS)
+        for model in MODELS
+    ),
+    *(
+        Figure(
+            f'{model}, {way}: without machine code over with',
+            'bench-compiled',
+            by_code(model, way),
+        )
+        for way in ('one call', 'one by one')
         for model in MODELS
     ),
     *(

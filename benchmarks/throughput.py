@@ -9,13 +9,18 @@ count, stands beside where there is one process. The ratios hold within the run.
     python benchmarks/throughput.py PAIRS --threads 1 2 --workers 2
     python benchmarks/throughput.py PAIRS --device cuda --workers 16
 
-PAIRS is a file of pairs, of which the unrelaxed halves are taken, spread over the file;
-without it, crystals of random prototypes and elements are.
+Models that `deeprelax compile` has compiled for this machine have rows with their machine
+code too, and those with workers are with it. PAIRS is a file of pairs, of which the
+unrelaxed halves are taken, spread over the file; without it, crystals of random prototypes
+and elements are.
 """
 
 import argparse
+import os
+import tempfile
 from pathlib import Path
 from time import perf_counter, process_time
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,6 +28,7 @@ import torch
 from ase_deeprelax import Predictor, available_models
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import read_pairs, spread
+from ase_deeprelax.models.compiled import code_file
 from ase_deeprelax.predict.prepare import PARTS
 from ase_deeprelax.testing import symmetric_crystals
 
@@ -34,6 +40,20 @@ def structures(pairs_file=None):
     if pairs_file is None:
         return symmetric_crystals(N)
     return [pair.unrelaxed for pair in spread(read_pairs(pairs_file), N)]
+
+
+def with_and_without_code(names, device):
+    """Predictors by name; machine code, where there is some, makes a second one."""
+    with (
+        tempfile.TemporaryDirectory() as empty,
+        mock.patch.dict(os.environ, XDG_CACHE_HOME=empty),
+    ):
+        found = {name: Predictor(name, device=device) for name in names}
+    for name in names:
+        file = code_file(found[name].model)
+        if file is not None and file.exists():
+            found[f'{name}, compiled'] = Predictor(name, device=device)
+    return found
 
 
 def measure(predictor, batches, workers=1):
@@ -59,12 +79,18 @@ def main():
     options = parser.parse_args()
     atoms = structures(options.pairs)
     names = options.model or list(available_models())
-    predictors = {name: Predictor(name, device=options.device) for name in names}
+    predictors = with_and_without_code(names, options.device)
     ways = {'one call': [atoms], 'one by one': [[x] for x in spread(atoms, SINGLE)]}
     hows = [(way, n, 1) for way in ways for n in options.threads]
     if options.workers != 1:
         hows.append(('one call', 1, options.workers))
-    found = {(model, *how): [] for model in names for how in hows}
+    found = {
+        (model, *how): []
+        for model in predictors
+        for how in hows
+        # Workers find the machine code by themselves.
+        if how[2] == 1 or f'{model}, compiled' not in predictors
+    }
     for predictor in predictors.values():
         predictor.relax(atoms[:8])  # caches are warm from here on
         predictor.relax(atoms, workers=options.workers)

@@ -41,6 +41,7 @@ SLOW = (
     'faults/test_extreme_cells.py',
     'integration/',
     'models/test_baselines.py',
+    'models/test_compiled.py',
     'models/test_conformance.py',
     'optimize/test_chain.py',
     'optimize/test_elastic_bfgs.py',

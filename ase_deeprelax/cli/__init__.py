@@ -3,6 +3,7 @@
 from ase_deeprelax.cli import (
     calibrate,
     compare,
+    compilation,
     evaluate,
     info,
     label,
@@ -27,7 +28,8 @@ for command in (
     calibrate.calibrate,
     select.select,
     compare.compare,
+    compilation.compile_,
     info.models,
     info.doctor,
 ):
-    app.command()(command)
+    app.command(command.__name__.removesuffix('_'))(command)

@@ -13,6 +13,7 @@ from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models.calibration import Calibration
 from ase_deeprelax.models.card import ModelCard
+from ase_deeprelax.models.topology import Topology, topology
 
 
 @dataclass(repr=False)
@@ -132,6 +133,31 @@ class RelaxationModel(nn.Module):
     def forward(self, graph: CrystalGraph) -> ModelOutput:
         """Predict for a batch of graphs, see `CrystalGraph` and `ModelOutput`."""
         raise NotImplementedError
+
+
+class GraphNetwork(RelaxationModel):
+    """Base of the models whose operations have shapes that the topology tells.
+
+    A subclass implements ``predict`` without operations whose shapes depend on values, so
+    that an `Ensemble` finds the topology once for all members, and `models.compiled` can
+    compile it.
+    """
+
+    def forward(self, graph: CrystalGraph, found: Topology | None = None) -> ModelOutput:
+        """Predict for a batch of graphs, see `CrystalGraph` and `ModelOutput`.
+
+        Its topology is found here where it is not given.
+        """
+        return self.predict(graph, topology(graph) if found is None else found)
+
+    def predict(self, graph: CrystalGraph, topology: Topology) -> ModelOutput:
+        """The same with the topology of the graph."""
+        raise NotImplementedError
+
+
+def takes_topology(model: nn.Module) -> bool:
+    """Whether a model is a `GraphNetwork` that has no ``forward`` of its own."""
+    return isinstance(model, GraphNetwork) and type(model).forward is GraphNetwork.forward
 
 
 def relaxed_structure(

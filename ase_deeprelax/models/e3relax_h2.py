@@ -31,7 +31,12 @@ import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
-from ase_deeprelax.models.base import ModelOutput, RelaxationModel, moved_vectors
+from ase_deeprelax.models.base import (
+    GraphNetwork,
+    ModelOutput,
+    RelaxationModel,
+    moved_vectors,
+)
 from ase_deeprelax.models.blocks import Message, Update
 from ase_deeprelax.models.heads import (
     DistanceHead,
@@ -39,9 +44,7 @@ from ase_deeprelax.models.heads import (
     free_displacement,
     free_strain,
     predicted_distances,
-    reverse_edges,
     stretch,
-    undirected,
 )
 from ase_deeprelax.models.layers import (
     MotionEmbedding,
@@ -56,6 +59,7 @@ from ase_deeprelax.models.layers import (
     zero_last,
 )
 from ase_deeprelax.models.published.e3relax_h2 import ReferenceE3RelaxH2
+from ase_deeprelax.models.topology import Topology
 
 # Angular invariants of an edge: l = 1, 2, 3 (l = 0 is constant).
 N_ANGULAR = 3
@@ -81,7 +85,7 @@ def e3relax_h2(*, reference: bool = False, **hyperparameters: Any) -> Relaxation
     return (ReferenceE3RelaxH2 if reference else E3RelaxH2)(**hyperparameters)
 
 
-class E3RelaxH2(RelaxationModel):
+class E3RelaxH2(GraphNetwork):
     """Layers that move atoms and cell as they pass messages between them.
 
     Parameters
@@ -120,7 +124,7 @@ class E3RelaxH2(RelaxationModel):
         self.distances = DistanceHead(hidden, n_radial)
         self.motion = MotionEmbedding(hidden)
 
-    def forward(self, graph: CrystalGraph) -> ModelOutput:
+    def predict(self, graph: CrystalGraph, topology: Topology) -> ModelOutput:
         """Predict for a batch of graphs, with the structure after each layer."""
         device = graph.pos.device.type
         with torch.autocast(device, enabled=False):
@@ -143,7 +147,7 @@ class E3RelaxH2(RelaxationModel):
                     vectors = moved_vectors(graph, start, *structure)
                 x, harmonics = self.edge_features(graph, vectors, fade)
             if neighborhood is None:
-                neighborhood = Neighborhood(graph, x, harmonics, autocast_dtype(x))
+                neighborhood = Neighborhood(topology, x, harmonics, autocast_dtype(x))
             else:
                 neighborhood = neighborhood.moved(x, harmonics)
             s, t = self.to_atoms[k](s, t, lattice_s, lattice_t, graph)
@@ -154,10 +158,10 @@ class E3RelaxH2(RelaxationModel):
             log_strain = log_strain + free_strain(change, graph)
             deformation = stretch(log_strain)
             layers.append((deformation, displacement))
-        bonds = undirected(graph).nonzero().squeeze(1)
+        bonds = topology.bonds
         lengths = predicted_distances(graph, start, deformation, displacement)
         # The angles at both ends of a bond count alike, whichever atom comes first.
-        both = (x + x.index_select(0, reverse_edges(graph))) / 2
+        both = (x + x.index_select(0, topology.reverse)) / 2
         distance, log_b = self.distances(Features(s, v, t), both, graph, bonds, lengths)
         return ModelOutput(
             deformation,
@@ -177,7 +181,7 @@ class E3RelaxH2(RelaxationModel):
         unit = vectors / distance.clamp(min=1e-3).unsqueeze(1)
         harmonics = spherical(unit, 2)
         weight = envelope(distance.unsqueeze(1) / self.spec.cutoff) * fade
-        angular = legendre_means(harmonics, weight, graph.edge_index[1], len(graph.z))
+        angular = legendre_means(harmonics, weight, graph.edge_index[1], graph.num_nodes)
         radial = self.radial.gaussians(distance)
         return weight * torch.cat([radial, angular], dim=1), harmonics
 

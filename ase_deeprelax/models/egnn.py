@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
-from ase_deeprelax.models.base import ModelOutput, RelaxationModel
+from ase_deeprelax.models.base import GraphNetwork, ModelOutput
 from ase_deeprelax.models.blocks import MESSAGE_SCALE
 from ase_deeprelax.models.heads import (
     DistanceHead,
@@ -30,7 +30,6 @@ from ase_deeprelax.models.heads import (
     free_strain,
     predicted_distances,
     stretch,
-    undirected,
 )
 from ase_deeprelax.models.layers import (
     MotionEmbedding,
@@ -43,9 +42,10 @@ from ase_deeprelax.models.layers import (
     safe_norm,
     zero_last,
 )
+from ase_deeprelax.models.topology import Topology
 
 
-class EGNN(RelaxationModel):
+class EGNN(GraphNetwork):
     """E(n) equivariant graph network with read-outs for a relaxation.
 
     Parameters
@@ -83,7 +83,7 @@ class EGNN(RelaxationModel):
         self.distances = DistanceHead(hidden, num_rbf)
         self.motion = MotionEmbedding(hidden, degree=1)
 
-    def forward(self, graph: CrystalGraph) -> ModelOutput:
+    def predict(self, graph: CrystalGraph, topology: Topology) -> ModelOutput:
         """Predict for a batch of graphs, see `ModelOutput`."""
         j, i = graph.edge_index
         with torch.autocast(graph.pos.device.type, enabled=False):
@@ -92,10 +92,10 @@ class EGNN(RelaxationModel):
         # The weight stays that of the distance at the start: a pair that is just out of
         # reach, and so has no edge, may come closer between two layers.
         weight = envelope(distance / self.spec.cutoff).unsqueeze(1)
-        total = weight.new_zeros(len(graph.z), 1).index_add(0, i, weight)
+        total = weight.new_zeros(graph.num_nodes, 1).index_add(0, i, weight)
         c = 1 / (1 + total)
         h, vectors = self.embedding(graph.z) + self.motion(graph)[0], start
-        moves = graph.pos.new_zeros(len(graph.z), 8)
+        moves = graph.pos.new_zeros(graph.num_nodes, 8)
         for layer in self.layers:
             h, pull = layer(h, vectors, weight, graph, self.radial)
             moves = moves + c * pull
@@ -105,7 +105,7 @@ class EGNN(RelaxationModel):
         trace = self.trace(h).to(u.dtype)
         strain = mean_over_atoms(torch.cat([trace, moves[:, 3:]], dim=1), graph)
         deformation = stretch(free_strain(strain, graph))
-        bonds = undirected(graph).nonzero().squeeze(1)
+        bonds = topology.bonds
         lengths = predicted_distances(graph, start, deformation, displacement)
         features, x = Features(h, None, None), self.radial(distance)
         distance, log_b = self.distances(features, x, graph, bonds, lengths)
@@ -163,6 +163,6 @@ class Layer(nn.Module):
         # Neighbours all around nearly cancel in the strain: phi_L has to be free to grow.
         pull = [-torch.tanh(phi_x) * vectors, phi_l * project_symmetric(unit, unit)]
         pull = weight * torch.cat(pull, dim=1)
-        pull = pull.new_zeros(len(h), 8).index_add(0, i, pull)
+        pull = pull.new_zeros(h.shape[0], 8).index_add(0, i, pull)
         total = torch.zeros_like(h).index_add(0, i, weight * m)
         return h + self.update(torch.cat([h, MESSAGE_SCALE * total], dim=1)), pull

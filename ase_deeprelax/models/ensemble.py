@@ -12,9 +12,14 @@ from torch import nn
 
 from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.errors import ModelError
-from ase_deeprelax.models.base import ModelOutput, RelaxationModel
+from ase_deeprelax.models.base import (
+    GraphNetwork,
+    ModelOutput,
+    RelaxationModel,
+    takes_topology,
+)
 from ase_deeprelax.models.card import TASKS, ModelCard
-from ase_deeprelax.models.paegnn import Edges, PaEGNN
+from ase_deeprelax.models.topology import Topology
 
 
 def combine(
@@ -79,7 +84,7 @@ def common_card(cards: list[ModelCard]) -> ModelCard:
     )
 
 
-class Ensemble(RelaxationModel):
+class Ensemble(GraphNetwork):
     """Several networks as one model (paper 4.7): replicas of one, or of different forms.
 
     Strain and displacements are the members' means, distances those of eq. 22. The scale
@@ -128,9 +133,12 @@ class Ensemble(RelaxationModel):
         self.name = f'ensemble of {len(members)}'
         self.card = common_card([member.card for member in members])
 
-    def forward(self, graph: CrystalGraph) -> ModelOutput:
+    def predict(self, graph: CrystalGraph, topology: Topology) -> ModelOutput:
         """Predict for a batch of graphs, see `ModelOutput`."""
-        outputs = self._outputs(graph)
+        outputs: list[Any] = [
+            member(graph, topology) if takes_topology(member) else member(graph)
+            for member in self.members
+        ]
         first = outputs[0]
         for k, output in enumerate(outputs[1:], start=1):
             _check_same_edges(k, output, first)
@@ -155,23 +163,6 @@ class Ensemble(RelaxationModel):
             output.cross_distance, output.cross_log_b = distance, self._mean_log(log_b)
         return output
 
-    def _outputs(self, graph: CrystalGraph) -> list[Any]:
-        """The outputs of the members.
-
-        Networks with the same `PaEGNN.edge_form` share their edge features.
-        """
-        edges: dict[tuple[Any, ...], Edges] = {}
-        outputs: list[Any] = []
-        for member in self.members:
-            if isinstance(member, PaEGNN):
-                form = member.edge_form
-                if form not in edges:
-                    edges[form] = member.edge_features(graph)
-                outputs.append(member(graph, edges[form]))
-            else:
-                outputs.append(member(graph))
-        return outputs
-
     def _mean_log(self, total: torch.Tensor) -> torch.Tensor:
         return (total / len(self.members)).log()
 
@@ -180,11 +171,11 @@ def _check_same_edges(k: int, output: ModelOutput, first: ModelOutput) -> None:
     """Refuse member ``k`` if its distances are not of the edges that member 0 predicts."""
     for name in ('bond_index', 'cross_index'):
         one, other = getattr(first, name), getattr(output, name)
-        if one is None:
+        if one is None or one is other:
             continue
         if other is None or not torch.equal(one, other):
             raise ModelError(
                 f'member {k} of the ensemble gives distances of other edges than member 0 '
                 f'({name}); all members must number the same edges in the same order, as '
-                'those do that take heads.undirected'
+                'those of `topology` are'
             )

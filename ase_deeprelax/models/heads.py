@@ -222,32 +222,6 @@ def stretch_of(general: torch.Tensor) -> torch.Tensor:
     return (stretch + stretch.mT) / 2
 
 
-def undirected(graph: CrystalGraph) -> torch.Tensor:
-    """(n_edges,) bool: one of the two directions of each edge."""
-    j, i = graph.edge_index
-    # Whether the first of the three translations that is not zero is positive.
-    positive = graph.offset.sign() @ graph.offset.new_tensor([4, 2, 1]) > 0
-    return (i < j) | ((i == j) & positive)
-
-
-def reverse_edges(graph: CrystalGraph) -> torch.Tensor:
-    """(n_edges,) int64: for each edge j -> i the index of the edge i -> j.
-
-    An edge whose reverse is not in the graph (one that keeps the nearest neighbours only)
-    is its own.
-    """
-    j, i = graph.edge_index
-    offset = graph.offset.long()
-    span = 2 * int(offset.abs().max()) + 1 if len(offset) else 1
-    x, y, z = offset.unbind(1)  # CUDA has no matrix products of integers
-    shift, n = (x * span + y) * span + z, len(graph.z)
-    key = (i * n + j) * span**3 + shift  # in ascending order, as the edges are
-    mirrored = (j * n + i) * span**3 - shift
-    place = torch.searchsorted(key, mirrored).clamp(max=max(len(key) - 1, 0))
-    there = key.index_select(0, place) == mirrored
-    return torch.where(there, place, torch.arange(len(key), device=key.device))
-
-
 def predicted_distances(
     graph: CrystalGraph,
     vectors: torch.Tensor,

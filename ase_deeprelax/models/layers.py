@@ -11,6 +11,7 @@ from torch import nn
 
 from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.geometry.motion import STRAIN_BASIS
+from ase_deeprelax.models.topology import Topology
 
 
 class ScaledSiLU(nn.Module):
@@ -131,7 +132,8 @@ class Neighborhood:
 
     Parameters
     ----------
-    graph : CrystalGraph
+    topology : Topology
+        Of the batch.
     radial : (n_edges, n_radial)
         Edge features.
     harmonics : list of (n_edges, 2l + 1)
@@ -142,24 +144,13 @@ class Neighborhood:
 
     def __init__(
         self,
-        graph: CrystalGraph,
+        topology: Topology,
         radial: torch.Tensor,
         harmonics: list[torch.Tensor],
         dtype: torch.dtype,
     ):
-        j, i = graph.edge_index
-        n = len(graph.z)
-        pairs, column = torch.unique_consecutive(i * n + j, return_inverse=True)
-        pair_i = torch.div(pairs, n, rounding_mode='floor')
-        counts = torch.bincount(pair_i, minlength=n)
-        width = int(counts.max()) if len(pairs) else 1
-        first = counts.cumsum(0) - counts
-        slot = torch.arange(len(pairs), device=i.device) - first.index_select(0, pair_i)
-        position = pair_i * width + slot
-        self.neighbor = torch.zeros(n * width, dtype=torch.long, device=i.device)
-        self.neighbor[position] = pairs % n
-        self.width, self.dtype = width, dtype
-        self.row = position.index_select(0, column)
+        self.neighbors, self.slots = topology.neighbors, topology.slots
+        self.dtype = dtype
         self.moments = self._sums(radial, harmonics)
 
     def moved(self, radial: torch.Tensor, harmonics: list[torch.Tensor]) -> Neighborhood:
@@ -173,9 +164,10 @@ class Neighborhood:
     ) -> tuple[torch.Tensor, ...]:
         angular = torch.cat(harmonics, dim=1)
         features = (angular.unsqueeze(2) * radial.unsqueeze(1)).flatten(1)
-        total = features.new_zeros(len(self.neighbor), features.shape[1])
-        total = total.index_add(0, self.row, features).to(self.dtype)
-        total = total.view(-1, self.width, features.shape[1]).transpose(1, 2).contiguous()
+        n, width = self.neighbors.shape
+        total = features.new_zeros(n * width, features.shape[1])
+        total = total.index_add(0, self.slots, features).to(self.dtype)
+        total = total.view(n, width, features.shape[1]).transpose(1, 2).contiguous()
         rows = [harmonic.shape[1] * radial.shape[1] for harmonic in harmonics]
         return total.split(rows, dim=1)
 
@@ -197,30 +189,33 @@ class Neighborhood:
         """
         messages = [(k, x.to(self.dtype), w.to(self.dtype)) for k, x, w in messages]
         x = messages[0][1]
-        size = max(1, BLOCK_BYTES // (self.width * x[:1].nbytes)) if len(x) else 1
-        if torch.is_grad_enabled() or x.device.type != 'cpu' or size >= len(x):
-            return self._sums_of_block(self.moments, self.neighbor, messages)
+        if torch.is_grad_enabled() or x.device.type != 'cpu':
+            return self._sums_of_block(self.moments, self.neighbors, messages)
+        row = self.neighbors.shape[1] * x.shape[1] * x.element_size()
+        size = max(1, BLOCK_BYTES // row)
         moments = zip(*(moment.split(size) for moment in self.moments), strict=True)
-        neighbors = self.neighbor.split(size * self.width)
         blocks = [
             self._sums_of_block(*block, messages)
-            for block in zip(moments, neighbors, strict=True)
+            for block in zip(moments, self.neighbors.split(size), strict=True)
         ]
+        if len(blocks) == 1:
+            return blocks[0]
         return [torch.cat(parts) for parts in zip(*blocks, strict=True)]
 
     def _sums_of_block(
         self,
         moments: tuple[torch.Tensor, ...],
-        neighbor: torch.Tensor,
+        neighbors: torch.Tensor,
         messages: list[tuple[int, torch.Tensor, torch.Tensor]],
     ) -> list[torch.Tensor]:
-        """`sums` for some centres: their moments, and (n_centres * width,) neighbours."""
+        """`sums` for some centres: their moments, and their neighbours (n, width)."""
         sums = []
         for degree, x, filters in messages:
             n_radial, f = filters.shape
-            sent = x.index_select(0, neighbor).view(-1, self.width, x.shape[1])
-            moment = torch.bmm(moments[degree], sent)
-            moment = moment.view(len(moment), -1, n_radial, x.shape[1] // f, f)
+            sent = x.index_select(0, neighbors.flatten())
+            moment = torch.bmm(moments[degree], sent.view(*neighbors.shape, x.shape[1]))
+            shape = moment.shape[1] // n_radial, n_radial, x.shape[1] // f, f
+            moment = moment.view(moment.shape[0], *shape)
             sums.append((moment * filters.unsqueeze(1)).sum(2).flatten(1, 2))
         return sums
 

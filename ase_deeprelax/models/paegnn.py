@@ -16,13 +16,12 @@ Equation numbers are the paper's. Where this differs from the published code:
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
 
 from ase_deeprelax.data.graph import CrystalGraph, GraphSpec
-from ase_deeprelax.models.base import ModelOutput, RelaxationModel
+from ase_deeprelax.models.base import GraphNetwork, ModelOutput
 from ase_deeprelax.models.blocks import Message, Update
 from ase_deeprelax.models.heads import (
     DisplacementHead,
@@ -31,7 +30,6 @@ from ase_deeprelax.models.heads import (
     LatticeMatrixHead,
     StrainHead,
     predicted_distances,
-    undirected,
 )
 from ase_deeprelax.models.layers import (
     MotionEmbedding,
@@ -40,6 +38,7 @@ from ase_deeprelax.models.layers import (
     autocast_dtype,
     spherical,
 )
+from ase_deeprelax.models.topology import Topology
 
 PUBLISHED = {
     'hidden': 512,
@@ -55,11 +54,7 @@ PUBLISHED = {
 }
 
 
-# Edge features (n_edges, n_radial), their sums, and the edge vectors (n_edges, 3), A.
-Edges = tuple[torch.Tensor, Neighborhood, torch.Tensor]
-
-
-class PaEGNN(RelaxationModel):
+class PaEGNN(GraphNetwork):
     """Periodicity-aware equivariant graph network with read-outs for a relaxation.
 
     Parameters
@@ -141,24 +136,16 @@ class PaEGNN(RelaxationModel):
             self.displacement = None
         self.motion = MotionEmbedding(hidden, degree)
 
-    def forward(self, graph: CrystalGraph, edges: Edges | None = None) -> ModelOutput:
-        """Predict for a batch of graphs, see `ModelOutput`.
-
-        Parameters
-        ----------
-        graph : CrystalGraph
-        edges : tuple, optional
-            What `edge_features` of a network of the same `edge_form` found for the same
-            graph; default: found here.
-        """
-        x, neighborhood, vectors = self.edge_features(graph) if edges is None else edges
+    def predict(self, graph: CrystalGraph, topology: Topology) -> ModelOutput:
+        """Predict for a batch of graphs, see `ModelOutput`."""
+        x, vectors, neighborhood = self.edge_features(graph, topology)
         features = self.features(graph, neighborhood)
         deformation = self.lattice(features, graph)
         if self.displacement is None:
             displacement = torch.zeros_like(graph.pos)
         else:
             displacement = self.displacement(features, graph)
-        bonds = undirected(graph).nonzero().squeeze(1)
+        bonds = topology.bonds
         lengths = predicted_distances(graph, vectors, deformation, displacement)
         distance, log_b = self.distances(features, x, graph, bonds, lengths)
         output = ModelOutput(
@@ -171,18 +158,10 @@ class PaEGNN(RelaxationModel):
             )
         return output
 
-    @property
-    def edge_form(self) -> tuple[Any, ...]:
-        """All that `edge_features` depends on beside the graph, to be compared.
-
-        A subclass with edge features of its own names here what these depend on.
-        """
-        radial = self.radial
-        size = radial.cutoff, len(radial.centres)
-        return type(self), self.degree, self.offset_encoding, *size
-
-    def edge_features(self, graph: CrystalGraph) -> Edges:
-        """Edge features x_e (n_edges, n_radial), their sums, and the edge vectors."""
+    def edge_features(
+        self, graph: CrystalGraph, topology: Topology
+    ) -> tuple[torch.Tensor, torch.Tensor, Neighborhood]:
+        """Features x_e (n_edges, n_radial), vectors (n_edges, 3), A, and sums of x_e."""
         with torch.autocast(graph.pos.device.type, enabled=False):
             vectors = graph.edge_vectors()
             distance = torch.linalg.vector_norm(vectors, dim=1)
@@ -192,8 +171,7 @@ class PaEGNN(RelaxationModel):
                     [x, encode_offsets(graph.offset, self.offset_encoding)], dim=1
                 )
             harmonics = spherical(vectors / distance.unsqueeze(1), self.degree)
-        neighborhood = Neighborhood(graph, x, harmonics, autocast_dtype(x))
-        return x, neighborhood, vectors
+        return x, vectors, Neighborhood(topology, x, harmonics, autocast_dtype(x))
 
     def features(self, graph: CrystalGraph, neighborhood: Neighborhood) -> Features:
         """Scalars (n, F), vectors (n, 3, F), tensors (n, 5, F) after all layers."""

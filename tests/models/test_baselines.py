@@ -14,6 +14,7 @@ from ase_deeprelax.data.graph import build_graph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import relaxed_structure
+from ase_deeprelax.models.topology import topology
 from ase_deeprelax.train.config import Loss
 from ase_deeprelax.train.losses import relaxation_loss
 
@@ -175,7 +176,7 @@ def test_painn_is_its_equations():
     model = testing.awaken(create_model('painn', **SMALL, cutoff=CUTOFF)).double()
     atoms, f = skewed(), SMALL['hidden']
     graph = graph_of(atoms, model)
-    features = model.features(graph, model.edge_features(graph)[1])
+    features = model.features(graph, model.edge_features(graph, topology(graph))[2])
 
     s = arrays(model.embedding)['weight'][atoms.numbers]
     v = np.zeros((2, 3, f))

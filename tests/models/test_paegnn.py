@@ -13,7 +13,7 @@ from ase_deeprelax.data.graph import build_graph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model, layers
 from ase_deeprelax.models.base import LOG_B_RANGE, relaxed_structure
-from ase_deeprelax.models.heads import stretch_of, undirected
+from ase_deeprelax.models.heads import stretch_of
 from ase_deeprelax.models.layers import (
     Neighborhood,
     RadialBasis,
@@ -21,6 +21,7 @@ from ase_deeprelax.models.layers import (
     symmetric_matrix,
 )
 from ase_deeprelax.models.paegnn import PUBLISHED, encode_offsets
+from ase_deeprelax.models.topology import topology, undirected
 
 SMALL = {'hidden': 16, 'layers': 2}
 
@@ -115,7 +116,9 @@ def test_sum_over_images_equals_sum_over_edges():
     unit = torch.nn.functional.normalize(graph.edge_vectors())
     features = torch.rand(graph.num_nodes, 7, dtype=torch.float64)
     filters = torch.rand(5, 7, dtype=torch.float64)
-    hood = Neighborhood(graph, radial, [torch.ones_like(unit[:, :1]), unit], torch.float64)
+    hood = Neighborhood(
+        topology(graph), radial, [torch.ones_like(unit[:, :1]), unit], torch.float64
+    )
     j, i = graph.edge_index
     message = (radial @ filters) * features[j]
     naive = torch.zeros_like(features).index_add(0, i, message)

@@ -8,7 +8,7 @@ from ase.build import bulk
 
 from ase_deeprelax import relax
 from ase_deeprelax.errors import ModelError
-from ase_deeprelax.models import create_model
+from ase_deeprelax.models import base, create_model
 from ase_deeprelax.models.ensemble import Ensemble, combine
 from ase_deeprelax.models.paegnn import PUBLISHED, PaEGNN
 from ase_deeprelax.models.painn import PaiNN
@@ -151,11 +151,9 @@ def test_members_of_other_forms_keep_edge_features_of_their_own(forms):
     np.testing.assert_allclose(together.deformation, mean, atol=1e-9)
 
 
-def test_replicas_share_edge_features(monkeypatch):
-    found, find = [], PaEGNN.edge_features
-    monkeypatch.setattr(
-        PaEGNN, 'edge_features', lambda self, graph: found.append(1) or find(self, graph)
-    )
+def test_members_share_the_topology(monkeypatch):
+    found, find = [], base.topology
+    monkeypatch.setattr(base, 'topology', lambda graph: found.append(1) or find(graph))
     relax(rattled(), model=Ensemble([PaEGNN(hidden=16, layers=1) for _ in range(3)]))
     assert len(found) == 1
 

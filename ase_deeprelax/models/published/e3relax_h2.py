@@ -35,7 +35,6 @@ from ase_deeprelax.models.heads import (
     free_displacement,
     predicted_distances,
     stretch_of,
-    undirected,
 )
 from ase_deeprelax.models.layers import (
     RadialBasis,
@@ -44,6 +43,7 @@ from ase_deeprelax.models.layers import (
     mlp,
 )
 from ase_deeprelax.models.published.lattice import GatedUpdate, Lattice
+from ase_deeprelax.models.topology import undirected
 
 # Images of an atom that stand for its self-image neighbours.
 SELF_IMAGES = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0))
