@@ -281,6 +281,8 @@ def tell_problems(problems: Iterable[str], what: str = 'failed') -> None:
 
 def need_pages(file: Path | None) -> None:
     """Refuse before the work a page (None: none is asked for) that cannot be drawn."""
+    if str(file) == '-':
+        raise typer.BadParameter('--html: a page is written to a file, not to -')
     if file is not None:
         from ase_deeprelax.report.style import need_matplotlib
 

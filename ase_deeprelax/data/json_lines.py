@@ -36,6 +36,8 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     where : str
         Path and line, for messages.
     record : dict
+        Without entries that are null: tables that are written as JSON lines have them
+        where a value is missing.
 
     Raises
     ------
@@ -48,7 +50,8 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     >>> records = [record for _, record in read_json_lines('mine.jsonl')]  # doctest: +SKIP
     """
     for where, line in read_lines(path):
-        yield where, parse_line(line, where)
+        record = parse_line(line, where)
+        yield where, {key: value for key, value in record.items() if value is not None}
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, bytes]]:

@@ -195,10 +195,10 @@ def make_pair(
     relaxed: Any,
     *,
     ok: bool = True,
-    split: str = '',
+    split: str | None = '',
     scale: float = 1.0,
     fixed_cell: bool = False,
-    kind: str = '',
+    kind: str | None = '',
 ) -> Pair:
     """A pair from two structures: nearest images, no drift, no rotation.
 
@@ -213,14 +213,14 @@ def make_pair(
         takes them, and the height of the box of ``relaxed`` does not matter.
     ok : bool
         Default True; this and the rest as in `Pair`.
-    split : str
-        Default ''.
+    split : str, optional
+        Default ''; None is the same.
     scale : float
         Default 1.
     fixed_cell : bool
         Default False.
-    kind : str
-        Default ''.
+    kind : str, optional
+        Default ''; None is the same.
 
     Returns
     -------
@@ -279,13 +279,13 @@ def make_pair(
         cell1=cell0.copy() if fixed_cell else cell0 @ stretch,
         frac1=frac0 + fractional_moves(frac1 - frac0, cell0, fixed),
         ok=bool(ok),
-        split=split,
+        split=str(split or ''),
         formula=chemical_formula(unrelaxed),
         scale=float(scale),
         pbc=tuple(unrelaxed.pbc.tolist()),
         fixed_cell=bool(fixed_cell),
         fixed=fixed if fixed.any() else None,
-        kind=kind,
+        kind=str(kind or ''),
     )
 
 

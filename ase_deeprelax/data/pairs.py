@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,14 @@ from ase_deeprelax.data.json_lines import (
     first_record_has,
     read_json_lines,
 )
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.data.pair import Pair, check_halves, fractional_moves, make_pair
 from ase_deeprelax.data.published_layouts import is_layout, read_layout
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.files import replaced
+from ase_deeprelax.geometry.vacuum import layer_or_none
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     'TRAINED_ON',
@@ -46,6 +51,9 @@ SAME_BOX = 1e-4
 # An atom that moves farther along a lattice vector, in fractions of it, was written in
 # another periodic image, or with a drift.
 FARTHEST_MOVE = 0.5
+# So many crystals of a file are looked at for vacuum. If it is in a larger share of them,
+# they are layers; it is in 0.25 % of crystals that were not rescaled.
+LOOKED_AT, VACUUM_SHARE = 200, 0.1
 
 
 def read_pairs(
@@ -59,8 +67,8 @@ def read_pairs(
         One of
 
         - ``*.jsonl`` or ``*.jsonl.gz``: one object per line with ``id, numbers, cell0,
-          frac0, cell1, frac1`` and optionally ``ok, split, formula, scale``; relaxed
-          atoms in any periodic image;
+          frac0, cell1, frac1`` and optionally ``ok, split, formula, scale``, and ``pbc``
+          for layers; relaxed atoms in any periodic image; what is null counts as missing;
         - a folder of DeepRelax or E3Relax-H2: ``train.csv``, ``val.csv``, ``test.csv``
           (ids in the column ``atoms_id``, ``mp_id``, ``id``, or else the first) or
           ``id_prop_train_all.csv`` ..., with ``{id}_unrelaxed.cif`` and
@@ -210,7 +218,28 @@ def _read_lines(path: Path, splits: Collection[str] | None, ok_only: bool) -> li
             if isinstance(error, PairFileError):
                 raise
             raise PairFileError(f'{where}: {error}') from error
+    _warn_of_vacuum(path, pairs)
     return pairs
+
+
+def _warn_of_vacuum(path: Path, pairs: Sequence[Pair]) -> None:
+    """Warn where crystals of a file look like layers, which JSON lines say by ``pbc``."""
+    crystals = spread([pair for pair in pairs if all(pair.pbc)], LOOKED_AT)
+    layers = [
+        pair.id
+        for pair in crystals
+        if layer_or_none(pair.unrelaxed) and layer_or_none(pair.relaxed)
+    ]
+    if len(layers) > VACUUM_SHARE * len(crystals):
+        log.warning(
+            '%s: there is vacuum, as in layers, in %d of %s that were looked at and count '
+            'as crystals; the first is id %s. If they are layers, say so: "pbc": [true, '
+            'true, false], or write the file with make_pair and write_pairs',
+            path,
+            len(layers),
+            count(len(crystals), 'pair'),
+            layers[0],
+        )
 
 
 def _from_record(record: dict[str, Any], where: str) -> Pair:

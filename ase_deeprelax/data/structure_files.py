@@ -353,13 +353,17 @@ def row_numbers(path: Path) -> list[int]:
     Raises
     ------
     StructureError
-        It is no such file.
+        It is no such file, or another process is writing to it for seconds.
     """
     uri = f'{path.absolute().as_uri()}?mode=ro'
     try:
         with closing(sqlite3.connect(uri, uri=True)) as file:
             return [row[0] for row in file.execute('SELECT id FROM systems ORDER BY id')]
     except sqlite3.Error as error:
+        if getattr(error, 'sqlite_errorcode', None) == sqlite3.SQLITE_BUSY:
+            raise StructureError(
+                'another process is writing to this database; wait until it has ended'
+            ) from error
         raise StructureError(f'no database of ASE ({error})') from error
 
 

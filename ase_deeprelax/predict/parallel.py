@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from math import ceil
+from multiprocessing.util import Finalize
 from numbers import Integral
 from pickle import PicklingError
+from threading import Thread
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 from ase.filters import Filter
-from joblib import Parallel, delayed, effective_n_jobs
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib import cpu_count, effective_n_jobs
+from joblib.externals.loky.process_executor import (
+    ProcessPoolExecutor,
+    TerminatedWorkerError,
+)
 
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
@@ -30,6 +39,12 @@ if TYPE_CHECKING:
 # Structures whose graphs are held, and sorted by size, at a time. A worker takes fewer, so
 # that none of them waits for long at the end.
 WINDOW, WINDOW_OF_WORKER = 1024, 64
+# Windows that wait for each worker, or are at work in it, at a time.
+AHEAD = 2
+# Time after which workers without work end, s.
+IDLE = 300
+# How often workers look whether the process that began them is there, s.
+LOOK = 2
 
 # Results of the structures of a window, and the errors of some by their index.
 Found = tuple[list['Relaxation'], dict[int, DeepRelaxError]]
@@ -55,7 +70,7 @@ def relax_windows(
         See `find_freedom`.
     workers : int
         How many processes, -1: one for each core. Default 1: this one. They stay, and wait
-        for the next call.
+        for the next call. One structure alone is relaxed in this process.
     bar : tqdm, optional
         Updated when structures are done.
 
@@ -81,49 +96,77 @@ def relax_windows(
             f'workers is {workers!r}; it must be 1 or more, or -1 for one on each core'
         )
     workers = effective_n_jobs(workers)
-    if workers == 1:
+    if workers == 1 or (isinstance(structures, Sized) and len(structures) == 1):
         for window in _windows(structures, WINDOW):
             yield _relax_window(predictor, window, relax_cell, bar)
         return
-    make = predictor.copy_in_worker()
-    failures: list[Exception] = []
-    windows = _windows(structures, _share(structures, workers))
+    make, pool = predictor.copy_in_worker(), _pool(workers, os.getpid())
     tasks = (
-        delayed(_relax_in_worker)(make, window, relax_cell)
-        for window in _until_error(windows, failures)
+        pool.submit(_relax_in_worker, make, window, relax_cell)
+        for window in _windows(structures, _share(structures, workers))
     )
-    # Large arrays go as they are: those that workers share would come back read-only.
-    # All tasks are made here: any others would be made in a thread of the pool.
-    pool = Parallel(workers, return_as='generator', max_nbytes=None, pre_dispatch='all')
     try:
-        with _closed_in_silence(pool(tasks)) as found:
-            for results, errors in found:
-                if bar is not None:
-                    bar.update(len(results))
-                yield results, errors
-    except TerminatedWorkerError as error:
-        raise ConfigError(
-            f'one of {workers} workers was killed, most likely because the memory ran out; '
-            'use fewer of them'
-        ) from error
+        for results, errors in _in_order(tasks, AHEAD * workers):
+            if bar is not None:
+                bar.update(len(results))
+            yield results, errors
     except (PicklingError, BrokenProcessPool) as error:
+        if isinstance(error, BrokenProcessPool):
+            _pool.cache_clear()
+        if isinstance(error, TerminatedWorkerError):
+            raise ConfigError(
+                f'one of {workers} workers was killed, most likely because the memory ran '
+                'out; use fewer of them'
+            ) from error
         raise ConfigError(
             'the model, or what is stored in a structure, cannot be sent to another '
             'process; use workers=1'
         ) from error
-    for failure in failures:
-        raise failure
 
 
-@contextmanager
-def _closed_in_silence(results: Generator[Found]) -> Generator[Generator[Found]]:
-    """Close the results of a pool at the end, without a warning of those left in it."""
+@lru_cache(maxsize=1)
+def _pool(workers: int, parent: int) -> ProcessPoolExecutor:
+    """Processes that stay until they have had no work for a while, and share the cores.
+
+    A forked child, which has another number than ``parent``, gets some of its own.
+    """
+    threads = os.environ.get('OMP_NUM_THREADS', str(max(1, cpu_count() // workers)))
+    pool = ProcessPoolExecutor(
+        workers,
+        timeout=IDLE,
+        initializer=_begin,
+        initargs=(parent,),
+        env={'OMP_NUM_THREADS': threads},
+    )
+    # A process that multiprocessing has started would wait for them at its end.
+    Finalize(None, pool.shutdown, kwargs={'kill_workers': True}, exitpriority=0)
+    return pool
+
+
+def _begin(parent: int) -> None:
+    """Let a worker end with the process that began it, even where that was killed."""
+    if os.getppid() == parent:  # on Windows there may be a launcher between them
+        Thread(target=_end_without, args=(parent,), daemon=True).start()
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        sleep(LOOK)
+    os._exit(1)
+
+
+def _in_order(tasks: Iterator[Future[Found]], most: int) -> Generator[Found]:
+    """Results of tasks, of which only so many are begun before the first has ended."""
+    waiting: deque[Future[Found]] = deque()
     try:
-        yield results
+        waiting.extend(islice(tasks, most))
+        while waiting:
+            found = waiting.popleft().result()
+            waiting.extend(islice(tasks, 1))
+            yield found
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            results.close()
+        for task in waiting:
+            task.cancel()
 
 
 def _share(structures: Iterable[Any], workers: int) -> int:
@@ -137,16 +180,6 @@ def _windows(structures: Iterable[Any], size: int) -> Iterator[list[Any]]:
     copies = map(_detached, structures)
     while window := list(islice(copies, size)):
         yield window
-
-
-def _until_error(
-    windows: Iterator[list[Any]], failures: list[Exception]
-) -> Iterator[list[Any]]:
-    """Windows up to an error of the iterable, which is kept: joblib could lose it."""
-    try:
-        yield from windows
-    except Exception as error:  # noqa: BLE001 - the iterable is the user's
-        failures.append(error)
 
 
 def _relax_window(

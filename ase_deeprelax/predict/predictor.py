@@ -24,6 +24,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.models.compiled import with_machine_code
 from ase_deeprelax.models.store import find_model, for_prediction, load_shared
 from ase_deeprelax.predict.forward import (
     BATCH_EDGES,
@@ -137,7 +138,11 @@ def relax(
     )
     if is_one(structures):
         [result] = predictor.relax(
-            [structures], relax_cell=relax_cell, progress=progress, on_bad=on_bad or 'raise'
+            [structures],
+            relax_cell=relax_cell,
+            workers=workers,
+            progress=progress,
+            on_bad=on_bad or 'raise',
         )
         return result
     results = predictor.relax(
@@ -215,10 +220,11 @@ class Predictor:
         self.batch_edges = batch_edges or BATCH_EDGES[self.device.type]
         if isinstance(model, RelaxationModel):
             self.model = for_prediction(copy.deepcopy(model).to(self.device, self.dtype))
-            self._folder = None
+            self._folder, self._network = None, self.model
         else:
             self._folder = find_model(model).absolute()
             self.model = load_shared(self._folder, self.device, self.dtype)
+            self._network = with_machine_code(self.model)
         if accept_below is not None and self.model.calibration is None:
             raise ModelError(
                 f'accept_below needs a calibrated model, and {self.model.name!r} is not; '
@@ -356,7 +362,7 @@ class Predictor:
             graph = collate([prepared.graph for prepared in batch]).to(self.device)
             # Autocast around the caller's code would let the network compute with 16 bits.
             with torch.autocast(self.device.type, enabled=False):
-                outputs, seconds = run_model(self.model, graph)
+                outputs, seconds = run_model(self._network, graph)
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise

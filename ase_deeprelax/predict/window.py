@@ -114,15 +114,11 @@ class Window:
             self._fail(index, named)
 
     def _fail(self, index: int, error: DeepRelaxError) -> None:
-        prepared, source = self._prepared.get(index), None
-        if prepared is not None:
-            initial, source = prepared.initial, prepared.source
-        else:
-            try:
-                initial = copy_of(self.structures[index])
-                source = source_of(self.structures[index])
-            except Exception:  # noqa: BLE001 - it is no structure at all
-                initial = Atoms()
+        structure, prepared = self.structures[index], self._prepared.get(index)
+        try:
+            initial, source = copy_of(structure), source_of(structure)
+        except Exception:  # noqa: BLE001 - it is no structure at all
+            initial, source = Atoms(), None
         self.errors[index] = error
         self._done[index] = failed(initial, error, self.settings, prepared, source)
         self._close(index)

@@ -33,13 +33,13 @@ _OPENING = threading.Lock()
 
 
 class Database(OneFormat):
-    """The rows of an ``ase.db`` file (SQLite); ids end in the number of the row."""
+    """The rows of an ``ase.db`` file (SQLite), counted from 0 as ``ase.io`` does."""
 
-    def entries(self) -> Iterator[tuple[str, Callable[[], Atoms]]]:
-        """Numbers of the rows, and what reads them."""
+    def entries(self) -> Iterator[tuple[None, Callable[[], Atoms]]]:
+        """What reads the rows, which have no names."""
         with self._connected() as database:
             for number in map(int, self._row_numbers(database)):
-                yield self.named(number), partial(_row, database, number)
+                yield None, partial(_row, database, number)
 
     @contextmanager
     def _connected(self) -> Generator[Any]:
@@ -70,12 +70,13 @@ class LmdbDatabase(Database):
 
     def _open(self) -> Any:
         try:
-            import ase_db_backends.aselmdb  # noqa: F401
+            from ase_db_backends.aselmdb import lmdb
         except ImportError as error:
             raise MissingDependencyError(
                 f"{self.path}: .aselmdb files need pip install 'ase-deeprelax[aselmdb]'"
             ) from error
         try:
+            _check_length(self.path, lmdb)
             return connect(self.path, type='aselmdb', readonly=True, use_lock_file=False)
         except Exception as error:
             raise StructureError(
@@ -84,6 +85,14 @@ class LmdbDatabase(Database):
 
     def _row_numbers(self, database: Any) -> Sequence[int]:
         return database.ids
+
+
+def _check_length(path: Path, lmdb: Any) -> None:
+    """Refuse a file of LMDB that was cut: one who reads beyond its end is killed."""
+    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as file:
+        whole = (file.info()['last_pgno'] + 1) * file.stat()['psize']
+    if path.stat().st_size < whole:
+        raise StructureError(f'cut to less than its {whole:,} bytes; copy it again')
 
 
 class Parquet(OneFormat):

@@ -8,11 +8,15 @@ import time
 import pytest
 from ase.build import bulk
 
-from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs
+from ase_deeprelax.data.pairs import TRAINED_ON, make_pair, pair_record, read_pairs
 from ase_deeprelax.data.relaxed_structures import read_relaxed
 from ase_deeprelax.errors import PairFileError
 
 RECORD = pair_record(make_pair('Cu', bulk('Cu', a=3.5), bulk('Cu', a=3.6)))
+
+
+NOT_NEEDED = {'ok': True, 'split': '', 'scale': 1.0, 'pbc': (True,) * 3, 'src': ''}
+NOT_NEEDED |= {'fixed': None, 'fixed_cell': False, 'kind': ''}
 
 
 def line(**changes):
@@ -38,6 +42,21 @@ BROKEN = {
     'latin': (b'{"id": "\xe9"}', 'not a JSON object'),
     'nan': (line(cell0=[[float('nan')] * 3] * 3), 'not finite'),
 }
+
+
+def test_null_counts_as_missing(tmp_path):
+    """As tables have it that pandas writes as JSON lines."""
+    path, empty = tmp_path / 'pairs.jsonl', dict.fromkeys(NOT_NEEDED)
+    path.write_text(line(**empty))
+    [pair] = read_pairs(path, TRAINED_ON, ok_only=True)
+    for name, default in NOT_NEEDED.items():
+        assert getattr(pair, name) == default, name
+    path.write_text(line(**empty, id='a', formula='Cu'))
+    [relaxed] = read_relaxed(path, (), 9)
+    assert (relaxed.pbc, relaxed.src) == ((True, True, True), '')
+    path.write_text(line(cell1=None))
+    with pytest.raises(PairFileError, match="line 1, id 'Cu': the key 'cell1' is missing"):
+        read_pairs(path)
 
 
 @pytest.mark.parametrize('case', BROKEN)

@@ -16,6 +16,7 @@ from ase_deeprelax.data.pairs import make_pair, pair_record, read_pairs, write_p
 from ase_deeprelax.errors import PairFileError
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom
 
+ALL = (True, True, True)
 SHARED = Path(__file__).parents[2] / '../shared/data'
 
 
@@ -401,6 +402,23 @@ def test_trainings_are_told_the_same_of_what_is_held_as_predictions(name):
         expected = find_freedom(one, relax_cell).motion
         np.testing.assert_array_equal(told.fixed, expected.fixed)
         np.testing.assert_allclose(told.free_strain, expected.free_strain, atol=1e-9)
+
+
+def test_layers_that_a_file_calls_crystals_are_warned_of(tmp_path, caplog):
+    layers = [make_pair(k, sheet(1.5), sheet(1.6)) for k in range(3)]
+    for pairs, warned in ((layers, False), ([replace(p, pbc=ALL) for p in layers], True)):
+        caplog.clear()
+        write_pairs(tmp_path / 'p.jsonl', [*some_pairs(), *pairs])
+        read_pairs(tmp_path / 'p.jsonl')
+        text = (
+            'in 3 of 7 pairs that were looked at and count as crystals; the first is id 0'
+        )
+        assert (text in caplog.text) is warned
+
+
+def test_none_is_no_split_and_no_kind():
+    pair = make_pair('x', bulk('Cu'), bulk('Cu'), split=None, kind=None)
+    assert (pair.split, pair.kind) == ('', '')
 
 
 def test_real_pairs_are_in_their_nearest_images_and_without_rotation():

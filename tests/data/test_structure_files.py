@@ -115,6 +115,15 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
     assert not (tmp_path / 'missing.db').exists()
 
 
+def test_a_database_that_another_process_has_locked_is_one(tmp_path):
+    with connect(tmp_path / 'busy.db') as database:
+        database.write(bulk('Cu'))
+    with closing(sqlite3.connect(tmp_path / 'busy.db')) as writer:
+        writer.execute('BEGIN EXCLUSIVE')
+        with pytest.raises(StructureError, match='another process is writing to this'):
+            read_structures(StructureFile(tmp_path / 'busy.db'))
+
+
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be'])
 @pytest.mark.parametrize('suffix', ['cif', 'extxyz', 'vasp', 'json', 'xsf'])
 def test_files_may_begin_with_a_mark_of_byte_order(tmp_path, suffix, encoding):

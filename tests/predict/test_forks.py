@@ -54,6 +54,19 @@ NESTED = """
     process.join(90)
     assert process.exitcode == 0
 """
+WORKERS = """
+    crystals = [bulk('Cu', a=a) for a in (3.5, 3.6, 3.7)]
+    expected = [one.volume_ratio for one in relax(crystals, device='cpu', workers=2)]
+
+    def child():
+        found = relax(crystals, device='cpu', workers=2)
+        assert [one.volume_ratio for one in found] == expected
+
+    process = fork.Process(target=child)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+"""
 # A process that is forked from one that has used CUDA. Without a GPU, the child
 # hears from torch what it would hear then.
 AS_TORCH_TELLS = """
@@ -91,6 +104,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA de
         pytest.param(POOL, id='pool'),
         pytest.param(EXECUTOR, id='futures'),
         pytest.param(NESTED, id='nested'),
+        pytest.param(WORKERS, id='workers of their own'),
         pytest.param(AS_TORCH_TELLS + CUDA_IN_A_CHILD, id='as torch tells it'),
         pytest.param(REAL_CUDA, id='on a GPU', marks=CUDA),
     ],

@@ -3,10 +3,13 @@
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from ase_deeprelax.models import create_model
 from ase_deeprelax.models.paegnn import PaEGNN
 from ase_deeprelax.models.store import load_model, save_model
 from ase_deeprelax.predict import Predictor, relax
+from ase_deeprelax.predict.parallel import AHEAD, relax_windows
 from ase_deeprelax.testing import awaken, symmetric_crystals
 from ase_deeprelax.testing.predictions import BATCH_TOLERANCE
 
@@ -34,6 +38,24 @@ from ase_deeprelax import relax
 sizes = [3.5, 3.6, 3.7] * 50  # no "if __name__ == '__main__'"
 found = relax([bulk('Cu', a=a) for a in sizes], {model!r}, device='cpu', workers=2)
 assert [result.initial.cell[0, 1] for result in found] == [a / 2 for a in sizes]
+"""
+
+
+KILLED = """
+import fcntl, os, signal
+from ase.build import bulk
+from ase_deeprelax import relax
+from ase_deeprelax.models.paegnn import PaEGNN
+
+class Holder(PaEGNN):
+    def forward(self, graph):
+        if not hasattr(os, 'held'):
+            os.held = open(f'{os.getpid()}.worker', 'w')
+            fcntl.flock(os.held, fcntl.LOCK_EX)
+        return super().forward(graph)
+
+relax([bulk('Cu')] * 9, Holder(hidden=16, layers=1), device='cpu', workers=2)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -172,6 +194,24 @@ def test_an_error_of_the_iterable_is_never_lost(tiny_model, before, monkeypatch)
         relax(torn(), tiny_model, workers=2)
 
 
+def test_the_input_is_read_as_a_stream(tiny_model, monkeypatch):
+    monkeypatch.setattr('ase_deeprelax.predict.parallel.WINDOW_OF_WORKER', 3)
+    taken = []
+
+    def crystals():
+        for a in np.linspace(3.5, 3.7, 90):
+            taken.append(a)
+            yield bulk('Cu', a=a)
+
+    with closing(relax_windows(Predictor(tiny_model), crystals(), workers=2)) as windows:
+        for done, (results, _) in enumerate(windows, 1):
+            assert [one.initial.cell[0, 1] for one in results] == [
+                a / 2 for a in taken[3 * done - 3 : 3 * done]
+            ]
+            assert len(taken) <= 3 * (done + 2 * AHEAD)
+    assert (len(taken), done) == (90, 30)
+
+
 def test_large_arrays_come_back_as_they_were(tiny_model):
     atoms = bulk('Cu')
     atoms.info['spectrum'] = np.ones(400_000)
@@ -233,6 +273,25 @@ def test_a_killed_process_is_an_error_that_says_what_to_do():
         relax(symmetric_crystals(4), Doomed(hidden=16, layers=1), workers=2)
 
 
+def test_workers_end_with_a_process_that_was_killed(tmp_path):
+    fcntl = pytest.importorskip('fcntl')
+    script = tmp_path / 'script.py'
+    script.write_text(KILLED)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, timeout=200, check=False)
+    assert done.returncode == -signal.SIGKILL
+    held = list(tmp_path.glob('*.worker'))
+    assert held
+    for path in held:
+        with path.open() as file:
+            for _ in range(60):
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.5)
+            else:
+                raise AssertionError(f'{path} is still held by a worker')
+
+
 def test_a_script_needs_no_main_guard(tiny_model, tmp_path):
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT.format(model=str(tiny_model)))
@@ -257,8 +316,15 @@ def test_a_model_that_was_trained_again_is_not_mixed_in(tiny_model, tmp_path):
 
 @pytest.mark.parametrize('workers', [0, -2, 1.5, '2', True])
 def test_the_number_of_processes_is_checked(tiny_model, workers):
-    with pytest.raises(ConfigError, match=f'workers is {workers!r}'):
-        relax([bulk('Cu')], tiny_model, workers=workers)
+    for structures in (bulk('Cu'), [bulk('Cu')]):
+        with pytest.raises(ConfigError, match=f'workers is {workers!r}'):
+            relax(structures, tiny_model, workers=workers)
+
+
+def test_one_structure_needs_no_other_process(tiny_model):
+    atoms = Torn(bulk('Cu'))  # which would be lost on its way there
+    assert relax(atoms, tiny_model, workers=2).ok
+    assert relax([atoms], tiny_model, workers=2)[0].ok
 
 
 def test_what_cannot_be_sent_is_said(tiny_model):

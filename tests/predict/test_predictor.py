@@ -105,8 +105,14 @@ def test_what_the_model_has_not_learned_is_flagged(model, crystals):
     assert not relax(atoms, model).ood
     with pytest.warns(DeepRelaxWarning, match='not trained on: fixed cell'):
         assert 'fixed cell' in relax(atoms, model, relax_cell=False).ood
+    with pytest.warns(DeepRelaxWarning, match='not trained on: partly fixed cell'):
+        assert 'partly fixed cell' in relax(atoms, model, relax_cell='in-plane').ood
     with pytest.warns(DeepRelaxWarning, match='layer'):
         assert 'layer' in relax(mx2('MoS2', vacuum=9), model).ood
+    held = atoms.copy()
+    held.set_constraint(FixAtoms([0]))
+    with pytest.warns(DeepRelaxWarning, match='not trained on: fixed atoms'):
+        assert 'fixed atoms' in relax(held, model).ood
     model = awaken(create_model('paegnn', hidden=16, layers=2), scale=0.3)
     model.card = ModelCard(learned=('bulk', 'fixed cell'))
     assert not relax(atoms, model, relax_cell=False).ood
@@ -619,6 +625,21 @@ def test_timings_add_up(model, crystals):
         assert total > 0
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_an_atom_without_a_neighbour_is_named_by_its_place_in_the_input(seed):
+    """Networks that want the canonical frame want another order, too."""
+    model = PaEGNN(hidden=16, layers=1, cutoff=2.5, offset_encoding=16)
+    salt = bulk('NaCl', 'rocksalt', a=4.6, cubic=True)
+    near = np.flatnonzero(salt.get_distances(0, range(1, 8), mic=True) < 2.4) + 1
+    salt.symbols[0] = 'K'
+    del salt[near]
+    salt = salt[np.random.default_rng(seed).permutation(len(salt))]
+    (alone,) = salt.symbols.search('K')
+    message = rf'atom {alone} \(K\) has no neighbour within 2.5 A \(1 of 5 atoms'
+    with pytest.raises(StructureError, match=message):
+        relax(salt, model)
+
+
 def test_progress_goes_to_stderr(model, crystals, capsys):
     relax(crystals, model, progress=True)
     out, err = capsys.readouterr()
@@ -626,3 +647,9 @@ def test_progress_goes_to_stderr(model, crystals, capsys):
     assert out == ''
     relax(crystals, model)
     assert capsys.readouterr() == ('', '')
+
+
+def test_structures_that_fail_count_as_done(model, crystals, capsys):
+    with pytest.warns(DeepRelaxWarning, match='1 of 3 structures were not relaxed'):
+        relax([crystals[0], Atoms(), crystals[1]], model, progress=True)
+    assert '3/3' in capsys.readouterr().err

@@ -61,6 +61,14 @@ def test_it_turns_with_the_crystal(seed, sigma):
     np.testing.assert_allclose(u1, u @ q, atol=1e-10)
 
 
+@quick
+@given(seeds(), st.floats(0.001, 1.0))
+def test_no_rigid_drift_is_left_where_no_atom_is_fixed(seed, sigma):
+    rng = np.random.default_rng(seed)
+    _, u = shrink(a_move(rng), sigma, sigma * rng.random(5), 2.5, floating=True)
+    np.testing.assert_allclose(u.mean(axis=0), 0, atol=1e-15)
+
+
 def test_nothing_moves_where_nothing_is_predicted():
     nothing = np.eye(3), np.zeros((2, 3))
     for sigma in (0.0, 0.1):

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase.db import connect
-from ase.io import write
+from ase.io import read, write
 from ase.io.jsonio import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from pyarrow import parquet
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
+from ase_deeprelax.data.structure_files import StructureFile, read_structures
 from ase_deeprelax.errors import ConfigError, StructureError
 from ase_deeprelax.screening.sources import open_source, scan
 
@@ -193,8 +196,15 @@ def test_any_source_gives_all_structures_from_any_start(way, tmp_path, atoms):
 def test_columns_of_databases_come_along(tmp_path, atoms):
     source = open_source(as_database(tmp_path, atoms))
     item = next(source.items(4))
-    assert item.id == 'all.db@6'
     assert item.load().info['key_value_pairs'] == {'number': 5}
+
+
+def test_the_id_of_a_row_is_that_of_ase_and_of_relax(tmp_path, atoms):
+    path = as_database(tmp_path, atoms)
+    for number, item in enumerate(open_source(path).items()):
+        assert item.id == f'all.db@{number}'
+        [one] = read_structures(StructureFile(path, str(number)))
+        assert one == item.load() == read(tmp_path / item.id)
 
 
 def test_a_folder_may_hold_anything(tmp_path, atoms):
@@ -262,6 +272,34 @@ def test_cut_archives_and_files_tell_where(tmp_path, atoms):
         assert 2 < len(ids) < N
         assert ids[-1] == f'{path.name}@damaged'
         assert last is not None
+
+
+READ_ALL = """
+import sys
+from ase_deeprelax.errors import StructureError
+from ase_deeprelax.screening.sources import open_source
+for path in sys.argv[1:]:
+    try:
+        for item in open_source(path).items():
+            item.load()
+    except StructureError as error:
+        print(error)
+"""
+
+
+def test_databases_that_were_cut_are_refused(tmp_path, atoms):
+    """In another process: the system ends one that reads beyond the end of such a file."""
+    content = as_aselmdb(tmp_path, atoms).read_bytes()
+    paths = [tmp_path / f'{k}.aselmdb' for k in range(8)]
+    for k, path in enumerate(paths):
+        path.write_bytes(content[: len(content) * k // 8])
+    command = [sys.executable, '-c', READ_ALL, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    refusals = done.stdout.splitlines()
+    assert len(refusals) == len(paths)
+    for path, refusal in zip(paths, refusals, strict=True):
+        assert refusal.startswith(f'{path}: cannot be opened as .aselmdb file')
+    assert 'cut to less than its' in refusals[-1]
 
 
 @pytest.mark.parametrize('pbc', [[True, True, False], False])

@@ -154,6 +154,11 @@ def test_a_series_goes_on_with_the_kind_that_it_began_with(tmp_path):
         kind('fixed-cell')
 
 
+def test_a_kind_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="kind is 'wire'; it must be bulk, "):
+        Structures([], EMT_ELEMENTS, 'given', kind='wire')
+
+
 def test_no_more_structures_are_asked_for_than_there_are(tmp_path):
     given = Structures([Given('cu', bulk('Cu', a=3.7))], EMT_ELEMENTS, 'given')
     assert run(tmp_path / 'given.jsonl', given, count=5) == {'pairs': 1, 'failed': 0}

@@ -11,7 +11,7 @@ from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 
 from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pair import Pair
-from ase_deeprelax.errors import StructureError
+from ase_deeprelax.errors import ConfigError, StructureError
 from ase_deeprelax.geometry.vacuum import find_layer
 from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.inputs.series import KINDS, needs_hubbard
@@ -48,6 +48,11 @@ class Structures:
         Whether to take what `needs_hubbard`, default True.
     kind : str
         A key of `KINDS`, which says what relaxes; default 'bulk'.
+
+    Raises
+    ------
+    ConfigError
+        There is no such kind.
     """
 
     structures: Sequence[Given | Pair]
@@ -56,6 +61,10 @@ class Structures:
     excluded: frozenset = frozenset()
     hubbard: bool = True
     kind: str = 'bulk'
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f'kind is {self.kind!r}; it must be {", ".join(KINDS)}')
 
     def __len__(self) -> int:
         return len(self.structures)
