@@ -24,7 +24,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
-from ase_deeprelax.models.compiled import with_machine_code
+from ase_deeprelax.models.compiled import CompiledNetwork, with_machine_code
 from ase_deeprelax.models.store import find_model, for_prediction, load_shared
 from ase_deeprelax.predict.forward import (
     BATCH_EDGES,
@@ -217,7 +217,6 @@ class Predictor:
         self.dtype = DTYPES[dtype]
         self.symmetry = symmetry
         self.accept_below = accept_below
-        self.batch_edges = batch_edges or BATCH_EDGES[self.device.type]
         if isinstance(model, RelaxationModel):
             self.model = for_prediction(copy.deepcopy(model).to(self.device, self.dtype))
             self._folder, self._network = None, self.model
@@ -225,6 +224,9 @@ class Predictor:
             self._folder = find_model(model).absolute()
             self.model = load_shared(self._folder, self.device, self.dtype)
             self._network = with_machine_code(self.model)
+        compiled = isinstance(self._network, CompiledNetwork)
+        where = 'machine code' if compiled else self.device.type
+        self.batch_edges = batch_edges or BATCH_EDGES[where]
         if accept_below is not None and self.model.calibration is None:
             raise ModelError(
                 f'accept_below needs a calibrated model, and {self.model.name!r} is not; '
