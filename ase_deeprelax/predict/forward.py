@@ -25,7 +25,7 @@ from ase_deeprelax.predict.uncertainty import aggregate
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 # Edges per batch: on a CPU enough for operations of some size (for a crystal of 7.3 atoms
 # the network takes 1.3 to 1.4 ms with 5,000 to 60,000, and 1.7 ms with 2,000; on two
-# threads it wants 10,000, and its machine code 2,000 to 5,000), on a GPU what keeps it busy.
+# threads it wants 10,000, its machine code 2,000 to 5,000), on a GPU what keeps it busy.
 BATCH_EDGES = {'cpu': 10_000, 'machine code': 4_000, 'cuda': 1_000_000}
 # Deformations whose entries differ by more than this from those across the diagonal are not
 # symmetric: single precision makes 1e-6.
