@@ -16,11 +16,12 @@ def compile_(
         bool, typer.Option('--remove', help='Remove the machine code of all models.')
     ] = False,
 ) -> None:
-    """Compile the network of a model for this machine, once, in some minutes.
+    """Make machine code of a network for this machine, once.
 
-    From then on all that predicts with this model on the CPU takes the machine code, in
-    Python and on the command line. Answers differ by rounding errors only. Another release
-    of torch or of this package, and another kind of processor, want their own.
+    It takes some minutes. From then on all that predicts with this model on the CPU uses
+    the machine code, in Python and on the command line. Answers differ by rounding errors
+    only. Another release of torch or of this package, and another kind of processor, want
+    their own.
     """
     import shutil
     import time
