@@ -189,15 +189,17 @@ def compile_network(model: RelaxationModel) -> Path:
         torch.set_num_threads(1)  # or each small operation would start threads
         try:
             _compile(model, made)
+            compiled = CompiledNetwork(model, _load(made, 0))
         except Exception as error:
             first_line = str(error).partition('\n')[0]
             raise ModelError(
-                f'torch {torch.__version__} could not compile model {model.name!r}; is '
-                f'there a C++ compiler, such as g++? It says: {first_line}'
+                f'torch {torch.__version__} could not compile model {model.name!r}, or not '
+                'load its machine code; is there a C++ compiler, such as g++? It says: '
+                f'{first_line}'
             ) from error
         finally:
             torch.set_num_threads(threads)
-        _check(model, CompiledNetwork(model, _load(made, 0)))
+        _check(model, compiled)
         made.replace(path)
     return path
 
