@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from ase import Atoms
-from ase.build import bulk
 from torch import nn
 
 from ase_deeprelax.data.batching import collate
@@ -243,6 +242,8 @@ def _check(network: GraphNetwork, compiled: CompiledNetwork) -> None:
 
 def _crystals(network: GraphNetwork, count: int = 3) -> CrystalGraph:
     """A batch of crystals of different sizes."""
+    from ase.build import bulk
+
     given = [
         bulk('NaCl', 'rocksalt', a=5.9, cubic=True),
         bulk('ZnO', 'wurtzite', a=3.3, c=5.1),
