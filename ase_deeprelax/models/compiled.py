@@ -39,10 +39,10 @@ from ase_deeprelax.models.base import (
 )
 from ase_deeprelax.models.topology import Topology, topology
 
-# What goes in, in this order.
+# The tensors that go in, in this order.
 GRAPH = ('z', 'pos', 'cell', 'edge_index', 'offset', 'fixed', 'free_strain', 'batch', 'ptr')
 TOPOLOGY = ('bonds', 'reverse', 'neighbors', 'slots')
-# What comes out.
+# The tensors that come out.
 OUTPUT = ('deformation', 'displacement', 'distance', 'log_b', 'features')
 # How far the answers may be from those of the network, A and as strain: rounding errors of
 # single precision are below 1e-5.
@@ -80,8 +80,8 @@ def _inputs(graph: CrystalGraph, found: Topology) -> list[torch.Tensor]:
 class CompiledNetwork(GraphNetwork):
     """A network whose batches go through machine code where it can take them.
 
-    Machine code wants two of everything: one atom alone goes through the network as before,
-    and so does a large cell (`MOST_EDGES`).
+    Machine code is made for sizes of two and more: one atom alone goes through the network
+    as before, and so does a large cell (`MOST_EDGES`).
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def with_machine_code(model: RelaxationModel) -> RelaxationModel:
 
 @lru_cache(maxsize=8)
 def _load(path: Path, _stamp: int) -> Callable[[list[torch.Tensor]], Any]:
-    """Keyed by the time of the file too, so that one that was made again is read again."""
+    """Load a file of machine code, once; a file that was made again is read again."""
     with zipfile.ZipFile(path) as file:
         if damaged := file.testzip():
             raise zipfile.BadZipFile(f'{damaged} is damaged')
@@ -185,7 +185,7 @@ def compile_network(model: RelaxationModel) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # or each small operation would start threads
+        torch.set_num_threads(1)  # else each small operation would start threads
         try:
             _compile(model, made)
             compiled = CompiledNetwork(model, _load(made, 0))
@@ -263,7 +263,7 @@ def code_file(model: RelaxationModel) -> Path | None:
     It is for the CPU and single precision.
     """
     networks = [model, *getattr(model, 'members', ())]
-    # The key below knows the source code of the networks of this folder only.
+    # The key below depends on the source code of the networks of this folder only.
     if not all(takes_topology(n) and type(n).__module__.startswith(HERE) for n in networks):
         return None
     parameter = next(model.parameters())
@@ -276,7 +276,7 @@ def code_file(model: RelaxationModel) -> Path | None:
 
 def code_folder() -> Path:
     """``ase_deeprelax`` in the user's cache folder."""
-    # Unlike Path.home, this stops nothing where a user has no home.
+    # Path.home would raise an error where a user has no home.
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')  # noqa: PTH111
     return Path(cache) / 'ase_deeprelax'
 
@@ -285,8 +285,8 @@ def code_folder() -> Path:
 def _surroundings() -> list[str]:
     """All beside the model that machine code depends on.
 
-    A cluster's nodes share the cache folder, and code for one kind of processor stops
-    another.
+    The nodes of a cluster share the cache folder, and code for one kind of processor may
+    crash on another.
     """
     facts = Path('/proc/cpuinfo')  # Linux names what the processor can do only there
     lines = facts.read_text('utf-8').splitlines() if facts.exists() else []

@@ -1,4 +1,4 @@
-"""Who neighbours whom in a batch of graphs: integers that all networks share.
+"""Neighbours in a batch of graphs: integers that all networks share.
 
 They depend on the edges alone, not on lengths, and their number depends on values: finding
 them first leaves networks whose operations have shapes that are known beforehand, as

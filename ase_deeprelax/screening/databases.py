@@ -88,7 +88,7 @@ class LmdbDatabase(Database):
 
 
 def _check_length(path: Path, lmdb: Any) -> None:
-    """Refuse a file of LMDB that was cut: one who reads beyond its end is killed."""
+    """Refuse a file of LMDB that was cut: reading beyond its end kills the process."""
     with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as file:
         whole = (file.info()['last_pgno'] + 1) * file.stat()['psize']
     if path.stat().st_size < whole:
