@@ -186,7 +186,7 @@ def _self_test(model: str, device: str) -> bool:
     import numpy as np
     from ase.build import bulk
 
-    from ase_deeprelax.models.compiled import code_file
+    from ase_deeprelax.models.compiled import code_file, with_machine_code
     from ase_deeprelax.predict import Predictor
 
     # Strained and pulled out of symmetry, so that there is something to say.
@@ -202,9 +202,9 @@ def _self_test(model: str, device: str) -> bool:
     except DeepRelaxError as error:
         typer.echo(f'  FAILED: {error}')
         return False
-    code = code_file(predictor.model)
-    if code is not None:
-        state = 'there' if code.exists() else 'none, "deeprelax compile" would be faster'
+    if code_file(predictor.model) is not None:
+        compiled = with_machine_code(predictor.model) is not predictor.model
+        state = 'there' if compiled else 'none, "deeprelax compile" would be faster'
         typer.echo(f'  machine code of {predictor.name!r}: {state}')
     error = np.abs(one.atoms.positions @ rotation - two.atoms.positions).max()
     sound = bool(error < ROTATION_TOLERANCE)

@@ -19,7 +19,9 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import fields
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from ase_deeprelax.models.topology import Topology, topology
 
 # The tensors that go in, in this order.
 GRAPH = ('z', 'pos', 'cell', 'edge_index', 'offset', 'fixed', 'free_strain', 'batch', 'ptr')
-TOPOLOGY = ('bonds', 'reverse', 'neighbors', 'slots')
+TOPOLOGY = tuple(field.name for field in fields(Topology))
 # The tensors that come out.
 OUTPUT = ('deformation', 'displacement', 'distance', 'log_b', 'features')
 # How far the answers may be from those of the network, A and as strain: rounding errors of
@@ -128,6 +130,10 @@ def with_machine_code(model: RelaxationModel) -> RelaxationModel:
     model : RelaxationModel
         As `load_shared` gives it: its weights are those of its hash.
     """
+    # Most users have no such folder, and the name of the file takes time. Unlike
+    # Path.is_dir this raises no error where a folder above cannot be read.
+    if not os.path.isdir(code_folder()):  # noqa: PTH112
+        return model
     path = code_file(model)
     if not isinstance(model, GraphNetwork) or path is None:
         return model
@@ -258,9 +264,9 @@ def _graph(atoms: Atoms, network: GraphNetwork, seed: int) -> CrystalGraph:
 
 
 def code_file(model: RelaxationModel) -> Path | None:
-    """Where the machine code of a model belongs; None where it can have none.
+    """The file for the machine code of a model, whether or not it has been made.
 
-    It is for the CPU and single precision.
+    None if the model can have none: machine code is for the CPU and single precision.
     """
     networks = [model, *getattr(model, 'members', ())]
     # The key below depends on the source code of the networks of this folder only.
@@ -288,10 +294,12 @@ def _surroundings() -> list[str]:
     The nodes of a cluster share the cache folder, and code for one kind of processor may
     crash on another.
     """
+    named = {}
     facts = Path('/proc/cpuinfo')  # Linux names what the processor can do only there
-    lines = facts.read_text('utf-8').splitlines() if facts.exists() else []
-    parts = [line.partition(':') for line in lines]
-    named = {key.strip(): value for key, _, value in parts}
+    if facts.exists():
+        with facts.open(encoding='utf-8') as file:  # of the first core
+            parts = [line.partition(':') for line in takewhile(str.strip, file)]
+        named = {key.strip(): value.rstrip() for key, _, value in parts}
     processor = [named.get(key, '') for key in ('model name', 'flags', 'Features')]
     sources = sorted(Path(__file__).parent.glob('*.py'))
     code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()

@@ -137,7 +137,7 @@ class E3RelaxH2(GraphNetwork):
         lattice_t = s.new_zeros(graph.n_graphs, 5, s.shape[1])
         displacement = torch.zeros_like(graph.pos)
         log_strain = graph.pos.new_zeros(graph.n_graphs, 6)
-        v, neighborhood, vectors, layers = None, None, start, []
+        v, vectors, layers = None, start, []
         for k, message in enumerate(self.messages):
             with torch.autocast(device, enabled=False):
                 if layers:
@@ -146,10 +146,7 @@ class E3RelaxH2(GraphNetwork):
                     structure = [part.detach() for part in layers[-1]]
                     vectors = moved_vectors(graph, start, *structure)
                 x, harmonics = self.edge_features(graph, vectors, fade)
-            if neighborhood is None:
-                neighborhood = Neighborhood(topology, x, harmonics, autocast_dtype(x))
-            else:
-                neighborhood = neighborhood.moved(x, harmonics)
+            neighborhood = Neighborhood(topology, x, harmonics, autocast_dtype(x))
             s, t = self.to_atoms[k](s, t, lattice_s, lattice_t, graph)
             s, v, t = self.updates[k](*message(s, v, t, neighborhood))
             displacement = displacement + self.moves[k](v, graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 from typing import Any
 
@@ -152,12 +151,6 @@ class Neighborhood:
         self.neighbors, self.slots = topology.neighbors, topology.slots
         self.dtype = dtype
         self.moments = self._sums(radial, harmonics)
-
-    def moved(self, radial: torch.Tensor, harmonics: list[torch.Tensor]) -> Neighborhood:
-        """The same neighbours after a change of the structure, with new edge features."""
-        other = copy.copy(self)
-        other.moments = self._sums(radial, harmonics)
-        return other
 
     def _sums(
         self, radial: torch.Tensor, harmonics: list[torch.Tensor]

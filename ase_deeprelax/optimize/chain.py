@@ -64,7 +64,8 @@ class Chain:
         self._options, self._bound_later = options, bound_later
         self.lines: list[str] = []
         self.verification: Verification | None = None
-        # Where the runs began that led here, where the last one ended, what it held.
+        # The structure that the runs so far began with, the one that the last run ended
+        # with, and what its constraints held then (`held_atoms`).
         self._start: Atoms | None = None
         self._left: Atoms | None = None
         self._held: list[int] = []

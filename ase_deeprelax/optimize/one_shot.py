@@ -29,7 +29,7 @@ from ase_deeprelax.result import Relaxation
 
 # After these errors a structure can still be refined, without a prediction.
 SKIPPED = (PredictionError, StructureError, UnsupportedConstraintError)
-# Atoms that are no farther from where they were are there, A.
+# Atoms within this distance of their predicted places count as being there, A.
 ROUNDING = 1e-8
 
 
@@ -183,7 +183,7 @@ class OneShotStage(Optimizable):
 
     @property
     def prediction(self) -> Relaxation:
-        """That which is in the atoms, or else the one that fits them as they are now."""
+        """The prediction that is in the atoms, or else one for the atoms as they are."""
         known = self.relaxation
         return known if known is not None and self.in_place else self.move.relaxation
 

@@ -57,7 +57,7 @@ def near(one: Atoms, two: Atoms) -> bool:
 
 
 def held_atoms(atoms: Atoms) -> list[int]:
-    """Which atoms constraints hold, and how, as `constraint_labels` says it."""
+    """For each atom whether and how constraints hold it, see `constraint_labels`."""
     return constraint_labels(atoms, np.ones(len(atoms), dtype=bool)).tolist()
 
 
@@ -68,7 +68,7 @@ def check_same_input(began: Atoms, held: list[int], atoms: Atoms) -> None:
     ----------
     began : ase.Atoms
     held : list of int
-        What `held_atoms` said of them.
+        The result of `held_atoms` for them.
     atoms : ase.Atoms
 
     Raises

@@ -269,9 +269,9 @@ class StageRecord:
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """What a calculator computes from: the crystal, its initial moments and charges.
+    """The input of a calculator: the crystal, its initial magnetic moments and charges.
 
-    Nothing of constraints, calculators, info and further arrays.
+    Constraints, calculators, info and further arrays are left out.
     """
     return Atoms(
         atoms.numbers,

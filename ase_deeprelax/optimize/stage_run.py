@@ -154,7 +154,7 @@ class StageRun(Optimizable):
                 self.guarded.step(fmax)
                 self.steps += 1
                 self.atoms.info |= {keys.STAGE: self.title, keys.KIND: self.kind}
-                self.atoms.info.pop(keys.VERIFIED, None)  # it was said of the prediction
+                self.atoms.info.pop(keys.VERIFIED, None)  # this judges the prediction
             self._measure()
         except Exception as error:
             if self.ordinary:

@@ -36,7 +36,7 @@ class Database(OneFormat):
     """The rows of an ``ase.db`` file (SQLite), counted from 0 as ``ase.io`` does."""
 
     def entries(self) -> Iterator[tuple[None, Callable[[], Atoms]]]:
-        """What reads the rows, which have no names."""
+        """For each row None, because rows have no names, and its reader."""
         with self._connected() as database:
             for number in map(int, self._row_numbers(database)):
                 yield None, partial(_row, database, number)
