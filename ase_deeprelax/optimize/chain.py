@@ -12,17 +12,22 @@ from ase.filters import Filter
 from ase.optimize import RestartError
 
 from ase_deeprelax import keys
-from ase_deeprelax.calculators.attached import calculator_name, has_calculator
+from ase_deeprelax.calculators.attached import has_calculator
 from ase_deeprelax.errors import warn
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
-from ase_deeprelax.geometry.free_strain import RelaxCell, plain_relax_cell
+from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.snapshot import assign
-from ase_deeprelax.optimize.ase_optimizers import make_optimizer, optimizer_name
-from ase_deeprelax.optimize.guide import bare_calculator
+from ase_deeprelax.optimize.ase_optimizers import make_optimizer
 from ase_deeprelax.optimize.one_shot import OneShotStage
 from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.refinable import check_refinable
-from ase_deeprelax.optimize.restart import check_same_input, held_atoms, near
+from ase_deeprelax.optimize.restart import (
+    check_same_input,
+    check_same_stage,
+    held_atoms,
+    stage_title,
+)
+from ase_deeprelax.optimize.same_structure import near, same_structure
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.stage_run import StageRun
 from ase_deeprelax.optimize.target import Target, find_target, get_origin, put_origin
@@ -142,7 +147,7 @@ class Chain:
             An optimizer cannot be made for this structure, or the error of the potential
             that is to verify the prediction is not known.
         """
-        if self._left is not None and not _same_structure(self.atoms, self._left):
+        if self._left is not None and not same_structure(self.atoms, self._left):
             keys.strip(self.atoms)
             self._begin_anew()
         changed = compare_atoms(self._left, self.atoms)
@@ -368,8 +373,9 @@ class Chain:
             return
         self._start, self._left = places
         self._held = (stages or {}).get('held', held_atoms(atoms))
-        if self._start is not None:
-            self._check_same_stage(stages)
+        if self._start is not None and stages is not None and stages['run'] is not None:
+            here = self._title(stages['index']) if self._find_stages() else ''
+            check_same_stage(stages, here)
         if self._start is not None and near(atoms, self._start):
             check_same_input(self._start, self._held, atoms)
             assign(atoms, there.cell.array, there.positions)
@@ -383,37 +389,8 @@ class Chain:
                 self._enter(stages['index']).load_state_dict(stages['run'])
             self._next = stages['next']
 
-    def _check_same_stage(self, stages: dict[str, Any] | None) -> None:
-        """Refuse a restart file that stopped in a stage which is another one here."""
-        if stages is None or stages['run'] is None:
-            return
-        index = stages['index']
-        here = self._title(index) if self._find_stages() else ''
-        if stages.get('title', here) != here:
-            raise RestartError(
-                f'the restart file stopped in stage {index + 1}, {stages["title"]}; here '
-                f'that is {here or "not there"}: refine as before, or delete the file or '
-                'name another one'
-            )
-
     def _title(self, index: int) -> str:
-        """Calculator, optimizer and cell of a stage, as restart files name them.
-
-        It is empty where there is no stage of this number.
-        """
+        """See `stage_title`; '' where there is no stage of this number."""
         if index >= len(self.stages):
             return ''
-        stage = self.stages[index]
-        calculator, moves = stage.name, type(self.target.moving).__name__
-        if stage.calculator is None:
-            calculator = calculator_name(bare_calculator(self.atoms.calc))
-        if callable(stage.relax_cell):
-            moves = optimizer_name(stage.relax_cell)
-        elif stage.relax_cell is not None:
-            moves = f'relax_cell={plain_relax_cell(stage.relax_cell)}'
-        optimizer = optimizer_name(stage.optimizer or self._options.optimizer)
-        return f'{calculator} with {optimizer} and {moves}'
-
-
-def _same_structure(one: Atoms, two: Atoms) -> bool:
-    return np.array_equal(one.numbers, two.numbers) and np.array_equal(one.pbc, two.pbc)
+        return stage_title(self.stages[index], self._options.optimizer, self.target.moving)

@@ -24,6 +24,7 @@ from ase_deeprelax.geometry.degrees_of_freedom import Freedom, find_freedom, unw
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.optimize.options import Options
 from ase_deeprelax.optimize.relaxation_step import energy_of, own_energy
+from ase_deeprelax.optimize.same_structure import same_cell
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.result import Relaxation
 
@@ -174,10 +175,10 @@ class OneShotStage(Optimizable):
 
         An observer may wrap them, which changes their last bits too.
         """
-        if self.relaxation is None or not self._in_cell(self.relaxation.atoms):
+        atoms, known = self.atoms, self.relaxation
+        if known is None or not same_cell(known.atoms, atoms):
             return False
-        atoms, predicted = self.atoms, self.relaxation.atoms
-        moved = atoms.cell.scaled_positions(atoms.positions - predicted.positions)
+        moved = atoms.cell.scaled_positions(atoms.positions - known.atoms.positions)
         moved -= np.rint(moved) * atoms.pbc
         return bool((np.abs(moved @ atoms.cell.array) < ROUNDING).all())
 
@@ -332,15 +333,7 @@ class OneShotStage(Optimizable):
 
     def _at(self, structure: Atoms) -> bool:
         same = np.array_equal(structure.positions, self.atoms.positions)
-        return same and self._in_cell(structure)
-
-    def _in_cell(self, structure: Atoms) -> bool:
-        """Whether the elements and the cell are those of a structure."""
-        return (
-            np.array_equal(structure.numbers, self.atoms.numbers)
-            and np.array_equal(structure.pbc, self.atoms.pbc)
-            and np.array_equal(structure.cell.array, self.atoms.cell.array)
-        )
+        return same and same_cell(structure, self.atoms)
 
     # --- ASE's Optimizable ---------------------------------------------------------------
 

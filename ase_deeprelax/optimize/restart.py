@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import compare_atoms
+from ase.filters import Filter
 from ase.io.jsonio import encode, read_json
 from ase.optimize import RestartError
 
+from ase_deeprelax.calculators.attached import calculator_name
 from ase_deeprelax.files import write_atomically
 from ase_deeprelax.geometry.constraints import constraint_labels
+from ase_deeprelax.geometry.degrees_of_freedom import unwrap
+from ase_deeprelax.geometry.free_strain import plain_relax_cell
+from ase_deeprelax.optimize.ase_optimizers import optimizer_name
+from ase_deeprelax.optimize.guide import bare_calculator
+from ase_deeprelax.optimize.stage import Stage
 
 STATE = ('began', 'atoms', 'info', 'one_shot', 'stages')
 
@@ -49,13 +57,6 @@ def load_restart(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def near(one: Atoms, two: Atoms) -> bool:
-    """Whether two structures differ by no more than the digits of a file, 1e-5 A."""
-    return np.allclose(one.cell.array, two.cell.array, rtol=0, atol=1e-5) and np.allclose(
-        one.positions, two.positions, rtol=0, atol=1e-5
-    )
-
-
 def held_atoms(atoms: Atoms) -> list[int]:
     """For each atom whether and how constraints hold it, see `constraint_labels`."""
     return constraint_labels(atoms, np.ones(len(atoms), dtype=bool)).tolist()
@@ -80,4 +81,47 @@ def check_same_input(began: Atoms, held: list[int], atoms: Atoms) -> None:
         raise RestartError(
             'the restart file is of atoms with other constraints, initial magnetic moments '
             'or charges: set the same ones, or delete the file or name another one'
+        )
+
+
+def stage_title(stage: Stage, optimizer: Callable, moving: Atoms | Filter) -> str:
+    """Calculator, optimizer and cell of a stage, as restart files name them.
+
+    Parameters
+    ----------
+    stage : Stage
+    optimizer : callable
+        Of a stage that has none.
+    moving : ase.Atoms or ase.filters.Filter
+        What relaxes in stages that do not choose for themselves.
+    """
+    calculator, moves = stage.name, type(moving).__name__
+    if stage.calculator is None:
+        calculator = calculator_name(bare_calculator(unwrap(moving).calc))
+    if callable(stage.relax_cell):
+        moves = optimizer_name(stage.relax_cell)
+    elif stage.relax_cell is not None:
+        moves = f'relax_cell={plain_relax_cell(stage.relax_cell)}'
+    return f'{calculator} with {optimizer_name(stage.optimizer or optimizer)} and {moves}'
+
+
+def check_same_stage(stages: dict[str, Any], here: str) -> None:
+    """Refuse a restart file that stopped in a stage which is another one here.
+
+    Parameters
+    ----------
+    stages : dict
+        Of `Chain.state_dict`.
+    here : str
+        The `stage_title` of the stage with that number here; '' where there is none.
+
+    Raises
+    ------
+    RestartError
+    """
+    if stages.get('title', here) != here:
+        raise RestartError(
+            f'the restart file stopped in stage {stages["index"] + 1}, {stages["title"]}; '
+            f'here that is {here or "not there"}: refine as before, or delete the file or '
+            'name another one'
         )
