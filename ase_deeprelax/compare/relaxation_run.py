@@ -18,6 +18,7 @@ from ase_deeprelax.calculators.attached import (
     has_stress,
     one_number,
 )
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import RefinementError, StructureError, reason_of
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.motion import project_strain
@@ -179,11 +180,12 @@ def _take_steps(
         ratio = run.atoms.get_volume() / volume
         if not low < ratio < high:
             raise RefinementError(
-                f'the cell ran away: after {run.steps} steps its volume is {ratio:.3g} '
-                'times that of the input; use another potential or optimizer'
+                f'the cell ran away: after {count(run.steps, "step")} its volume is '
+                f'{ratio:.3g} times that of the input; use another potential or '
+                'optimizer'
             )
     if not run.converged:
-        run.reason = f'not converged to {fmax:g} eV/A in {run.steps} steps'
+        run.reason = f'not converged to {fmax:g} eV/A in {count(run.steps, "step")}'
 
 
 def largest_force(

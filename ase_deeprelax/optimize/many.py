@@ -14,6 +14,7 @@ from ase.filters import Filter
 
 from ase_deeprelax.calculators.attached import NO_STRESS
 from ase_deeprelax.data.disorder import check_ordered
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import DeepRelaxError
 from ase_deeprelax.geometry.cell_filter import free_cell
 from ase_deeprelax.geometry.free_strain import RelaxCell
@@ -90,8 +91,9 @@ class _Run:
             return self.fail(f'the potential {NO_STRESS}')
         bare = SinglePointCalculator(self.atoms, **results)
         self.atoms.calc = SinglePointCalculator(self.atoms, **self._pulled(results))
-        if self.guarded.converged(fmax) or self.evaluations > steps:
-            late = '' if self.guarded.converged(fmax) else f'not converged in {steps} steps'
+        converged = self.guarded.converged(fmax)
+        if converged or self.evaluations > steps:
+            late = '' if converged else f'not converged in {count(steps, "step")}'
             self.atoms.calc = bare
             return self.end(late)
         self.before = self.atoms.copy()

@@ -27,6 +27,7 @@ from ase_deeprelax.optimize.chain import Chain
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.late_binding import BINDING, LateBinding
 from ase_deeprelax.optimize.options import Options
+from ase_deeprelax.optimize.relaxation_step import check_fmax
 from ase_deeprelax.optimize.restart import load_restart, save_restart
 from ase_deeprelax.optimize.stage import Stage, StageRecord, as_stages
 from ase_deeprelax.optimize.verify import Verification
@@ -253,8 +254,7 @@ class DeepRelaxOptimizer(LateBinding):
         """As `run`, step by step: ``n + 1`` bool for ``n`` steps."""
         if self.atoms is None:
             raise ValueError(f'{type(self).__name__} is not bound to atoms: {BINDING}')
-        if not fmax >= 0:
-            raise ValueError(f'fmax is {fmax}; it must be a force in eV/A, 0 or larger')
+        check_fmax(fmax)
         if self.restart is not None and self.comm.rank == 0:
             check_writable(self.restart)
         if self._state is not None:

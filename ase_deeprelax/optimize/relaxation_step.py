@@ -42,10 +42,15 @@ def check_limits(fmax: Any, steps: Any) -> None:
     --------
     >>> check_limits(0.05, 200)
     """
-    if not isinstance(fmax, Real) or not fmax >= 0:
-        raise ValueError(f'fmax is {fmax!r}; it must be a force in eV/A, 0 or larger')
+    check_fmax(fmax)
     if not isinstance(steps, Integral) or not steps >= 0:
         raise ValueError(f'steps is {steps!r}; it must be a whole number, 0 or larger')
+
+
+def check_fmax(fmax: Any) -> None:
+    """The part of `check_limits` that looks at ``fmax`` alone, eV/A."""
+    if not isinstance(fmax, Real) or not fmax >= 0:
+        raise ValueError(f'fmax is {fmax!r}; it must be a force in eV/A, 0 or larger')
 
 
 class GuardedOptimizer:

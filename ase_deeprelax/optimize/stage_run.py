@@ -12,6 +12,7 @@ from ase.utils.abc import Optimizable
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.attached import calculator_name
+from ase_deeprelax.data.one_line import count
 from ase_deeprelax.errors import RefinementError, reason_of
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.snapshot import Snapshot
@@ -210,7 +211,7 @@ class StageRun(Optimizable):
             self.status, self.reason = 'converged', ''
         elif limit is not None and self.steps >= limit:
             self.status = 'not converged'
-            self.reason = f'no more than {limit} steps were allowed'
+            self.reason = f'no more than {count(limit, "step")} may be taken'
             self.atoms.info[keys.STAGE] = f'{self.title} (not converged)'
         else:
             return

@@ -200,7 +200,7 @@ def test_lost_relaxations_are_kept_with_their_reason(tmp_path, series):
     counts = run(out, series, steps=1)
     failed = out.with_suffix('.failed.jsonl').read_text().splitlines()
     assert counts['failed'] == len(failed)
-    assert any('not converged in 1 steps' in line for line in failed)
+    assert any('not converged in 1 step"' in line for line in failed)
 
 
 def test_collapsed_crystals_are_no_pairs(tmp_path):
