@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ase import Atoms, units
-from ase.build import bulk
 
 # Rock salt at its lattice constant of PBE, A. Its bulk modulus is 24 GPa; other functionals
 # and potentials are within 4 GPa of zero. Weights that were made for other directions of
@@ -16,6 +15,8 @@ MOST_PRESSURE = 6.0
 
 def salt() -> Atoms:
     """Rock salt, the crystal that every universal potential gets right."""
+    from ase.build import bulk  # which reads tables of molecules and space groups
+
     return bulk('NaCl', 'rocksalt', a=LATTICE_CONSTANT)
 
 
