@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 import re
+import sqlite3
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -166,13 +167,19 @@ def disk_is_full(error: BaseException | None) -> bool:
 def is_of_system(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is about the machine, not about a file.
 
-    A network disk that is away for a minute is such an error, and so is a full one: the
-    same file may be read well the next time.
+    A network disk that is away for a minute is such an error, and so are a full one, and a
+    database that another process is writing to: the same file may be read well the next
+    time.
 
     >>> is_of_system(OSError(errno.ESTALE, '')), is_of_system(PermissionError())
     (True, False)
     """
-    return _has_number(error, (*FULL, *AWAY))
+    busy = (
+        # The lower byte is the error itself, the upper ones say more about it.
+        getattr(one, 'sqlite_errorcode', 0) & 0xFF == sqlite3.SQLITE_BUSY
+        for one in _causes(error)
+    )
+    return _has_number(error, (*FULL, *AWAY)) or any(busy)
 
 
 def sha256(file: Path) -> str:
@@ -183,11 +190,14 @@ def sha256(file: Path) -> str:
 
 def _has_number(error: BaseException | None, numbers: Sequence[int]) -> bool:
     """Whether an error, or what caused it, is one of the system with such a number."""
+    return any(isinstance(one, OSError) and one.errno in numbers for one in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in numbers:
-            return True
+        yield error
         error = error.__cause__
-    return False
 
 
 def _keep_names(folder: Path) -> None:

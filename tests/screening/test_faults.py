@@ -3,14 +3,17 @@
 import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import zipfile
+from contextlib import closing
 
 import pandas as pd
 import psutil
 import pytest
 from ase.build import bulk
+from ase.db import connect
 from ase.io import write
 
 from ase_deeprelax import screen
@@ -361,6 +364,41 @@ def test_a_disk_that_is_away_for_a_while_quarantines_nothing(
     assert Store(out).done() == {0}
     done = screen(cifs, out, model=tiny_model, pack=2)
     assert (done.n_done, done.n_quarantined) == (9, 0)
+
+
+@pytest.fixture
+def database(tmp_path):
+    """A folder with a database of five crystals, for which readers wait a moment only."""
+    real = sqlite3.connect
+
+    def impatient(*args, **options):
+        return real(*args, **options | {'timeout': 0.1})
+
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    with connect(folder / 'salts.db') as rows:
+        for k in range(5):
+            rows.write(bulk('NaCl', 'rocksalt', a=5.3 + 0.05 * k))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, 'connect', impatient)
+        yield folder
+
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_a_database_that_is_locked_for_a_while_quarantines_nothing(
+    database, tmp_path, tiny_model, after_a_pack, begun
+):
+    out = tmp_path / 'out'
+    with closing(sqlite3.connect(database / 'salts.db')) as other:
+        if begun:
+            after_a_pack(lambda: other.execute('BEGIN EXCLUSIVE'))
+        else:
+            other.execute('BEGIN EXCLUSIVE')
+        with pytest.raises(StructureError, match=r'salts\.db.*(locked|is writing)'):
+            screen(database, out, model=tiny_model, pack=2)
+    assert Store(out).done() == ({0} if begun else set())
+    done = screen(database, out, model=tiny_model, pack=2)
+    assert (done.n_done, done.n_quarantined) == (5, 0)
 
 
 def test_a_temporary_folder_that_fails_once_makes_no_source_shorter(
