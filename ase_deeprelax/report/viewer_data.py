@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
+from ase.symbols import symbols2numbers
 
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.pair import fixed_atoms
@@ -28,6 +29,9 @@ NEAR_FACE_PART = 0.1
 # A bond is drawn to the first shell of either atom, unless it is longer than a bond can be.
 FIRST_SHELL = 1.15
 LONGEST = 1.25
+# Two of these elements have a bond whenever they are as near as in a molecule: the C-C bond
+# of ethane is far longer than its C-H bonds, which are the first shell of both carbons.
+NONMETALS = symbols2numbers('HBCNOFSiPSClAsSeBrTeI')
 # The cell of a layer is drawn at least so high, A.
 THINNEST = 1.0
 # As many digits as can be seen or read, in A.
@@ -188,7 +192,7 @@ def _sites(drawn: _Drawn) -> list[list[int]]:
 def _bonds(
     numbers: np.ndarray, drawn: _Drawn, sites: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """Pairs of sites whose atoms are first neighbours in the structure."""
+    """Pairs of sites whose atoms are first neighbours, or bonded as in a molecule."""
     radii = covalent_radii[numbers]
     reach = 2 * LONGEST * radii.max()
     cell, positions = drawn.cell.copy(), drawn.positions
@@ -200,7 +204,9 @@ def _bonds(
     nearest = np.full(len(numbers), np.inf)
     np.minimum.at(nearest, i, length)
     first = length <= FIRST_SHELL * np.maximum(nearest[i], nearest[j])
-    bonded = first & (length <= LONGEST * (radii[i] + radii[j]))
+    usual, nonmetal = radii[i] + radii[j], np.isin(numbers, NONMETALS)
+    as_in_molecules = nonmetal[i] & nonmetal[j] & (length <= FIRST_SHELL * usual)
+    bonded = as_in_molecules | (first & (length <= LONGEST * usual))
     number = {tuple(site): k for k, site in enumerate(sites)}
     partners = [[] for _ in numbers]
     for a, b, turn in zip(i[bonded], j[bonded], offset[bonded], strict=True):

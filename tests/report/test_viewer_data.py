@@ -3,6 +3,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule, mx2
 from ase.constraints import FixAtoms
+from ase.neighborlist import build_neighbor_list
 
 from ase_deeprelax.report.relaxations import notes
 from ase_deeprelax.report.viewer_data import scene
@@ -74,6 +75,16 @@ def test_bonds_of_a_perovskite_join_metals_to_oxygen_only():
     ends = np.array(picture['sites'])[np.array(picture['bonds'])][:, :, 0]
     symbols = {tuple(sorted(atoms.symbols[pair])) for pair in ends}
     assert symbols == {('O', 'Ti'), ('O', 'Sr')}
+
+
+@pytest.mark.parametrize('name', ['CH3CH2OH', 'C6H6', 'H2O2', 'CH3NO2'])
+def test_molecules_have_all_their_bonds(name):
+    """Bonds with hydrogen are the first shell of most atoms, and the shortest by far."""
+    atoms = molecule(name, vacuum=5)
+    connected = build_neighbor_list(atoms, self_interaction=False, bothways=False)
+    bonds = scene(name, atoms, atoms)['bonds']
+    assert len(bonds) == connected.get_connectivity_matrix().nnz
+    assert len(bonds) >= len(atoms) - 1
 
 
 def test_numbers_without_a_value_are_none():
