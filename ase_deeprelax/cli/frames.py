@@ -108,10 +108,12 @@ def _read_items(source: StructureFile, problems: list[str]) -> list[Frame]:
     from ase_deeprelax.data.structure_files import warn_of_left_out
     from ase_deeprelax.screening.sources import open_source
 
-    frames, opened = [], open_source(source.path)
-    for item in opened.items():
+    frames, opened, names = [], open_source(source.path), set[str]()
+    for number, item in enumerate(opened.items()):
         # An item without a name of its own has that of the file and a number.
         frame = on_one_line(f'@{item.id.removeprefix(f"{source.path.name}@")}')
+        frame += f'[{number}]' if frame in names else ''
+        names.add(frame)
         try:
             frames.append((source, frame, item.load()))
         except Exception as error:  # noqa: BLE001 - files hold anything

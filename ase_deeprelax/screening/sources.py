@@ -28,7 +28,7 @@ from ase_deeprelax.screening.items import (
     even_if_damaged,
     only_structure,
 )
-from ase_deeprelax.screening.json_structures import JsonLinesFile
+from ase_deeprelax.screening.json_structures import JsonFile, JsonLinesFile
 
 ARCHIVES: dict[str, type[Archive]] = {
     '.zip': Zip,
@@ -215,19 +215,19 @@ def _reader_of(path: Path) -> type[OneFormat] | None:
 
 
 def is_packed(source: StructureFile) -> bool:
-    """Whether a file holds structures in a way that ``ase.io`` does not read."""
-    packed = (Zip, Tar, LmdbDatabase, Parquet, JsonLinesFile)
-    return source.path.is_file() and _named_reader(source.path) in packed
+    """Whether a file holds structures in a way that ``ase.io`` does not read.
+
+    JSON of pymatgen, whose structures may have names, counts where all of them are meant.
+    """
+    reader = _reader_of(source.path) if source.path.is_file() else None
+    if reader is JsonFile:
+        return source.index == ':'
+    return reader in (Zip, Tar, LmdbDatabase, Parquet, JsonLinesFile)
 
 
 def has_frames(source: StructureFile) -> bool:
     """Whether a file is of a format whose frames are read each without the others."""
-    return source.path.is_file() and _named_reader(source.path) is Frames
-
-
-def _named_reader(path: Path) -> type[OneFormat] | None:
-    """The class that reads a file of this name, where the name alone tells it."""
-    return by_suffix(path.name, ARCHIVES | FORMATS)
+    return source.path.is_file() and _reader_of(source.path) is Frames
 
 
 def _names_below(path: Path) -> tuple[list[str], list[str]]:

@@ -205,10 +205,28 @@ def test_a_bad_record_of_a_file_is_named_and_the_others_go_on(relaxed, tmp_path)
     entries = [{'id': f'mp-{k}', 'structure': s} for k, s in enumerate([good, None, good])]
     (tmp_path / 'mp.json').write_text(json.dumps(entries))
     result, out = relaxed(tmp_path / 'mp.json', out='out.db', code=1)
-    assert f'failed: {tmp_path / "mp.json"}@1: mp-1: no structure' in result.stderr
+    assert f'failed: {tmp_path / "mp.json"}@mp-1: no structure' in result.stderr
     rows = list(connect(out).select())
-    assert [row[keys.ID] for row in rows] == ['mp.json@0', 'mp.json@2']
+    assert [row[keys.ID] for row in rows] == ['mp.json@mp-0', 'mp.json@mp-2']
     assert [row.data['id'] for row in rows] == ['mp-0', 'mp-2']
+
+
+def test_structures_of_json_keep_their_names(relaxed, tmp_path):
+    """Keys of a dictionary, or ids of records, of which numbers tell equal ones apart."""
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    found = [AseAtomsAdaptor.get_structure(salt(seed=k)).as_dict() for k in range(2)]
+    lines = [json.dumps({'id': 'mp-1', 'structure': one}) for one in found]
+    (tmp_path / 'a.json').write_text(json.dumps(dict(zip('xy', found, strict=True))))
+    (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+    for word, names in (
+        ('a.json', ['a.json@x', 'a.json@y']),
+        ('a.json@1', ['a.json@1']),
+        ('a.jsonl', ['a.jsonl@mp-1', 'a.jsonl@mp-1[1]']),
+    ):
+        result, out = relaxed(tmp_path / word, out='out.extxyz')
+        assert [atoms.info[keys.ID] for atoms in read(out, ':')] == names
+        assert all(f'{name} ' in result.stdout for name in names)
 
 
 def test_structures_of_pymatgen_folders_patterns_and_standard_input(relaxed, tmp_path, run):
