@@ -24,7 +24,7 @@ _HOMES = {
     'Predictor': 'predict',
     'Relaxation': 'result',
     'Stage': 'optimize.stage',
-    'available_models': 'models.store',
+    'available_models': 'models.folders',
     'load_model': 'models.store',
     'relax': 'predict',
     'screen': 'screening',

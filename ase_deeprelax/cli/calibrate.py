@@ -54,7 +54,9 @@ def calibrate(
     from ase_deeprelax.errors import warn
     from ase_deeprelax.files import write_atomically
     from ase_deeprelax.models.calibration import CALIBRATION
-    from ase_deeprelax.models.store import CONFIG, WEIGHTS, find_model, load_model
+    from ase_deeprelax.models.config_file import CONFIG, WEIGHTS
+    from ase_deeprelax.models.folders import find_model
+    from ase_deeprelax.models.store import load_model
     from ase_deeprelax.predict import Predictor
 
     folder = find_model(model)

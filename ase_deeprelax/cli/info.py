@@ -58,7 +58,8 @@ def models(
     ] = False,
 ) -> None:
     """List the shipped models, or show the card of one."""
-    from ase_deeprelax.models.store import DEFAULT, available_models, load_model
+    from ase_deeprelax.models.folders import DEFAULT, available_models
+    from ase_deeprelax.models.store import load_model
 
     if name is not None:
         model = load_model(name)

@@ -10,10 +10,8 @@ name instead of giving other numbers.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,28 +19,26 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ase_deeprelax.data.one_line import one_line
 from ase_deeprelax.device import resolve_device
-from ase_deeprelax.errors import ModelError, warn
+from ase_deeprelax.errors import ModelError
 from ase_deeprelax.files import write_atomically
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.calibration import CALIBRATION, Calibration, keep_calibration
 from ase_deeprelax.models.card import ModelCard, as_json
+from ase_deeprelax.models.config_file import (
+    CONFIG,
+    FORMAT_VERSION,
+    WEIGHTS,
+    answers_hash,
+    read_config,
+)
 from ase_deeprelax.models.ensemble import Ensemble
+from ase_deeprelax.models.folders import find_model
 
-FORMAT_VERSION = 2
-READABLE = (1, FORMAT_VERSION)
-WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
-SHIPPED = Path(__file__).parents[1] / 'weights'
-# What 'default' stands for: the shipped model that measured best.
-DEFAULT = 'ensemble'
-PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
-# The entries of a config that answers depend on, beside the weights.
-ANSWERS = ('architecture', 'hyperparameters', 'elements', 'learned', 'range', 'second_look')
 # Larger files and numbers are not those of a model: they would fill the memory, or a cutoff
 # would ask for all atoms of a crystal. A cutoff is in A.
-MOST_BYTES_OF_CONFIG, MOST_BYTES_OF_WEIGHTS, MOST_MEMBERS = 4_000_000, 10**9, 32
+MOST_BYTES_OF_WEIGHTS, MOST_MEMBERS = 10**9, 32
 LARGEST = {'cutoff': 15.0, 'layers': 64}
 LARGEST_OF_OTHERS = 2048
 
@@ -123,12 +119,6 @@ def save_model(
     return config
 
 
-def answers_hash(config: dict[str, Any]) -> str:
-    """The hash of the weights and of all that answers depend on, hexadecimal."""
-    entries = {key: config.get(key) for key in ('weights_sha256', *ANSWERS)}
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-
-
 def load_model(
     name: str | Path,
     device: str | torch.device = 'cpu',
@@ -169,7 +159,7 @@ def load_model(
     """
     device = resolve_device(device)
     folder = find_model(name)
-    config = _read_config(folder)
+    config = read_config(folder)
     if 'members' in config:
         return _load_ensemble(folder, config, device, dtype)
     weights = _read_weights(folder / WEIGHTS, config)
@@ -268,7 +258,7 @@ def _load_ensemble(
             f'to {MOST_MEMBERS}'
         )
     for member in card.members:
-        if 'members' in _read_config(find_model(member)):
+        if 'members' in read_config(find_model(member)):
             raise ModelError(
                 f'{folder / CONFIG}: its member {member!r} is an ensemble itself; name the '
                 'models that it is made of'
@@ -323,103 +313,6 @@ def for_prediction(model: RelaxationModel) -> RelaxationModel:
             # a small crystal take two thirds of the time.
             module.weight.data = module.weight.data.T.contiguous().T
     return model.eval().requires_grad_(False)
-
-
-def find_model(name: str | Path) -> Path:
-    """Folder of a model given by name or path; ``ModelError`` where there is none."""
-    if not isinstance(name, (str, os.PathLike)):
-        raise ModelError(
-            f'{name!r:.60} is no model; give a name, a folder, or a RelaxationModel '
-            '(docs/own_model.md)'
-        )
-    shipped = [path.parent.name for path in _shipped_configs()]
-    if isinstance(name, str):
-        resolved = DEFAULT if name == 'default' else name
-        if resolved in shipped:
-            return SHIPPED / resolved
-    path = Path(name)
-    if path.suffix in PICKLES:
-        raise ModelError(
-            f'{path} is a pickle, and loading one can run any code it holds; give a folder '
-            f'with {WEIGHTS} and {CONFIG}, as save_model writes it'
-        )
-    try:
-        is_model, exists = (path / CONFIG).is_file(), path.exists()
-    except OSError as error:  # no file can have this name
-        raise ModelError(f'{str(name)[:80]!r} is no model: {error.strerror}') from error
-    if is_model:
-        return path
-    if exists:
-        raise ModelError(
-            f'{path} is not a model: there is no {CONFIG} in it; give the folder that '
-            f'holds {WEIGHTS} and {CONFIG}'
-        )
-    near = difflib.get_close_matches(str(name), shipped, n=3, cutoff=0.4)
-    hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
-    raise ModelError(
-        f'no model or folder is called {str(name)!r}; {hint}'
-        f'available: {", ".join(shipped) or "none"}'
-    )
-
-
-def available_models() -> dict[str, dict[str, Any]]:
-    """The shipped models: a dict from name to the content of its config, sorted by name.
-
-    Examples
-    --------
-    >>> list(available_models())
-    ['deeprelax', 'deeprelax-2', 'e3relax-h2', 'ensemble']
-    """
-    found = {path.parent.name: json.loads(path.read_text()) for path in _shipped_configs()}
-    return one_line(found, f'<configs of {", ".join(found)}>')
-
-
-def _shipped_configs() -> list[Path]:
-    return sorted(SHIPPED.glob(f'*/{CONFIG}'))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        with path.open('rb') as file:
-            text = file.read(MOST_BYTES_OF_CONFIG)  # a larger file is no JSON any more
-        config = json.loads(text, parse_constant=_no_number)
-        version = config['format_version']
-        missing = {'architecture', 'hyperparameters', 'sha256'} - set(config)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(
-            f'{path} cannot be read ({error!r}); fetch the model again'
-        ) from error
-    if version not in READABLE:
-        raise ModelError(
-            f'{path} has format_version {version!r}, this package reads {FORMAT_VERSION}; '
-            'update ase-deeprelax or fetch a model of that format'
-        )
-    if missing:
-        raise ModelError(
-            f'{path} lacks {", ".join(sorted(missing))}; fetch the model again'
-        )
-    return config if 'members' in config else _checked(path, config)
-
-
-def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The config, if nothing of it was edited that answers depend on."""
-    if config['format_version'] == 1:
-        warn(
-            f'{path} is of an older format, which does not notice edits; save_model writes '
-            'it anew'
-        )
-        return config | {'weights_sha256': config['sha256']}
-    if config['sha256'] != answers_hash(config):
-        raise ModelError(
-            f'{path} was edited: {", ".join(ANSWERS)} are not those that the model was '
-            'saved with; fetch the model again, or save your change with save_model'
-        )
-    return config
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(f'{word} is not a number')
 
 
 def _float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

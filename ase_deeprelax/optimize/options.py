@@ -12,7 +12,7 @@ from typing import Any
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.calibration import Calibration
-from ase_deeprelax.models.store import available_models
+from ase_deeprelax.models.folders import available_models
 from ase_deeprelax.optimize.stage import Stage
 from ase_deeprelax.predict import Predictor
 

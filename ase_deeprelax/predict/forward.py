@@ -23,20 +23,9 @@ from ase_deeprelax.predict.forks import make_forks_safe
 from ase_deeprelax.predict.uncertainty import aggregate
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
-# Edges per batch: on a CPU enough for operations of some size (for a crystal of 7.3 atoms
-# the network takes 1.3 to 1.4 ms with 5,000 to 60,000, and 1.7 ms with 2,000; on two
-# threads it wants 10,000, its machine code 2,000 to 5,000), on a GPU what keeps it busy.
-BATCH_EDGES = {'cpu': 10_000, 'machine code': 4_000, 'cuda': 1_000_000}
 # Deformations whose entries differ by more than this from those across the diagonal are not
 # symmetric: single precision makes 1e-6.
 SKEW = 1e-4
-# How memory shortage reads where it is not a class of its own.
-OUT_OF_MEMORY = (
-    'out of memory',
-    "can't allocate memory",
-    'Failed to allocate',
-    'bad_alloc',
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,9 +237,3 @@ def _now(device: torch.device) -> float:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     return perf_counter()
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error of `run_model` says that the batch does not fit into memory."""
-    text = str(error)
-    return isinstance(error, MemoryError) or any(part in text for part in OUT_OF_MEMORY)

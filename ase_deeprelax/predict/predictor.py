@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import torch
 from ase import Atoms
 from ase.filters import Filter
 
-from ase_deeprelax.data.batching import collate, group_by_size, halve
 from ase_deeprelax.device import resolve_device
 from ase_deeprelax.errors import (
     DeepRelaxError,
@@ -25,14 +23,10 @@ from ase_deeprelax.errors import (
 from ase_deeprelax.geometry.free_strain import RelaxCell, check_relax_cell
 from ase_deeprelax.models.base import RelaxationModel
 from ase_deeprelax.models.compiled import CompiledNetwork, with_machine_code
-from ase_deeprelax.models.store import find_model, for_prediction, load_shared
-from ase_deeprelax.predict.forward import (
-    BATCH_EDGES,
-    DTYPES,
-    StructureOutput,
-    is_shortage,
-    run_model,
-)
+from ase_deeprelax.models.folders import find_model
+from ase_deeprelax.models.store import for_prediction, load_shared
+from ase_deeprelax.predict.batches import BATCH_EDGES, run_batches
+from ase_deeprelax.predict.forward import DTYPES, StructureOutput
 from ase_deeprelax.predict.options import check_options
 from ase_deeprelax.predict.parallel import relax_windows
 from ase_deeprelax.predict.passes import MAX_PASSES
@@ -327,56 +321,8 @@ class Predictor:
     def outputs(
         self, prepared: Mapping[int, Prepared]
     ) -> Iterator[tuple[int, StructureOutput | PredictionError]]:
-        """Run network and solver on structures, batch by batch.
-
-        Yields
-        ------
-        index : int
-            Its key in ``prepared``.
-        output : StructureOutput or PredictionError
-            The error where it does not fit into memory, not even alone.
-        """
-        keys = list(prepared)
-        if not keys:
-            return
-        graphs = [prepared[key].graph for key in keys]
-        batches = group_by_size(
-            [graph.num_nodes for graph in graphs],
-            [graph.num_edges for graph in graphs],
-            self.batch_edges,
-        )
-        del graphs
-        batches.reverse()
-        while batches:
-            indices = batches.pop()
-            members = [keys[index] for index in indices]
-            outputs = self._run([prepared[key] for key in members])
-            if outputs is not None:
-                yield from zip(members, outputs, strict=True)
-            elif len(indices) > 1:
-                batches.extend(reversed(halve(indices)))
-            else:
-                yield members[0], _too_large(prepared[members[0]], self.device)
-
-    def _run(self, batch: list[Prepared]) -> list[StructureOutput] | None:
-        """Outputs for one batch, or None where it does not fit into memory."""
-        try:
-            graph = collate([prepared.graph for prepared in batch]).to(self.device)
-            # Autocast around the caller's code would let the network compute with 16 bits.
-            with torch.autocast(self.device.type, enabled=False):
-                outputs, seconds = run_model(self._network, graph)
-        except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
-                raise
-        else:
-            for prepared in batch:
-                for part, spent in seconds.items():
-                    prepared.timings[part] += spent / len(batch)
-            return outputs
-        # Here, not in the handler: the error's traceback held the tensors until now.
-        if self.device.type == 'cuda':
-            torch.cuda.empty_cache()
-        return None
+        """Network and solver on structures, batch by batch; see `batches.run_batches`."""
+        return run_batches(self._network, prepared, self.device, self.batch_edges)
 
     def _warn(self, results: list[Relaxation]) -> None:
         outside = [index for index, result in enumerate(results) if result.ood]
@@ -430,11 +376,3 @@ def _progress_bar(total: int | None) -> Any:
 def _located(error: DeepRelaxError, index: int, total: int | None) -> DeepRelaxError:
     """The error with the place of the structure in the list, where there is a list."""
     return error if total == 1 else type(error)(f'structure {index}: {error}')
-
-
-def _too_large(prepared: Prepared, device: torch.device) -> PredictionError:
-    return PredictionError(
-        f'{prepared.graph.num_nodes} atoms with {prepared.graph.num_edges} edges do not '
-        f"fit into the memory of device '{device}'; use device='cpu', a smaller cell or a "
-        'smaller model'
-    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ase_deeprelax.errors import ConfigError
-from ase_deeprelax.models.store import CONFIG
+from ase_deeprelax.models.config_file import CONFIG
 from ase_deeprelax.train.config import TrainConfig
 from ase_deeprelax.train.datamodule import PairData
 from ase_deeprelax.train.module import kept_settings

@@ -47,8 +47,9 @@ from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.files import check_writable, lock_or_refuse
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import RelaxationModel
+from ase_deeprelax.models.config_file import CONFIG
 from ase_deeprelax.models.ensemble import Ensemble
-from ase_deeprelax.models.store import CONFIG, check_sizes, load_model, save_model
+from ase_deeprelax.models.store import check_sizes, load_model, save_model
 from ase_deeprelax.train.card import describe_training
 from ase_deeprelax.train.checkpoints import (
     check_checkpoint,

@@ -12,7 +12,7 @@ from ase.io import read, write
 
 from ase_deeprelax.data.pairs import make_pair, read_pairs, write_pairs
 from ase_deeprelax.errors import DeepRelaxWarning
-from ase_deeprelax.models import store
+from ase_deeprelax.models import config_file, store
 from ase_deeprelax.models.calibration import CALIBRATION
 
 
@@ -115,13 +115,13 @@ def test_another_model_is_not_replaced(run, calibrated, many_pairs, tiny_model, 
     assert 'holds a model' in result.stderr
     assert not (tmp_path / CALIBRATION).exists()
     # A copy that was cut short, or the weights of something else.
-    (tmp_path / store.CONFIG).unlink()
-    (tmp_path / store.WEIGHTS).write_bytes(b'part')
+    (tmp_path / config_file.CONFIG).unlink()
+    (tmp_path / config_file.WEIGHTS).write_bytes(b'part')
     result = run('calibrate', many_pairs, *words)
     assert result.exit_code == 2
     assert 'or a part of one' in ' '.join(result.stderr.split())
-    assert [path.name for path in tmp_path.iterdir()] == [store.WEIGHTS]
-    assert (tmp_path / store.WEIGHTS).read_bytes() == b'part'
+    assert [path.name for path in tmp_path.iterdir()] == [config_file.WEIGHTS]
+    assert (tmp_path / config_file.WEIGHTS).read_bytes() == b'part'
 
 
 def test_too_few_pairs_are_an_error(run, pairs_file, tiny_model, tmp_path):

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from ase_deeprelax.cli.info import EXTRAS
-from ase_deeprelax.models import store
+from ase_deeprelax.models import config_file, folders, store
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_models_lists_what_is_shipped(run, tiny_model, monkeypatch):
-    monkeypatch.setattr(store, 'SHIPPED', tiny_model.parent)
+    monkeypatch.setattr(folders, 'SHIPPED', tiny_model.parent)
     result = run('models')
     assert result.exit_code == 0, result.output
     size = sum(p.numel() for p in store.load_model(tiny_model).parameters())
@@ -23,8 +23,8 @@ def test_models_lists_what_is_shipped(run, tiny_model, monkeypatch):
 def test_shipped_models_name_data_licences_and_figures(run):
     result = run('models')
     assert result.exit_code == 0, result.output
-    assert len(result.stdout.splitlines()) == 2 + len(store.available_models())
-    for name, card in store.available_models().items():
+    assert len(result.stdout.splitlines()) == 2 + len(folders.available_models())
+    for name, card in folders.available_models().items():
         assert name in result.stdout
         result_of_one = run('models', name)
         assert result_of_one.exit_code == 0, result_of_one.output
@@ -34,14 +34,14 @@ def test_shipped_models_name_data_licences_and_figures(run):
             assert source['licence']
             assert source['licence'] in result_of_one.stdout
     found = json.loads(run('models', '--json').stdout)
-    assert found == store.available_models()
+    assert found == folders.available_models()
     one = json.loads(run('models', 'deeprelax', '--json').stdout)
     assert one['metrics'] == found['deeprelax']['metrics']
 
 
 def test_card_is_shown_in_the_words_of_the_pages(run):
     result = run('models', 'ensemble')
-    card = store.available_models()['ensemble']
+    card = folders.available_models()['ensemble']
     entries = dict(line.split(None, 1) for line in result.stdout.splitlines()[1:])
     *symbols, count = entries['elements'].split()
     assert symbols[:3] == ['H', 'He', 'Li']
@@ -76,9 +76,9 @@ def test_doctor_finds_a_sound_installation(run, tiny_model):
 def test_doctor_finds_damaged_weights(run, tiny_model, tmp_path):
     folder = tmp_path / 'damaged'
     store.save_model(store.load_model(tiny_model), folder, {})
-    weights = bytearray((folder / store.WEIGHTS).read_bytes())
+    weights = bytearray((folder / config_file.WEIGHTS).read_bytes())
     weights[-1] ^= 1
-    (folder / store.WEIGHTS).write_bytes(weights)
+    (folder / config_file.WEIGHTS).write_bytes(weights)
     result = run('doctor', '--model', folder, '--device', 'cpu')
     assert result.exit_code == 1
     assert 'FAILED' in result.stdout

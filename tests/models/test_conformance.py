@@ -8,8 +8,9 @@ from ase.neighborlist import neighbor_list
 from ase_deeprelax import testing
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.card import ModelCard
+from ase_deeprelax.models.folders import available_models
 from ase_deeprelax.models.paegnn import PUBLISHED
-from ase_deeprelax.models.store import available_models, load_model
+from ase_deeprelax.models.store import load_model
 
 # Hyperparameters, and how loud the read-outs are: displacements of about 0.1 A. Distances
 # that contradict each other wildly would test the solver's chaos instead.

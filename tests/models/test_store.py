@@ -12,13 +12,13 @@ from ase.build import bulk
 
 from ase_deeprelax import files
 from ase_deeprelax.errors import DeepRelaxWarning, ModelError
-from ase_deeprelax.models import create_model, store
+from ase_deeprelax.models import create_model, folders
 from ase_deeprelax.models.card import ModelCard
+from ase_deeprelax.models.config_file import answers_hash
 from ase_deeprelax.models.ensemble import Ensemble
+from ase_deeprelax.models.folders import available_models
 from ase_deeprelax.models.painn import PaiNN
 from ase_deeprelax.models.store import (
-    answers_hash,
-    available_models,
     load_model,
     load_shared,
     save_model,
@@ -145,7 +145,7 @@ def test_flipped_bit_is_found(folder, where):
     expected = json.loads((folder / 'config.json').read_text())['weights_sha256']
     with pytest.raises(ModelError) as caught:
         load_model(folder)
-    actual = store.hashlib.sha256(content).hexdigest()
+    actual = hashlib.sha256(content).hexdigest()
     for part in (str(path), expected, actual):
         assert part in str(caught.value)
 
@@ -222,7 +222,7 @@ def test_what_is_no_model_is_named(thing):
 
 def test_unknown_name_tells_the_nearest(folder, monkeypatch):
     shutil.copytree(folder, folder.parent / 'shipped' / 'deeprelax')
-    monkeypatch.setattr(store, 'SHIPPED', folder.parent / 'shipped')
+    monkeypatch.setattr(folders, 'SHIPPED', folder.parent / 'shipped')
     assert list(available_models()) == ['deeprelax']
     assert load_model('deeprelax').name == 'deeprelax'
     with pytest.raises(ModelError, match=r"'deprelax'; did you mean 'deeprelax'\? avail"):
@@ -232,7 +232,7 @@ def test_unknown_name_tells_the_nearest(folder, monkeypatch):
 
 
 def test_no_models_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, 'SHIPPED', tmp_path)
+    monkeypatch.setattr(folders, 'SHIPPED', tmp_path)
     with pytest.raises(ModelError, match='available: none'):
         load_model('default')
 

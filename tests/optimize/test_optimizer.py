@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from functools import partial
 
 import numpy as np
@@ -727,10 +728,13 @@ def test_before_binding(one_shot):
         one_shot(rocksalt()).nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize('fmax', [-1.0, np.nan])
+@pytest.mark.parametrize('fmax', [-1.0, np.nan, '0.05', None, [0.05]])
 def test_fmax_must_make_sense(one_shot, fmax):
-    with pytest.raises(ValueError, match='fmax'):
-        one_shot(gold()).run(fmax=fmax)
+    for atoms in (gold(), rocksalt()):  # with a calculator, and without one
+        before = bits(atoms)
+        with pytest.raises(ValueError, match=re.escape(f'fmax is {fmax!r}; it must be')):
+            one_shot(atoms).run(fmax=fmax)
+        assert bits(atoms) == before
 
 
 @pytest.mark.parametrize(
@@ -760,7 +764,7 @@ def test_models(tiny_model):
 
 
 def test_shipped_model():
-    from ase_deeprelax.models.store import DEFAULT
+    from ase_deeprelax.models.folders import DEFAULT
 
     atoms = bulk('NaCl', 'rocksalt', a=5.9)
     volume = atoms.cell.volume

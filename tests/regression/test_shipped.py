@@ -14,7 +14,7 @@ from ase.spacegroup import crystal
 from ase_deeprelax import available_models, relax
 from ase_deeprelax.compare.evaluate import cuts, evaluate
 from ase_deeprelax.data.pairs import read_pairs
-from ase_deeprelax.models.store import SHIPPED
+from ase_deeprelax.models.folders import SHIPPED
 
 NUMBERS = Path(__file__).with_name('numbers.json')
 PAIRS = Path(__file__).parents[2] / '../shared/data/pairs_wbm_dev.jsonl.gz'

@@ -17,15 +17,15 @@ from tests.screening.screens import assert_same, environment, rows
 # batch after a file was put there.
 LOST_GPU = """
 import os
-from ase_deeprelax.predict import predictor
-real = predictor.run_model
+from ase_deeprelax.predict import batches
+real = batches.run_model
 def run_model(model, graph):
     try:
         os.remove({file!r})
     except FileNotFoundError:
         return real(model, graph)
     raise RuntimeError('CUDA error: device-side assert triggered')
-predictor.run_model = run_model
+batches.run_model = run_model
 """
 # A machine with two GPUs, as torch tells it; the one that a worker takes is written down.
 # The network runs on the CPU, where there is no GPU.
@@ -88,14 +88,14 @@ def task_of(source, store, tmp_path, setup):
 def test_without_workers_finished_packs_are_kept(command, source, tmp_path, undisturbed):
     out = tmp_path / 'out'
     lost = (
-        'from ase_deeprelax.predict import predictor\n'
-        'calls, real = [0], predictor.run_model\n'
+        'from ase_deeprelax.predict import batches\n'
+        'calls, real = [0], batches.run_model\n'
         'def run_model(model, graph):\n'
         '    calls[0] += 1\n'
         '    if calls[0] > 5:\n'
         '        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")\n'
         '    return real(model, graph)\n'
-        'predictor.run_model = run_model\n'
+        'batches.run_model = run_model\n'
     )
     process = command(source, out, before=lost)
     _, errors = process.communicate()
@@ -152,8 +152,8 @@ def test_a_worker_with_another_model_is_told(source, tmp_path, undisturbed, tiny
 # does not fit.
 LITTLE_MEMORY = """
 import resource, sys
-from ase_deeprelax.predict import predictor
-real = predictor.run_model
+from ase_deeprelax.predict import batches
+real = batches.run_model
 def run_model(model, graph):
     with open('/proc/self/statm') as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
@@ -166,7 +166,7 @@ def run_model(model, graph):
         raise
     finally:
         resource.setrlimit(resource.RLIMIT_AS, former)
-predictor.run_model = run_model
+batches.run_model = run_model
 """
 
 

@@ -181,9 +181,9 @@ def test_parts_of_a_screen_make_the_whole(source, tmp_path, tiny_model):
 def test_halves_packs_that_do_not_fit_into_memory(
     source, tmp_path, tiny_model, monkeypatch
 ):
-    from ase_deeprelax.predict import predictor
+    from ase_deeprelax.predict import batches
 
-    whole, run_model = [], predictor.run_model
+    whole, run_model = [], batches.run_model
 
     def short_of_memory(model, graph):
         if graph.n_graphs > 8:
@@ -191,7 +191,7 @@ def test_halves_packs_that_do_not_fit_into_memory(
             raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
         return run_model(model, graph)
 
-    monkeypatch.setattr(predictor, 'run_model', short_of_memory)
+    monkeypatch.setattr(batches, 'run_model', short_of_memory)
     done = screen(source, tmp_path / 'out', model=tiny_model, pack=100)
     assert whole
     assert (done.n_done, done.n_quarantined) == (240, 0)
