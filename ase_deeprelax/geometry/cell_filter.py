@@ -114,9 +114,6 @@ class FreeCellFilter(FrechetCellFilter):
         atoms, layer = self.atoms, self.layer
         new = self._projected(new)
         stretch = self.expm(new[-3:] / self.exp_cell_factor)
-        # Rounding must not move what is frozen.
-        still = ~self._touched.any(axis=0)
-        stretch[still], stretch[:, still] = np.eye(3)[still], np.eye(3)[:, still]
         positions, rows = new[:-3] @ stretch, self.orig_cell @ stretch
         # As in ASE, all atoms follow the cell, and constraints act on what is left.
         if layer is None:
@@ -154,6 +151,6 @@ class FreeCellFilter(FrechetCellFilter):
 
     def _projected(self, rows: np.ndarray) -> np.ndarray:
         rows = np.array(rows)
-        strain = (rows[-3:] + rows[-3:].T) / 2
-        rows[-3:] = project_strain(self.free_strain, strain) * self._touched
+        # Rounding must not move what is fixed.
+        rows[-3:] = project_strain(self.free_strain, rows[-3:]) * self._touched
         return rows

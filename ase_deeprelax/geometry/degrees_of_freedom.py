@@ -122,11 +122,9 @@ class Freedom:
     def all_free(self) -> bool:
         """Whether all atoms and the whole cell of a crystal may move."""
         return (
-            self.layer is None
-            and self.strain is not None
+            self.strain is not None
             and self.cell_filter is None
             and self.strain.frees_all
-            and bool(self.movable.all())
             and not self.atoms.constraints
         )
 
@@ -305,7 +303,7 @@ def _free_strain(
     if isinstance(relax_cell, str) and relax_cell == 'hydrostatic':
         flat = np.eye(3) if layer is None else np.eye(3) - np.outer(normal, normal)
         return strain_projection(flat[None])
-    plane = in_plane_strains(normal, thickness=thickness and layer is not None)
+    plane = in_plane_strains(normal, thickness=thickness)
     return strain_projection(plane)
 
 

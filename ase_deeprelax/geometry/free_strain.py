@@ -187,7 +187,7 @@ class StrainRule:
         return project_strain(self.free_strain, strain)
 
     def _by_filter(self, strain: np.ndarray) -> np.ndarray:
-        strain = strain * ((self.mask != 0) & (self.mask.T != 0))
+        strain = strain * (self.mask != 0)
         diagonal = (self.mask != 0) * np.eye(3)
         if not (self.hydrostatic or self.constant_volume) or not diagonal.any():
             return np.zeros((3, 3)) if self.hydrostatic else strain

@@ -18,6 +18,7 @@ MASKS = {
     'hydrostatic': 'hydrostatic',
     'shear': [1, 0, 1, 0, 1, 0],
     'one': [0, 0, 1, 0, 0, 0],
+    'no shear': [1, 1, 1, 0, 0, 0],
 }
 
 
@@ -135,6 +136,28 @@ def test_the_vacuum_vector_stays_to_the_last_bit(name, pbc):
         assert target.get_positions()[-3:].any()
 
 
+def test_the_volume_of_a_layer_is_that_of_its_atoms():
+    """Stiffness does not grow with the vacuum."""
+    low, high = (free_cell(film(vacuum)).volume for vacuum in (10.0, 40.0))
+    assert low == pytest.approx(high)
+    bulk_volume = 3.75**3 / 4
+    assert low == pytest.approx(6 * bulk_volume, rel=0.5)
+
+
+def test_the_shape_of_a_layer_stays_where_only_its_area_is_free():
+    rng = np.random.default_rng(0)
+    for how in ({}, {'tilt': True, 'across': True}):
+        atoms = film(**how)
+        target = free_cell(atoms, 'hydrostatic')
+        plane = (target.layer.basis @ atoms.cell.array)[:2]
+        rows = target.get_positions()
+        target.set_positions(rows + rng.normal(0, 0.05 * len(atoms), rows.shape))
+        after = (target.layer.basis @ atoms.cell.array)[:2]
+        ratio = np.linalg.norm(after[0]) / np.linalg.norm(plane[0])
+        assert abs(ratio - 1) > 1e-3
+        np.testing.assert_allclose(after, ratio * plane, atol=1e-9)
+
+
 def test_the_way_a_layer_is_written_does_not_matter():
     """Steps and energy are those of the layer in an upright box."""
     found = []
@@ -178,6 +201,16 @@ def test_constraints_that_a_prediction_cannot_honour_are_left_to_the_atoms():
     atoms.set_constraint()
     ElasticBFGS(free_cell(atoms, 'hydrostatic'), logfile=None).run(fmax=0.05, steps=50)
     assert atoms.get_distance(0, 1, mic=True) > pulled
+
+
+def test_a_constraint_of_ones_own_is_left_to_the_atoms():
+    class Own(FixAtoms):
+        pass
+
+    atoms = alloy()
+    atoms.set_constraint(Own([0]))
+    assert type(free_cell(atoms)) is FrechetCellFilter
+    assert type(atoms.constraints[0]) is Own
 
 
 def test_symmetry_and_a_plane_together():

@@ -209,6 +209,17 @@ def test_constant_volume_is_exact(mask, size):
     assert np.linalg.det(cell) == pytest.approx(np.linalg.det(atoms.cell.array), rel=1e-11)
 
 
+@pytest.mark.parametrize('mask', [[1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]])
+def test_a_large_change_of_shape_happens_at_constant_volume(mask):
+    atoms = skewed()
+    deformation = prediction(len(atoms), size=0.3)[0]
+    deformation /= np.cbrt(np.linalg.det(deformation))
+    target = FrechetCellFilter(atoms, mask=mask, constant_volume=True)
+    cell, _ = find_freedom(target).allowed(deformation, np.zeros((len(atoms), 3)))
+    assert np.linalg.det(cell) == pytest.approx(np.linalg.det(atoms.cell.array), rel=1e-11)
+    assert np.abs(np.linalg.solve(atoms.cell.array, cell) - np.eye(3)).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ('mask', 'free'), [(None, [0, 1, 2]), ([1, 1, 0, 0, 0, 1], [0, 1])]
 )
@@ -414,6 +425,17 @@ def test_fix_symmetry_beside_a_mask_along_other_axes(degrees):
     assert check_symmetry(atoms, 1e-6).number == 12
 
 
+def test_fix_symmetry_beside_a_mask_in_a_cell_of_few_digits():
+    """Of a hexagonal plane the size is left, though rounding bends it a little."""
+    atoms = bulk('Mg')
+    atoms.set_cell(atoms.cell.array.round(3), scale_atoms=True)
+    atoms.set_constraint(FixSymmetry(atoms))
+    rule = find_freedom(atoms, 'in-plane').strain
+    assert np.trace(rule.projection()) == pytest.approx(1)
+    change = np.linalg.solve(atoms.cell.array, rule.relaxed_cell(np.diag([1.1, 1.1, 1.0])))
+    np.testing.assert_allclose(change, np.diag([1.1, 1.1, 1.0]), atol=1e-3)
+
+
 def test_fix_symmetry_of_the_cell_only():
     atoms = bulk('Cu', cubic=True)
     atoms.set_constraint(FixSymmetry(atoms, adjust_positions=False))
@@ -489,6 +511,63 @@ def test_atoms_are_told_apart_by_what_holds_them():
     assert not labels[8:].any()
 
 
+@pytest.mark.parametrize('kind', [FixedLine, FixedPlane])
+def test_directions_tell_atoms_apart(kind):
+    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
+    atoms.set_constraint([kind([0, 2], (0, 0, 1)), kind([4, 6], (0, 1, 0))])
+    labels = find_freedom(atoms).labels
+    assert labels[0] == labels[2] != labels[4] == labels[6]
+
+
+def test_the_network_is_told_of_atoms_that_are_fixed_altogether_and_no_others():
+    atoms = bulk('NaCl', 'rocksalt', a=5.6, cubic=True)
+    atoms.set_constraint([FixAtoms([1]), FixedLine([3], (0, 0, 1))])
+    fixed = find_freedom(atoms).motion.fixed
+    assert np.flatnonzero(fixed).tolist() == [1]
+
+
+@pytest.mark.parametrize('adjust_cell', [True, False])
+def test_the_network_is_not_told_of_fix_symmetry(adjust_cell):
+    """And where the constraint leaves the cell alone, so does the prediction."""
+    atoms = bulk('NaCl', 'rocksalt', a=5.6)
+    atoms.set_constraint(FixSymmetry(atoms, adjust_cell=adjust_cell))
+    freedom = find_freedom(atoms, True)
+    np.testing.assert_array_equal(freedom.motion.free_strain, np.eye(6))
+    deformation = np.diag([1.0, 1.0, 1.1])
+    cell, _ = freedom.allowed(deformation, np.zeros((2, 3)))
+    expected = np.cbrt(1.1) * np.eye(3) if adjust_cell else deformation
+    np.testing.assert_allclose(cell, atoms.cell.array @ expected, atol=1e-9)
+
+
+def test_a_layer_gets_thicker_where_nothing_else_is_asked_for():
+    layer = mx2('MoS2', vacuum=9)
+
+    def count(relax_cell, constraint=None):
+        layer.set_constraint(constraint)
+        return round(np.trace(find_freedom(layer, relax_cell).motion.free_strain))
+
+    assert count(None) == count(True) == 4
+    assert count('in-plane') == count([1, 1, 1, 1, 1, 1]) == 3
+    assert count(True, FixedLine([0], (0, 0, 1))) == 3
+    layer.set_constraint()
+    free = find_freedom(FrechetCellFilter(layer)).motion.free_strain
+    assert np.trace(free) == pytest.approx(3)
+
+
+def test_the_cell_of_a_layer_relaxes_unless_an_atom_is_fixed():
+    layer = mx2('MoS2', vacuum=9)
+    for constraint, kind in (
+        ([], 'layer'),
+        (FixedLine([0], (0, 0, 1)), 'layer'),
+        (FixAtoms([0]), 'layer, cell fixed'),
+    ):
+        layer.set_constraint(constraint)
+        assert find_freedom(layer, None).kind == kind
+    crystal = bulk('NaCl', 'rocksalt', a=5.6)
+    crystal.set_constraint(FixAtoms([0]))
+    assert find_freedom(crystal, None).kind == 'bulk'
+
+
 def test_constraints_that_name_no_atoms_tell_none_apart():
     atoms = bulk('NaCl', 'rocksalt', a=5.6)
     mode = FixedMode(np.arange(6.0).reshape(2, 3))
@@ -496,6 +575,15 @@ def test_constraints_that_name_no_atoms_tell_none_apart():
     freedom = find_freedom(atoms)
     assert freedom.labels.tolist() == [0, 0]
     assert freedom.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    'relax_cell',
+    ['plane', [1, 1, 1], [1, 1, 0, 0, 0, np.nan], list('xxyyzz'), 6 * [1j], [[1], [1, 1]]],
+)
+def test_what_is_no_mask_is_refused(relax_cell):
+    with pytest.raises(ValueError, match='must be True, False'):
+        find_freedom(skewed(), relax_cell)
 
 
 def test_refused_targets():
@@ -512,6 +600,10 @@ def test_refused_targets():
 
     with pytest.raises(UnsupportedConstraintError, match='Own around Atoms'):
         find_freedom(Own(atoms, indices=[0]))
+    with pytest.raises(UnsupportedConstraintError, match='UnitCellFilter around UnitCell'):
+        find_freedom(UnitCellFilter(UnitCellFilter(atoms)))
+    with pytest.raises(UnsupportedConstraintError, match='StrainFilter around Atoms'):
+        find_freedom(Filter(StrainFilter(atoms), indices=[0]))
 
 
 @pytest.mark.parametrize('kind', ['plain', 'read-only', 'float32', 'int'])
