@@ -6,6 +6,7 @@ from ase import Atoms
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ase_deeprelax.geometry import canonical as frames
 from ase_deeprelax.geometry.canonical import canonicalize
 from ase_deeprelax.geometry.symmetry import find_symmetry
 from tests.strategies import (
@@ -164,6 +165,26 @@ def test_shared_coordinates_are_no_knife_edge(seed, n_atoms):
         other = disguise(atoms, rng, rotation=q, basis=unimodular_of(rng))
         other.positions += 1e-9 * rng.normal(size=(n_atoms, 3))
         assert_same_frame(canonical(atoms), canonical(other), atol=1e-7)
+
+
+@quick
+@given(crystals(max_atoms=12), st.sampled_from([1, 20, 300]))
+def test_how_many_candidates_are_compared_at_a_time_does_not_matter(atoms, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        whole = canonical(atoms)
+        patch.setattr(frames, '_CHUNK', chunk)
+        assert_same_frame(whole, canonical(atoms))
+
+
+@quick
+@given(st.integers(0, 2**32 - 1))
+def test_lengths_from_a_file_of_few_digits_are_no_knife_edge(seed):
+    """A cube whose edges differ by rounding; its atoms have no symmetry."""
+    rng = np.random.default_rng(seed)
+    atoms = Atoms('Li2O3', scaled_positions=rng.random((5, 3)), cell=[6, 6, 6], pbc=True)
+    rounded = atoms.copy()
+    rounded.set_cell(6 * np.eye(3) + 1e-4 * np.diag(rng.normal(size=3)), scale_atoms=True)
+    assert_same_frame(canonical(atoms), canonical(rounded), atol=2e-3)
 
 
 def test_mirror_images_share_a_frame_and_differ_in_rotation():
