@@ -229,7 +229,7 @@ def build_graph(
     motion = motion or everything_free(len(positions))
     return CrystalGraph(
         fixed=torch.from_numpy(motion.fixed.copy()),
-        free_strain=torch.from_numpy(motion.free_strain).to(dtype).unsqueeze(0),
+        free_strain=torch.from_numpy(motion.free_strain.copy()).to(dtype).unsqueeze(0),
         z=torch.from_numpy(np.array(numbers, dtype=np.int64)),
         pos=torch.from_numpy(positions).to(dtype),
         cell=torch.from_numpy(cell).to(dtype).unsqueeze(0),

@@ -1,6 +1,7 @@
 """Graphs and neighbour lists against slow, plain references."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,12 @@ from hypothesis import strategies as st
 from ase_deeprelax.data.batching import collate, split
 from ase_deeprelax.data.convert import to_graph
 from ase_deeprelax.data.graph import GraphSpec, build_graph
-from ase_deeprelax.geometry.motion import Motion, in_plane_strains, strain_projection
+from ase_deeprelax.geometry.motion import (
+    Motion,
+    everything_free,
+    in_plane_strains,
+    strain_projection,
+)
 from ase_deeprelax.geometry.neighbors import (
     SHELL_TOLERANCE,
     intra_cell_pairs,
@@ -202,6 +208,54 @@ def test_edges_of_a_layer_are_those_of_ase_without_periodicity_across(written, c
     piece.pbc = True, True, False
     theirs = in_order(*ase_neighbor_list('ijD', piece, cutoff))
     np.testing.assert_allclose(sorted_edges(graph), theirs, atol=1e-7)
+
+
+def test_a_graph_shares_no_memory_with_what_it_was_made_of():
+    cu = bulk('Cu', cubic=True)
+    motion = everything_free(len(cu))
+    given = cu.numbers, cu.positions, cu.cell.array
+    before = [array.copy() for array in given]
+    graph = build_graph(*given, GraphSpec(cutoff=3.0), torch.float64, motion=motion)
+    for tensor in graph.tensors().values():
+        tensor.fill_(True)
+    for array, old in zip(given, before, strict=True):
+        np.testing.assert_array_equal(array, old)
+    assert motion.all_free
+    for tensor in graph.clone().tensors().values():
+        tensor.fill_(False)
+    assert all(tensor.all() for tensor in graph.tensors().values())
+
+
+def test_types_of_floating_point_tensors_change_and_no_others():
+    graph = graph_of(bulk('Cu'), GraphSpec(cutoff=3.0))
+    for name, tensor in graph.to_dtype(torch.float32).tensors().items():
+        old = getattr(graph, name)
+        assert tensor.dtype == (torch.float32 if old.is_floating_point() else old.dtype)
+
+
+def test_a_single_graph_starts_at_its_first_atom_and_ends_at_its_last():
+    graph = graph_of(bulk('Cu', cubic=True), GraphSpec(cutoff=3.0))
+    assert graph.starts.tolist() == collate([graph]).starts.tolist() == [0, 4]
+
+
+def test_a_graph_without_one_of_its_targets_has_none():
+    graph = graph_of(bulk('Cu'), GraphSpec(cutoff=3.0))
+    for name, value in (('deformation', torch.eye(3)[None]), ('displacement', graph.pos)):
+        with pytest.raises(ValueError, match='have no targets'):
+            replace(graph, **{f'{name}_target': value}).targets()
+
+
+@pytest.mark.parametrize(
+    ('spec', 'is_radius'),
+    [
+        (GraphSpec(cutoff=4.0), True),
+        (GraphSpec(cutoff=4.0, max_neighbors=20), False),
+        (GraphSpec(cutoff=4.0, intra_neighbors=20), False),
+        (GraphSpec(cutoff=4.0, canonical=True), False),
+    ],
+)
+def test_only_the_radius_alone_makes_a_radius_graph(spec, is_radius):
+    assert spec.is_radius == is_radius
 
 
 @quick
