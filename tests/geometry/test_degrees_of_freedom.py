@@ -184,6 +184,16 @@ def test_mask_is_exact(mask, kind):
     assert np.array_equal(start, cell) == (not any(mask))
 
 
+@pytest.mark.parametrize('kind', [FrechetCellFilter, UnitCellFilter])
+def test_where_nothing_is_predicted_the_cell_stays_to_the_last_bit(kind):
+    atoms = skewed()
+    nothing = np.eye(3), np.zeros((len(atoms), 3))
+    for mask in ([1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0]):
+        cell, positions = find_freedom(kind(atoms, mask=mask)).allowed(*nothing)
+        np.testing.assert_array_equal(cell, atoms.cell.array)
+        np.testing.assert_array_equal(positions, atoms.positions)
+
+
 def test_a_mask_that_frees_no_strain_fixes_the_cell():
     """Errors and the question to the network are those of the kind."""
     crystal, layer = bulk('Cu', cubic=True), mx2('MoS2', vacuum=9)
