@@ -241,8 +241,8 @@ class OneShotStage(Optimizable):
             relaxation = self.prediction
         except SKIPPED:
             return np.inf
-        value = np.inf if relaxation.ood else getattr(relaxation, name)
-        return np.inf if np.isnan(value) else value
+        # NaN, the error of a model that is not calibrated, is below no limit.
+        return np.inf if relaxation.ood else getattr(relaxation, name)
 
     def accept(self) -> None:
         """Move the atoms without looking at an energy."""
