@@ -87,7 +87,7 @@ class GuardedOptimizer:
         self.optimizer.optimizable = FiniteNumbers(self.optimizer.optimizable, target)
         # No part of the state: what all optimizers have, as files and counts of a run.
         plain: Any = Optimizer
-        self._common = {*vars(plain(target, logfile=None)), 'max_steps', 'fmax', 'dump'}
+        self._common = set(vars(plain(target, logfile=None)))
         self._dumped = None
         self.optimizer.dump = self._dump
 
@@ -162,9 +162,6 @@ class FiniteNumbers:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizable, name)
-
-    def __len__(self) -> int:
-        return len(self._optimizable)
 
     def get_value(self) -> float:
         """The energy, eV; `RefinementError` where it is not finite."""

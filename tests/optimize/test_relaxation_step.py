@@ -1,5 +1,6 @@
 """Any optimizer of ASE, step by step: restarted, interrupted, with broken calculators."""
 
+import re
 import signal
 
 import ase.optimize
@@ -21,7 +22,11 @@ from ase_deeprelax import DeepRelaxOptimizer, ElasticBFGS, Stage, keys
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning, RefinementError
 from ase_deeprelax.geometry.snapshot import Snapshot, assign, interrupts_wait
 from ase_deeprelax.optimize.ase_optimizers import find_optimizer
-from ase_deeprelax.optimize.relaxation_step import GuardedOptimizer
+from ase_deeprelax.optimize.relaxation_step import (
+    GuardedOptimizer,
+    check_finite,
+    check_limits,
+)
 from tests.alloys import alloy_with_emt as alloy
 from tests.alloys import place
 
@@ -234,6 +239,46 @@ def test_without_a_stress_the_cell_is_held_with_a_warning(tiny_model):
     with pytest.warns(DeepRelaxWarning, match='relax_cell=False'):
         assert atoms.optimizer.run(fmax=0.02)
     assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.02
+
+
+@pytest.mark.parametrize('part', ['positions', 'cell'])
+def test_positions_and_cells_that_are_not_finite_are_taken_back(part):
+    class Leaves(BFGS):
+        """Takes one number out of the structure."""
+
+        def step(self):
+            array = atoms.positions if part == 'positions' else atoms.cell.array
+            array[2, 1] = np.nan
+
+    atoms = alloy()
+    before = place(atoms)
+    with pytest.raises(RefinementError, match='Leaves proposed positions'):
+        GuardedOptimizer(FrechetCellFilter(atoms), Leaves).step(0.05)
+    assert np.array_equal(place(atoms), before)
+
+
+def test_the_first_atom_whose_force_is_not_finite_is_named():
+    atoms = alloy()
+    for k in range(3 * len(atoms) + 9):
+        gradient = np.zeros(3 * len(atoms) + 9)
+        gradient[k:] = np.nan
+        where = 'the stress is'
+        if k < 3 * len(atoms):
+            where = f'the force on atom {k // 3} ({atoms.symbols[k // 3]}) is'
+        with pytest.raises(RefinementError, match=re.escape(f'emt: {where} not finite')):
+            check_finite(atoms, gradient)
+    check_finite(atoms, np.zeros(3 * len(atoms)))
+
+
+def test_limits_that_make_no_sense_are_refused():
+    check_limits(0, 0)
+    check_limits(np.float32(0.05), np.int64(200))
+    for fmax in (-0.1, np.nan, '0.05', None):
+        with pytest.raises(ValueError, match=re.escape(f'fmax is {fmax!r}; ')):
+            check_limits(fmax, 200)
+    for steps in (-1, 2.0, np.inf, '3', None):
+        with pytest.raises(ValueError, match=re.escape(f'steps is {steps!r}; ')):
+            check_limits(0.05, steps)
 
 
 class EnergyInAnArray(EMT):
