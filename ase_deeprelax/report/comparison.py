@@ -24,6 +24,7 @@ from ase_deeprelax.data.one_line import count
 from ase_deeprelax.report import plot, plot_phonons
 from ase_deeprelax.report.html_blocks import Section, figure_block, link, places
 from ase_deeprelax.report.relaxations import notes
+from ase_deeprelax.report.style import MANY
 from ase_deeprelax.report.viewer_data import scene
 
 # Phonon figures are drawn for so many crystals; the table has all.
@@ -118,9 +119,9 @@ def savings(comparison: Comparison, shown: Comparison) -> Section:
         *(
             figure_block(
                 plot.convergence(comparison, calculator),
-                f'Relaxations with {calculator}: each structure thin, the median thick; '
-                'relaxations that are over keep their last value. Energies below 0.1 meV '
-                'are drawn there. Dashed: fmax.',
+                f'Relaxations with {calculator}: each structure thin, or {MANY:,} of more, '
+                'the median of all thick; relaxations that are over keep their last value. '
+                'Energies below 0.1 meV are drawn there. Dashed: fmax.',
             )
             for calculator in comparison['settings']['calculators']
         ),

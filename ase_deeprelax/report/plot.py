@@ -17,6 +17,7 @@ from ase import Atoms
 
 from ase_deeprelax.compare.schema import Comparison, Geometry, RunRow, StructureRow
 from ase_deeprelax.data.one_line import count
+from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.report.style import (
     BLUE,
     DASHED,
@@ -182,8 +183,9 @@ def convergence(
         As `savings.compare` gives it.
     calculator : str
     structure : str, optional
-        Id of the only one to draw; default all that converged from both starts, thin, and
-        their median, where a relaxation that is over keeps its last value.
+        Id of the only one to draw; default those that converged from both starts: 1,000 of
+        them at most, spread over all, thin; and the median of all, where a relaxation that
+        is over keeps its last value.
 
     Returns
     -------
@@ -260,9 +262,11 @@ def _thin(
     """A line for each curve, with values at 1, 2, ...; a point for a single value."""
     from matplotlib.collections import LineCollection
 
-    lines = [np.column_stack([np.arange(1, len(one) + 1), one]) for one in curves]
-    # As shapes, thousands of lines would make a page of megabytes.
-    many = len(lines) > MANY
+    # As shapes, thousands of lines would make a page of megabytes; more of them take
+    # minutes to draw, and show no more.
+    many = len(curves) > MANY
+    shown = spread(curves, MANY)
+    lines = [np.column_stack([np.arange(1, len(one) + 1), one]) for one in shown]
     drawn = LineCollection(lines, colors=color, lw=lw, alpha=alpha, label=label)
     drawn.set_rasterized(many)
     ax.add_collection(drawn)

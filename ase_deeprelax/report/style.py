@@ -34,7 +34,8 @@ DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (9, 2)))
 DASHED = (0, (4, 2))
 # Below this number of structures, each is drawn to be seen.
 FEW = 30
-# Above this number of points or lines, they are drawn as an image.
+# Above this number of points or lines, they are drawn as an image; of lines, no more than
+# this number are drawn.
 MANY = 1000
 # Widths of one and of two columns of a journal, inches (89 and 183 mm), and the text size
 # that journals want, points.

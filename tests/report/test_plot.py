@@ -306,6 +306,20 @@ def test_very_many_runs_are_an_image_too(comparison, monkeypatch):
         assert images[0] == 0 < images[1]
 
 
+def test_of_very_many_runs_some_are_drawn_and_the_median_is_that_of_all(
+    comparison, monkeypatch
+):
+    """A hundred thousand lines took minutes, and covered each other."""
+    whole = plot.convergence(comparison, 'emt')
+    monkeypatch.setattr(plot, 'MANY', 1)
+    part = plot.convergence(comparison, 'emt')
+    for all_drawn, ax in zip(whole.axes, part.axes, strict=True):
+        assert [len(c.get_segments()) for c in ax.collections[::2]] == [1, 1]
+        assert len(ax.lines) == len(all_drawn.lines)
+        for line, same in zip(ax.lines, all_drawn.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), same.get_xydata())
+
+
 def test_very_many_sigmas_are_an_image_too(evaluation):
     row = evaluation['structures'][0]
     sizes = [
