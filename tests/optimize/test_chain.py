@@ -488,6 +488,15 @@ def test_a_prediction_that_needed_no_refinement_is_not_made_again(
     assert [r.status for r in twin.optimizer.stages] == ['converged', 'skipped']
 
 
+def test_all_that_is_skipped_stands_in_the_log_in_order(one_shot, tmp_path):
+    log = tmp_path / 'relax.log'
+    sure = [Stage(Counting(), min_sigma=100.0), Stage(EMT(), min_sigma=100.0)]
+    assert one_shot(alloy(), refine=sure, logfile=log).run() is True
+    told = [line for line in log.read_text().splitlines() if line.startswith('stage ')]
+    starts = ['stage 1 of 2, counting: skipped', 'stage 2 of 2, emt: skipped']
+    assert [line[: len(start)] for line, start in zip(told, starts, strict=True)] == starts
+
+
 def test_unsure_predictions_go_to_the_next_stage(one_shot):
     def run(threshold):
         atoms, costly = alloy(), Counting()

@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian, FixSymmetry, Hookean
 from ase.filters import Filter, FrechetCellFilter, StrainFilter, UnitCellFilter
-from ase.io import read
+from ase.io import Trajectory, read
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE, RestartError
 
@@ -28,6 +28,7 @@ from ase_deeprelax.errors import (
 )
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.optimize.optimizer import DeepRelaxOptimizer
+from ase_deeprelax.optimize.stage import Stage
 from ase_deeprelax.predict import relax
 
 
@@ -160,6 +161,19 @@ def test_trajectory_and_observers(one_shot, tmp_path):
     assert np.array_equal(frames[1].positions, atoms.positions)
     assert frames[1].info[keys.SIGMA] == atoms.info[keys.SIGMA]
     assert optimizer.todict()['type'] == 'optimization'
+
+
+def test_a_trajectory_says_how_it_was_made(one_shot, tmp_path):
+    path = tmp_path / 'relax.traj'
+    with one_shot(
+        gold(), refine=[EMT(), Stage(EMT)], optimizer=FIRE, trajectory=path
+    ) as optimizer:
+        optimizer.run(fmax=0.5)
+    with Trajectory(path) as trajectory:
+        header = trajectory.description
+    assert header['optimizer'] == 'DeepRelaxOptimizer'
+    assert (header['refinement'], header['stages']) == ('FIRE', ['emt', 'EMT'])
+    assert (header['symmetry'], header['relax_cell']) == ('keep', 'default')
 
 
 def test_steps_are_respected(one_shot):
@@ -367,6 +381,31 @@ def test_prediction_then_refinement(one_shot, tiny_model, tmp_path):
     assert lines[1].split() == ['Step', 'Time', 'Energy', 'fmax']
     assert 'prediction' in lines[3]
     assert len(lines) == optimizer.nsteps + 3
+
+
+def test_each_line_of_the_log_has_the_numbers_of_its_structure(one_shot, tmp_path):
+    atoms, log, seen = gold(), tmp_path / 'relax.log', []
+    optimizer = one_shot(atoms, logfile=log, energy_gate=None)
+    optimizer.attach(
+        lambda: seen.append(
+            (atoms.get_potential_energy(), np.linalg.norm(atoms.get_forces(), axis=1).max())
+        )
+    )
+    optimizer.run(fmax=0.02)
+    rows = [line.split()[3:5] for line in log.read_text().splitlines()[2:]]
+    np.testing.assert_allclose(np.array(rows, float), seen, atol=1e-6)
+
+
+def test_arguments_reach_the_run_of_other_atoms(one_shot):
+    """By position, as in ASE's ``run(fmax, steps)``, and by name."""
+    for arguments, names in (((1e-9, 3), {}), ((), {'fmax': 1e-9, 'steps': 3})):
+        atoms = gold()
+        optimizer = one_shot()
+        assert optimizer.run(atoms, *arguments, **names) is False
+        assert optimizer.nsteps == 3
+    atoms = gold()
+    assert one_shot().run(atoms, 100.0) is True
+    assert np.array_equal(atoms.positions, gold().positions)
 
 
 def test_prediction_is_enough(one_shot, tiny_model):
@@ -718,6 +757,23 @@ def test_copy_of_a_bound_optimizer_leaves_the_first_alone(one_shot, tmp_path):
     assert optimizer.bind(second) is optimizer
 
 
+def test_atoms_may_be_forgotten_within_a_run(one_shot):
+    atoms = rocksalt()
+    optimizer = one_shot(atoms)
+    for _ in optimizer.irun():
+        optimizer.unbind()
+        break
+    assert optimizer.atoms is None
+    assert optimizer.run(atoms) is True
+
+
+def test_a_prediction_alone_leaves_no_restart_file(one_shot, tmp_path):
+    """It takes one step: there is nothing to go on with."""
+    file = tmp_path / 'restart.json'
+    assert one_shot(rocksalt(), restart=file).run() is True
+    assert not file.exists()
+
+
 def test_before_binding(one_shot):
     optimizer = one_shot()
     with pytest.raises(ValueError, match='not bound'):
@@ -726,6 +782,12 @@ def test_before_binding(one_shot):
         optimizer.attach(print)
     with pytest.raises(AttributeError, match=r"attribute 'nonsense'$"):
         one_shot(rocksalt()).nonsense  # noqa: B018
+
+
+def test_no_force_at_all_can_be_asked_for(one_shot):
+    optimizer = one_shot(gold())
+    assert optimizer.run(fmax=0, steps=2) is False
+    assert optimizer.nsteps == 2
 
 
 @pytest.mark.parametrize('fmax', [-1.0, np.nan, '0.05', None, [0.05]])
@@ -739,7 +801,14 @@ def test_fmax_must_make_sense(one_shot, fmax):
 
 @pytest.mark.parametrize(
     'wrong',
-    [{'energy_gate': np.nan}, {'energy_gate': '0'}, {'guided': -0.1}, {'guided': np.nan}],
+    [
+        {'energy_gate': np.nan},
+        {'energy_gate': '0'},
+        {'guided': -0.1},
+        {'guided': np.nan},
+        {'relax_cell': 'nonsense'},
+        {'relax_cell': [1, 0]},
+    ],
 )
 def test_options_that_make_no_sense_are_refused_before_there_are_atoms(one_shot, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -169,6 +169,10 @@ def test_positions_that_are_not_finite_are_never_converged(tiny_model):
     atoms.positions[0, 0] = np.nan
     assert optimizer.converged() is False
     assert optimizer.gradient_converged(np.zeros(3 * len(atoms))) is False
+    atoms.positions[0, 0] = 0.0
+    assert optimizer.gradient_converged(np.zeros(3 * len(atoms))) is True
+    atoms.cell[1, 2] = np.nan
+    assert optimizer.gradient_converged(np.zeros(3 * len(atoms))) is False
 
 
 def test_a_restart_file_that_cannot_be_written_is_told_before_anything_moves(
