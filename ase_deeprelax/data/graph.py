@@ -13,6 +13,10 @@ import torch
 from ase_deeprelax.geometry.motion import Motion, everything_free
 from ase_deeprelax.geometry.neighbors import intra_cell_pairs, neighbor_list
 
+# An atom at just the cutoff is no neighbour, whatever rounding makes of its distance: at
+# lattice constants in round numbers it would decide in each orientation anew.
+ROUNDING = 1e-7
+
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -21,7 +25,7 @@ class GraphSpec:
     Parameters
     ----------
     cutoff : float, A
-        Radius of the neighbour list.
+        Neighbours are nearer than this.
     max_neighbors : int, optional
         Keep only the nearest shells, whole, until this many neighbours are reached.
     intra_neighbors : int, optional
@@ -216,7 +220,8 @@ def build_graph(
     # copies: in float64 the tensors would share the caller's memory
     positions = np.array(positions, dtype=float, order='C')
     cell = np.array(cell, dtype=float, order='C')
-    i, j, offset = neighbor_list(positions, cell, spec.cutoff, spec.max_neighbors)
+    cutoff = spec.cutoff * (1 - ROUNDING)
+    i, j, offset = neighbor_list(positions, cell, cutoff, spec.max_neighbors)
     intra = np.zeros(len(i), dtype=bool)
     if spec.intra_neighbors is not None:
         inter = offset.any(axis=1)

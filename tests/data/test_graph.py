@@ -27,7 +27,15 @@ from ase_deeprelax.geometry.neighbors import (
 )
 from ase_deeprelax.geometry.vacuum import find_layer
 from tests.layers import written_layers
-from tests.strategies import crystals, in_order, prototypes, quick, seeds, sorted_edges
+from tests.strategies import (
+    crystals,
+    in_order,
+    prototypes,
+    quick,
+    rotations,
+    seeds,
+    sorted_edges,
+)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +176,19 @@ def test_a_batch_is_its_graphs_side_by_side(many):
     for graph, again in zip(graphs, split(batch), strict=True):
         for key in ('z', 'pos', 'cell', 'edge_index', 'offset', 'intra'):
             assert torch.equal(getattr(graph, key), getattr(again, key))
+
+
+@quick
+@given(rotations(), st.sampled_from([1, 2, 3, 4]))
+def test_neighbours_at_just_the_cutoff_are_none_in_all_orientations(rotation, shell):
+    """Lengths are often given in round numbers, and so are cutoffs."""
+    salt = bulk('CaO', 'rocksalt', a=10 / shell**0.5, cubic=True)
+    counts = []
+    for turn in (np.eye(3), rotation):
+        salt.set_cell(salt.cell.array @ turn, scale_atoms=True)
+        counts.append(graph_of(salt, GraphSpec(cutoff=5.0)).edge_index[1].bincount())
+    within = [0, 6, 18, 26][shell - 1]
+    assert all(set(count.tolist()) <= {within} for count in counts)
 
 
 def test_one_atom():
