@@ -151,6 +151,20 @@ def test_an_atom_beyond_the_vacuum_is_no_image(one_shot):
 # --- stages that the prediction spares --------------------------------------------------
 
 
+class Never(EMT):
+    """A calculator that raises at a given call, and at all later ones."""
+
+    def __init__(self, calls, error):
+        super().__init__()
+        self.left, self.error = calls, error
+
+    def calculate(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        super().calculate(*args, **kwargs)
+
+
 def statuses(optimizer):
     return [record.status for record in optimizer.stages]
 
@@ -205,21 +219,24 @@ def test_outside_the_training_range_no_stage_is_spared(one_shot, before):
     assert 'skipped' not in statuses(optimizer)
 
 
+@pytest.mark.parametrize(
+    'first',
+    [Stage(EMT, fmax=100.0), Stage(lambda: Never(0, RuntimeError('no licence')))],
+    ids=['converged', 'failed'],
+)
+def test_what_was_said_of_another_place_spares_no_stage(one_shot, first):
+    """The first stage ends before the prediction is made."""
+    atoms = alloy()
+    one_shot(atoms).run()
+    atoms.rattle(0.1, seed=5)
+    assert keys.SIGMA in atoms.info
+    chain = [first, Stage(EMT, min_sigma=100.0, steps=1)]
+    optimizer = one_shot(atoms, refine=chain)
+    optimizer.run(fmax=1e-9)
+    assert 'skipped' not in statuses(optimizer)
+
+
 # --- what becomes of it -----------------------------------------------------------------
-
-
-class Never(EMT):
-    """A calculator that raises at a given call, and at all later ones."""
-
-    def __init__(self, calls, error):
-        super().__init__()
-        self.left, self.error = calls, error
-
-    def calculate(self, *args, **kwargs):
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
-        super().calculate(*args, **kwargs)
 
 
 def test_where_all_calculators_fail_the_prediction_is_what_is_left(one_shot, tiny_model):
@@ -241,6 +258,7 @@ def test_an_interrupt_while_the_prediction_is_tried_is_one(one_shot, own):
     optimizer = one_shot(atoms, refine=calculator if own else None)
     with pytest.raises(KeyboardInterrupt):
         optimizer.run()
+    assert calculator.left == -1  # it was not asked again
     assert np.array_equal(place(atoms), place(alloy()))
 
 
