@@ -13,7 +13,10 @@ from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption, check_
 def calibrate(
     pairs: Annotated[
         list[Path],
-        typer.Argument(help='Pairs that the model was never trained on; 30 or more each.'),
+        typer.Argument(
+            metavar='PAIRS',
+            help='Pairs that the model was never trained on; 30 or more each.',
+        ),
     ],
     out: Annotated[Path, typer.Option(help='Folder for the calibrated model.')],
     *,

@@ -26,7 +26,8 @@ WORST = 12
 def evaluate(
     ctx: typer.Context,
     pairs: Annotated[
-        Path, typer.Argument(help='Pairs of unrelaxed and relaxed structures.')
+        Path,
+        typer.Argument(metavar='PAIRS', help='Pairs of unrelaxed and relaxed structures.'),
     ],
     *,
     models: Annotated[

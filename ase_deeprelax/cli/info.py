@@ -50,7 +50,8 @@ ERRORS = ('coord_mae', 'lattice_mae', 'volume_mae')
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(help='A model or a folder; its card is shown.')
+        str | None,
+        typer.Argument(metavar='NAME', help='A model or a folder; its card is shown.'),
     ] = None,
     *,
     as_json: Annotated[

@@ -25,7 +25,9 @@ WITH_HUBBARD = frozenset({'chgnet', 'mace', 'orb', 'sevennet'})
 
 
 def label(
-    out: Annotated[Path, typer.Argument(help='.jsonl file of pairs; is added to.')],
+    out: Annotated[
+        Path, typer.Argument(metavar='OUT', help='.jsonl file of pairs; is added to.')
+    ],
     *,
     potential: Annotated[
         str, typer.Option(help='NAME or NAME:WEIGHTS: tensornet, chgnet, sevennet, ...')

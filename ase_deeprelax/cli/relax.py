@@ -55,8 +55,9 @@ def relax(
     files: Annotated[
         list[str],
         typer.Argument(
+            metavar='FILES',
             help='Files that ase.io reads, frames of them (run.traj@-1), JSON of pymatgen, '
-            "folders, archives, patterns ('*/CONTCAR'), or - for standard input."
+            "folders, archives, patterns ('*/CONTCAR'), or - for standard input.",
         ),
     ],
     out: Annotated[

@@ -34,7 +34,9 @@ COLUMNS += ('error', 'ood')
 
 def results(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Argument(help='Folder of a screen, finished or not.')],
+    out: Annotated[
+        Path, typer.Argument(metavar='OUT', help='Folder of a screen, finished or not.')
+    ],
     *,
     where: Annotated[
         list[str] | None,

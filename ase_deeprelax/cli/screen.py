@@ -26,11 +26,14 @@ def screen(
     source: Annotated[
         Path,
         typer.Argument(
+            metavar='SOURCE',
             help='An extxyz file, a folder or a zip or tar archive of CIFs, .db, .aselmdb, '
-            'parquet, or JSON of pymatgen.'
+            'parquet, or JSON of pymatgen.',
         ),
     ],
-    out: Annotated[Path, typer.Argument(help='Folder of the screen, new or begun.')],
+    out: Annotated[
+        Path, typer.Argument(metavar='OUT', help='Folder of the screen, new or begun.')
+    ],
     *,
     model: ModelOption = 'default',
     symmetry: SymmetryOption = Symmetry.KEEP,

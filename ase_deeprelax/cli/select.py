@@ -23,7 +23,10 @@ POSCAR = 'POSCAR'
 
 def select(
     files: Annotated[
-        list[str], typer.Argument(help='Structures, as `deeprelax relax` takes them.')
+        list[str],
+        typer.Argument(
+            metavar='FILES', help='Structures, as `deeprelax relax` takes them.'
+        ),
     ],
     out: Annotated[
         Path,
@@ -38,7 +41,9 @@ def select(
     model: ModelOption = 'default',
     predicted: Annotated[
         bool,
-        typer.Option(help='Write the predicted structures instead of the inputs.'),
+        typer.Option(
+            '--predicted', help='Write the predicted structures instead of the inputs.'
+        ),
     ] = False,
     device: DeviceOption = 'auto',
 ) -> None:

@@ -13,7 +13,10 @@ from ase_deeprelax.errors import MissingDependencyError
 
 def train(
     config: Annotated[
-        Path, typer.Argument(help='YAML file; docs/training.md has an example.')
+        Path,
+        typer.Argument(
+            metavar='CONFIG', help='YAML file; docs/training.md has an example.'
+        ),
     ],
     resume: Annotated[Path | None, typer.Option(help='Checkpoint to go on from.')] = None,
     start: Annotated[

@@ -6,6 +6,7 @@ import pytest
 from ase.build import bulk
 from ase.io import write
 
+from ase_deeprelax.cli import app
 from ase_deeprelax.data.pairs import make_pair, write_pairs
 
 
@@ -53,6 +54,14 @@ print([name for name in ('torch', 'lightning', 'pymatgen', 'scipy') if name in s
     found = subprocess.run(words, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[-1] == '[]'
+
+
+def test_help_calls_arguments_by_one_name(run):
+    """That of its sentences, which speak of FILES."""
+    for command in app.registered_commands:
+        usage = run(command.name, '--help').stdout.splitlines()[0]
+        words = usage.split('[OPTIONS]')[1]
+        assert words == words.upper()
 
 
 def test_overview_shows_what_each_command_does_in_full(run):
