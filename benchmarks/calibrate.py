@@ -16,7 +16,8 @@ Of these, the ones with one element replaced by a similar one count, as in WBM, 
 whose composition is among the labels of the training.
 Prints, for each file, the share of errors inside their 90 % intervals where each half of
 the file was covered by a fit to the other halves. Potentials are fitted to 200 pairs of
-the Materials Project, and to 200 of monolayers.
+the Materials Project, to 200 of them in the cell that DFT found, to 200 of monolayers, and
+to PdPtAg(111). With ``--potentials-only`` nothing else is fitted.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from kinds import at_relaxed
 from pymatgen.core import Element
 
 from ase_deeprelax.calculators.registry import get_calculator
@@ -35,7 +37,8 @@ from ase_deeprelax.compare.calibrate import calibrate, coverage_table
 from ase_deeprelax.compare.calibrate_potentials import calibrate_potential
 from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pairs import read_pairs
-from ase_deeprelax.models.store import find_model, load_model
+from ase_deeprelax.models.folders import find_model
+from ase_deeprelax.models.store import load_model
 from ase_deeprelax.predict import Predictor
 
 # Name, file, split, collections (all: None).
@@ -95,15 +98,8 @@ def inputs(path, split='train'):
             )
 
 
-def main():
-    """Fit, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('data', type=Path)
-    parser.add_argument('--labels', type=Path)
-    parser.add_argument('--model', default='default')
-    parser.add_argument('--potential', action='append', default=[])
-    arguments = parser.parse_args()
-    files = {name: unseen(arguments.data, *rest) for name, *rest in UNSEEN}
+def calibrated(arguments, files, predictor):
+    """The calibration, without what is known about potentials."""
     labelled = []
     if arguments.labels:
         for name in LABELLED:
@@ -117,12 +113,30 @@ def main():
         ]
     paths = [arguments.data / f'{name}.jsonl.gz' for name in SEEN]
     known = chain(chain.from_iterable(map(inputs, paths)), labelled)
+    return calibrate(files, predictor, known=known)
+
+
+def main():
+    """Fit, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('data', type=Path)
+    parser.add_argument('--labels', type=Path)
+    parser.add_argument('--model', default='default')
+    parser.add_argument('--potential', action='append', default=[])
+    parser.add_argument('--potentials-only', action='store_true')
+    arguments = parser.parse_args()
+    files = {name: unseen(arguments.data, *rest) for name, *rest in UNSEEN}
     predictor = Predictor(load_model(arguments.model))
-    found = calibrate(files, predictor, known=known)
-    print(coverage_table(found).as_markdown())
+    if arguments.potentials_only:
+        found = predictor.model.calibration
+    else:
+        found = calibrated(arguments, files, predictor)
+        print(coverage_table(found).as_markdown())
     crystals_and_layers = ('Materials Project', '2DMatPedia', 'MXenes')
     beside = [pair for name in crystals_and_layers for pair in files[name]]
-    potentials = {}
+    beside += map(at_relaxed, files['Materials Project'])
+    beside += files['PdPtAg(111)']
+    potentials = dict(found.potentials)
     for potential in arguments.potential:
         name = potential.partition(':')[0]
         print(f'\n{name}')

@@ -45,21 +45,8 @@ def relaxed(structures, potential, held, guide=None):
     return [ends[k].atoms for k in places], [ends[k].calls for k in places]
 
 
-def main():
-    """Relax, then print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('pairs', type=Path)
-    parser.add_argument('--potential', default='chgnet')
-    parser.add_argument('--model', default='default')
-    parser.add_argument('--limit', type=int, default=500)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--split', help='default: all pairs of the file')
-    parser.add_argument('--strength', type=float, help='eV/A; default: as calibrated')
-    arguments = parser.parse_args()
-    pairs = sample(arguments.pairs, arguments.limit, arguments.seed, split=arguments.split)
-    predictor = Predictor(arguments.model)
-    potential = get_calculator(arguments.potential)
-    name = arguments.potential.partition(':')[0]
+def answers(pairs, predictor, name, potential, strength=None):
+    """Structures and calls by way, and the strength (eV/A) of each kind of structure."""
     held = [pair.fixed_cell for pair in pairs]
     inputs = [pair.unrelaxed for pair in pairs]
     predictions = [
@@ -68,19 +55,24 @@ def main():
     ]
     calibration = predictor.model.calibration
     strengths = {
-        kind: arguments.strength or strength_for(name, kind, calibration)
+        kind: strength or strength_for(name, kind, calibration)
         for kind in sorted({one.kind for one in predictions if one.ok})
     }
-    ways: dict = {'one shot': ([one.atoms for one in predictions], [0] * len(pairs))}
-    ways[f'{name}, from the input'] = relaxed(inputs, potential, held)
-    starts = ways['one shot'][0]
-    ways[f'{name}, from the prediction'] = relaxed(starts, potential, held)
 
     def guide(k):
         one = predictions[k]
         return pull_of(one, strengths[one.kind]) if one.ok else None
 
+    starts = [one.atoms for one in predictions]
+    ways: dict = {'one shot': (starts, [0] * len(pairs))}
+    ways[f'{name}, from the input'] = relaxed(inputs, potential, held)
+    ways[f'{name}, from the prediction'] = relaxed(starts, potential, held)
     ways[f'{name}, guided'] = relaxed(starts, potential, held, guide)
+    return ways, strengths
+
+
+def compared(pairs, ways):
+    """Of each way: name, cuts of the mean and of the median, median of the calls."""
     found = evaluate_all(
         pairs,
         {
@@ -98,10 +90,29 @@ def main():
             for w in ('mean', 'median')
         )
         rows.append([way, means, medians, f'{np.median(calls):.0f}'])
+    return rows
+
+
+def main():
+    """Relax, then print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('pairs', type=Path)
+    parser.add_argument('--potential', default='chgnet')
+    parser.add_argument('--model', default='default')
+    parser.add_argument('--limit', type=int, default=500)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--split', help='default: all pairs of the file')
+    parser.add_argument('--strength', type=float, help='eV/A; default: as calibrated')
+    arguments = parser.parse_args()
+    pairs = sample(arguments.pairs, arguments.limit, arguments.seed, split=arguments.split)
+    predictor = Predictor(arguments.model)
+    potential = get_calculator(arguments.potential)
+    name = arguments.potential.partition(':')[0]
+    ways, strengths = answers(pairs, predictor, name, potential, arguments.strength)
     pulls = ', '.join(f'{strength:g} eV/A ({kind})' for kind, strength in strengths.items())
     print(f'{len(pairs)} pairs, model {predictor.name}, strength {pulls}\n')
     heads = ["cut of the input's error, %", 'mean', 'median', 'calls, median']
-    print(Table(heads, rows).as_markdown())
+    print(Table(heads, compared(pairs, ways)).as_markdown())
 
 
 if __name__ == '__main__':

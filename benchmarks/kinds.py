@@ -42,8 +42,13 @@ def chosen(path, split=None, src=None, *, at_relaxed_cell=False):
     pairs = [pair for pair in read_pairs(path, split) if src in (None, pair.src)]
     pairs = spread(pairs, LIMIT)
     if at_relaxed_cell:
-        pairs = [replace(p, cell0=p.cell1, fixed_cell=True) for p in pairs if p.ok]
+        pairs = [at_relaxed(pair) for pair in pairs if pair.ok]
     return pairs
+
+
+def at_relaxed(pair):
+    """The pair with its input in the cell that DFT found, which is fixed."""
+    return replace(pair, cell0=pair.cell1, fixed_cell=True)
 
 
 def main():

@@ -156,6 +156,7 @@ def test_other_weights_are_another_potential(benchmarks, tmp_path):
         ('scaling.py --sizes 1 2 --kind vacancy', [2]),
         (f'roofline.py {PAIRS} --limit 8 --repeats 1', [8]),
         ('screening.py --structures 40 --compared 8 --model deeprelax', [3, 4]),
+        (f'guided_kinds.py --crystals {PAIRS} --limit 2', [4]),
         ('screening_workers.py --structures 16 --repeats 1 --model deeprelax', [2, 9, 5]),
     ],
 )
