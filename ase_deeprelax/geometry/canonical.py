@@ -99,7 +99,8 @@ def canonicalize(
     numbers = np.asarray(numbers, dtype=np.int64)
     first = reduced_basis(cell)
     reduced = first @ cell
-    bases = canonical_bases(reduced, TOLERANCE)
+    # Rounding must not decide about lengths that differ by just the tolerance.
+    bases = canonical_bases(reduced, TOLERANCE * (1 + 1e-6))
     inverses = np.rint(np.linalg.inv(bases))
     frac = (positions @ np.linalg.inv(reduced)) @ inverses  # (n_bases, n_atoms, 3)
 

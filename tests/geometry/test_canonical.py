@@ -187,6 +187,16 @@ def test_lengths_from_a_file_of_few_digits_are_no_knife_edge(seed):
     assert_same_frame(canonical(atoms), canonical(rounded), atol=2e-3)
 
 
+@quick
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 4.001, 5), (6, 6.001, 6.002)]))
+def test_lengths_that_differ_by_just_the_tolerance_are_no_knife_edge(seed, lengths):
+    rng = np.random.default_rng(seed)
+    atoms = Atoms('Li2O3', scaled_positions=rng.random((5, 3)), cell=lengths, pbc=True)
+    for trial in range(4):
+        other = disguise(atoms, rng, rotation=orthogonal(trial), basis=unimodular_of(rng))
+        assert_same_frame(canonical(atoms), canonical(other))
+
+
 def test_mirror_images_share_a_frame_and_differ_in_rotation():
     quartz = prototypes()['SiO2 quartz']
     mirror = quartz.copy()
