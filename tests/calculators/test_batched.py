@@ -340,6 +340,10 @@ def test_a_calculator_around_a_potential_is_asked_itself(calculator):
     [own] = batch_potential(calculator)([copper])
     [found] = batch_potential(Shifted(calculator.calculator))([copper])
     assert found['energy'] == pytest.approx(own['energy'] + 100, abs=1e-2)
+    # And that of the package as well as the one that was made of it.
+    [bare] = batch_potential(calculator.calculator)([copper])
+    assert bare['energy'] == pytest.approx(own['energy'], abs=1e-4)
+    assert isinstance(bare['energy'], float)
 
 
 def test_elements_that_a_potential_does_not_know_end_only_their_structure(calculator):

@@ -15,9 +15,16 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 
 import ase_deeprelax
 from ase_deeprelax.calculators.batched import batch_potential
-from ase_deeprelax.calculators.registry import POTENTIALS, Potential, get_calculator
+from ase_deeprelax.calculators.registry import (
+    POTENTIALS,
+    Potential,
+    _check_matgl,
+    get_calculator,
+    potential_name,
+)
 from ase_deeprelax.errors import (
     DeepRelaxError,
+    DeviceError,
     MissingDependencyError,
     ModelError,
     StructureError,
@@ -214,7 +221,7 @@ def test_settings_reach_the_calculator_of_the_package():
 
 def test_weights_of_another_kind_are_refused():
     weights('tensornet')
-    with pytest.raises(ModelError, match='of kind TensorNet, not M3GNet'):
+    with pytest.raises(ModelError, match=r'^/\S*: .* of kind TensorNet, not M3GNet'):
         get_calculator(f'm3gnet:{FOLDERS["tensornet"]}')
 
 
@@ -250,6 +257,51 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(name, monkeyp
         get_calculator(name)
 
 
+def test_a_package_that_cannot_be_imported_is_named_with_the_reason(tmp_path, monkeypatch):
+    """It is there, but its libraries are not."""
+    text = "raise ImportError('libcudart.so.13: cannot open shared object file')"
+    (tmp_path / 'mace.py').write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'mace', raising=False)
+    with pytest.raises(MissingDependencyError, match=r"'mace'.*\(libcudart.so.13"):
+        get_calculator('mace')
+
+
+def test_a_device_that_is_not_there_is_refused_before_weights_are_read():
+    pytest.importorskip('matgl')
+    with pytest.raises(DeviceError, match='nonsense'):
+        get_calculator('tensornet', device='nonsense')
+
+
+def test_weights_may_lie_in_the_home_of_the_user(monkeypatch):
+    folder = Path(weights('tensornet').partition(':')[2])
+    monkeypatch.setenv('HOME', str(folder.parent))
+    atoms = crystal(get_calculator(f'tensornet:~/{folder.name}'))
+    assert np.isfinite(atoms.get_potential_energy())
+
+
+def test_weights_of_chgnet_on_disk_are_those_that_are_used():
+    chgnet = pytest.importorskip('chgnet')
+    [file] = Path(chgnet.__file__).parent.glob('pretrained/r2scan/*.tar')
+    usual, named, read = (
+        crystal(get_calculator(name)).get_potential_energy()
+        for name in ('chgnet', 'chgnet:r2scan', f'chgnet:{file}')
+    )
+    assert read == pytest.approx(named, abs=1e-5)
+    assert abs(read - usual) > 1e-3
+
+
+def test_weights_for_other_elements_than_those_of_salt_are_not_judged_by_salt():
+    _check_matgl('tensornet:/x', Potential('tensornet', EMT(), [29, 79]))
+
+
+def test_unknown_names_have_names_too():
+    """A stage has one before its calculator is made."""
+    assert potential_name('nonsense') == 'nonsense'
+    assert potential_name('nonsense:weights') == 'nonsense:weights'
+    assert potential_name('nonsense:/path') == 'nonsense'
+
+
 def test_unknown_names_list_the_known():
     with pytest.raises(ModelError, match=f"'chgnett'.*{', '.join(POTENTIALS)}"):
         get_calculator('chgnett')
@@ -279,11 +331,8 @@ def test_settings_for_a_finished_calculator_are_refused():
     assert issubclass(ModelError, DeepRelaxError)
 
 
-def test_importing_it_loads_no_potential_and_no_torch():
-    code = (
-        'import sys; import ase_deeprelax.calculators.registry; '
-        'print(*{name.split(".")[0] for name in sys.modules})'
-    )
+def test_importing_it_loads_no_potential_no_torch_and_no_builders():
+    code = 'import sys; import ase_deeprelax.calculators.registry; print(*sys.modules)'
     root = Path(ase_deeprelax.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, '-c', code],
@@ -293,4 +342,4 @@ def test_importing_it_loads_no_potential_and_no_torch():
         text=True,
     )
     packages = {entry.package for entry in POTENTIALS.values()}
-    assert not {'torch', *packages} & set(done.stdout.split())
+    assert not {'torch', 'ase.build', *packages} & set(done.stdout.split())
