@@ -760,9 +760,10 @@ def test_copy_of_a_bound_optimizer_leaves_the_first_alone(one_shot, tmp_path):
 def test_atoms_may_be_forgotten_within_a_run(one_shot):
     atoms = rocksalt()
     optimizer = one_shot(atoms)
-    for _ in optimizer.irun():
-        optimizer.unbind()
-        break
+    states = optimizer.irun()
+    next(states)
+    optimizer.unbind()
+    states.close()
     assert optimizer.atoms is None
     assert optimizer.run(atoms) is True
 
