@@ -366,7 +366,7 @@ def test_what_cannot_be_a_potential_is_refused(relaxation):
         with pytest.raises(ValueError, match='tolerance is'):
             EDGCalculator(relaxation, tolerance=bad)
     for name in ('force_constant', 'knee'):
-        for bad in (0, -1.0, np.nan, 'stiff'):
+        for bad in (0, -1.0, np.nan, np.inf, 'stiff'):
             with pytest.raises(ValueError, match=f'{name} is {bad!r}'):
                 EDGCalculator(relaxation, **{name: bad})
     for bad in ([1.0, -1.0], np.ones((2, 2)), [[1.0], [1.0, 2.0]], np.array(['stiff'])):

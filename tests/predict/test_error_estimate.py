@@ -6,17 +6,27 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, make_supercell, mx2
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixedPlane
 from ase.data import chemical_symbols
 from ase.filters import FrechetCellFilter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_deeprelax import keys, relax
+from ase_deeprelax.data.convert import Frame
 from ase_deeprelax.errors import ConfigError, ModelError, PredictionError
+from ase_deeprelax.geometry.degrees_of_freedom import KINDS, find_freedom
 from ase_deeprelax.models import create_model
+from ase_deeprelax.models.calibration import (
+    QUANTITIES,
+    Calibration,
+    Environments,
+    ErrorLaw,
+)
 from ase_deeprelax.models.store import load_model
+from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
 from ase_deeprelax.predict.select import select
+from tests.layers import written_layers
 from tests.strategies import quick, seeds
 
 
@@ -108,6 +118,86 @@ def test_a_constant_volume_is_exact(rutile, calibrated_model):
     assert (np.ptp(result.lattice_90, axis=1) > 0).all()
 
 
+@pytest.mark.parametrize('relax_cell', [True, 'in-plane'])
+def test_what_cannot_change_is_exact_in_all_orientations(
+    rutile, calibrated_model, relax_cell
+):
+    turned = rutile.copy()
+    turned.rotate(50, (1, 2, 3), rotate_cell=True)
+    one, other = (
+        np.ptp(relax(atoms, calibrated_model, relax_cell=relax_cell).lattice_90, axis=1)
+        for atoms in (rutile, turned)
+    )
+    np.testing.assert_array_equal(one > 0, other > 0)
+
+
+@quick
+@given(written_layers())
+def test_of_a_layer_the_vectors_that_a_strain_changes_are_uncertain(written):
+    """However it is written: some cells hold no vector that is the vacuum vector alone."""
+    for atoms in written:
+        freedom = find_freedom(atoms, True)
+        rng = np.random.default_rng(0)
+        flat = np.eye(3) - np.outer(freedom.layer.normal, freedom.layer.normal)
+        strain = flat @ rng.normal(size=(3, 3)) @ flat
+        cell, _ = freedom.layer.strain(atoms, np.eye(3) + 0.1 * (strain + strain.T))
+        changed = np.abs(cell - atoms.cell.array).max(axis=1) > 1e-6
+        fields, _ = estimate(atoms, freedom)
+        np.testing.assert_array_equal(np.ptp(fields['lattice_90'], axis=1) > 0, changed)
+
+
+def estimate(atoms, freedom, *, order=None, sigma=0.1, distances=None, limit=1.0):
+    """With laws that say sigma, and one feature: the distance from what is known."""
+    law = ErrorLaw(1.0, dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 1.0))
+    limits = {'bulk': limit, 'layer': 2 * limit}
+    known = Environments(np.zeros(1), np.eye(1), limits)
+    calibration = Calibration([], dict.fromkeys(QUANTITIES, law), known)
+    spread = np.arange(1.0, len(atoms) + 1) if distances is None else np.array(distances)
+    order = np.arange(len(atoms)) if order is None else np.asarray(order)
+    output = SimpleNamespace(
+        sigma=sigma, sigma_atoms=spread[order], features=spread[order][:, None]
+    )
+    return estimate_errors(calibration, atoms, freedom, Frame(order=order), output)
+
+
+def test_what_is_said_of_atoms_is_in_their_order(rutile):
+    freedom = find_freedom(rutile, True)
+    fields, unknown = estimate(rutile, freedom, order=[3, 1, 5, 0, 2, 4])
+    np.testing.assert_array_equal(fields['position_90'], np.arange(1.0, 7.0))
+    assert 'surroundings of atom 5 (O)' in unknown
+    assert fields['novelty'] == 6
+
+
+def test_only_surroundings_beyond_the_limit_of_their_kind_are_strange(rutile):
+    sheet = mx2('MoS2', vacuum=9)
+    for atoms, limit in ((rutile, 1.0), (sheet, 2.0)):
+        freedom = find_freedom(atoms, True)
+        for most in (0.9 * limit, 1.1 * limit):
+            distances = np.linspace(0.1, most, len(atoms))
+            fields, unknown = estimate(atoms, freedom, distances=distances)
+            assert fields['novelty'] == pytest.approx(most / limit)
+            assert (unknown == '') == (most < limit)
+
+
+def test_intervals_hold_the_values_that_the_prediction_is_off_by_less_than_said(rutile):
+    freedom = find_freedom(rutile, True)
+    lengths = rutile.cell.lengths()
+    fields, _ = estimate(rutile, freedom, sigma=0.25)
+    for (low, high), value in zip(fields['lattice_90'], lengths, strict=True):
+        assert value - low == pytest.approx(0.25 * low)
+        assert high - value == pytest.approx(0.25 * high)
+    fields, _ = estimate(rutile, freedom, sigma=1.5)  # any larger value is off by less
+    assert np.isinf(fields['lattice_90'][:, 1]).all()
+    assert np.isinf(fields['volume_90'][1])
+
+
+def test_atoms_that_are_fixed_in_part_are_uncertain(rutile):
+    held = rutile.copy()
+    held.set_constraint([FixAtoms([1]), FixedPlane([3], (1, 0, 0))])
+    fields, _ = estimate(held, find_freedom(held, True))
+    np.testing.assert_array_equal(fields['position_90'], [1, 0, 3, 4, 5, 6])
+
+
 def test_names_in_the_atoms(rutile):
     result = relax(rutile)
     info = result.atoms.info
@@ -120,6 +210,9 @@ def test_names_in_the_atoms(rutile):
 def test_large_errors_are_refused_by_number(rutile):
     error = relax(rutile).error
     assert relax(rutile, accept_below=2 * error).ok
+    for unknown, words in ((error, f'is {error:.3f} A'), (np.nan, 'is not known to be')):
+        with pytest.raises(PredictionError, match=words):
+            check_error(rutile, unknown, error)
     with pytest.raises(PredictionError, match=rf'is {error:.3f} A, not below accept_below'):
         relax(rutile, accept_below=error / 2)
     [kept] = relax([rutile], accept_below=error / 2)
