@@ -216,7 +216,7 @@ def _keep_names(folder: Path) -> None:
 def check_writable(path: str | Path) -> None:
     """Refuse a path that cannot be written to, before the work whose result it shall hold.
 
-    Its folder is made where it does not exist; the path itself is left as it is.
+    The path is left as it is; folders that do not exist are not made, but could be.
 
     Raises
     ------
@@ -225,14 +225,16 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _check_regular(path)
         place = Path(os.path.realpath(path))  # a link stays
         if place.exists():
             with place.open('ab'):
                 pass
         else:  # not by making it: another process may do so at this moment
-            with TemporaryFile(dir=place.parent):
+            folder = place.parent
+            while not (path.is_symlink() or folder.exists()):
+                folder = folder.parent
+            with TemporaryFile(dir=folder):
                 pass
     except OSError as error:
         raise ConfigError(

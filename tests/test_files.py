@@ -51,6 +51,15 @@ def test_a_link_to_a_folder_that_is_not_there_is_refused(tmp_path):
         check_writable(tmp_path / 'out.json')
 
 
+def test_a_check_makes_no_folder(tmp_path):
+    """A command that is refused afterwards leaves none behind."""
+    check_writable(tmp_path / 'new' / 'a' / 'out.json')
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'note').touch()
+    with pytest.raises(ConfigError, match=r'out\.json cannot be written: Not a directory'):
+        check_writable(tmp_path / 'note' / 'a' / 'out.json')
+
+
 @pytest.mark.timeout(60)
 def test_a_pipe_is_refused_and_stays(tmp_path):
     os.mkfifo(tmp_path / 'pipe')

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -233,17 +233,6 @@ def check_outputs(*files: Path | None, inputs: Iterable[Path] = ()) -> None:
             raise typer.BadParameter(f'{file} is {taken[place]}; choose another place')
         taken[place] = 'written to already'
         check_writable(file)
-
-
-def check_place(path: Path) -> None:
-    """Refuse a file that cannot be written, before the work, and leave no folder for it."""
-    from ase_deeprelax.files import check_writable
-
-    made = [folder for folder in path.parents if not folder.exists()]
-    check_writable(path)
-    with suppress(OSError):  # another process has put something there
-        for folder in made:
-            folder.rmdir()
 
 
 def shows_progress(quiet: bool = False) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption, check_place
+from ase_deeprelax.cli.app import DeviceOption, ModelOption, SplitOption
 
 
 def calibrate(
@@ -55,7 +55,7 @@ def calibrate(
     from ase_deeprelax.compare.named_calculators import by_name
     from ase_deeprelax.data.pairs import TRAINED_ON, read_pairs
     from ase_deeprelax.errors import warn
-    from ase_deeprelax.files import write_atomically
+    from ase_deeprelax.files import check_writable, write_atomically
     from ase_deeprelax.models.calibration import CALIBRATION
     from ase_deeprelax.models.config_file import CONFIG, WEIGHTS
     from ase_deeprelax.models.folders import find_model
@@ -68,7 +68,7 @@ def calibrate(
         raise typer.BadParameter(
             f'--out {out} holds a model, or a part of one; choose another folder'
         )
-    check_place(out / CALIBRATION)
+    check_writable(out / CALIBRATION)
     asked = [get_calculator(text, device=device) for text in potentials or ()]
     calculators = by_name('--potential', [one.name for one in asked], asked)
     names = [path.name for path in pairs]

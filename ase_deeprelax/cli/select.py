@@ -11,7 +11,6 @@ import typer
 from ase_deeprelax.cli.app import (
     DeviceOption,
     ModelOption,
-    check_place,
     shows_progress,
     tell_problems,
 )
@@ -66,7 +65,7 @@ def select(
             f'--out {out} is not empty, and a selection must not mix with other files; '
             'choose another folder, or empty this one'
         )
-    check_place(out / POSCAR)
+    check_writable(out / POSCAR)
     frames, problems = read_frames(find_files(files), progress=shows_progress())
     if not frames:
         tell_problems(problems)
@@ -82,8 +81,6 @@ def select(
     for rank, k in enumerate(chosen, start=1):
         source, frame, _ = frames[k]
         target = out / plain_name(f'{rank:03d}-{source.path.stem}{frame}') / POSCAR
-        check_writable(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
         atoms = results[k].atoms if predicted else results[k].initial
         problems += [f'{target}: {x}' for x in write_structures(target, [atoms], 'vasp')]
         rows.append(

@@ -31,9 +31,11 @@ def save_restart(path: str | Path, data: dict[str, Any]) -> None:
     Parameters
     ----------
     path : str or Path
+        Its folder is made.
     data : dict
         What ASE can write as JSON.
     """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, encode(data))
 
 

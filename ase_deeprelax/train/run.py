@@ -163,6 +163,7 @@ def _train(
         )
     output = config.output / config.name
     check_writable(output / 'model' / CONFIG)
+    output.mkdir(parents=True, exist_ok=True)
     with (output / LOCK).open('a') as lock:
         lock_or_refuse(lock, output)
         return _fit(config, module, data, resume, progress)

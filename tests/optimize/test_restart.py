@@ -18,8 +18,8 @@ from tests.alloys import alloy_with_emt as alloy
 
 @pytest.fixture
 def begun(tiny_model, tmp_path):
-    """A restart file after three steps."""
-    path = tmp_path / 'restart.json'
+    """A restart file after three steps, in a folder that was not there."""
+    path = tmp_path / 'new' / 'restart.json'
     DeepRelaxOptimizer(alloy(), path, None, model=tiny_model).run(fmax=0.01, steps=3)
     return path
 
