@@ -136,7 +136,7 @@ class DeepRelaxOptimizer(LateBinding):
     46.5 A^3, sigma 0.02 A
     """
 
-    fmax: float
+    fmax: float | None
     restart: Any
 
     def __init__(
@@ -257,12 +257,16 @@ class DeepRelaxOptimizer(LateBinding):
         check_fmax(fmax)
         if self.restart is not None and self.comm.rank == 0:
             check_writable(self.restart)
+        self._begin(fmax)
+        return self._released(super().irun(fmax=fmax, steps=steps))
+
+    def _begin(self, fmax: float) -> None:
+        """Start at the first stage, or where the run before stopped."""
         if self._state is not None:
             self._chain.load_state_dict(self._state)
             self._state = None
         self._chain.begin(fmax)
         self.optimizable = self._chain.present
-        return self._released(super().irun(fmax=fmax, steps=steps))
 
     def _released(self, states: Iterator[bool]) -> Generator[bool, None, None]:
         """The states of a run, after which the atoms have their bare calculator."""
@@ -274,6 +278,9 @@ class DeepRelaxOptimizer(LateBinding):
 
     def step(self) -> None:
         """Put the prediction into the atoms; once that is done, a step of refinement."""
+        if self.fmax is None:  # a step before the first run: no force is small enough
+            self.fmax = 0.0
+            self._begin(self.fmax)
         self._chain.step(self.fmax)
         self.optimizable = self._chain.present
         if self._chain.exhausted:

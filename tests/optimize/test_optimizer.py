@@ -408,6 +408,24 @@ def test_arguments_reach_the_run_of_other_atoms(one_shot):
     assert np.array_equal(atoms.positions, gold().positions)
 
 
+@pytest.mark.parametrize('guided', [False, 0.02])
+@pytest.mark.parametrize('refine', [None, EMT])
+def test_steps_can_be_taken_one_by_one_without_a_run(one_shot, refine, guided):
+    """As in a loop of one's own: ``optimizer.step()``."""
+    by_hand, whole = gold(), gold()
+    options = {'energy_gate': None, 'refine': refine, 'guided': guided}
+    optimizer = one_shot(by_hand, **options)
+    for _ in range(3):
+        optimizer.step()
+    other = one_shot(whole, **options)
+    other.run(fmax=0, steps=3)
+    assert np.array_equal(by_hand.positions, whole.positions)
+    assert np.array_equal(by_hand.cell.array, whole.cell.array)
+    assert [record.steps for record in optimizer.stages] == [1, 2]
+    assert optimizer.run(fmax=0.01) is other.run(fmax=0.01) is True
+    np.testing.assert_allclose(by_hand.positions, whole.positions, atol=1e-6)
+
+
 def test_prediction_is_enough(one_shot, tiny_model):
     atoms = rocksalt()
     end = relax(atoms, model=tiny_model)
