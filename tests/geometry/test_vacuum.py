@@ -130,6 +130,16 @@ def test_the_standard_box_is_upright_and_around_the_layer(written, vacuum):
     np.testing.assert_array_equal(cell[:2], (layer.basis @ other.cell.array)[:2])
 
 
+@quick
+@given(written_layers())
+def test_the_volume_of_a_layer_is_that_with_the_gap_of_a_layered_crystal(written):
+    for atoms in written:
+        layer = find_layer(atoms)
+        thickness = np.ptp(layer.in_one_piece(atoms) @ layer.normal)
+        area = np.linalg.norm(np.cross(*(layer.basis @ atoms.cell.array)[:2]))
+        assert layer.solid_volume(atoms) == pytest.approx(area * (thickness + 3.0))
+
+
 def test_a_layer_in_one_piece_is_taken_as_it_is():
     for name, atoms in real_layers().items():
         for pbc in (True, (True, True, False)):

@@ -345,6 +345,10 @@ def test_other_atoms_are_refused(relaxation):
     lost.positions[3, 1] = np.nan
     with pytest.raises(StructureError, match=r'atom 3 \(O\) has coordinates'):
         potential(relaxation, lost).get_forces()
+    lost = relaxation.atoms.copy()
+    lost.cell[1, 0] = np.inf
+    with pytest.raises(StructureError, match='the cell has coordinates that are not'):
+        potential(relaxation, lost).get_forces()
     flat = relaxation.atoms.copy()
     flat.cell[2] = flat.cell[1]
     with pytest.raises(StructureError, match='has no volume'):
