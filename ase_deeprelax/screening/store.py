@@ -165,14 +165,15 @@ class Store:
             Another process works on the same.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / LOCK).open('a+b') as whole:
+        # Without buffers: closing a file must not try again to write to a full disk.
+        with (self.out / LOCK).open('a+b', buffering=0) as whole:
             self._take(whole, shared=shard is not None)
             if shard is None:
                 self._clean()
                 yield
                 return
             path = self.out / f'{LOCK}-{shard[0]}-of-{shard[1]}'
-            with path.open('a+b') as part:
+            with path.open('a+b', buffering=0) as part:
                 self._take(part)
                 yield
 
@@ -186,7 +187,6 @@ class Store:
         if not shared:
             with naming(self.out):
                 file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
-                file.flush()
 
     def _clean(self) -> None:
         """Remove what killed processes left half written, and what stopped them."""

@@ -155,6 +155,13 @@ def test_no_space_left_on_the_disk(command, small_disk, source, undisturbed):
     assert_same(out, undisturbed)
 
 
+def test_a_disk_that_is_full_from_the_start_is_named(tmp_path, largest_file):
+    full = pytest.raises(OSError, match='File too large')
+    with largest_file(0), full as caught, Store(tmp_path / 'out').locked():
+        pass
+    assert caught.value.filename == str(tmp_path / 'out')
+
+
 def test_damaged_and_truncated_input_takes_no_other_structure(
     command, source, tmp_path, undisturbed
 ):
