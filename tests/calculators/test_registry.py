@@ -317,6 +317,15 @@ def test_a_calculator_is_handed_back_and_a_function_makes_new_ones():
     assert two.parameters.asap_cutoff
 
 
+def test_a_calculator_that_can_be_called_is_a_calculator():
+    class Callable(EMT):
+        def __call__(self):
+            raise AssertionError('it makes nothing')
+
+    calculator = Callable()
+    assert get_calculator(calculator) is calculator
+
+
 @pytest.mark.parametrize(
     'wrong', [None, 3, Atoms('Cu'), lambda: None, Path('weights'), Path]
 )

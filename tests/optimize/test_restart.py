@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -61,6 +62,18 @@ def test_a_file_of_another_start_is_not_used(tiny_model, begun):
     with pytest.warns(DeepRelaxWarning, match='is of another start.*begin anew'):
         assert optimizer.run(fmax=0.01)
     assert np.array_equal(atoms.positions, alone.positions)
+    assert [record.name for record in optimizer.stages] == ['prediction', 'emt']
+
+
+def test_a_file_is_taken_up_by_the_first_run_alone(tiny_model, begun):
+    """The second one goes on from where the first one ended."""
+    optimizer = DeepRelaxOptimizer(alloy(), begun, None, model=tiny_model)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', DeepRelaxWarning)  # it would be of another start
+        assert optimizer.run(fmax=0.05) is True
+        taken = optimizer.nsteps
+        assert optimizer.run(fmax=1e-3) is True
+    assert optimizer.nsteps > taken
     assert [record.name for record in optimizer.stages] == ['prediction', 'emt']
 
 
