@@ -31,8 +31,30 @@ def test_neighbours_in_a_batch_are_alike():
 
 
 def test_batches_are_filled():
-    batches = group_by_size([4] * 10, [100] * 10, 350)
-    assert [len(p) for p in batches] == [3, 3, 3, 1]
+    for budget in (300, 350):
+        batches = group_by_size([4] * 10, [100] * 10, budget)
+        assert [len(p) for p in batches] == [3, 3, 3, 1]
+
+
+@given(SIZES, st.integers(1, 2000))
+def test_batches_hold_graphs_by_atoms_and_then_by_edges(sizes, budget):
+    n_atoms, n_edges = zip(*sizes, strict=True) if sizes else ((), ())
+    order = np.concatenate([*group_by_size(n_atoms, n_edges, budget), []]).astype(int)
+    assert [sizes[k] for k in order] == sorted(sizes)
+
+
+def test_parts_of_a_batch_have_the_targets_of_their_graphs():
+    cu = bulk('Cu', cubic=True)
+    spec, graphs = GraphSpec(cutoff=3.0), []
+    for k in range(3):
+        graph = build_graph(cu.numbers, cu.positions, cu.cell.array, spec)
+        graph.deformation_target = k * torch.eye(3)[None]
+        graph.displacement_target = k * torch.ones(4, 3)
+        graphs.append(graph)
+    for graph, part in zip(graphs, split(collate(graphs)), strict=True):
+        assert part.tensors().keys() == graph.tensors().keys()
+        for target, expected in zip(part.targets(), graph.targets(), strict=True):
+            assert torch.equal(target, expected)
 
 
 @pytest.mark.parametrize('n', [2, 3, 8])

@@ -10,6 +10,7 @@ from ase_deeprelax.geometry.lattice import (
     SKEW,
     canonical_bases,
     compact,
+    lattice_misfit,
     lattice_symmetries,
     reduced_basis,
 )
@@ -71,6 +72,20 @@ def test_lattice_symmetries_of_holohedries(name, count):
     assert len(found) == count == len(canonical_bases(cell, 1e-3))
     turns = np.linalg.inv(cell) @ found @ cell
     np.testing.assert_allclose(turns @ turns.transpose(0, 2, 1) - np.eye(3), 0, atol=1e-6)
+
+
+@quick
+@given(cells(), seeds())
+def test_the_misfit_of_a_lattice_is_how_far_its_vectors_are_from_an_equal_shape(cell, seed):
+    """In lengths, and in products of two vectors over the sum of their lengths."""
+    rng = np.random.default_rng(seed)
+    basis = np.eye(3, dtype=int)[rng.permutation(3)] * rng.choice([-1, 1], 3)[:, None]
+    old, new = (x @ x.T for x in (cell, basis @ cell))
+    lengths = np.sqrt(np.diag(old))
+    expected = [np.abs(np.sqrt(np.diag(new)) - lengths).max()]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        expected.append(abs(new[i, j] - old[i, j]) / (lengths[i] + lengths[j]))
+    assert lattice_misfit(cell, basis[None])[0] == pytest.approx(max(expected), abs=1e-9)
 
 
 def test_a_cell_whose_lattice_rounding_hides_is_refused():
