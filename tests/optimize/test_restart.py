@@ -74,7 +74,7 @@ def test_a_file_is_taken_up_by_the_first_run_alone(tiny_model, begun):
         taken = optimizer.nsteps
         assert optimizer.run(fmax=1e-3) is True
     assert optimizer.nsteps > taken
-    assert [record.name for record in optimizer.stages] == ['prediction', 'emt']
+    assert [record.name for record in optimizer.stages] == ['prediction', 'emt', 'emt']
 
 
 def test_numbers_per_atom_come_back_with_the_structure(calibrated_model, tmp_path):
