@@ -17,7 +17,8 @@ from iterative import sample
 
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.calculators.registry import get_calculator
-from ase_deeprelax.compare.evaluate import cuts, evaluate_all
+from ase_deeprelax.compare.evaluate import cuts
+from ase_deeprelax.compare.metrics import Reference, summarise
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
 from ase_deeprelax.optimize.guide import pull_of, strength_for
@@ -73,16 +74,17 @@ def answers(pairs, predictor, name, potential, strength=None):
 
 def compared(pairs, ways):
     """Of each way: name, cuts of the mean and of the median, median of the calls."""
-    found = evaluate_all(
-        pairs,
-        {
-            way: lambda *_, answer=structures, **__: answer
-            for way, (structures, _) in ways.items()
-        },
-    )
+    references = [Reference(pair) for pair in pairs]
+
+    def errors_of(structures):
+        both = zip(references, structures, strict=True)
+        return summarise([reference.errors(atoms) for reference, atoms in both])
+
+    found = {way: errors_of(structures) for way, (structures, _) in ways.items()}
+    found['dummy'] = errors_of([pair.unrelaxed for pair in pairs])
     rows = []
     for way, (_, calls) in ways.items():
-        below = cuts(found['all'], way)
+        below = cuts(found, way)
         means, medians = (
             ' / '.join(
                 '-' if below[q] is None else f'{below[q][w]:.1f}' for q in QUANTITIES
