@@ -14,7 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_deeprelax.geometry.motion import in_plane_strains, strain_projection
-from ase_deeprelax.geometry.symmetry import find_symmetry, spacegroup_number
+from ase_deeprelax.geometry.symmetry import (
+    find_symmetry,
+    primitive_size,
+    spacegroup_number,
+)
 from ase_deeprelax.geometry.vacuum import find_layer
 from tests.strategies import crystals, disguise, orthogonal, prototypes, quick
 
@@ -315,6 +319,14 @@ def test_the_group_of_a_layer_does_not_know_the_box(height):
     assert len(found.rotations) == 16
     s, _ = found.project(np.diag([1.1, 1.1, 0.9]), np.zeros((1, 3)))
     np.testing.assert_allclose(s, np.diag([1.1, 1.1, 0.9]), atol=1e-12)
+
+
+def test_a_slab_in_a_box_that_repeats_it_seamlessly_is_no_crystal():
+    slab = fcc111('Cu', (2, 2, 3))
+    slab.cell[2] = 3 * (slab.positions[4] - slab.positions[0])  # to the next three planes
+    slab.pbc = True, True, False
+    assert primitive_size(slab) == 1
+    assert primitive_size(slab, layer=find_layer(slab)) == 3
 
 
 def test_displacements_beside_fixed_atoms_keep_their_drift():

@@ -26,7 +26,7 @@ from ase_deeprelax.models.calibration import (
 from ase_deeprelax.models.store import load_model
 from ase_deeprelax.predict.error_estimate import check_error, estimate_errors
 from ase_deeprelax.predict.select import select
-from tests.layers import written_layers
+from tests.layers import rewrite, written_layers
 from tests.strategies import quick, seeds
 
 
@@ -144,6 +144,16 @@ def test_of_a_layer_the_vectors_that_a_strain_changes_are_uncertain(written):
         changed = np.abs(cell - atoms.cell.array).max(axis=1) > 1e-6
         fields, _ = estimate(atoms, freedom)
         np.testing.assert_array_equal(np.ptp(fields['lattice_90'], axis=1) > 0, changed)
+
+
+def test_no_vector_of_a_layer_is_exact_where_all_of_them_lean():
+    cells = np.array([[1, 0, 1], [0, 1, 1], [1, 1, 1]])
+    sheet = mx2('MoS2', vacuum=10)
+    atoms = rewrite(sheet, np.random.default_rng(0), vacuum=12.0, cells=cells, tilt=False)
+    freedom = find_freedom(atoms, True)
+    assert np.count_nonzero(freedom.layer.basis[2]) > 1
+    fields, _ = estimate(atoms, freedom)
+    assert (np.ptp(fields['lattice_90'], axis=1) > 0).all()
 
 
 def estimate(atoms, freedom, *, order=None, sigma=0.1, distances=None, limit=1.0):

@@ -25,14 +25,23 @@ def strain_of(deformation):
     return np.sqrt(np.square(np.log(np.linalg.eigvalsh(deformation))).mean())
 
 
-def test_half_of_a_move_is_left_at_the_ratios():
+@pytest.mark.parametrize(('part', 'left'), [(1.0, 0.5), (0.01, 1e-4), (100.0, 1.0)])
+def test_half_of_a_move_is_left_at_the_ratios_and_next_to_nothing_far_below(part, left):
     strain, spacing = 0.02, 2.0
     deformation, displacement = np.exp(strain) * np.eye(3), np.diag([0.1, 0.2, 0.3])
-    sigma = strain * spacing / STRAIN_RATIO
-    sigma_atoms = np.diag(displacement) / DISPLACEMENT_RATIO
-    s, u = shrink((deformation, displacement), sigma, sigma_atoms, spacing, floating=False)
-    assert np.log(s[0, 0]) == pytest.approx(strain / 2)
-    np.testing.assert_allclose(u, displacement / 2)
+    sigma = strain * spacing / STRAIN_RATIO / part
+    sigma_atoms = np.diag(displacement) / DISPLACEMENT_RATIO / part
+    for size in (1.0, 1e-3):
+        move = 1 + size * (deformation[0, 0] - 1), size * displacement
+        s, u = shrink(
+            (move[0] * np.eye(3), move[1]),
+            np.log(move[0]) / strain * sigma,
+            size * sigma_atoms,
+            spacing,
+            floating=False,
+        )
+        assert np.log(s[0, 0]) == pytest.approx(left * np.log(move[0]), rel=1e-3)
+        np.testing.assert_allclose(u, left * move[1], rtol=1e-3)
 
 
 @quick
