@@ -28,7 +28,7 @@ def of_relaxations(columns: Columns, failed: int, *, unconverged: int = 0) -> st
     Examples
     --------
     >>> of_relaxations({'error': [0.02], 'ood': ['']}, 1)
-    '1 structure relaxed, 1 refused. Median expected error of the predictions: 0.020 Å.'
+    '1 structure relaxed, 1 refused. Expected error: 0.020 Å.'
     """
     line = f'{count(len(next(iter(columns.values()))))} relaxed'
     line += f', {failed:,} refused' if failed else ''
@@ -36,7 +36,9 @@ def of_relaxations(columns: Columns, failed: int, *, unconverged: int = 0) -> st
     for name, title in (('error', 'expected error'), ('sigma', 'sigma')):
         known = finite(columns.get(name, ()))
         if len(known):
-            line += f'. Median {title} of the predictions: {np.median(known):.3f} Å'
+            many = len(known) > 1
+            of_what = f'Median {title} of the predictions' if many else title.capitalize()
+            line += f'. {of_what}: {np.median(known):.3f} Å'
             break
     outside = sum(map(bool, columns.get('ood', ())))
     line += f'. {outside:,} outside the training range' if outside else ''
