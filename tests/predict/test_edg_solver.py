@@ -373,6 +373,15 @@ def test_nan_stays_in_its_structure(where):
     assert solution.residual.isnan().tolist() == [False, True]
 
 
+def test_a_place_that_is_not_finite_is_no_solution_without_bounds_either():
+    arguments, _ = pack([Crystal(5, n=2), Crystal(6, n=2)])
+    arguments[0][0, 0] = np.nan
+    arguments[3:] = arguments[3][:, :0], *(a[:0] for a in arguments[4:])
+    solution = solve_edg(*arguments)
+    assert solution.converged.tolist() == [False, True]
+    assert solution.steps == 0
+
+
 def test_inputs_are_not_touched_and_no_graph_is_kept():
     arguments, _ = pack([Crystal(7, n=6)])
     arguments[0].requires_grad_()
