@@ -131,6 +131,17 @@ def test_noise_is_averaged():
     assert np.mean([c.error(x) for c, x in zip(wide, found, strict=True)]) < 0.035
 
 
+@pytest.mark.parametrize(
+    ('bounds', 'most'),
+    [({}, 10), ({'noise': 0.1}, 25), ({'noise': 0.1, 'band': 0.1}, 33)],
+    ids=['exact', 'contradictory', 'wide'],
+)
+def test_few_steps_are_enough(bounds, most):
+    solution, _ = solve([Crystal(seed, **bounds) for seed in range(20)])
+    assert solution.converged.all()
+    assert solution.steps <= most
+
+
 def adam(crystal, steps=100, lr=0.1):
     """The reference's loop: Adam on the mean violation (eqs. 16-20), by autograd."""
     (pos, cell, _, (j, i), offset, lower, upper), _ = pack([crystal])
