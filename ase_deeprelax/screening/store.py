@@ -140,7 +140,7 @@ class Store:
         path = self.out / MANIFEST
         try:
             known = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(
                 f'{self.out}: holds no screen; the folder of one has a {MANIFEST}'
             ) from None

@@ -155,8 +155,9 @@ def test_choices_that_make_no_sense_are_refused(source, tmp_path, tiny_model):
         screen(tmp_path, tmp_path / 'out', model=tiny_model)
     with pytest.raises(ConfigError, match='1/N to N/N'):
         screen(source, tmp_path / 'out', model=tiny_model, shard=(3, 2))
-    with pytest.raises(ConfigError, match='holds no screen'):
-        Results(tmp_path)
+    for place in (tmp_path, source):
+        with pytest.raises(ConfigError, match='holds no screen'):
+            Results(place)
     (tmp_path / 'web').mkdir()
     (tmp_path / 'web/manifest.json').write_text('{"name": "another program"}')
     with pytest.raises(ConfigError, match='is not that of a screen'):
