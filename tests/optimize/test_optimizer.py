@@ -426,6 +426,25 @@ def test_steps_can_be_taken_one_by_one_without_a_run(one_shot, refine, guided):
     np.testing.assert_allclose(by_hand.positions, whole.positions, atol=1e-6)
 
 
+def test_a_trajectory_that_is_replayed_teaches_the_optimizer_as_in_ase(one_shot, tmp_path):
+    """The relaxation goes on from its end: there is nothing to predict any more."""
+    path, start = tmp_path / 'former.traj', gold()
+    with BFGS(start, logfile=None, trajectory=path) as former:
+        former.run(fmax=0.001, steps=5)
+    ends = []
+    ours = partial(one_shot, optimizer=BFGS, energy_gate=None)
+    for make in (ours, partial(BFGS, logfile=None)):
+        atoms = start.copy()
+        atoms.calc = EMT()
+        optimizer = make(atoms)
+        optimizer.replay_trajectory(str(path))
+        assert optimizer.run(fmax=0.001)
+        ends.append((optimizer.nsteps, atoms.positions))
+    (our_steps, our_positions), (their_steps, their_positions) = ends
+    assert our_steps == their_steps
+    np.testing.assert_allclose(our_positions, their_positions, atol=1e-9)
+
+
 def test_prediction_is_enough(one_shot, tiny_model):
     atoms = rocksalt()
     end = relax(atoms, model=tiny_model)
