@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import re
-import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The numbers of those that say that a file or its disk is away, or too many are open.
 AWAY = (errno.ENOENT, errno.ENODEV, errno.EIO, errno.ESTALE, errno.ENOTCONN)
 AWAY += (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE)
+# What SQLite calls a database that another process is writing to; its module is not read
+# for this number.
+SQLITE_BUSY = 5
 
 
 def try_lock(file: IO, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
@@ -176,7 +178,7 @@ def is_of_system(error: BaseException | None) -> bool:
     """
     busy = (
         # The lower byte is the error itself, the upper ones say more about it.
-        getattr(one, 'sqlite_errorcode', 0) & 0xFF == sqlite3.SQLITE_BUSY
+        getattr(one, 'sqlite_errorcode', 0) & 0xFF == SQLITE_BUSY
         for one in _causes(error)
     )
     return _has_number(error, (*FULL, *AWAY)) or any(busy)
