@@ -142,6 +142,28 @@ def test_few_steps_are_enough(bounds, most):
     assert solution.steps <= most
 
 
+def contradictory(seed):
+    """A small crystal whose bounds ask for a half or for twice the distances, at random."""
+    rng = np.random.default_rng(seed)
+    crystal = Crystal(seed, n=int(rng.integers(2, 5)), cutoff=4.0)
+    distance = crystal.distances(crystal.relaxed)
+    crystal.lower = distance * rng.choice([0.05, 0.3, 1.0, 2.0], len(distance))
+    crystal.upper = crystal.lower + rng.choice([0.0, 0.2], len(distance))
+    return crystal
+
+
+def test_no_step_makes_it_worse():
+    """Whatever the bounds: steps that would are taken back, and tried shorter."""
+    crystals = [contradictory(seed) for seed in range(60)]
+    losses = []
+    for steps in range(25):
+        _, found = solve(crystals, max_steps=steps)
+        losses.append([c.loss(x) for c, x in zip(crystals, found, strict=True)])
+    rises = np.diff(losses, axis=0)
+    assert rises.max() < 1e-12
+    assert (rises[-5:].sum(axis=0) < 0).any()  # some are still on their way
+
+
 def adam(crystal, steps=100, lr=0.1):
     """The reference's loop: Adam on the mean violation (eqs. 16-20), by autograd."""
     (pos, cell, _, (j, i), offset, lower, upper), _ = pack([crystal])
