@@ -462,6 +462,30 @@ def test_sheets_that_repeat_with_open_galleries_are_a_crystal(sheets):
             find_layer(many)
 
 
+def test_sheets_of_one_composition_are_alike_in_any_sense():
+    janus = mx2('MoS2', vacuum=4.0)
+    janus.symbols[1] = 'Se'
+    turned = janus.copy()
+    turned.positions[:, 2] = janus.cell[2, 2] - janus.positions[:, 2]
+    turned.positions[:, 2] += janus.cell[2, 2]
+    both = janus + turned
+    both.cell[2, 2] *= 2
+    both.pbc = True
+    assert find_layer(both) is None
+    both.symbols[both.symbols == 'Mo'] = ['Mo', 'W']
+    with pytest.raises(StructureError, match='2 layers'):
+        find_layer(both)
+
+
+def test_a_layer_that_the_border_cuts_beside_another_one_is_refused():
+    atoms = parts(0.0, 12.0)
+    atoms.pbc = True, True, False
+    atoms.positions[:, 2] -= 1.0
+    atoms.wrap(pbc=True)
+    with pytest.raises(StructureError, match='layers share this cell'):
+        find_layer(atoms)
+
+
 def wires():
     ribbon = graphene_nanoribbon(3, 2, saturated=True, vacuum=6.0)
     ribbon.pbc = True

@@ -152,7 +152,7 @@ def contradictory(seed):
     return crystal
 
 
-def test_no_step_makes_it_worse():
+def test_no_step_makes_it_worse_and_steps_come_to_an_end():
     """Whatever the bounds: steps that would are taken back, and tried shorter."""
     crystals = [contradictory(seed) for seed in range(60)]
     losses = []
@@ -162,6 +162,8 @@ def test_no_step_makes_it_worse():
     rises = np.diff(losses, axis=0)
     assert rises.max() < 1e-12
     assert (rises[-5:].sum(axis=0) < 0).any()  # some are still on their way
+    solution, _ = solve(crystals, max_steps=250)
+    assert solution.converged.all()
 
 
 def adam(crystal, steps=100, lr=0.1):
