@@ -96,6 +96,16 @@ def test_operations_are_those_of_spglib(name, repeat):
         assert_operations(atoms, symmetry, 0.01)
 
 
+@pytest.mark.parametrize('repeat', [(1, 1, 1), (2, 1, 1), (3, 3, 3)])
+def test_operations_carry_atoms_to_atoms_of_their_element(repeat):
+    """A half-Heusler crystal: the inversion of one element would swap the two others."""
+    atoms = bulk('LiMgPd', 'fluorite', a=6.2) * repeat
+    assert len(set(atoms.numbers)) == 3
+    symmetry = find_symmetry(atoms)
+    assert len(symmetry.rotations) == 24 == point_group_order(dataset(atoms, 1e-2))
+    assert symmetry.n_primitive == 3
+
+
 @pytest.mark.parametrize('repeat', [(1, 1, 1), (3, 1, 1), (4, 3, 3)])
 def test_large_cells_go_another_way_to_the_same_operations(repeat):
     atoms = prototypes()['SrTiO3'] * repeat

@@ -319,6 +319,24 @@ def test_wide_layers_whose_images_lean_over_by_twice_their_distance():
     np.testing.assert_allclose(np.abs(layer.normal), [0, 0, 1], atol=1e-9)
 
 
+@pytest.mark.parametrize('turns', [(7, 0), (-6, 5), (40, -300)])
+def test_vectors_that_lead_many_layers_up_hide_no_layer(turns):
+    sheet = mx2('MoS2', vacuum=5)
+    vacuum = 10.0
+    sheet.pbc = True
+    sheet.cell[:2] += np.outer(turns, sheet.cell[2])
+    assert find_layer(sheet).vacuum == pytest.approx(vacuum)
+
+
+def test_a_wide_sheet_whose_images_lean_over_by_a_fifth_of_it():
+    """In the reduced cell the planes of the sheet have a Miller index of 4."""
+    chain = Atoms('Cu', cell=[2.5, 2.5, 7.6], pbc=True) * (24, 1, 1)
+    chain.cell[2, 0] = 12.0
+    layer = find_layer(chain)
+    assert layer.vacuum == pytest.approx(7.6)
+    np.testing.assert_allclose(np.abs(layer.normal), [0, 0, 1], atol=1e-9)
+
+
 @pytest.mark.parametrize('first', [0, 1])
 def test_a_large_crystal_is_searched_to_the_last_atom(first):
     """The search looks at every other atom first; the others may bridge the gap."""
@@ -337,7 +355,7 @@ def test_a_large_crystal_is_searched_to_the_last_atom(first):
 # Layers that the box ends with
 
 
-@pytest.mark.parametrize('height', ['thickness', 0.4, 3.0, 60.0])
+@pytest.mark.parametrize('height', ['thickness', 0.4, 3.0, 12.8, 60.0])
 def test_the_box_of_an_open_layer_may_be_as_small_as_it_likes(height):
     atoms = fcc111('Cu', (1, 1, 4), vacuum=10)
     reference = edges_of_atoms(atoms, find_layer(atoms))
