@@ -347,6 +347,9 @@ def test_displacements_beside_fixed_atoms_keep_their_drift():
     _, held = find_symmetry(nacl, labels=np.array([1, 0])).project(np.eye(3), moves)
     np.testing.assert_allclose(free, moves - moves.mean(0), atol=1e-12)
     np.testing.assert_allclose(held, moves, atol=1e-12)
+    # Atoms that are fixed in part only say no place of the crystal.
+    _, partly = find_symmetry(nacl, labels=np.array([2, 0])).project(np.eye(3), moves)
+    np.testing.assert_allclose(partly, moves - moves.mean(0), atol=1e-12)
 
 
 def test_operations_that_turn_free_strains_into_held_ones_are_left_out():

@@ -304,6 +304,26 @@ def test_anchors_hold_the_frame():
     assert (solution.pos - target).abs().max() < 1e-3
 
 
+def test_edges_and_anchors_count_as_means_however_many_there_are():
+    """Four edges ask for 2 A, one anchor for 2.02 A: halfway is best."""
+    start = torch.tensor([[0.0, 0.0, 0.0], [2.3, 0.0, 0.0]], dtype=DOUBLE)
+    solution = solve_edg(
+        start,
+        20 * torch.eye(3, dtype=DOUBLE)[None],
+        torch.zeros(2, dtype=torch.long),
+        torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]),
+        torch.zeros(4, 3, dtype=DOUBLE),
+        torch.full((4,), 2.0, dtype=DOUBLE),
+        torch.full((4,), 2.0, dtype=DOUBLE),
+        anchor_index=torch.tensor([[1], [0]]),
+        anchor_pos=start,
+        anchor_lower=torch.tensor([2.02], dtype=DOUBLE),
+        anchor_upper=torch.tensor([2.02], dtype=DOUBLE),
+        fixed=torch.tensor([True, False]),
+    )
+    assert separation(solution) == pytest.approx(2.01, abs=1e-4)
+
+
 @pytest.mark.parametrize('count', [1, 2, 10, 20])
 def test_fixed_atoms_stay_and_the_others_find_their_places_beside_them(count):
     crystal, other = Crystal(3, n=20), Crystal(4, n=9)
