@@ -364,6 +364,21 @@ def test_an_interrupt_is_not_lost_where_the_block_fails():
         fails()
 
 
+@pytest.mark.parametrize('name', ['BFGS', 'FIRE', 'GPMin'])
+def test_a_state_that_was_loaded_is_given_back_and_holds_no_matrix_twice(name):
+    guarded = GuardedOptimizer(alloy(), name)
+    guarded.optimizer.mine = [1, object()]  # nothing that a file could hold
+    for _ in range(3):
+        guarded.step(0.01)
+    state = guarded.state_dict()
+    text = encode(state)
+    again = GuardedOptimizer(alloy(), name)
+    again.load_state_dict(decode(text, always_array=False))
+    assert encode(again.state_dict()) == text
+    arrays = [x for x in state['values'].values() if isinstance(x, np.ndarray)]
+    assert state['dumped'] is None or all(array.ndim < 2 for array in arrays)
+
+
 def test_the_state_of_a_run_stays_out_of_the_state_of_an_optimizer():
     atoms = alloy()
     guarded = GuardedOptimizer(atoms, 'BFGS')
