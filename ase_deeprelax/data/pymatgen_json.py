@@ -31,9 +31,13 @@ FIELDS = {'lattice', 'sites'}
 def is_structure(entry: Any) -> bool:
     """Whether a value from JSON is a structure of pymatgen, or a record with one.
 
-    A record whose field ``structure`` is empty or odd counts, so that it is told by name.
+    A record whose field ``structure`` is empty or odd counts, so that it is told by name;
+    one where it is text does not, as in tables of results, which name structures so.
     """
-    return isinstance(entry, dict) and (STRUCTURE in entry or set(entry) >= FIELDS)
+    if not isinstance(entry, dict):
+        return False
+    is_record = STRUCTURE in entry and not isinstance(entry[STRUCTURE], str)
+    return is_record or set(entry) >= FIELDS
 
 
 def _structure_in(entry: Any) -> dict[str, Any] | None:

@@ -77,6 +77,13 @@ def test_a_list_may_begin_with_an_empty_place(tmp_path):
         read_each(as_json(tmp_path / 'a.json', [None, None]))
 
 
+def test_a_table_that_names_structures_holds_none(tmp_path):
+    """`deeprelax relax --json` writes such a one; each of its rows was an error."""
+    rows = [{'structure': f'{k}.cif', 'error': 0.02} for k in range(3)]
+    with pytest.raises(StructureError, match='neither a database of ASE'):
+        read_each(as_json(tmp_path / 'table.json', rows))
+
+
 def test_a_cut_list_keeps_what_is_before_the_damage(tmp_path):
     file = as_json(tmp_path / 'cut.json', [SALT.as_dict()] * 3)
     file.path.write_text(file.path.read_text()[:-50])
