@@ -125,6 +125,15 @@ def test_strains_in_the_plane_leave_the_normal(normal, seed):
     np.testing.assert_allclose(left, flat @ wanted @ flat, atol=1e-12)
 
 
+@pytest.mark.parametrize('axis', [0, 1, 2])
+@pytest.mark.parametrize('sense', [1, -1])
+def test_strains_across_an_axis(axis, sense):
+    strains = in_plane_strains(sense * np.eye(3)[axis], thickness=False)
+    flat = np.arange(3) != axis
+    expected = strain_projection(np.array([flat[:, None] * flat * x for x in STRAIN_BASIS]))
+    np.testing.assert_allclose(strain_projection(strains), expected, atol=1e-12)
+
+
 @quick
 @given(normals(), seeds())
 def test_with_thickness_the_plane_stays_a_plane(normal, seed):
