@@ -344,6 +344,7 @@ def test_fixed_atoms_stay_and_the_others_find_their_places_beside_them(count):
     [
         (2.0, 2.2, 2.0, 2.1),  # crossed: meet in the middle
         (1.0, -5.0, 3.0, 1.0),
+        (1.0, -5.0, -1.0, 0.0),  # no length is below 0
         (4.0, 1.0, 3.0, 3.0),
         (1.0, 2.0, float('inf'), 2.0),
         (1.0, 0.0, float('inf'), 1.0),
