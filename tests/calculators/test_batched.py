@@ -252,6 +252,14 @@ def test_calculator_that_raised_is_not_asked_with_its_old_state():
     assert ends['Cu'].converged
 
 
+def test_structures_keep_their_own_calculators_when_they_are_asked_about():
+    atoms = bulk('Cu')
+    atoms.calc = own = Bare()
+    [found] = batch_potential(EMT())([atoms])
+    assert atoms.calc is own
+    assert np.isfinite(found['energy'])
+
+
 def test_without_a_stress_only_positions_relax():
     class NoStress(EMT):
         implemented_properties = ('energy', 'forces')

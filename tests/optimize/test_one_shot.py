@@ -137,6 +137,19 @@ def test_atoms_that_were_moved_a_little_are_not_where_they_were_predicted(one_sh
     assert not optimizer.converged()
 
 
+def test_in_another_cell_or_with_other_periods_it_is_another_structure(one_shot):
+    for change in ('cell', 'pbc'):
+        atoms = mx2('MoS2', vacuum=9)
+        optimizer = one_shot(atoms)
+        optimizer.run()
+        assert optimizer.converged()
+        if change == 'cell':
+            atoms.cell[0] *= 1.001
+        else:
+            atoms.pbc = True
+        assert not optimizer.converged()
+
+
 def test_an_atom_beyond_the_vacuum_is_no_image(one_shot):
     """Along a vector without periodicity it is elsewhere, along another one it is not."""
     atoms = mx2('MoS2', vacuum=9)

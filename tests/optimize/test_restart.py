@@ -77,6 +77,20 @@ def test_a_file_is_taken_up_by_the_first_run_alone(tiny_model, begun):
     assert [record.name for record in optimizer.stages] == ['prediction', 'emt', 'emt']
 
 
+def test_what_became_of_the_prediction_is_told_after_it_too(tiny_model, begun):
+    whole, atoms = alloy(), alloy()
+    DeepRelaxOptimizer(whole, None, None, model=tiny_model).run(fmax=0.01)
+    DeepRelaxOptimizer(atoms, begun, None, model=tiny_model).run(fmax=0.01)
+    assert whole.info[keys.STAGE] == 'ElasticBFGS (prediction rolled back)'
+    assert atoms.info[keys.STAGE] == whole.info[keys.STAGE]
+
+
+def test_a_single_step_takes_it_up_too(tiny_model, begun):
+    optimizer = DeepRelaxOptimizer(alloy(), begun, None, model=tiny_model)
+    optimizer.step()
+    assert optimizer.stages[-1].steps == 4  # three of them before it was stopped
+
+
 def test_numbers_per_atom_come_back_with_the_structure(calibrated_model, tmp_path):
     options = {'model': calibrated_model, 'energy_gate': None, 'logfile': None}
     options['restart'] = tmp_path / 'restart.json'
