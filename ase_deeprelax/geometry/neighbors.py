@@ -12,8 +12,9 @@ from vesin import NeighborList
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.lattice import too_skewed
 
-# Neighbours whose distances differ by less than this belong to one shell, A.
-SHELL_TOLERANCE = 1e-3
+# Neighbours whose distances differ by no more than this belong to one shell, A. Rounding
+# does not decide about differences of just 1e-3 A.
+SHELL_TOLERANCE = 1e-3 * (1 + 1e-6)
 # vesin divides the box into cells of the size of the cutoff, 100,000 at most. Where a long
 # and thin box has more, it rounds their number along the thin side down to zero and divides
 # by it, which ends the process (SIGFPE). This far below the limit it is safe.

@@ -19,6 +19,9 @@ from ase_deeprelax.geometry.symmetry_search import find_operations, find_transla
 from ase_deeprelax.geometry.vacuum import VACUUM_GAP
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
+# Misfits of just the tolerance are within it, whatever rounding makes of them: coordinates
+# are often given in round numbers.
+ROUNDING = 1 + 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +171,7 @@ def find_symmetry(
         numbers = numbers + 1000 * np.unique(labels, return_inverse=True)[1]
         floating = not (labels == 1).any()
     crystal = Crystal(positions @ np.linalg.inv(cell), cell, numbers)
-    primitive, cell, operations = find_operations(crystal, symprec)
+    primitive, cell, operations = find_operations(crystal, symprec * ROUNDING)
     matrices = np.linalg.solve(cell, operations.matrices @ cell)
     left, _, right = np.linalg.svd(matrices)
     return Symmetry(left @ right, operations.permutations, primitive, floating)
@@ -199,7 +202,7 @@ def primitive_size(
         positions, cell = layer.standard_box(atoms, VACUUM_GAP)
     cell = reduced_basis(cell) @ cell
     crystal = Crystal(positions @ np.linalg.inv(cell), cell, atoms.numbers)
-    found = find_translations(crystal, symprec)
+    found = find_translations(crystal, symprec * ROUNDING)
     return len(atoms) if found is None else int(found[0].max()) + 1
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry import neighbors
 from ase_deeprelax.geometry.neighbors import close_pairs, neighbor_list
-from tests.strategies import crystals, quick
+from tests.strategies import crystals, orthogonal, quick
 
 
 def by_tree(monkeypatch):
@@ -89,3 +89,12 @@ def test_boxes_in_which_a_bare_search_ends_the_process(cell, pairs):
 def test_cells_that_are_refused(cell, words):
     with pytest.raises(StructureError, match=words):
         close_pairs(np.zeros((1, 3)), cell, 1.0)
+
+
+def test_a_shell_is_the_same_in_all_orientations():
+    """Distances of 3 and 3.001 A differ by just the tolerance."""
+    cell, counts = np.diag([3.0, 3.001, 3.002]), set()
+    for seed in range(20):
+        turned = cell @ orthogonal(seed)
+        counts.add(len(neighbor_list(np.zeros((1, 3)), turned, 4.0, max_neighbors=2)[0]))
+    assert counts == {4}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ase_deeprelax import relax
 from ase_deeprelax.geometry.symmetry import find_symmetry
-from tests.strategies import crystals, prototypes, quick
+from tests.strategies import crystals, orthogonal, prototypes, quick
 
 REAL = Path(__file__).parents[3] / 'shared' / 'data' / 'seeds_mp.jsonl.gz'
 needs_real = pytest.mark.skipif(
@@ -152,3 +152,18 @@ print(len(close_pairs(slab.positions, slab.cell.array, 1.0, slab.pbc)[0]))
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, '0\n')
+
+
+@pytest.mark.parametrize('name', ['lengths', 'places'])
+def test_misfits_of_just_the_tolerance_count_in_all_orientations(name):
+    """Round numbers: lengths that differ by 0.01 A, an atom that is off by 0.01 A."""
+    atoms = Atoms('Cu', cell=[4.0, 4.0, 4.01], pbc=True)
+    if name == 'places':
+        atoms = bulk('Cu', a=3.6, cubic=True)
+        atoms.positions[0] += [0, 0, 0.01]
+    counts = set()
+    for seed in range(20):
+        turned = atoms.copy()
+        turned.set_cell(atoms.cell.array @ orthogonal(seed), scale_atoms=True)
+        counts.add(len(find_symmetry(turned).rotations))
+    assert counts == {48}
