@@ -10,7 +10,7 @@ from scipy.linalg import expm
 
 from ase_deeprelax import testing
 from ase_deeprelax.data.batching import collate
-from ase_deeprelax.data.graph import build_graph
+from ase_deeprelax.data.graph import ROUNDING, build_graph
 from ase_deeprelax.errors import ModelError
 from ase_deeprelax.models import create_model
 from ase_deeprelax.models.base import relaxed_structure
@@ -82,8 +82,9 @@ def test_prediction_is_smooth_where_atoms_cross_the_cutoff(architecture, seed):
         said = model(graph)
         return graph.num_edges, said.deformation.detach(), said.displacement.detach()
 
-    many, *inside = says(3 - 1e-8)
-    few, *outside = says(3 + 1e-8)
+    cutoff = 3 * (1 - ROUNDING)
+    many, *inside = says(cutoff - 1e-8)
+    few, *outside = says(cutoff + 1e-8)
     assert (few, many) == (4, 6)
     assert inside[1].norm(dim=1).max() > 0.01
     torch.testing.assert_close(inside, outside, atol=1e-7, rtol=0)
