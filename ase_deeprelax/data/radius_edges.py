@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 
 from ase_deeprelax.data.batching import counted
-from ase_deeprelax.data.graph import CrystalGraph
+from ase_deeprelax.data.graph import ROUNDING, CrystalGraph
 
 
 def with_radius_edges(graph: CrystalGraph, cutoff: float) -> CrystalGraph:
-    """A batch of crystals with an edge for each pair of atoms within ``cutoff``.
+    """A batch of crystals with an edge for each pair of atoms nearer than ``cutoff``.
 
     All pairs of atoms of a crystal are tried, which suits many small cells: on a GPU it is
     far faster than a search for one crystal after the other (`geometry.neighbors`). The
@@ -36,6 +36,7 @@ def with_radius_edges(graph: CrystalGraph, cutoff: float) -> CrystalGraph:
     >>> with_radius_edges(graph, 4.0).num_edges
     18
     """
+    cutoff *= 1 - ROUNDING
     cell, pos, of_atom = graph.cell.double(), graph.pos.double(), graph.graph_of_atom
     inverse, _ = torch.linalg.inv_ex(cell)
     frac = (pos.unsqueeze(1) @ inverse.index_select(0, of_atom)).squeeze(1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ase_deeprelax.data.batching import collate, split
 from ase_deeprelax.data.graph import GraphSpec, build_graph
 from ase_deeprelax.data.radius_edges import with_radius_edges
+from tests.strategies import orthogonal
 
 CUTOFF = 4.0
 
@@ -45,6 +46,14 @@ def test_edges_and_their_order_are_those_of_the_search(seeds):
 def test_a_single_crystal_without_neighbours():
     lonely = graph_of(Atoms('Ar', cell=[20, 20, 20], pbc=True))
     assert with_radius_edges(lonely, CUTOFF).num_edges == 0
+
+
+def test_neighbours_at_just_the_cutoff_are_none_in_all_orientations():
+    for seed in range(10):
+        cell = CUTOFF * orthogonal(seed)
+        alone = graph_of(Atoms('Po', cell=cell, pbc=True))
+        assert with_radius_edges(alone, CUTOFF).num_edges == 0
+        assert with_radius_edges(alone, 1.001 * CUTOFF).num_edges == 6
 
 
 def without_edges(graph):
