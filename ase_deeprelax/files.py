@@ -32,8 +32,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The numbers of those that say that a file or its disk is away, or too many are open.
 AWAY = (errno.ENOENT, errno.ENODEV, errno.EIO, errno.ESTALE, errno.ENOTCONN)
 AWAY += (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE)
-# What SQLite calls a database that another process is writing to; its module is not read
-# for this number.
+# The error number of SQLite for a database that another process is writing to. It stands
+# here because to import the module for this number alone would take time.
 SQLITE_BUSY = 5
 
 

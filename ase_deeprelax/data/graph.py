@@ -13,8 +13,8 @@ import torch
 from ase_deeprelax.geometry.motion import Motion, everything_free
 from ase_deeprelax.geometry.neighbors import intra_cell_pairs, neighbor_list
 
-# An atom at just the cutoff is no neighbour, whatever rounding makes of its distance: at
-# lattice constants in round numbers it would decide in each orientation anew.
+# An atom at exactly the cutoff is no neighbour. Without this margin, rounding errors would
+# decide about it, and differently in each orientation of the crystal.
 ROUNDING = 1e-7
 
 

@@ -12,8 +12,8 @@ from vesin import NeighborList
 from ase_deeprelax.errors import StructureError
 from ase_deeprelax.geometry.lattice import too_skewed
 
-# Neighbours whose distances differ by no more than this belong to one shell, A. Rounding
-# does not decide about differences of just 1e-3 A.
+# Neighbours whose distances differ by no more than this belong to one shell, A. It is a
+# little more than 1e-3 A, so that rounding errors do not decide about such differences.
 SHELL_TOLERANCE = 1e-3 * (1 + 1e-6)
 # vesin divides the box into cells of the size of the cutoff, 100,000 at most. Where a long
 # and thin box has more, it rounds their number along the thin side down to zero and divides

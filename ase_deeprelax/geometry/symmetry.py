@@ -19,8 +19,8 @@ from ase_deeprelax.geometry.symmetry_search import find_operations, find_transla
 from ase_deeprelax.geometry.vacuum import VACUUM_GAP
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
-# Misfits of just the tolerance are within it, whatever rounding makes of them: coordinates
-# are often given in round numbers.
+# A misfit that equals the tolerance is within it, so that rounding errors do not decide.
+# There are such misfits because coordinates are often given in round numbers.
 ROUNDING = 1 + 1e-6
 
 

@@ -1,4 +1,4 @@
-"""The config of a model: ``config.json``, the half of its folder that people can read.
+"""The config of a model: the file ``config.json`` in its folder.
 
 It holds the hash of the weights, and one of the weights and all its entries that change
 answers: a config that was damaged or edited is refused by name.

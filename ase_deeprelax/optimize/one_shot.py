@@ -234,7 +234,8 @@ class OneShotStage(Optimizable):
     def _uncertainty(self, name: str, *, refined: bool) -> float:
         """Sigma or error, A; infinite where no prediction vouches for the structure."""
         if refined:
-            # Until this prediction was tried, they speak of another structure.
+            # The numbers in the atoms are those of an earlier structure as long as this
+            # prediction has not been tried.
             info = {} if self.pending else self.atoms.info
             key = keys.SIGMA if name == 'sigma' else keys.ERROR
             return np.inf if keys.OOD in info else info.get(key, np.inf)

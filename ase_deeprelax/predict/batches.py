@@ -17,7 +17,7 @@ from ase_deeprelax.predict.prepare import Prepared
 # threads it wants 10,000, its machine code 2,000 to 5,000), on a GPU what keeps it busy.
 BATCH_EDGES = {'cpu': 10_000, 'machine code': 4_000, 'cuda': 1_000_000}
 
-# How memory shortage reads where it is not a class of its own.
+# Parts of the messages that say that the memory ran out, of errors without an own class.
 OUT_OF_MEMORY = (
     'out of memory',
     "can't allocate memory",
@@ -90,7 +90,7 @@ def _run(
             for part, spent in seconds.items():
                 prepared.timings[part] += spent / len(batch)
         return outputs
-    # Here, not in the handler: the error's traceback held the tensors until now.
+    # In the handler of the error, its traceback would still hold the tensors.
     if device.type == 'cuda':
         torch.cuda.empty_cache()
     return None

@@ -262,8 +262,8 @@ def _thin(
     """A line for each curve, with values at 1, 2, ...; a point for a single value."""
     from matplotlib.collections import LineCollection
 
-    # As shapes, thousands of lines would make a page of megabytes; more of them take
-    # minutes to draw, and show no more.
+    # Thousands of lines as shapes make a page of megabytes. More lines than MANY would take
+    # minutes to draw, and show nothing new.
     many = len(curves) > MANY
     shown = spread(curves, MANY)
     lines = [np.column_stack([np.arange(1, len(one) + 1), one]) for one in shown]

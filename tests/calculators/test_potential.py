@@ -1,4 +1,4 @@
-"""What a `Potential` makes of the answers of any calculator."""
+"""A `Potential` hands on the answers of any calculator."""
 
 import numpy as np
 import pytest
