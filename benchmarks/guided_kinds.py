@@ -16,22 +16,17 @@ What is fixed in a pair is fixed in all relaxations.
 import argparse
 from pathlib import Path
 
+import kinds
 from guided import answers, compared
-from kinds import chosen
 
 from ase_deeprelax.calculators.registry import get_calculator
 from ase_deeprelax.compare.tables import Table
 from ase_deeprelax.data.pairs import spread
 from ase_deeprelax.predict import Predictor
 
-# As in `kinds.py`: file, what is shown, and the pairs of it.
+# The strength in a fixed cell was fitted to the crystals of `kinds.py`: others are taken.
 SETS = (
-    ('layers', 'monolayers', {'split': 'val'}),
-    ('slabs', 'slabs with adsorbates, half fixed', {'split': 'val'}),
-    ('slabs', 'PdPtAg(111), true starts', {'src': 'PdPtAg-111'}),
-    ('defects', 'defects', {'split': 'val'}),
-    ('defects', 'ShakeNBreak, true starts', {'src': 'ShakeNBreak'}),
-    ('alloys', 'alloys, true starts', {'split': 'val'}),
+    *(one for one in kinds.SETS if 'at_relaxed_cell' not in one[-1]),
     ('crystals', 'crystals, cell fixed', {'at_relaxed_cell': True}),
 )
 
@@ -52,7 +47,7 @@ def main():
     for file, title, which in SETS:
         if (path := getattr(options, file)) is None:
             continue
-        pairs = spread(chosen(path, **which), options.limit)
+        pairs = spread(kinds.chosen(path, **which), options.limit)
         ways, strengths = answers(pairs, predictor, name, potential)
         pulls = ', '.join(f'{strength:g} eV/A' for strength in strengths.values())
         head = f'{title}, {len(pairs)}'
