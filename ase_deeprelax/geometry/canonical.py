@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ase_deeprelax.geometry.lattice import canonical_bases, reduced_basis
+from ase_deeprelax.geometry.lattice import INCLUSIVE, canonical_bases, reduced_basis
 
 # Coordinates closer than this are the same, A.
 TOLERANCE = 1e-3
@@ -99,8 +99,7 @@ def canonicalize(
     numbers = np.asarray(numbers, dtype=np.int64)
     first = reduced_basis(cell)
     reduced = first @ cell
-    # Rounding must not decide about lengths that differ by just the tolerance.
-    bases = canonical_bases(reduced, TOLERANCE * (1 + 1e-6))
+    bases = canonical_bases(reduced, TOLERANCE * INCLUSIVE)
     inverses = np.rint(np.linalg.inv(bases))
     frac = (positions @ np.linalg.inv(reduced)) @ inverses  # (n_bases, n_atoms, 3)
 

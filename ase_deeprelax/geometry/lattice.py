@@ -15,6 +15,10 @@ SKEW = 2.5
 # (six steps). In longer ones rounding may hide the lattice: the steps lead in a circle.
 MOST_STEPS = 100
 
+# A length that equals a tolerance is within the tolerance times this, so that rounding
+# errors do not decide. They would do so often: many coordinates are given in round numbers.
+INCLUSIVE = 1 + 1e-6
+
 # The three pairs of different vectors.
 _PAIRS = np.triu_indices(3, 1)
 # Coefficients of the short vectors of a reduced basis: all its minimal vectors are here.

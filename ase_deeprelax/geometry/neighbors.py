@@ -10,11 +10,10 @@ from scipy.spatial import KDTree
 from vesin import NeighborList
 
 from ase_deeprelax.errors import StructureError
-from ase_deeprelax.geometry.lattice import too_skewed
+from ase_deeprelax.geometry.lattice import INCLUSIVE, too_skewed
 
-# Neighbours whose distances differ by no more than this belong to one shell, A. It is a
-# little more than 1e-3 A, so that rounding errors do not decide about such differences.
-SHELL_TOLERANCE = 1e-3 * (1 + 1e-6)
+# Neighbours whose distances differ by no more than this belong to one shell, A.
+SHELL_TOLERANCE = 1e-3 * INCLUSIVE
 # vesin divides the box into cells of the size of the cutoff, 100,000 at most. Where a long
 # and thin box has more, it rounds their number along the thin side down to zero and divides
 # by it, which ends the process (SIGFPE). This far below the limit it is safe.

@@ -12,16 +12,13 @@ from ase.geometry import minkowski_reduce
 from numpy.typing import ArrayLike
 
 from ase_deeprelax.geometry.crystal_images import Crystal, mean_by_label
-from ase_deeprelax.geometry.lattice import compact, reduced_basis
+from ase_deeprelax.geometry.lattice import INCLUSIVE, compact, reduced_basis
 from ase_deeprelax.geometry.layer import Layer
 from ase_deeprelax.geometry.motion import rotate_projection
 from ase_deeprelax.geometry.symmetry_search import find_operations, find_translations
 from ase_deeprelax.geometry.vacuum import VACUUM_GAP
 
 SYMPREC = 1e-2  # A, default tolerance of all searches
-# A misfit that equals the tolerance is within it, so that rounding errors do not decide.
-# There are such misfits because coordinates are often given in round numbers.
-ROUNDING = 1 + 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +168,7 @@ def find_symmetry(
         numbers = numbers + 1000 * np.unique(labels, return_inverse=True)[1]
         floating = not (labels == 1).any()
     crystal = Crystal(positions @ np.linalg.inv(cell), cell, numbers)
-    primitive, cell, operations = find_operations(crystal, symprec * ROUNDING)
+    primitive, cell, operations = find_operations(crystal, symprec * INCLUSIVE)
     matrices = np.linalg.solve(cell, operations.matrices @ cell)
     left, _, right = np.linalg.svd(matrices)
     return Symmetry(left @ right, operations.permutations, primitive, floating)
@@ -202,7 +199,7 @@ def primitive_size(
         positions, cell = layer.standard_box(atoms, VACUUM_GAP)
     cell = reduced_basis(cell) @ cell
     crystal = Crystal(positions @ np.linalg.inv(cell), cell, atoms.numbers)
-    found = find_translations(crystal, symprec * ROUNDING)
+    found = find_translations(crystal, symprec * INCLUSIVE)
     return len(atoms) if found is None else int(found[0].max()) + 1
 
 
