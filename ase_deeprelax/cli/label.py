@@ -106,6 +106,14 @@ def label(
             'was not trained on the kind is not used.'
         ),
     ] = 'default',
+    guided: Annotated[
+        bool,
+        typer.Option(
+            '--guided',
+            help='Relax under the potential and the prediction of that model together; '
+            'mostly nearer to DFT than the potential alone.',
+        ),
+    ] = False,
     fmax: Annotated[float, typer.Option(min=0, help='eV/A, on atoms and cell.')] = 0.05,
     steps: Annotated[
         int | None,
@@ -132,6 +140,8 @@ def label(
         raise typer.BadParameter('give either --relaxed or --given')
     if not given and count is None:
         raise typer.BadParameter('--count is missing: there is no end of inputs')
+    if guided and start == 'none':
+        raise typer.BadParameter('--guided needs predictions: --start cannot be none')
     check_outputs(out, inputs=[*(relaxed or ()), *([given] if given else [])])
     from ase_deeprelax.calculators.batched import batch_potential
     from ase_deeprelax.calculators.registry import get_calculator
@@ -155,6 +165,7 @@ def label(
             batch_potential(calculator, compile_model=compile_model),
             count=count,
             start=None if start == 'none' else start,
+            guided=guided,
             fmax=fmax,
             steps=steps,
             batch_atoms=batch_atoms,

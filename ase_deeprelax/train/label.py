@@ -16,9 +16,12 @@ from ase_deeprelax.data.pairs import pair_record, spread
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
 from ase_deeprelax.journal import Journal, check_settings
 from ase_deeprelax.optimize.elastic_bfgs import ElasticBFGS
+from ase_deeprelax.optimize.guide import pull_of, strength_for
 from ase_deeprelax.optimize.many import RAISED, Outcome, relax_batched
 from ase_deeprelax.predict import Predictor
+from ase_deeprelax.predict.edg_calculator import EDGCalculator
 from ase_deeprelax.predict.structure_checks import volume_ratio
+from ase_deeprelax.result import Relaxation
 from ase_deeprelax.train.inputs import KINDS, Kind, Series, Structures
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ def label(
     *,
     count: int | None = None,
     start: str | Path | None = 'default',
+    guided: bool = False,
     fmax: float = 0.05,
     steps: int | None = None,
     batch_atoms: int = 160,
@@ -55,8 +59,9 @@ def label(
 
     A run that was interrupted goes on where it stopped. The relaxation starts at the
     prediction of a model where that passes its checks, which saves half of the steps; the
-    pair is from the input as it is to the potential's minimum. A structure that cannot be
-    relaxed is listed as failed and ends nothing but itself.
+    pair is from the input as it is to the potential's minimum, or, guided, to that of
+    potential and prediction together. A structure that cannot be relaxed is listed as
+    failed and ends nothing but itself.
 
     Parameters
     ----------
@@ -75,6 +80,9 @@ def label(
     start : str, path or None
         Model whose predictions relaxations start at, default 'default'; None starts at the
         input, and so does a model whose card does not say that it has learned this kind.
+    guided : bool
+        Relax under the potential and the prediction of ``start`` at once, see
+        `optimize.guide`; default False. A structure that the model refuses has failed.
     fmax : float, eV/A
         Limit of the forces on atoms and cell, default 0.05.
     steps : int, optional
@@ -83,6 +91,7 @@ def label(
         Atoms that go through the potential together, default 160.
     name : str
         Of the potential; it is kept with each pair, and a series goes on with the same one.
+        What stands before a colon is the name that `optimize.guide.strength_for` looks up.
 
     Returns
     -------
@@ -94,7 +103,8 @@ def label(
     ------
     ConfigError
         ``out`` holds something else, or a series of this name with another potential,
-        ``fmax`` or kind, or from other structures; or another process is writing to it.
+        ``fmax`` or kind, guided or not, or from other structures; or another process is
+        writing to it; or a guided relaxation has no model that has learned the kind.
     DeepRelaxError
         The potential fails for every input.
     """
@@ -105,13 +115,15 @@ def label(
         )
     out, kind = Path(out), KINDS[inputs.kind]
     aside = out.with_suffix('.failed.jsonl')
-    settings = {'potential': name, 'fmax': fmax, 'kind': inputs.kind}
+    predictions = Predictions(start, kind, name, guided=guided)
+    settings = {'potential': name, 'fmax': fmax, 'kind': inputs.kind, 'guided': guided}
+    former = settings | {'guided': False}  # what files of former versions do not say
     with Journal(out, key_of=_key) as good, Journal(aside, key_of=_key) as bad:
         pairs, failed = _done(good, inputs.name), _done(bad, inputs.name)
         for path, journal, done in ((out, good, pairs), (aside, bad, failed)):
             for k in done:
-                known = journal[inputs.name, k]  # those of former versions do not say it
-                before = {x: known.get(x, settings[x]) for x in settings}
+                known = journal[inputs.name, k]
+                before = {x: known.get(x, former[x]) for x in settings}
                 check_settings(path, before, settings)
         # Given structures are at hand, those of a series have to be made.
         most = None if isinstance(inputs, Structures) else COMPARED
@@ -129,13 +141,14 @@ def label(
             failed.add(k)
 
         ends = relax_batched(
-            _predicted(_taken(inputs, todo, fail), start, kind),
+            predictions.starts(_taken(inputs, todo, fail), fail),
             potential,
             optimizer=ElasticBFGS,
             relax_cell=kind.relax_cell,
             fmax=fmax,
             steps=kind.steps if steps is None else steps,
             batch_atoms=batch_atoms,
+            guide=cast('Any', predictions.pull) if guided else None,
         )
         raised = 0
         for key, outcome in ends:
@@ -211,30 +224,76 @@ def _taken(
             yield k, parent, atoms
 
 
-def _predicted(
-    taken: Iterator[tuple[int, str, Atoms]],
-    start: str | Path | None,
-    kind: Kind,
-) -> Iterator[tuple[Any, Atoms]]:
-    """Where each relaxation begins, a chunk of predictions at a time."""
-    predictor = None if start is None else Predictor(start)
-    if predictor is not None:
+class Predictions:
+    """Where relaxations begin, and what pulls them there.
+
+    Parameters
+    ----------
+    start : str, path or None
+        The model; None: relaxations begin at the inputs.
+    kind : Kind
+        Of the structures. A model that was not trained on it is not asked.
+    potential : str
+        Its name, see `label`.
+    guided : bool
+        Whether the predictions pull.
+    """
+
+    def __init__(
+        self, start: str | Path | None, kind: Kind, potential: str, *, guided: bool
+    ):
+        self.predictor = None if start is None else Predictor(start)
+        self.kind, self.potential, self.guided = kind, potential, guided
+        self._waiting: dict[int, Relaxation] = {}  # those whose relaxation has not begun
+        self._strengths: dict[str, float] = {}
+        if self.predictor is None:
+            if guided:
+                raise ConfigError('a guided relaxation needs a model to start at, not None')
+            return
         # Models that say nothing of it have learned from bulk crystals.
-        missing = kind.needs - set(predictor.card.learned)
+        missing = ', '.join(sorted(kind.needs - set(self.predictor.card.learned)))
+        if missing and guided:
+            raise ConfigError(
+                f'the model {start} was not trained on: {missing}; it cannot guide these '
+                'relaxations'
+            )
         if missing:
             log.info(
                 'the model %s was not trained on: %s; relaxations start at the inputs',
                 start,
-                ', '.join(sorted(missing)),
+                missing,
             )
-            predictor = None
-    for chunk in iter(lambda: list(islice(taken, CHUNK)), []):
-        structures = [atoms for *_, atoms in chunk]
-        if predictor is not None:
-            results = predictor.relax(structures, relax_cell=kind.relax_cell)
-            # A refused prediction gives the input back.
-            structures = [result.atoms for result in results]
-        yield from zip(chunk, structures, strict=True)
+            self.predictor = None
+
+    def starts(
+        self, taken: Iterator[tuple[int, str, Atoms]], fail: Callable
+    ) -> Iterator[tuple[Any, Atoms]]:
+        """Where each relaxation begins, a chunk of predictions at a time."""
+        for chunk in iter(lambda: list(islice(taken, CHUNK)), []):
+            structures = [atoms for *_, atoms in chunk]
+            if self.predictor is None:
+                yield from zip(chunk, structures, strict=True)
+                continue
+            results = self.predictor.relax(structures, relax_cell=self.kind.relax_cell)
+            for key, result in zip(chunk, results, strict=True):
+                if not self.guided:
+                    yield key, result.atoms  # a refused prediction gives the input back
+                elif result.ok:
+                    self._waiting[key[0]] = result
+                    yield key, result.atoms
+                else:
+                    fail(key[0], f'no prediction guides it: {result.problem}')
+
+    def pull(self, key: tuple[int, str, Atoms]) -> EDGCalculator:
+        """What pulls a structure besides the potential; asked for once."""
+        result, predictor = self._waiting.pop(key[0]), cast('Predictor', self.predictor)
+        if result.kind not in self._strengths:
+            name, calibration = (
+                self.potential.partition(':')[0],
+                predictor.model.calibration,
+            )
+            self._strengths[result.kind] = strength_for(name, result.kind, calibration)
+        return pull_of(result, self._strengths[result.kind])
 
 
 def _pair(

@@ -74,6 +74,23 @@ def records(file):
     return sorted(map(json.loads, file.read_text().splitlines()), key=lambda r: r['k'])
 
 
+@needs_potential
+def test_guided(label, whole, tmp_path):
+    """Nearer to the prediction than the potential's own minimum, with fewer calls."""
+    out = tmp_path / 'pairs.jsonl'
+    refused = label(out, '--guided')
+    assert refused.exit_code == 2
+    assert '--guided needs predictions: --start cannot be none' in refused.output
+    assert not out.exists()
+    result = label(out, '--guided', '--start', 'default')
+    assert result.exit_code == 0, result.output
+    alone = {record['k']: record for record in whole}
+    both = [(one, alone[one['k']]) for one in records(out) if one['k'] in alone]
+    assert len(both) > 4
+    assert all(one['guided'] and not other['guided'] for one, other in both)
+    assert sum(one['steps'] for one, _ in both) < sum(other['steps'] for _, other in both)
+
+
 def interrupt_after(out, n_lines, over):
     """Ctrl-C once the file has so many lines."""
     while not over.wait(0.01):

@@ -12,13 +12,16 @@ from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixedPlane, FixScaled
+from ase.filters import FrechetCellFilter
 
 from ase_deeprelax.calculators.batched import batch_potential
 from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pair import make_pair
 from ase_deeprelax.data.pairs import read_pairs
 from ase_deeprelax.data.relaxed_structures import read_relaxed
-from ase_deeprelax.errors import ConfigError, DeepRelaxError
+from ase_deeprelax.errors import ConfigError, DeepRelaxError, DeepRelaxWarning
+from ase_deeprelax.optimize.guide import USUAL_STRENGTH, GuidedCalculator
+from ase_deeprelax.predict import Predictor
 from ase_deeprelax.train.inputs import (
     KINDS,
     DefectRecipe,
@@ -96,6 +99,57 @@ def test_prediction_is_only_where_the_relaxation_starts(tmp_path, series, tiny_m
         assert np.linalg.det(pair.cell1) == pytest.approx(
             np.linalg.det(two[id].cell1), rel=5e-3
         )
+
+
+def test_guided_pairs_end_where_potential_and_prediction_balance(
+    tmp_path, series, tiny_model
+):
+    guided, alone = tmp_path / 'guided.jsonl', tmp_path / 'alone.jsonl'
+    with pytest.warns(DeepRelaxWarning, match="not calibrated beside 'emt'") as warned:
+        run(guided, series, start=tiny_model, guided=True, name='emt:here')
+    assert sum('not calibrated' in str(one.message) for one in warned) == 1
+    run(alone, series, start=tiny_model, name='emt:here')
+    others = {pair.id: pair for pair in read_pairs(alone)}
+    moved = []
+    for pair in (pairs := read_pairs(guided)):
+        [prediction] = Predictor(tiny_model).relax([pair.unrelaxed])
+        atoms = pair.relaxed
+        atoms.calc = GuidedCalculator(EMT(), prediction, USUAL_STRENGTH)
+        assert np.linalg.norm(FrechetCellFilter(atoms).get_forces(), axis=1).max() < 0.021
+        if pair.id in others:
+            moved.append(np.abs(pair.cell1 - others[pair.id].cell1).max())
+    assert len(pairs) > 3
+    assert max(moved) > 0.002
+    records = map(json.loads, guided.read_text().splitlines())
+    assert {record['guided'] for record in records} == {True}
+
+
+def test_no_structure_is_guided_without_its_prediction(tmp_path, held, seeds, tiny_model):
+    with pytest.raises(ConfigError, match='needs a model to start at'):
+        run(tmp_path / 'none.jsonl', held, guided=True)
+    with pytest.raises(ConfigError, match=r'was not trained on: .*; it cannot guide'):
+        run(tmp_path / 'held.jsonl', held, guided=True, start=tiny_model)
+    crushed = seeds[0].unrelaxed
+    crushed.set_cell(0.3 * crushed.cell, scale_atoms=True)
+    given = as_given({'crushed': crushed, 'good': bulk('Cu', a=3.7)})
+    out = tmp_path / 'given.jsonl'
+    with pytest.warns(DeepRelaxWarning):
+        counts = run(out, given, count=None, guided=True, start=tiny_model)
+    assert counts == {'pairs': 1, 'failed': 1}
+    assert 'no prediction guides it: ' in out.with_suffix('.failed.jsonl').read_text()
+
+
+def test_a_series_stays_guided_or_not(tmp_path, series, tiny_model):
+    out = tmp_path / 'pairs.jsonl'
+    run(out, series, start=tiny_model)
+    with pytest.raises(ConfigError, match='with guided False, now it is True'):
+        run(out, series, start=tiny_model, guided=True)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    for line in lines:  # as former versions wrote them
+        del line['guided']
+    out.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    with pytest.raises(ConfigError, match='with guided False, now it is True'):
+        run(out, series, start=tiny_model, guided=True)
 
 
 def test_nothing_known_or_excluded_is_made(seeds):
