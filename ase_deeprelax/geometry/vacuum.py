@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from functools import cache
 
@@ -36,9 +35,11 @@ ROUNDING = 5e-4
 # Atoms closer than this many times the sum of their covalent radii are bonded.
 BOND = 1.3
 
-# The largest Miller index of planes that are searched, in the reduced cell. A layer has a
-# larger one only where the vacuum vector leans over by several times its height.
-_LARGEST_INDEX = 4
+# Cells in which a plane with a larger Miller index could be vacuum are reduced first.
+_SMALL_INDEX = 4
+# The largest index that is searched in the reduced cell: that of all planes more than
+# `VACUUM_GAP` apart, unless a reduced vector is longer than 140 A.
+_LARGEST_INDEX = 20
 # A gap between all atoms is a gap between some of them: so many are looked at first.
 _FEW_ATOMS = 64
 
@@ -208,8 +209,11 @@ def _layer_by_pbc(atoms: Atoms, axis: int) -> Layer:
         gaps, turns = split_at_widest_gap(heights / height)
         gaps *= height
         layer = Layer(basis, normal, turns, float(gaps.max()), 'pbc')
-        if _wider(gaps, LAYER_GAP).sum() != 1 or not _bonded_across(atoms, layer):
+        if not _bonded_across(atoms, layer):
             raise StructureError(_several_layers(apart, 1))
+        apart = gaps[_wider(gaps, LAYER_GAP)]
+        if len(apart) > 1:
+            raise StructureError(_several_layers(apart))
     if not _wider(layer.vacuum, VACUUM_GAP):
         layer = replace(layer, vacuum=np.inf)
     in_plane = np.array([rows[0], rows[1], normal])  # One A high: no room for a gap.
@@ -292,7 +296,7 @@ def _planes_apart(
     if not reach.any():
         return nothing
     basis = None
-    if reach.max() > _LARGEST_INDEX:
+    if reach.max() > _SMALL_INDEX:
         basis = reduced_basis(cell)
         cell = basis @ cell
         reach = (np.sqrt(np.einsum('ij,ij->i', cell, cell)) / least).astype(np.int64)
@@ -328,9 +332,10 @@ def _inverse(cell: np.ndarray) -> np.ndarray:
 @cache
 def _miller_indices(*largest: int) -> np.ndarray:
     """(n, 3) int64: those up to ``largest``, without a common factor, one of each pair."""
-    every = itertools.product(*(range(-k, k + 1) for k in largest))
-    kept = [hkl for hkl in every if hkl > (0, 0, 0) and np.gcd.reduce(hkl) == 1]
-    return np.array(kept, dtype=np.int64).reshape(-1, 3)
+    sides = [2 * k + 1 for k in largest]
+    every = np.indices(sides).reshape(3, -1).T - np.array(largest)
+    half = every[len(every) // 2 + 1 :]  # those after (0, 0, 0)
+    return half[np.gcd.reduce(half, axis=1) == 1]
 
 
 def _basis_of(plane: np.ndarray, cell: np.ndarray) -> np.ndarray:

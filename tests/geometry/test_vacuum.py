@@ -337,6 +337,14 @@ def test_a_wide_sheet_whose_images_lean_over_by_a_fifth_of_it():
     np.testing.assert_allclose(np.abs(layer.normal), [0, 0, 1], atol=1e-9)
 
 
+@pytest.mark.parametrize('lean', [(0.31, 0.53), (0.37, 0.11), (0.17, 0.39)])
+def test_a_sheet_of_150_angstrom_whose_images_lean_over(lean):
+    sheet = graphene(vacuum=7.5) * (60, 60, 1)
+    sheet.cell[2] += lean @ sheet.cell.array[:2]
+    sheet.pbc = True
+    assert find_layer(sheet).vacuum == pytest.approx(15.0)
+
+
 @pytest.mark.parametrize('first', [0, 1])
 def test_a_large_crystal_is_searched_to_the_last_atom(first):
     """The search looks at every other atom first; the others may bridge the gap."""
@@ -500,7 +508,7 @@ def test_a_layer_that_the_border_cuts_beside_another_one_is_refused():
     atoms.pbc = True, True, False
     atoms.positions[:, 2] -= 1.0
     atoms.wrap(pbc=True)
-    with pytest.raises(StructureError, match='layers share this cell'):
+    with pytest.raises(StructureError, match='^2 layers share this cell'):
         find_layer(atoms)
 
 
