@@ -83,7 +83,7 @@ def _sigterm_as_exception() -> Generator[None]:
 
 @contextmanager
 def _warnings_as_messages() -> Generator[None]:
-    """Print warnings of this package without the line of code that gave them."""
+    """Print warnings without the line of code, and those of this package as messages."""
     former = warnings.formatwarning
 
     def plain(
@@ -95,7 +95,7 @@ def _warnings_as_messages() -> Generator[None]:
     ) -> str:
         if issubclass(category, DeepRelaxWarning):
             return f'Warning: {message}\n'
-        return former(message, category, filename, lineno, line)
+        return former(message, category, filename, lineno, line or '')
 
     warnings.formatwarning = plain  # ty: ignore[invalid-assignment]
     try:

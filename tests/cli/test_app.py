@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from ase.build import bulk
 from ase.io import write
 
 from ase_deeprelax.cli import app
+from ase_deeprelax.cli.app import _warnings_as_messages
 from ase_deeprelax.data.pairs import make_pair, write_pairs
 
 
@@ -29,6 +31,12 @@ def test_warnings_are_one_message_without_a_line_of_code(tmp_path):
     ours = [line for line in found.stderr.splitlines() if 'training range' in line]
     assert [line.partition(' ')[0] for line in ours] == ['Warning:']
     assert 'return callback' not in found.stderr
+
+
+def test_warnings_of_other_packages_keep_their_place_but_not_its_code():
+    with _warnings_as_messages():
+        shown = warnings.formatwarning('old weights', UserWarning, __file__, 1)
+    assert shown == f'{__file__}:1: UserWarning: old weights\n'
 
 
 @pytest.mark.slow

@@ -508,7 +508,7 @@ def test_a_layer_that_the_border_cuts_beside_another_one_is_refused():
     atoms.pbc = True, True, False
     atoms.positions[:, 2] -= 1.0
     atoms.wrap(pbc=True)
-    with pytest.raises(StructureError, match='^2 layers share this cell'):
+    with pytest.raises(StructureError, match=r'^2 layers share this cell'):
         find_layer(atoms)
 
 
