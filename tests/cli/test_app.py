@@ -51,6 +51,24 @@ def test_a_potential_brings_no_advice_for_its_authors(tmp_path):
     assert 'UserWarning' not in found.stderr
 
 
+def test_ctrl_c_while_the_command_line_is_loaded_leaves_no_traceback():
+    code = """
+import sys
+from ase_deeprelax.__main__ import main
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == 'typer':
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+main()
+"""
+    command = [sys.executable, '-c', code]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (130, '')
+
+
 def test_help_is_quick():
     code = """
 import sys
