@@ -103,8 +103,8 @@ def label(
     ------
     ConfigError
         ``out`` holds something else, or a series of this name with another potential,
-        ``fmax`` or kind, guided or not, or from other structures; or another process is
-        writing to it; or a guided relaxation has no model that has learned the kind.
+        ``fmax``, kind or guide, or from other structures; or another process is writing to
+        it; or a guided relaxation has no model that has learned the kind.
     DeepRelaxError
         The potential fails for every input.
     """
@@ -116,8 +116,9 @@ def label(
     out, kind = Path(out), KINDS[inputs.kind]
     aside = out.with_suffix('.failed.jsonl')
     predictions = Predictions(start, kind, name, guided=guided)
-    settings = {'potential': name, 'fmax': fmax, 'kind': inputs.kind, 'guided': guided}
-    former = settings | {'guided': False}  # what files of former versions do not say
+    settings = {'potential': name, 'fmax': fmax, 'kind': inputs.kind}
+    settings['guided'] = predictions.guide
+    former = settings | {'guided': ''}  # what files of former versions do not say
     with Journal(out, key_of=_key) as good, Journal(aside, key_of=_key) as bad:
         pairs, failed = _done(good, inputs.name), _done(bad, inputs.name)
         for path, journal, done in ((out, good, pairs), (aside, bad, failed)):
@@ -237,6 +238,11 @@ class Predictions:
         Its name, see `label`.
     guided : bool
         Whether the predictions pull.
+
+    Attributes
+    ----------
+    guide : str
+        The model that guides, and the beginning of its hash; '' where none does.
     """
 
     def __init__(
@@ -246,6 +252,7 @@ class Predictions:
         self.kind, self.potential, self.guided = kind, potential, guided
         self._waiting: dict[int, Relaxation] = {}  # those whose relaxation has not begun
         self._strengths: dict[str, float] = {}
+        self.guide = ''
         if self.predictor is None:
             if guided:
                 raise ConfigError('a guided relaxation needs a model to start at, not None')
@@ -257,7 +264,9 @@ class Predictions:
                 f'the model {start} was not trained on: {missing}; it cannot guide these '
                 'relaxations'
             )
-        if missing:
+        if guided:
+            self.guide = f'{self.predictor.name} {self.predictor.sha256[:8]}'
+        elif missing:
             log.info(
                 'the model %s was not trained on: %s; relaxations start at the inputs',
                 start,
@@ -288,10 +297,8 @@ class Predictions:
         """What pulls a structure besides the potential; asked for once."""
         result, predictor = self._waiting.pop(key[0]), cast('Predictor', self.predictor)
         if result.kind not in self._strengths:
-            name, calibration = (
-                self.potential.partition(':')[0],
-                predictor.model.calibration,
-            )
+            name = self.potential.partition(':')[0]
+            calibration = predictor.model.calibration
             self._strengths[result.kind] = strength_for(name, result.kind, calibration)
         return pull_of(result, self._strengths[result.kind])
 
