@@ -137,7 +137,7 @@ for scale in (0.97, 1.03):
     print(f'from {scale:.2f} times that: a = {a:.3f} Å, c = {c:.2f} Å')
 
 # %% [markdown]
-# *a* is right to 0.2 %, *c* is 5 % too long, as in PBE. Both depend little on the start.
+# *a* is right to 0.3 %, *c* is 6 % too long, as in PBE. Both depend little on the start.
 # For other layered crystals *c* depends more on it. If you know *c*, fix it with a mask of
 # strains (xx, yy, zz, yz, xz, xy). If not, refine with a calculator that has a dispersion
 # correction.
