@@ -110,8 +110,8 @@ def label(
         bool,
         typer.Option(
             '--guided',
-            help='Relax under the potential and the prediction of that model together; '
-            'mostly nearer to DFT than the potential alone.',
+            help='Relax under the potential and the prediction of --start together. The '
+            'result is mostly nearer to DFT than that of the potential alone.',
         ),
     ] = False,
     fmax: Annotated[float, typer.Option(min=0, help='eV/A, on atoms and cell.')] = 0.05,

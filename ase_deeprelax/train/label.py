@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
+from ase_deeprelax.calculators.registry import potential_name
 from ase_deeprelax.data.pair import Pair, make_pair
 from ase_deeprelax.data.pairs import pair_record, spread
 from ase_deeprelax.errors import ConfigError, DeepRelaxError
@@ -91,7 +92,7 @@ def label(
         Atoms that go through the potential together, default 160.
     name : str
         Of the potential; it is kept with each pair, and a series goes on with the same one.
-        What stands before a colon is the name that `optimize.guide.strength_for` looks up.
+        As `get_calculator` takes it, where relaxations are guided.
 
     Returns
     -------
@@ -149,7 +150,7 @@ def label(
             fmax=fmax,
             steps=kind.steps if steps is None else steps,
             batch_atoms=batch_atoms,
-            guide=cast('Any', predictions.pull) if guided else None,
+            guide=predictions.pull if guided else None,
         )
         raised = 0
         for key, outcome in ends:
@@ -226,12 +227,12 @@ def _taken(
 
 
 class Predictions:
-    """Where relaxations begin, and what pulls them there.
+    """The predictions at which relaxations start, and which pull guided relaxations.
 
     Parameters
     ----------
     start : str, path or None
-        The model; None: relaxations begin at the inputs.
+        The model; with None, relaxations start at the inputs.
     kind : Kind
         Of the structures. A model that was not trained on it is not asked.
     potential : str
@@ -249,8 +250,8 @@ class Predictions:
         self, start: str | Path | None, kind: Kind, potential: str, *, guided: bool
     ):
         self.predictor = None if start is None else Predictor(start)
-        self.kind, self.potential, self.guided = kind, potential, guided
-        self._waiting: dict[int, Relaxation] = {}  # those whose relaxation has not begun
+        self.kind, self.potential = kind, potential
+        self._waiting: dict[int, Relaxation] = {}  # those whose relaxation has not started
         self._strengths: dict[str, float] = {}
         self.guide = ''
         if self.predictor is None:
@@ -277,7 +278,7 @@ class Predictions:
     def starts(
         self, taken: Iterator[tuple[int, str, Atoms]], fail: Callable
     ) -> Iterator[tuple[Any, Atoms]]:
-        """Where each relaxation begins, a chunk of predictions at a time."""
+        """Yield the structure at which each relaxation starts, and its key."""
         for chunk in iter(lambda: list(islice(taken, CHUNK)), []):
             structures = [atoms for *_, atoms in chunk]
             if self.predictor is None:
@@ -285,7 +286,7 @@ class Predictions:
                 continue
             results = self.predictor.relax(structures, relax_cell=self.kind.relax_cell)
             for key, result in zip(chunk, results, strict=True):
-                if not self.guided:
+                if not self.guide:
                     yield key, result.atoms  # a refused prediction gives the input back
                 elif result.ok:
                     self._waiting[key[0]] = result
@@ -293,11 +294,11 @@ class Predictions:
                 else:
                     fail(key[0], f'no prediction guides it: {result.problem}')
 
-    def pull(self, key: tuple[int, str, Atoms]) -> EDGCalculator:
-        """What pulls a structure besides the potential; asked for once."""
+    def pull(self, key: Any) -> EDGCalculator:
+        """Return the calculator that pulls a structure to its prediction, once for each."""
         result, predictor = self._waiting.pop(key[0]), cast('Predictor', self.predictor)
         if result.kind not in self._strengths:
-            name = self.potential.partition(':')[0]
+            name = potential_name(self.potential)
             calibration = predictor.model.calibration
             self._strengths[result.kind] = strength_for(name, result.kind, calibration)
         return pull_of(result, self._strengths[result.kind])

@@ -106,9 +106,9 @@ def test_guided_pairs_end_where_potential_and_prediction_balance(
 ):
     guided, alone = tmp_path / 'guided.jsonl', tmp_path / 'alone.jsonl'
     with pytest.warns(DeepRelaxWarning, match="not calibrated beside 'emt'") as warned:
-        run(guided, series, start=tiny_model, guided=True, name='emt:here')
+        run(guided, series, start=tiny_model, guided=True, name='emt:./here')
     assert sum('not calibrated' in str(one.message) for one in warned) == 1
-    run(alone, series, start=tiny_model, name='emt:here')
+    run(alone, series, start=tiny_model, name='emt:./here')
     others = {pair.id: pair for pair in read_pairs(alone)}
     moved = []
     for pair in (pairs := read_pairs(guided)):
@@ -137,6 +137,19 @@ def test_no_structure_is_guided_without_its_prediction(tmp_path, held, seeds, ti
         counts = run(out, given, count=None, guided=True, start=tiny_model)
     assert counts == {'pairs': 1, 'failed': 1}
     assert 'no prediction guides it: ' in out.with_suffix('.failed.jsonl').read_text()
+
+
+def test_weights_with_a_name_of_their_own_are_another_potential(
+    tmp_path, series, tiny_model
+):
+    with pytest.warns(DeepRelaxWarning, match="not calibrated beside 'chgnet:r2scan'"):
+        run(
+            tmp_path / 'a.jsonl',
+            series,
+            start=tiny_model,
+            guided=True,
+            name='chgnet:r2scan',
+        )
 
 
 def test_a_series_stays_guided_or_not(tmp_path, series, tiny_model):
