@@ -133,7 +133,7 @@ class DeepRelaxOptimizer(LateBinding):
     >>> atoms.optimizer.run()
     True
     >>> print(f'{atoms.cell.volume:.1f} A^3, sigma {atoms.info["deeprelax_sigma"]:.2f} A')
-    46.5 A^3, sigma 0.02 A
+    46.4 A^3, sigma 0.01 A
     """
 
     fmax: float | None

@@ -125,7 +125,7 @@ def relax(
     >>> from ase.build import bulk
     >>> result = relax(bulk('NaCl', 'rocksalt', a=5.9))
     >>> print(f'{result.atoms.cell.volume:.1f} A^3, error about {result.error:.2f} A')
-    46.5 A^3, error about 0.01 A
+    46.4 A^3, error about 0.01 A
     """
     predictor = Predictor(
         model, device=device, dtype=dtype, symmetry=symmetry, accept_below=accept_below
