@@ -32,4 +32,6 @@ for command in (
     info.models,
     info.doctor,
 ):
-    app.command(command.__name__.removesuffix('_'))(command)
+    # A screen says itself what to do where the shell has made many files of one pattern.
+    extra = {'allow_extra_args': command is screen.screen}
+    app.command(command.__name__.removesuffix('_'), context_settings=extra)(command)

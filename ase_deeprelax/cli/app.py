@@ -210,6 +210,12 @@ def write_json(file: Path | None, data: Any, **layout: Any) -> None:
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text)
+        tell_written(file)
+
+
+def tell_written(file: Path) -> None:
+    """Print the name of a file that was written, apart from what the command answers."""
+    typer.echo(f'wrote {file}', err=True)
 
 
 def check_outputs(*files: Path | None, inputs: Iterable[Path] = ()) -> None:

@@ -16,6 +16,7 @@ from ase_deeprelax.cli.app import (
     provenance,
     relax_cell_of,
     shows_progress,
+    tell_written,
     write_json,
 )
 
@@ -120,6 +121,7 @@ def compare(
 
         made = provenance(ctx, *map(Path, files))
         write_report(html_file, result, provenance=made)
+        tell_written(html_file)
 
 
 def _names(text: str) -> list[str]:

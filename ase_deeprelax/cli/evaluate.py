@@ -13,6 +13,7 @@ from ase_deeprelax.cli.app import (
     need_pages,
     provenance,
     shows_progress,
+    tell_written,
     write_json,
 )
 
@@ -101,6 +102,7 @@ def evaluate(
         worst = _worst(chosen, rivals, result)
         made = provenance(ctx, pairs)
         write_report(html_file, evaluation=result, relaxations=worst, provenance=made)
+        tell_written(html_file)
 
 
 def _rivals(

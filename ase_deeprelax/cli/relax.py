@@ -26,6 +26,7 @@ from ase_deeprelax.cli.app import (
     resumable,
     shows_progress,
     tell_problems,
+    tell_written,
     write_json,
 )
 from ase_deeprelax.cli.frames import labels_of, read_frames
@@ -326,7 +327,7 @@ def _write_page(
     }
     failed = sum(not row['ok'] for row in rows)
     write_relax_page(path, answers, problems, failed=failed, provenance=made)
-    typer.echo(f'wrote {path}', err=True)
+    tell_written(path)
 
 
 def _model(atoms: Atoms) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ase_deeprelax.cli.app import (
     provenance,
     resumable,
     tell_problems,
+    tell_written,
     write_json,
 )
 from ase_deeprelax.cli.outputs import check_databases
@@ -137,7 +138,7 @@ def results(
         from ase_deeprelax.report.screen_page import write_screen_page
 
         write_screen_page(html_file, found, where=where or [], provenance=provenance(ctx))
-        typer.echo(f'wrote {html_file}', err=True)
+        tell_written(html_file)
     tell_problems(problems, 'not converged')
 
 

@@ -23,6 +23,7 @@ PACK = 1024
 
 
 def screen(
+    ctx: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -69,6 +70,11 @@ def screen(
     """
     from ase_deeprelax.screening import screen
 
+    if ctx.args:
+        raise typer.BadParameter(
+            f'SOURCE is one file, folder or archive, and {1 + len(ctx.args)} are given; to '
+            'screen many files, give the folder that holds them'
+        )
     with resumable():
         done = screen(
             source,

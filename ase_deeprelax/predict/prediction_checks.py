@@ -78,21 +78,21 @@ def check_change(initial: Atoms, relaxed: Atoms, *, residual: float = 0.0) -> No
     old, new = initial.cell.array, relaxed.cell.array
     if not (np.isfinite(new).all() and np.isfinite(relaxed.positions).all()):
         where = first_not_finite(relaxed) or 'cell'
-        raise PredictionError(f'predicted {where}; {_KEPT}')
+        raise PredictionError(f'relaxed {where}; {_KEPT}')
     ratio = np.linalg.det(new) / np.linalg.det(old)
     low, high = VOLUME_RATIO
     if ratio <= 0:
-        raise PredictionError(f'the predicted cell is turned inside out; {_KEPT}')
+        raise PredictionError(f'the relaxed cell is turned inside out; {_KEPT}')
     if not low <= ratio <= high:
         raise PredictionError(
-            f'predicted volume is {ratio:.3g} times that of the input, outside {low:g} to '
+            f'relaxed volume is {ratio:.3g} times that of the input, outside {low:g} to '
             f'{high:g}; rescale the input to a plausible volume. {_KEPT}'
         )
     stretches = np.linalg.svd(np.linalg.solve(old, new), compute_uv=False)
     low, high = STRETCH
     if stretches[-1] < low or stretches[0] > high:
         raise PredictionError(
-            f'predicted cell is stretched by {stretches[-1]:.3g} to {stretches[0]:.3g}, '
+            f'relaxed cell is stretched by {stretches[-1]:.3g} to {stretches[0]:.3g}, '
             f'outside {low:g} to {high:g}; {_KEPT}'
         )
     if not residual <= RESIDUAL:
@@ -115,7 +115,7 @@ def _check_contacts(initial: Atoms, relaxed: Atoms, layer: Layer | None) -> None
         if d < d0 - 1e-6:
             was = 'farther' if d0 == math.inf else f'{d0:.3f} A'
             raise PredictionError(
-                f'predicted {name_pair(relaxed, a, b)} are {d:.3f} A apart, less than '
+                f'relaxed {name_pair(relaxed, a, b)} are {d:.3f} A apart, less than '
                 f'{CONTACT:g} times the sum of their covalent radii (before: {was}); '
                 f'{_KEPT}'
             )

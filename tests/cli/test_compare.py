@@ -30,6 +30,7 @@ def test_every_path_is_in_the_file_and_in_the_report(structures, tmp_path, tiny_
     command += ['--json', str(files[0]), '--html', str(files[1])]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
+    assert [f'wrote {file}' in first.stderr for file in files] == [True, True]
     result = json.loads(files[0].read_text())
     starts = {(run['structure'], run['start']) for run in result['runs']}
     assert len(starts) == 4

@@ -75,6 +75,7 @@ def test_a_report_shows_the_worst_to_turn_by_hand(run, tmp_path, tiny_model, mon
     words = ['--model', tiny_model, '--html', page]
     result = run('evaluate', tmp_path / 'pairs.jsonl', *words)
     assert result.exit_code == 0, result.output
+    assert f'wrote {page}' in result.stderr
     text = page.read_text()
     assert '<h1>Accuracy of predictions</h1>' in text
     assert 'Accuracy on pairs' in text

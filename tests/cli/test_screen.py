@@ -16,6 +16,15 @@ def test_a_part_that_makes_no_sense_is_refused(run, tmp_path, shard):
     assert not (tmp_path / 'out').exists()
 
 
+def test_many_sources_are_refused_in_one_line(run, tmp_path):
+    files = [tmp_path / f'{k}.cif' for k in range(1000)]
+    shown = run('screen', *files, tmp_path / 'out')
+    assert shown.exit_code == 2
+    assert 'and 1000 are given' in shown.stderr
+    assert 'give the folder that holds them' in shown.stderr
+    assert str(files[1]) not in shown.stderr
+
+
 def test_a_file_is_no_place_for_rows(run, tmp_path, tiny_model):
     source = tmp_path / 'a.extxyz'
     write(source, bulk('NaCl', 'rocksalt', a=5.5))

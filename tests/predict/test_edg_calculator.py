@@ -363,7 +363,7 @@ def test_other_atoms_are_refused(relaxation):
 
 
 def test_what_cannot_be_a_potential_is_refused(relaxation):
-    failed = replace(relaxation, ok=False, problem='predicted volume is 9 times')
+    failed = replace(relaxation, ok=False, problem='relaxed volume is 9 times')
     with pytest.raises(PredictionError, match='volume is 9 times'):
         EDGCalculator(failed)
     for bad in (-0.1, np.nan, np.inf, 'sigmas', None, np.array([0.1, 0.2])):

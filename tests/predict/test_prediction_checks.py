@@ -121,7 +121,7 @@ def test_predictions_that_are_not_finite(value):
         check_prediction(atoms, bad)
     bad = atoms.copy()
     bad.cell[0, 0] = value
-    with pytest.raises(PredictionError, match='predicted cell'):
+    with pytest.raises(PredictionError, match='relaxed cell'):
         check_prediction(atoms, bad)
 
 
