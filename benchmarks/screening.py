@@ -25,7 +25,7 @@ from ase.io import write
 
 from ase_deeprelax import Predictor, screen
 from ase_deeprelax.compare.tables import Table
-from ase_deeprelax.predict.parallel import WINDOW
+from ase_deeprelax.predict.stream import WINDOW
 from ase_deeprelax.screening import Results
 from ase_deeprelax.testing import symmetric_crystals
 

@@ -31,7 +31,7 @@ from screening import ROOT, structures
 
 from ase_deeprelax import Predictor
 from ase_deeprelax.compare.tables import Table
-from ase_deeprelax.predict.parallel import WINDOW
+from ase_deeprelax.predict.stream import WINDOW
 from ase_deeprelax.screening import open_source
 from ase_deeprelax.screening.sources import scan
 from ase_deeprelax.screening.store import Store

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ase_deeprelax import __version__, keys
 from ase_deeprelax.calculators.registry import get_calculator, potential_name
 from ase_deeprelax.journal import Journal
-from ase_deeprelax.optimize.verify import known_error, verify
 from ase_deeprelax.predict import Predictor
 from ase_deeprelax.result import Relaxation
 
@@ -78,6 +77,8 @@ class OneShot:
 
     def __post_init__(self) -> None:
         if self.verify is not None:
+            from ase_deeprelax.optimize.verify import known_error
+
             known_error(self._name, self.predictor.model.calibration)
             potential = get_calculator(self.verify, device=str(self.predictor.device))
             object.__setattr__(self, '_potential', potential)
@@ -119,6 +120,8 @@ class OneShot:
 
     def _verified(self, atoms: Atoms) -> str:
         """The verdict of the potential on a prediction, or the error that it raised."""
+        from ase_deeprelax.optimize.verify import verify
+
         name, calibration = self._name, self.predictor.model.calibration
         try:
             return str(verify(atoms, self._potential, name, calibration, self.relax_cell))

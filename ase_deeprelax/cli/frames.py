@@ -26,7 +26,7 @@ def read_frames(
 
     ``progress`` shows a bar, because ten thousand files take minutes.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from ase_deeprelax.screening.sources import is_packed
 

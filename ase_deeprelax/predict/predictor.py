@@ -28,9 +28,9 @@ from ase_deeprelax.models.store import for_prediction, load_shared
 from ase_deeprelax.predict.batches import BATCH_EDGES, run_batches
 from ase_deeprelax.predict.forward import DTYPES, StructureOutput
 from ase_deeprelax.predict.options import check_options
-from ase_deeprelax.predict.parallel import relax_windows
 from ase_deeprelax.predict.passes import MAX_PASSES
 from ase_deeprelax.predict.prepare import PARTS, Prepared, Settings
+from ase_deeprelax.predict.stream import relax_windows
 from ase_deeprelax.result import Relaxation
 
 if TYPE_CHECKING:

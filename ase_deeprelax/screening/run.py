@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ase_deeprelax import __version__
 from ase_deeprelax.errors import ConfigError
 from ase_deeprelax.geometry.free_strain import RelaxCell, plain_relax_cell
-from ase_deeprelax.predict.parallel import WINDOW
+from ase_deeprelax.predict.stream import WINDOW
 from ase_deeprelax.screening.databases import need_pyarrow
 from ase_deeprelax.screening.results import Results
 from ase_deeprelax.screening.sources import open_source

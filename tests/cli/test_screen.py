@@ -5,7 +5,7 @@ from ase.build import bulk
 from ase.io import write
 
 from ase_deeprelax.cli.screen import PACK
-from ase_deeprelax.predict.parallel import WINDOW
+from ase_deeprelax.predict.stream import WINDOW
 
 
 @pytest.mark.parametrize('shard', ['17/16', '0/16', '3', '1/0', 'a/b', '-1/2'])

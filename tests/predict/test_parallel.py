@@ -28,7 +28,8 @@ from ase_deeprelax.models import create_model
 from ase_deeprelax.models.paegnn import PaEGNN
 from ase_deeprelax.models.store import load_model, save_model
 from ase_deeprelax.predict import Predictor, relax
-from ase_deeprelax.predict.parallel import AHEAD, relax_windows
+from ase_deeprelax.predict.parallel import AHEAD
+from ase_deeprelax.predict.stream import relax_windows
 from ase_deeprelax.testing import awaken, symmetric_crystals
 from ase_deeprelax.testing.predictions import BATCH_TOLERANCE
 

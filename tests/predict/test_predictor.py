@@ -237,7 +237,7 @@ def test_a_refused_structure_of_pymatgen_comes_back_with_all_it_carries(second, 
 def test_order_is_kept_over_batches_and_windows(model, monkeypatch):
     crystals = symmetric_crystals(23, seed=5)
     expected = relax(crystals, model)
-    monkeypatch.setattr('ase_deeprelax.predict.parallel.WINDOW', 7)
+    monkeypatch.setattr('ase_deeprelax.predict.stream.WINDOW', 7)
     predictor = Predictor(model, device='cpu', batch_edges=500)
     found = predictor.relax(crystals)
     for one, two in zip(expected, found, strict=True):
