@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ase_deeprelax.data.graph import CrystalGraph
 from ase_deeprelax.errors import DeepRelaxError
@@ -29,8 +31,6 @@ from ase_deeprelax.train.muon import muon_and_adamw
 from ase_deeprelax.train.recycle import is_drawn, recycled
 
 if TYPE_CHECKING:
-    from lightning.pytorch.utilities.types import OptimizerLRScheduler
-
     from ase_deeprelax.train.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,10 @@ class RelaxationModule(lightning.LightningModule):
         self.elapsed = 0.0  # seconds of training, over all resumed parts
         self._skipped = 0  # steps left out since the last one that was taken
         self._started: float | None = None
+        # Stepped here: Lightning would count the batches of an epoch, and an epoch may have
+        # fewer of them than there are between two validations.
+        self._plateau: ReduceLROnPlateau | None = None
+        self._plateau_state: dict[str, Any] | None = None  # of a checkpoint
 
     def training_step(self, graph: CrystalGraph, _: int) -> torch.Tensor | None:
         if is_drawn(self.config.data.recycle, self.config.seed, self.global_step):
@@ -113,7 +117,7 @@ class RelaxationModule(lightning.LightningModule):
             batch_size=graph.n_graphs,
         )
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.config.optimize
         if o.muon_rate is None:
             optimizer = torch.optim.AdamW(
@@ -133,19 +137,11 @@ class RelaxationModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group['initial_lr'] = group['lr']
         if o.schedule == 'plateau':
-            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self._plateau = ReduceLROnPlateau(
                 optimizer, factor=0.8, patience=5, min_lr=1e-8
             )
-            return {
-                'optimizer': optimizer,
-                'lr_scheduler': {
-                    'scheduler': scheduler,
-                    'monitor': 'val/select',
-                    'interval': 'step',
-                    'frequency': o.val_every_steps,
-                    'strict': False,
-                },
-            }
+            if self._plateau_state is not None:
+                self._plateau.load_state_dict(self._plateau_state)
         return optimizer
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
@@ -205,6 +201,10 @@ class RelaxationModule(lightning.LightningModule):
         by_time = self.elapsed / (60 * o.max_minutes) if o.max_minutes else 0
         return min(1.0, max(by_steps, by_time))
 
+    def on_validation_epoch_end(self) -> None:
+        if self._plateau is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._plateau.step(self.trainer.callback_metrics['val/select'].item())
+
     def on_validation_start(self) -> None:
         self._pause = time.monotonic()
 
@@ -215,9 +215,12 @@ class RelaxationModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint['elapsed'], checkpoint['start'] = self.elapsed, self.start
         checkpoint['settings'] = kept_settings(self.config)
+        if self._plateau is not None:
+            checkpoint['plateau'] = self._plateau.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.elapsed, self.start = checkpoint['elapsed'], checkpoint.get('start')
+        self._plateau_state = checkpoint.get('plateau')
 
 
 def kept_settings(config: TrainConfig) -> dict[str, Any]:

@@ -338,15 +338,7 @@ def _callbacks(
     config: TrainConfig, output: Path, validates: bool, progress: bool
 ) -> list[lightning.Callback]:
     o = config.optimize
-    callbacks: list[lightning.Callback] = [
-        LearningRateMonitor(),
-        ModelCheckpoint(
-            output,
-            filename='last',
-            every_n_train_steps=o.val_every_steps,
-            enable_version_counter=False,
-        ),
-    ]
+    callbacks: list[lightning.Callback] = [LearningRateMonitor()]
     if progress:
         callbacks.append(progress_callback())
     if validates:
@@ -357,4 +349,11 @@ def _callbacks(
         )
         if o.early_stop:
             callbacks.append(EarlyStopping('val/select', patience=o.early_stop))
+    # After a validation, and behind the others, so that what they have learnt is in it.
+    when: dict[str, Any] = {'save_on_train_epoch_end': False}
+    if not validates:
+        when = {'every_n_train_steps': o.val_every_steps}
+    callbacks.append(
+        ModelCheckpoint(output, filename='last', enable_version_counter=False, **when)
+    )
     return callbacks

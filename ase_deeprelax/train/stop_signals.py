@@ -75,9 +75,15 @@ class StopOnSignal(lightning.Callback):
             signal.signal(signal.SIGINT, self._note)
 
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        if self.came is not None:
-            trainer.save_checkpoint(self.checkpoint)
-            trainer.should_stop = True
+        if self.came is None:
+            return
+        trainer.save_checkpoint(self.checkpoint)
+        trainer.should_stop = True
+        # Lightning validates at the end, which would count as one validation more than
+        # there are without the signal.
+        batches = trainer.fit_loop.total_batch_idx + 1
+        if trainer.limit_val_batches and batches % trainer.val_check_batch:
+            trainer.limit_val_batches = 0
 
     def exit_if_it_came(self) -> None:
         """Exit with status 143 or 130, with a warning that names the way to go on."""

@@ -117,7 +117,13 @@ def test_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
     assert not torch.equal(resumed, first)
 
 
-def test_killed_training_goes_on_to_the_same_weights(config, tmp_path):
+# Settings with which the first of two validations, before the kill, is the better one.
+FAST = ['seed=2', 'optimize.learning_rate=5.0e-2', 'optimize.warmup_steps=0']
+FAST += ['optimize.max_steps=40', 'optimize.ema=0']
+
+
+@pytest.mark.parametrize('overrides', [[], FAST])
+def test_killed_training_goes_on_to_the_same_weights(config, tmp_path, overrides):
     """SIGKILL in the middle of an epoch, after the last checkpoint."""
     script = f"""
 import os, signal
@@ -131,7 +137,7 @@ class Killed(RelaxationModule):
             os.kill(os.getpid(), signal.SIGKILL)
 
 run.RelaxationModule = Killed
-run.train({str(config)!r}, progress=False)
+run.train({str(config)!r}, overrides={overrides!r}, progress=False)
 """
     killed = subprocess.run(
         [sys.executable, '-c', script], check=False, capture_output=True
@@ -139,9 +145,44 @@ run.train({str(config)!r}, progress=False)
     assert killed.returncode == -signal.SIGKILL
     checkpoint = tmp_path / 'runs/tiny/last.ckpt'
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 20
-    resumed = train(config, resume=checkpoint, progress=False)
-    whole = train(config, overrides=['name=whole'], progress=False)
+    resumed = train(config, overrides=overrides, resume=checkpoint, progress=False)
+    whole = train(config, overrides=['name=whole', *overrides], progress=False)
     assert same_weights(resumed, whole)
+    errors = select(whole.parent)
+    assert (errors[0] == min(errors)) == bool(overrides)
+
+
+def test_the_rate_falls_where_errors_do_not(config, tmp_path):
+    """In epochs that are shorter than the time between validations, and after a stop."""
+    overrides = ['optimize.schedule=plateau', 'optimize.learning_rate=1.0e-7']
+    overrides += ['optimize.val_every_steps=10']
+    checkpoint = tmp_path / 'runs/tiny/last.ckpt'
+
+    def rate():
+        content = torch.load(checkpoint, weights_only=True)
+        return content['optimizer_states'][0]['param_groups'][0]['lr']
+
+    first = [*overrides, 'optimize.max_steps=40']
+    train(config, overrides=first, progress=False)
+    assert rate() == 1e-7
+    rest = [*overrides, 'optimize.max_steps=70']
+    train(config, overrides=rest, resume=checkpoint, progress=False)
+    assert rate() == pytest.approx(0.8e-7)
+
+
+def test_a_signal_brings_no_validation_of_its_own(config, tmp_path, monkeypatch):
+    """It would count for early stopping and for the best weights."""
+    take = RelaxationModule.on_train_batch_start
+
+    def terminated(self, batch, batch_idx):
+        take(self, batch, batch_idx)
+        if self.global_step == 33:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RelaxationModule, 'on_train_batch_start', terminated)
+    with pytest.raises(SystemExit):
+        train(config, progress=False)
+    assert len(select(tmp_path / 'runs/tiny')) == 1  # at step 20
 
 
 def test_a_training_that_was_killed_after_its_last_step_ends_with_the_averages(
@@ -541,7 +582,7 @@ def test_transfer_learning_starts_from_the_given_weights(config):
     folder = train(config, progress=False)
     again = train(
         config,
-        overrides=['name=again', 'optimize.max_steps=1', 'optimize.learning_rate=1.0e-9'],
+        overrides=['name=again', 'optimize.max_steps=1', 'optimize.learning_rate=1.0e-7'],
         start=folder,
         progress=False,
     )
