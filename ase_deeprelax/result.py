@@ -304,7 +304,8 @@ def decode_atoms(text: str) -> Atoms:
     # ASE reads an empty array of positions back with one dimension.
     atoms.arrays['positions'] = atoms.arrays['positions'].reshape(-1, 3)
     group = atoms.info.get('spacegroup')
-    if isinstance(group, dict):  # as the space group of a CIF file is written
+    # As ASE writes the space group of a CIF file; other dicts are those of the user.
+    if isinstance(group, dict) and set(group) in ({'number'}, {'number', 'setting'}):
         atoms.info['spacegroup'] = Spacegroup(group['number'], group.get('setting', 1))
     return atoms
 

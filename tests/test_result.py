@@ -9,6 +9,7 @@ import pytest
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixScaled
 from ase.io import read, write
+from ase.spacegroup import Spacegroup
 from monty.json import MontyDecoder, MontyEncoder, jsanitize
 from pymatgen.core import Lattice, Structure
 
@@ -122,6 +123,16 @@ def test_information_that_json_cannot_hold_is_left_out_by_name(tiny_model, caplo
     back = Relaxation.from_dict(relax(atoms, model=tiny_model).as_dict())
     assert back.initial.info == {'kept': 1}
     assert "atoms.info['handle'] of Cu is a object" in caplog.text
+
+
+@pytest.mark.parametrize(
+    'group', [{'symbol': 'Fm-3m'}, {'symbol': 'Fm-3m', 'number': 225}, Spacegroup(225)]
+)
+def test_the_space_group_in_info_stays_what_it_is(tiny_model, group):
+    atoms = bulk('Cu')
+    atoms.info['spacegroup'] = group
+    back = Relaxation.from_dict(relax(atoms, model=tiny_model).as_dict())
+    assert back.initial.info['spacegroup'] == group
 
 
 def test_records_that_lack_a_part_are_refused_by_name(tiny_model):

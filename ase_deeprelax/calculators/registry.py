@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection
-from contextlib import redirect_stdout
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -201,6 +201,20 @@ def _find_weights(text: str, weights: str) -> str | Path:
     return path.absolute()
 
 
+@contextmanager
+def _single_precision() -> Generator[None]:
+    """Another package, as MACE, may have made float64 torch's default for the process."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@_single_precision()
 def _matgl(
     weights: str | Path, device: str, settings: dict[str, Any], *, kind: str
 ) -> Made:
@@ -224,6 +238,7 @@ def _matgl(
     return calculator, [atomic_numbers[symbol] for symbol in calculator.element_types]
 
 
+@_single_precision()
 def _chgnet(weights: str | Path, device: str, settings: dict[str, Any]) -> Made:
     from chgnet.model import CHGNet
     from chgnet.model.dynamics import CHGNetCalculator

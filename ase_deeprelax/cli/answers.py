@@ -126,7 +126,7 @@ class OneShot:
         try:
             return str(verify(atoms, self._potential, name, calibration, self.relax_cell))
         except Exception as error:  # noqa: BLE001 - potentials raise anything
-            return f'{name} failed: {type(error).__name__}: {error}'
+            return ' '.join(f'{name} failed: {type(error).__name__}: {error}'.split())
 
     def _record(self, result: Relaxation) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from ase.optimize import RestartError
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.attached import has_calculator
-from ase_deeprelax.errors import warn
+from ase_deeprelax.errors import reason_of, warn
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.snapshot import assign
@@ -301,7 +302,8 @@ class Chain:
             )
             said = str(self.verification)
         except Exception as error:  # noqa: BLE001 - potentials raise anything
-            said = f'{judge.name} failed: {type(error).__name__}: {error}'
+            # In one line, or extended XYZ with it cannot be read.
+            said = ' '.join(f'{judge.name} failed: {reason_of(error)}'.split())
             warn(f'the prediction was not verified: {said}')
         self.atoms.info[keys.VERIFIED] = said
         self.lines.append(said)
@@ -339,6 +341,7 @@ class Chain:
             'atoms': bare(self.atoms),
             'info': keys.ours(self.atoms),
             'one_shot': self.one_shot.state_dict(needed=needed),
+            'verification': self.verification and asdict(self.verification),
             'stages': stages,
         }
 
@@ -382,6 +385,8 @@ class Chain:
             atoms.info.update(state['info'])
             keys.arrays_from_info(atoms)
         self.one_shot.load_state_dict(state['one_shot'])
+        verification = state.get('verification')  # not in files of version 0.2
+        self.verification = verification and Verification(**verification)
         if self._find_stages() and stages is not None:
             self._done = [StageRecord(**record) for record in stages['done']]
             put_origin(self.target.moving, stages['origin'])

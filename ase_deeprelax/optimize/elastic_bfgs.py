@@ -100,6 +100,7 @@ class ElasticBFGS(BFGS):
         """Forget what was learnt: the model again."""
         self.energy0: float | None = None
         self.reached: np.ndarray | None = None
+        self.asked: tuple[Any, ...] | None = None
         self.scaled = False
         self.hessian: Any = None  # a matrix from the first step on, eV/A^2
         if self._has_model:
@@ -115,7 +116,7 @@ class ElasticBFGS(BFGS):
             super().read()
             return
         data = list(self.load())
-        self.energy0 = self.reached = None
+        self.energy0 = self.reached = self.asked = None
         self.scaled = True
         if isinstance(data[-1], dict):
             vars(self).update(data.pop())
@@ -129,6 +130,8 @@ class ElasticBFGS(BFGS):
             super().step(gradient)
             return
         gradient = np.ravel(self._get_gradient(gradient))
+        if self._asks_anew():
+            self.reached = None  # the energy before cannot be compared with the one here
         x, energy = np.ravel(self.optimizable.get_x()), self.optimizable.get_value()
         longest = self.maxstep / 2 if self.pos0 is None else self.maxstep
         if self._climbed(x, energy):
@@ -192,6 +195,15 @@ class ElasticBFGS(BFGS):
     def _has_model(self) -> bool:
         known = isinstance(self.atoms, (Atoms, UnitCellFilter))
         return known and self.alpha is None
+
+    def _asks_anew(self) -> bool:
+        """Whether calculator, moments or charges are others than at the last step."""
+        before, atoms = self.asked, getattr(self.atoms, 'atoms', self.atoms)
+        moments = atoms.get_initial_magnetic_moments()
+        now = self.asked = atoms.calc, moments, atoms.get_initial_charges()
+        if before is None:
+            return False
+        return now[0] is not before[0] or not all(map(np.array_equal, now[1:], before[1:]))
 
     def _climbed(self, x: np.ndarray, energy: float) -> bool:
         """Whether the last step, and nobody else, led from a lower energy to here."""

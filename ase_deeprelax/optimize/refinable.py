@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixScaled
 
 from ase_deeprelax.data.disorder import check_ordered
-from ase_deeprelax.errors import StructureError
+from ase_deeprelax.errors import StructureError, warn
 from ase_deeprelax.geometry.neighbors import close_pairs
 from ase_deeprelax.predict.structure_checks import first_not_finite, name_pair
 
@@ -47,3 +48,23 @@ def check_refinable(atoms: Atoms) -> None:
         raise StructureError(
             f'{name_pair(atoms, i, j)} are on one site; remove or move one'
         )
+    _warn_of_wrong_forces(atoms)
+
+
+def _warn_of_wrong_forces(atoms: Atoms) -> None:
+    """ASE projects forces under ``FixScaled`` as positions, which is right in few cells."""
+    cell = atoms.cell.complete().array
+    for constraint in atoms.constraints:
+        if not isinstance(constraint, FixScaled) or constraint.mask.all():
+            continue
+        free = np.diag(~constraint.mask)
+        taken, right = (c @ free @ np.linalg.inv(c) for c in (cell, cell.T))
+        if not np.allclose(taken, right, atol=1e-3):
+            first = constraint.index[0]
+            warn(
+                f'atom {first} ({atoms.symbols[first]}) is fixed along some vectors of a '
+                'skew cell by FixScaled, and there the forces that ASE gives under this '
+                'constraint are wrong: a relaxation with a calculator may not converge. '
+                'Fix the atom along all vectors, or use FixCartesian'
+            )
+            return

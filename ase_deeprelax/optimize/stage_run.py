@@ -303,6 +303,8 @@ class StageRun(Optimizable):
             # A calculator that failed is not called again.
             if isinstance(self.atoms.calc, GuidedCalculator) and self.status != 'failed':
                 numbers['pulled'] = self.atoms.calc.pulled(self.moving)
+        # The numbers are those of the structure that was measured, whatever came after it.
+        measured = None if self.over else self.measured
         return StageRecord(
             name=self.name,
             optimizer=optimizer_name(self._optimizer),
@@ -310,7 +312,7 @@ class StageRun(Optimizable):
             reason=self.reason,
             steps=self.steps,
             seconds=self.seconds,
-            atoms=bare(self.atoms),
+            atoms=bare(self.atoms if measured is None else measured),
             **numbers,
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
@@ -199,6 +200,20 @@ def test_two_calculators_of_one_name_answer_alike():
     one, two = crystal(get_calculator(potential)), crystal(get_calculator(potential))
     assert one.get_potential_energy() == two.get_potential_energy()
     assert (one.get_stress() == two.get_stress()).all()
+
+
+@pytest.mark.parametrize('name', ['chgnet', 'tensornet'])
+def test_a_package_that_made_float64_the_default_of_torch_changes_nothing(name):
+    """As MACE does where its weights are of float64."""
+    potential = weights(name)
+    expected = crystal(get_calculator(potential)).get_potential_energy()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = crystal(get_calculator(potential)).get_potential_energy()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_other_weights_of_a_package_by_their_name():

@@ -9,21 +9,22 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase.build import bulk, make_supercell, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from ase.constraints import FixAtoms, FixSymmetry
+from ase.constraints import FixAtoms, FixScaled, FixSymmetry
 from ase.filters import FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.io import read
 from ase.optimize import BFGS, FIRE, LBFGS, RestartError
 
-from ase_deeprelax import keys
+from ase_deeprelax import DeepRelaxOptimizer, keys
 from ase_deeprelax.calculators.registry import POTENTIALS
 from ase_deeprelax.errors import DeepRelaxWarning
 from ase_deeprelax.optimize.stage import Stage, as_stages
@@ -758,3 +759,31 @@ def test_chgnet_alone_where_the_prediction_is_not_sure(one_shot):
     assert optimizer.run(fmax=1e-4) is False
     assert optimizer.stages[-1].steps == 3
     assert optimizer.stages[-1].energy_after < optimizer.stages[-1].energy_before
+
+
+def test_the_record_of_a_stage_is_of_the_structure_that_was_measured(tiny_model):
+    atoms = alloy()
+    optimizer = DeepRelaxOptimizer(atoms, model=tiny_model, refine=EMT(), logfile=None)
+    optimizer.run(fmax=1e-4, steps=3)
+    before = optimizer.stages[-1]
+    atoms.rattle(0.3, seed=5)
+    after = optimizer.stages[-1]
+    assert before.status == 'running'
+    assert after.energy_after == before.energy_after
+    assert (after.atoms.positions == before.atoms.positions).all()
+
+
+def test_forces_that_ase_gets_wrong_under_fixscaled_are_warned_of(tiny_model):
+    def stages(mask, cell):
+        atoms = make_supercell(bulk('Cu'), cell)
+        atoms.set_constraint(FixScaled([0, 2], mask))
+        atoms.rattle(0.02, seed=1)
+        how = {'model': tiny_model, 'relax_cell': False, 'logfile': None}
+        DeepRelaxOptimizer(atoms, refine=EMT(), **how).run(fmax=0.1, steps=3)
+
+    with pytest.warns(DeepRelaxWarning, match=r'atom 0 \(Cu\) is fixed along some vectors'):
+        stages([1, 0, 0], [[2, 0, 0], [2, 2, 0], [0, 2, 2]])
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*is fixed along some')
+        stages([1, 1, 1], [[2, 0, 0], [2, 2, 0], [0, 2, 2]])
+        stages([1, 0, 0], [[-1, 1, 1], [1, -1, 1], [1, 1, -1]])  # right angles

@@ -459,6 +459,32 @@ def test_atoms_moved_by_hand_are_not_moved_back():
     assert atoms.get_potential_energy() < high
 
 
+class Shifted(EMT):
+    """EMT with another zero of energy, which may depend on the moments."""
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        shift = 100 + self.atoms.get_initial_magnetic_moments().sum()
+        self.results['energy'] += shift
+        self.results['free_energy'] += shift
+
+
+@pytest.mark.parametrize('change', ['calculator', 'moments'])
+def test_another_zero_of_energy_is_no_rise(change):
+    atoms = crystal()
+    atoms.calc = EMT() if change == 'calculator' else Shifted()
+    optimizer = ElasticBFGS(FrechetCellFilter(atoms), logfile=None)
+    optimizer.run(fmax=0.01, steps=2)
+    if change == 'calculator':
+        atoms.calc = Shifted()
+    else:
+        atoms.set_initial_magnetic_moments([10.0] * len(atoms))
+    energies = []
+    optimizer.attach(lambda: energies.append(atoms.get_potential_energy()))
+    optimizer.run(fmax=0.01)
+    assert max(energies) == energies[0]
+
+
 class Drifting(EMT):
     """EMT of which the energy rises by 0.1 eV from call to call, as by noise."""
 

@@ -1,5 +1,6 @@
 """One call of a potential that judges a prediction."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 from ase.filters import Filter, FrechetCellFilter, UnitCellFilter
+from ase.io import read, write
 from ase.optimize import BFGS
 
 from ase_deeprelax import DeepRelaxOptimizer, keys
@@ -139,7 +141,7 @@ class Failing(EMT):
     def calculate(self, *args, **kwargs):
         super().calculate(*args, **kwargs)
         if self.added is None:
-            raise RuntimeError('out of memory')
+            raise RuntimeError('out of\nmemory')
         self.results['forces'] = self.results['forces'] + self.added
 
 
@@ -150,7 +152,7 @@ class Failing(EMT):
         (np.nan, r'emt failed: .*force on atom 0 \(Cu\) is not finite'),
     ],
 )
-def test_a_potential_that_fails_leaves_the_prediction(model, added, said):
+def test_a_potential_that_fails_leaves_the_prediction(model, added, said, tmp_path):
     atoms = bulk('Cu', a=3.7)
     optimizer = DeepRelaxOptimizer(atoms, logfile=None, model=model, verify=Failing(added))
     with pytest.warns(DeepRelaxWarning, match=said):
@@ -158,6 +160,8 @@ def test_a_potential_that_fails_leaves_the_prediction(model, added, said):
     assert optimizer.verification is None
     assert re.search(said, atoms.info[keys.VERIFIED])
     assert keys.SIGMA in atoms.info
+    write(tmp_path / 'out.extxyz', atoms)
+    assert read(tmp_path / 'out.extxyz').info[keys.VERIFIED] == atoms.info[keys.VERIFIED]
 
 
 def test_fixed_atoms_do_not_count():
@@ -190,6 +194,16 @@ def test_the_optimizer_asks_after_its_prediction(model, capsys):
     assert atoms.info[keys.VERIFIED] == str(optimizer.verification)
     assert str(optimizer.verification) in capsys.readouterr().out
     assert atoms.calc is None
+
+
+def test_a_copy_knows_the_verdict(model):
+    atoms = bulk('Cu', a=3.7)
+    atoms.optimizer = DeepRelaxOptimizer(logfile=None, model=model, verify=EMT())
+    atoms.optimizer.run()
+    assert atoms.optimizer.verification is not None
+    copied = copy.deepcopy(copy.deepcopy(atoms))
+    copied.optimizer.run()
+    assert copied.optimizer.verification == atoms.optimizer.verification
 
 
 def test_what_was_said_of_a_prediction_is_not_said_of_the_refined_structure(model):
