@@ -1,5 +1,6 @@
 """One call of a potential that judges a prediction."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from ase.optimize import BFGS
 from ase_deeprelax import DeepRelaxOptimizer, keys
 from ase_deeprelax.errors import ConfigError, DeepRelaxWarning, ModelError
 from ase_deeprelax.models.calibration import PotentialErrors
-from ase_deeprelax.models.store import load_model
+from ase_deeprelax.models.store import load_model, save_model
 from ase_deeprelax.optimize.verify import mean_newton_step, verify
 
 
@@ -195,18 +196,17 @@ def test_the_optimizer_asks_after_its_prediction(model, capsys):
     assert atoms.calc is None
 
 
-def test_a_restarted_run_knows_the_verdict(model, tmp_path):
-    options = {'restart': tmp_path / 'restart.json', 'logfile': None, 'model': model}
-    optimizers = []
-    before = Counting.calls
-    for _ in range(2):
-        optimizers.append(
-            DeepRelaxOptimizer(bulk('Cu', a=3.7), verify=Counting(), **options)
-        )
-        optimizers[-1].run()
-    assert Counting.calls == before + 1
-    assert optimizers[0].verification is not None
-    assert optimizers[0].verification == optimizers[1].verification
+def test_a_copy_knows_the_verdict(model, tmp_path):
+    save_model(model, tmp_path / 'model', model.card)
+    atoms = bulk('Cu', a=3.7)
+    atoms.optimizer = DeepRelaxOptimizer(
+        logfile=None, model=tmp_path / 'model', verify=EMT()
+    )
+    atoms.optimizer.run()
+    copied = copy.deepcopy(atoms)
+    copied.optimizer.run()
+    assert atoms.optimizer.verification is not None
+    assert copied.optimizer.verification == atoms.optimizer.verification
 
 
 def test_what_was_said_of_a_prediction_is_not_said_of_the_refined_structure(model):
