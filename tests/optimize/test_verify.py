@@ -197,7 +197,9 @@ def test_the_optimizer_asks_after_its_prediction(model, capsys):
 
 
 def test_a_copy_knows_the_verdict(model, tmp_path):
-    save_model(model, tmp_path / 'model', model.card)
+    single = load_model('deeprelax')
+    single.calibration = model.calibration
+    save_model(single, tmp_path / 'model', single.card)
     atoms = bulk('Cu', a=3.7)
     atoms.optimizer = DeepRelaxOptimizer(
         logfile=None, model=tmp_path / 'model', verify=EMT()
