@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import IO, Any
 
 from ase import Atoms
@@ -31,13 +31,17 @@ FRACTIONAL, CARTESIAN = (
 )
 FORMULA = '_chemical_formula_sum'
 # These tags give the space group. In each tuple, the first one that a file has counts.
-OPERATIONS = (
-    '_space_group_symop_operation_xyz',
-    '_space_group_symop.operation_xyz',
-    '_symmetry_equiv_pos_as_xyz',
+OPERATIONS = ('_space_group_symop_operation_xyz', '_symmetry_equiv_pos_as_xyz')
+NUMBER = ('_space_group_it_number', '_symmetry_int_tables_number')
+NAME = (
+    '_space_group_name_h-m_alt',
+    '_symmetry_space_group_name_h-m',
+    '_space_group_name_h-m_full',
 )
-NUMBER = ('_space_group.it_number', '_space_group_it_number', '_symmetry_int_tables_number')
-NAME = ('_space_group_name_h-m_alt', '_symmetry_space_group_name_h-m')
+HALL = ('_space_group_name_hall', '_symmetry_space_group_name_hall')
+# All tags on symmetry begin so. Those that count sites or operations say nothing of it.
+SYMMETRY = ('_space_group_', '_symmetry_')
+COUNTING = ('_id', '_multiplicity', '_order')
 # ASE warns of these tags, although the operations say the same.
 SETTING = (
     '_space_group_crystal_system',
@@ -62,11 +66,7 @@ def read_cif(file: IO[bytes]) -> list[Atoms | StructureError]:
     found: list[Atoms | StructureError] = []
     try:
         for block in parse_cif(file):
-            known = {
-                tag: value
-                for tag, value in block.items()
-                if value not in UNKNOWN or tag in NAME  # says that there is a symmetry
-            }
+            known = _known_tags(block)
             if known.keys() & {*FRACTIONAL, *CARTESIAN}:
                 found.append(_structure_or_reason(known))
     except AssertionError:  # as the parser says it
@@ -75,6 +75,20 @@ def read_cif(file: IO[bytes]) -> list[Atoms | StructureError]:
         reason = 'it ends within a text' if isinstance(error, IndexError) else error
         found.append(StructureError(f'the CIF file is damaged ({reason})'))
     return found
+
+
+def _known_tags(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The tags with a value, as files of the first form of CIF write them.
+
+    Later ones have a point in place of the first underscore, as in ``_cell.length_a``.
+    """
+    tags: dict[str, Any] = {}
+    for tag, value in block.items():
+        name = tag.replace('.', '_', 1)
+        # That a name is not known says that there is a symmetry.
+        if value not in UNKNOWN or name in NAME:
+            tags.setdefault(name, value)
+    return tags
 
 
 def _structure_or_reason(tags: dict[str, Any]) -> Atoms | StructureError:
@@ -152,19 +166,33 @@ def _check_formula(formula: Any, symbols: set[str]) -> None:
 def _with_operations(tags: Mapping[str, Any], angles: list[float]) -> dict[str, Any]:
     """The tags with number and operations of the space group, and no other words on it."""
     number = next((int(tags[tag]) for tag in NUMBER if tag in tags), None)
+    hall = next((str(tags[tag]) for tag in HALL if tag in tags), None)
     symbols = [str(tags[tag]) for tag in NAME if tag in tags]
     known = [symbol for symbol in symbols if symbol not in UNKNOWN]
-    symbol = next(iter(known or (symbols if number is None else ())), None)
+    nothing_else = number is None and hall is None
+    symbol = next(iter(known or (symbols if nothing_else else ())), None)
     operations = next((tags[tag] for tag in OPERATIONS if tags.get(tag)), None)
+    others = {*NAME, *NUMBER, *HALL, *OPERATIONS, *SETTING}
     if operations is not None:
         number = number or (group_of(symbol) if symbol else None) or 1
-    elif number is not None or symbol is not None:
-        number, operations = operations_of(number, symbol, angles)
+    elif not nothing_else or symbol is not None:
+        number, operations = operations_of(number, symbol, angles, hall)
     else:
+        _check_no_symmetry(tags.keys() - others)
         number, operations = 1, ['x,y,z']
-    others = (*NAME, *NUMBER, *OPERATIONS, *SETTING)
     sites = {tag: value for tag, value in tags.items() if tag not in others}
-    return {**sites, NUMBER[0]: number, OPERATIONS[0]: operations}
+    # The names by which ASE knows them.
+    return {**sites, '_space_group.it_number': number, OPERATIONS[0]: operations}
+
+
+def _check_no_symmetry(tags: Collection[str]) -> None:
+    """Refuse tags on symmetry that are not read: without it the crystal is another one."""
+    for tag in sorted(tags):
+        if tag.startswith(SYMMETRY) and not tag.endswith(COUNTING):
+            raise StructureError(
+                f'its symmetry is given by {tag} alone, which is not read; add the '
+                f'operations ({OPERATIONS[0]})'
+            )
 
 
 def _check_places(block: CIFBlock, atoms: Atoms) -> None:

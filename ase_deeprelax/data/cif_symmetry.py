@@ -1,7 +1,8 @@
 """Symmetry operations of CIF files that only name their space group.
 
-Symbols such as P b n m, P 21/n and F d -3 m :2 stand for other axes, or another origin,
-than the standard ones of the group. With the standard ones the crystal would be another.
+Symbols of Hermann and Mauguin such as P b n m, P 21/n and F d -3 m :2 stand for other axes,
+or another origin, than the standard ones of the group. With the standard ones the crystal
+would be another. Symbols of Hall always say the setting.
 """
 
 from __future__ import annotations
@@ -46,19 +47,25 @@ class Setting(NamedTuple):
     choice : str
         Origin (1 or 2), axes (H or R), or the axis and cell of a monoclinic group.
     names : frozenset of str
-        Symbols that mean it, as `_plain` writes them.
+        Symbols of Hermann and Mauguin that mean it, as `_plain` writes them.
+    symbol : str
+        That of Hall, as `_spaced` writes it.
     """
 
     hall: int
     group: int
     choice: str
     names: frozenset[str]
+    symbol: str
 
 
 def operations_of(
-    number: int | None, symbol: str | None, angles: Sequence[float]
+    number: int | None,
+    symbol: str | None,
+    angles: Sequence[float],
+    hall: str | None = None,
 ) -> tuple[int, list[str]]:
-    """The operations of a space group, in the setting that its symbol and the cell say.
+    """The operations of a space group, in the setting that its symbols and the cell say.
 
     Parameters
     ----------
@@ -69,6 +76,8 @@ def operations_of(
     angles : sequence of 3 float, degrees
         Of the cell. They tell the unique axis of a monoclinic, and the axes of a
         rhombohedral group.
+    hall : str, optional
+        Symbol of Hall, where it is known; it goes before the other one.
 
     Returns
     -------
@@ -79,7 +88,8 @@ def operations_of(
     Raises
     ------
     StructureError
-        There is no such group, or it has two origins and the symbol names none of them.
+        There is no such group; it has two origins and no symbol names one of them; or only
+        the setting is not known.
 
     Examples
     --------
@@ -91,14 +101,16 @@ def operations_of(
     ...
     ase_deeprelax.errors.StructureError: it lists no symmetry operations, and 'F d -3 m' ...
     """
-    found, called = _named(number, symbol)
+    found, called = [] if hall is None else _of_hall(number, hall), repr(hall)
+    if not found and (hall is None or symbol is not None):
+        found, called = _named(number, symbol)
     if not found:
         raise StructureError(
             f'it lists no symmetry operations, and {called} is no space group; add the '
             'operations'
         )
     group = found[0].group
-    if group in MONOCLINIC:
+    if group in MONOCLINIC and len(found) > 1:
         found = [one for one in found if _may_have(one, angles)] or found
         found = sorted(found, key=lambda one: 'bca'.index(one.choice.strip('-')[0]))[:1]
     elif {one.choice for one in found} == {'H', 'R'}:
@@ -140,6 +152,17 @@ def _named(number: int | None, symbol: str | None) -> tuple[list[Setting], str]:
     return found, called
 
 
+def _of_hall(number: int | None, hall: str) -> list[Setting]:
+    """A list of the setting that a symbol of Hall means; empty for an unknown symbol."""
+    wanted = _spaced(hall)
+    known = (one for one in _settings() if number in (None, one.group))
+    return [one for one in known if one.symbol == wanted][:1]
+
+
+def _spaced(hall: str) -> str:
+    return ' '.join(hall.replace('_', ' ').split()).lower()
+
+
 def _plain(symbol: str) -> str:
     return re.sub(r'[\s_]', '', symbol).lower()
 
@@ -150,7 +173,13 @@ def _settings() -> list[Setting]:
     with _without_warnings():
         kinds: list[Any] = [spglib.get_spacegroup_type(hall) for hall in range(1, 531)]
     return [
-        Setting(hall, kind.number, kind.choice, frozenset(map(_plain, _names(kind))))
+        Setting(
+            hall,
+            kind.number,
+            kind.choice,
+            frozenset(map(_plain, _names(kind))),
+            _spaced(kind.hall_symbol),
+        )
         for hall, kind in enumerate(kinds, start=1)
     ]
 

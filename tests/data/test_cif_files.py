@@ -15,6 +15,7 @@ from ase_deeprelax.errors import StructureError
 
 CUBE = (5.64, 5.64, 5.64, 90, 90, 90)
 ROCKSALT = 'Na1 Na 0 0 0\nCl1 Cl 0.5 0.5 0.5'
+MAGNETIC = 'loop_\n_space_group_symop_magn_operation.xyz\nx,y,z,+1\n-x,-y,-z,-1\n'
 FCC = "_symmetry_space_group_name_H-M 'F m -3 m'"
 
 
@@ -106,6 +107,44 @@ def test_a_crystal_system_is_no_reason_for_a_warning():
             assert len(crystal(symmetry=f'{FCC}\n{name} cubic')) == 8
 
 
+@pytest.mark.parametrize(
+    'symmetry',
+    [
+        "_space_group.name_H-M_alt 'F m -3 m'",
+        "_symmetry.space_group_name_H-M 'F m -3 m'",
+        "_space_group_name_H-M_full 'F 4/m -3 2/m'",
+        "_space_group_name_Hall '-F 4 2 3'",
+        "_symmetry_space_group_name_Hall '-F  4  2  3'\n_space_group_IT_number 225",
+        '_space_group.IT_number 225',
+    ],
+)
+def test_a_space_group_is_known_by_any_of_its_names(symmetry):
+    atoms = crystal(symmetry=symmetry)
+    np.testing.assert_allclose(fingerprint(atoms), fingerprint(crystal()), atol=1e-6)
+
+
+def test_a_symbol_of_hall_says_the_setting():
+    """Where the number alone stands for the standard one, and two origins are possible."""
+    sites, cell = 'Na1 Na 0.1 0.2 0.3\nCl1 Cl 0.4 0.25 0.8', (6, 7, 8, 90, 105, 90)
+    atoms = crystal(
+        sites, "_space_group_name_Hall '-P 2yn'\n_space_group_IT_number 14", cell
+    )
+    expected = crystal(sites, named('P 1 21/n 1'), cell)
+    np.testing.assert_allclose(fingerprint(atoms), fingerprint(expected), atol=1e-6)
+    cube = (8.08, 8.08, 8.08, 90, 90, 90)
+    for hall, mark in (('F 4d 2 3 -1d', ':1'), ('-F 4vw 2vw 3', ':2')):
+        symbols = f"{named('F d -3 m')}\n_symmetry_space_group_name_Hall '{hall}'"
+        atoms = crystal('Mg1 Mg 0.1 0.1 0.1', symbols, cube)
+        expected = crystal('Mg1 Mg 0.1 0.1 0.1', named(f'F d -3 m {mark}'), cube)
+        np.testing.assert_allclose(fingerprint(atoms), fingerprint(expected), atol=1e-6)
+
+
+def test_tags_may_have_points():
+    text = cif().replace('_cell_', '_cell.').replace('_atom_site_', '_atom_site.')
+    [atoms] = found_in(text)
+    np.testing.assert_allclose(fingerprint(atoms), fingerprint(crystal()), atol=1e-6)
+
+
 def test_listed_operations_need_no_name_of_the_group():
     listed = "loop_\n_symmetry_equiv_pos_as_xyz\n'x,y,z'\n'-x,-y,-z'\n"
     glide = "'1/2-x,1/2+y,1/2-z'\n'1/2+x,1/2-y,1/2+z'"
@@ -131,6 +170,9 @@ def test_listed_operations_need_no_name_of_the_group():
         (cif(symmetry=f"{FCC}\n_chemical_formula_sum 'Cl H4 Na O2'"), 'has H, O, and no'),
         (cif(symmetry=named('F d -3 m')), 'may mean any of 2 origins'),
         (cif(symmetry='_symmetry_space_group_name_H-M ?'), r"'\?' is no space group"),
+        (cif(symmetry='_space_group_name_Schoenflies Oh^5'), 'schoenflies alone, which is'),
+        (cif(symmetry="_space_group_name_Hall 'F 4 2'"), "'F 4 2' is no space group"),
+        (cif(symmetry=MAGNETIC), 'magn_operation_xyz alone, which is not read'),
         (cif(cell=('?', *CUBE[1:])), 'its cell is incomplete'),
         (cif('').strip(), 'no elements or no coordinates'),
         (cif()[:-8], 'the CIF file is damaged .*incomplete row'),
