@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from ase_deeprelax.compare.cases import Case, timed_predictions
+from ase_deeprelax.compare.cases import Case, geometry, timed_predictions
 from ase_deeprelax.compare.named_calculators import NamedCalculator
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, atoms_of
 from ase_deeprelax.compare.schema import STARTS, BatchRow, RunRow, Start
@@ -109,7 +109,10 @@ class BatchedRuns:
         inputs, seconds = [case.atoms for case in cases], 0.0
         if row['start'] == 'prediction':
             predicted, seconds = timed_predictions(self.adapter, cases)
-            inputs = list(map(atoms_of, predicted))
+            inputs = [
+                case.at(geometry(atoms_of(one)))
+                for case, one in zip(cases, predicted, strict=True)
+            ]
         begin = perf_counter()
         ends = relax_batched(
             enumerate(inputs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +48,14 @@ def count_kinds(observed: Sequence[Observed]) -> dict[tuple[str, str], int]:
     return {key: n for key, n in counts.items() if n >= FEWEST}
 
 
-def fit_laws(observed: Sequence[Observed]) -> dict[str, ErrorLaw]:
-    """A law for each of `QUANTITIES`."""
-    groups = count_kinds(observed)
+def fit_laws(
+    observed: Sequence[Observed], groups: Collection[tuple[str, str]] | None = None
+) -> dict[str, ErrorLaw]:
+    """A law for each of `QUANTITIES`.
+
+    Files and kinds that count are those of `count_kinds`, unless ``groups`` says which.
+    """
+    groups = count_kinds(observed) if groups is None else groups
     used = [one for one in observed if (one.file, one.kind) in groups]
     return {name: _fit_law(name, used) for name in QUANTITIES}
 
@@ -128,11 +133,15 @@ def coverage(
 def cross_coverage(
     observed: Sequence[Observed],
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """The coverage of each half of the data by laws that were fitted to the other half."""
+    """The coverage of each half of the data by laws that were fitted to the other half.
+
+    It is not told where a half has fewer than `FEWEST` structures, but these count in the
+    fits as they do in that to all data.
+    """
     keys = count_kinds(observed)
     groups = {key: [o for o in observed if (o.file, o.kind) == key] for key in keys}
     folds = [[o for one in groups.values() for o in one[k::2]] for k in (0, 1)]
-    laws = [fit_laws(fold) for fold in folds]
+    laws = [fit_laws(fold, keys) for fold in folds]
     found = {}
     for key, one in groups.items():
         if len(one) < 2 * FEWEST:  # a half is too small for a fit

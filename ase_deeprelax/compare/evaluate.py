@@ -60,7 +60,9 @@ def evaluate(
     """Errors of a model, of `Dummy` and of `ScaledDummy` on pairs.
 
     The structures that the model gets have the periodicity and the fixed atoms of their
-    pairs, and where the cell is fixed it is called with ``relax_cell=False``.
+    pairs, and where the cell is fixed it is called with ``relax_cell=False``. Where it is
+    free, a shipped model relaxes all of it, and a function of your own does what it does
+    without this keyword.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ def rank_correlation(
 def risk_coverage(
     uncertainty: Sequence[float | None], error: Sequence[float | None]
 ) -> list[RiskPoint] | None:
-    """Mean error of the most certain structures; None where nothing is known.
+    """Mean error of the most certain structures; None where nothing tells which they are.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def risk_coverage(
     True
     """
     known = _known(uncertainty, error)
-    if not len(known):
+    if _all_alike(known):
         return None
     errors = known[np.argsort(known[:, 0], kind='stable'), 1]
     counts = [max(1, round(share * len(errors))) for share in SHARES]
@@ -71,12 +71,14 @@ def uncertain_share(
 ) -> float | None:
     """The part of the whole error that the most uncertain 20 %, one at least, carry.
 
+    None where nothing tells which they are.
+
     >>> uncertain_share([1, 2, 3, 4, 5], [0.1, 0.1, 0.1, 0.1, 0.6])
     0.6
     """
     known = _known(uncertainty, error)
     total = known[:, 1].sum()
-    if not total > 0:
+    if not total > 0 or _all_alike(known):
         return None
     most = max(1, round(UNCERTAIN * len(known)))
     order = np.argsort(-known[:, 0], kind='stable')[:most]
@@ -109,7 +111,8 @@ def inside_90(pair: Pair, predicted: Predicted) -> dict[str, float]:
     }
     shares = {}
     for name, (values, limit) in limits.items():
-        there = np.isfinite(values)
+        # A layer that the pair takes for a crystal has no interval for its volume.
+        there = np.isfinite(values) & np.isfinite(limit)
         if there.any():
             shares[name] = float((values[there] <= limit[there] + 1e-9).mean())
     return shares
@@ -146,6 +149,11 @@ def coverage_90(shares: Sequence[Mapping[str, float]]) -> Coverage | None:
         'lattice': means['lattice'],
         'volume': means['volume'],
     }
+
+
+def _all_alike(known: np.ndarray) -> bool:
+    """Whether all uncertainties are the same: their order would be that of the file."""
+    return not len(known) or (len(known) > 1 and np.ptp(known[:, 0]) == 0)
 
 
 def _known(*columns: Sequence[float | None]) -> np.ndarray:

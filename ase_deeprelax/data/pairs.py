@@ -292,9 +292,9 @@ def _from_record(record: dict[str, Any], where: str) -> Pair:
         fixed_cell=bool(record.get('fixed_cell', False)),
         fixed=fixed if fixed.any() else None,
     )
-    if in_one_box:
-        return pair
-    made = make_pair(pair.id, pair.unrelaxed, pair.relaxed)
+    if in_one_box:  # a cell that was fixed is that of the input, whatever the file says
+        return replace(pair, cell1=cell0.copy()) if pair.fixed_cell else pair
+    made = make_pair(pair.id, pair.unrelaxed, pair.relaxed, fixed_cell=pair.fixed_cell)
     return replace(pair, cell1=made.cell1, frac1=made.frac1)
 
 

@@ -25,7 +25,9 @@ from ase_deeprelax.files import replaced
 # Formats that take structures one after the other, so that any number needs no memory.
 STREAMED = (*DATABASES, 'extxyz')
 # Formats that have elements, or their number, of the first structure for all of a file.
-SAME_ATOMS = ('bundletrajectory', 'netcdftrajectory', 'proteindatabank', 'xsf', 'xtd')
+SAME_ATOMS = ('bundletrajectory', 'netcdftrajectory', 'proteindatabank', 'xsf')
+# Formats that hold no cell, and one of two files of which one would be left behind.
+UNFIT = ('turbomole', 'sys', 'xtd')
 
 
 class _JsonDatabase(JSONDatabase):
@@ -62,14 +64,15 @@ def find_format(path: Path, form: str | None = None) -> str:
     Raises
     ------
     ConfigError
-        ASE writes no such format.
+        ASE writes no such format, or it cannot hold a crystal.
 
     Examples
     --------
-    >>> find_format(Path('POSCAR.cif')), find_format(Path('OUTCAR.extxyz'))
+    >>> find_format(Path('POSCAR.cif')), find_format(Path('out.gz'), 'xyz')
     ('cif', 'extxyz')
     """
-    found = form or FORMATS.get(path.suffix.lower())
+    # Plain xyz holds no cell: its name means extended xyz here, as the suffix does.
+    found = FORMATS.get(f'.{form}', form) if form else FORMATS.get(path.suffix.lower())
     if found is None and path.suffix:
         try:  # of a name that says nothing but the suffix
             found = filetype(f'structure{path.suffix}', read=False)
@@ -79,6 +82,11 @@ def find_format(path: Path, form: str | None = None) -> str:
         asked = f'format {form!r}' if form else f'suffix {path.suffix!r}'
         raise ConfigError(
             f'{path}: ase.io writes no {asked}; choose .extxyz, .cif, .vasp, .traj or .db'
+        )
+    if found in UNFIT:
+        raise ConfigError(
+            f'{path}: a file of the format {found} cannot hold a crystal; choose .extxyz, '
+            '.cif, .vasp, .traj or .db'
         )
     return found
 

@@ -21,6 +21,7 @@ from ase_deeprelax.data.cif_sites import KINDS
 from ase_deeprelax.data.disorder import share_of
 from ase_deeprelax.data.formula import chemical_formula
 from ase_deeprelax.data.structure_files import DATABASES
+from ase_deeprelax.geometry.vacuum import layer_or_none
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,11 @@ AS_JSON = ('traj', 'bundletrajectory')
 FEW_ARRAYS = ('traj', *DATABASES)
 ARRAYS = {'numbers', 'positions', 'tags', 'momenta', 'masses'}
 ARRAYS |= {'initial_magmoms', 'initial_charges'}
+
+# Formats that keep the pbc of a structure.
+PERIODIC = (*EVERY, 'extxyz')
+# A name for what is told of vacuum, beside those of info and arrays.
+THIN = 'vacuum'
 
 _named: set[tuple[str, str]] = set()
 
@@ -83,6 +89,7 @@ def writable(atoms: Atoms, form: str) -> Atoms:
     >>> writable(salt, 'extxyz').constraints
     [FixCartesian(indices=[1, 2], [True, True, False])]
     """
+    _warn_of_thin_vacuum(atoms, form)
     atoms = _with_held_constraints(atoms, form)
     info, arrays = dict(atoms.info), dict(atoms.arrays)
     if form == 'extxyz':
@@ -113,6 +120,22 @@ def writable(atoms: Atoms, form: str) -> Atoms:
     calculator, atoms = atoms.calc, atoms.copy()
     atoms.info, atoms.arrays, atoms.calc = info, arrays, calculator
     return atoms
+
+
+def _warn_of_thin_vacuum(atoms: Atoms, form: str) -> None:
+    """Warn of a layer that a reader of the file will take for a crystal."""
+    if form in PERIODIC or (~atoms.pbc).sum() != 1 or layer_or_none(atoms) is None:
+        return
+    read = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+    if layer_or_none(read) is None and (THIN, form) not in _named:
+        _named.add((THIN, form))
+        log.warning(
+            '%s: %s files say that all vectors are periodic, and this layer has too little '
+            'vacuum to be known as one without its pbc; widen the box of layers before '
+            'other programs read the file: atoms.center(vacuum=10, axis=2)',
+            chemical_formula(atoms),
+            form,
+        )
 
 
 def _readable(value: Any) -> Any:

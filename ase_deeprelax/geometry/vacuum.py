@@ -113,7 +113,9 @@ def layer_or_none(atoms: Atoms) -> Layer | None:
 
 
 def doubtful_gap(atoms: Atoms) -> float:
-    """The widest gap in a crystal that is nearly wide enough for vacuum, A, or 0.
+    """The widest gap in a crystal that may be vacuum, A, or 0.
+
+    It is nearly as wide as `VACUUM_GAP`, or one of the equal gaps of a stack.
 
     Examples
     --------
@@ -123,7 +125,7 @@ def doubtful_gap(atoms: Atoms) -> float:
     (0.0, 6.4)
     """
     _, gaps = _planes_apart(atoms.positions, atoms.cell.array, DOUBTFUL_GAP)
-    return float(gaps[~_wider(gaps, VACUUM_GAP)].max(initial=0.0))
+    return float(gaps.max(initial=0.0))
 
 
 def split_at_widest_gap(fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

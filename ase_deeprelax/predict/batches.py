@@ -23,6 +23,7 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     'Failed to allocate',
     'bad_alloc',
+    'ALLOC_FAILED',  # as the libraries of CUDA say it
 )
 
 

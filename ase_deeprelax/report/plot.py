@@ -386,6 +386,7 @@ def _relaxes(row: StructureRow) -> list[bool]:
     """Which of the seven numbers of `_cell` are those of a cell that relaxes."""
     if 'cell fixed' in row['kind']:
         return [False] * 7
-    atoms = Atoms(row['numbers'], cell=row['cell'], positions=row['positions'], pbc=True)
+    atoms = Atoms(row['numbers'], cell=row['cell'], positions=row['positions'])
+    atoms.pbc = row.get('pbc', True)
     a, b, c = periodic_vectors(atoms).tolist()
     return [a, b, c, b and c, a and c, a and b, a and b and c]

@@ -88,6 +88,14 @@ def test_coverage_is_measured_on_the_other_half():
         assert share == pytest.approx(COVERAGE, abs=0.03)
 
 
+def test_a_file_too_small_for_a_half_counts_in_the_fits_as_it_does_in_that_to_all():
+    """Its bound is the larger one, and so nearly all of the other file lies inside."""
+    easy, hard = simulated('easy', 'bulk', scale=1), simulated('hard', 'bulk', scale=3)
+    found = cross_coverage([*easy, *hard[: 2 * FEWEST - 2]])
+    assert list(found) == [('easy', 'bulk')]
+    assert min(found['easy', 'bulk'].values()) > 0.97
+
+
 @given(st.lists(st.floats(0, 1e3), min_size=20, max_size=200))
 def test_conformal_quantile_is_a_value_that_enough_do_not_exceed(values):
     values = np.array(values)

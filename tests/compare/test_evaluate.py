@@ -23,7 +23,7 @@ from ase_deeprelax.compare.evaluation_tables import (
 )
 from ase_deeprelax.compare.metrics import ERRORS, SHARES
 from ase_deeprelax.compare.predictor_adapter import PredictorAdapter, predict_pairs
-from ase_deeprelax.compare.uncertainty import uncertain_share
+from ase_deeprelax.compare.uncertainty import inside_90, risk_coverage, uncertain_share
 from ase_deeprelax.data.pairs import make_pair
 from ase_deeprelax.errors import ConfigError, ModelError, PredictionError
 from ase_deeprelax.predict import Predictor
@@ -187,6 +187,22 @@ def test_sigma_ranks_where_a_prediction_has_no_expected_error(predictor, ok):
 
 def test_the_most_uncertain_part_holds_at_least_one_structure():
     assert uncertain_share([0.1, 0.2], [0.1, 0.3]) == pytest.approx(0.75)
+
+
+def test_where_all_are_alike_there_is_no_most_uncertain_part():
+    """Else it would be the first ones of the file."""
+    for errors in ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0]):
+        assert uncertain_share([0.1] * 3, errors) is None
+        assert risk_coverage([0.1] * 3, errors) is None
+
+
+def test_a_layer_that_its_pair_calls_a_crystal_has_no_volume_to_miss(calibrated_model):
+    film = bulk('Cu', cubic=True)
+    film.set_cell([3.6, 3.6, 20.0])
+    pair = dataclasses.replace(make_pair('film', film, film), pbc=(True, True, True))
+    [predicted] = predict_pairs(PredictorAdapter(calibrated_model, device='cpu'), [pair])
+    assert predicted.kind == 'layer'
+    assert inside_90(pair, predicted).keys() == {'position', 'lattice'}
 
 
 @pytest.mark.parametrize('broken', ['positions', 'cell', 'flat cell'])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
@@ -899,3 +899,27 @@ def test_a_real_potential_on_real_pairs():
     assert row['prediction']['rmsd_to_reference']['q75'] < 0.05
     for batch in found['batched']:
         assert (batch['converged'], batch['one_pass']) == (2, True)
+
+
+def test_in_batches_too_constraints_are_those_of_the_input():
+    """Also where a function gives structures without them."""
+    slab = fcc111('Cu', (1, 1, 4), a=3.6, vacuum=8)
+    slab.pbc = (True, True, False)
+    slab.set_constraint(FixAtoms([0, 1]))
+    slab.rattle(0.15, seed=1)
+
+    def model(structures, **_):
+        return [Atoms(x.numbers, x.positions, cell=x.cell, pbc=True) for x in structures]
+
+    found = compare(
+        [slab],
+        EMT(),
+        optimizers='ElasticBFGS',
+        model=model,
+        relax_cell=False,
+        fmax=0.02,
+        batched=True,
+    )
+    alone = {run['start']: run['calls'] for run in found['runs']}
+    together = {row['start']: row['calls']['median'] for row in found['batched']}
+    assert together['prediction'] == together['unrelaxed'] == alone['unrelaxed']

@@ -158,6 +158,17 @@ def test_relaxed_atoms_of_json_lines_may_be_in_any_image(tmp_path, form, drift):
     assert_same(pairs, read_pairs(tmp_path / 'p.jsonl'))
 
 
+def test_a_cell_that_was_fixed_is_that_of_the_input_whatever_the_file_says(tmp_path):
+    cell = 3.6 * np.eye(3)
+    record = {'id': 'a', 'numbers': [29, 29], 'fixed_cell': True}
+    record |= {'cell0': cell.tolist(), 'frac0': [[0, 0, 0], [0.4, 0.5, 0.5]]}
+    record |= {'cell1': (1.01 * cell).tolist(), 'frac1': [[0, 0, 0], [0.5, 0.5, 0.5]]}
+    (tmp_path / 'p.jsonl').write_text(json.dumps(record))
+    (pair,) = read_pairs(tmp_path / 'p.jsonl')
+    assert (pair.cell1 == cell).all()
+    assert (pair.targets()[0] == np.eye(3)).all()
+
+
 def test_numbers_of_json_lines_in_the_nearest_image_are_read_as_they_are(tmp_path):
     records = [pair_record(pair) for pair in some_pairs()]
     (tmp_path / 'p.jsonl').write_text('\n'.join(map(json.dumps, records)))

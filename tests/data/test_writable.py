@@ -1,10 +1,11 @@
 import logging
 import warnings
+from pathlib import Path
 from time import process_time
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, mx2
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian, FixedPlane, FixInternals, FixScaled
 from ase.db import connect
@@ -13,8 +14,13 @@ from ase.spacegroup import Spacegroup
 
 from ase_deeprelax import keys
 from ase_deeprelax.data import writable as writable_module
-from ase_deeprelax.data.structure_writing import columns_of, write_structures
+from ase_deeprelax.data.structure_writing import (
+    columns_of,
+    find_format,
+    write_structures,
+)
 from ase_deeprelax.data.writable import writable
+from ase_deeprelax.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +94,28 @@ def test_what_is_lost_is_named_once_per_kind(caplog):
     assert 'constraint FixedPlane' in text
     writable(salt(FixAtoms([0])), 'cif')
     assert 'FixAtoms' in caplog.text
+
+
+def test_a_layer_that_would_be_read_as_a_crystal_is_warned_of(caplog, tmp_path):
+    caplog.set_level(logging.WARNING)
+    layer = mx2('MoS2', vacuum=1.0)
+    for form in ('extxyz', 'traj'):
+        write_structures(tmp_path / f'a.{form}', [layer], form)
+    layer.center(vacuum=8, axis=2)
+    write_structures(tmp_path / 'a.cif', [layer], 'cif')
+    assert not caplog.records
+    layer.center(vacuum=1, axis=2)
+    for form in ('cif', 'cif', 'vasp'):
+        write_structures(tmp_path / f'a.{form}', [layer], form)
+    assert [record.message.split()[1] for record in caplog.records] == ['cif', 'vasp']
+    assert 'too little vacuum' in caplog.text
+
+
+@pytest.mark.parametrize('form', ['turbomole', 'sys', 'xtd'])
+def test_formats_that_cannot_hold_a_crystal_are_refused(form):
+    with pytest.raises(ConfigError, match=f'the format {form} cannot hold a crystal'):
+        find_format(Path('a.out'), form)
+    assert find_format(Path('a.out'), 'xyz') == 'extxyz'
 
 
 def test_thousands_of_rows_are_told_once_what_no_line_can_hold(tmp_path, caplog):

@@ -480,7 +480,7 @@ def test_sheets_that_repeat_with_open_galleries_are_a_crystal(sheets):
     many = one * (1, 1, sheets)
     assert (find_layer(many) is None) == (sheets > 1)
     if sheets > 1:  # Gaps that differ by a little are equal, others tell layers.
-        assert doubtful_gap(many) == 0  # It is known what they are.
+        assert doubtful_gap(many) == pytest.approx(between)
         many.positions[: len(one), 2] += 0.15
         assert find_layer(many) is None
         many.positions[: len(one), 2] += 0.25

@@ -499,6 +499,7 @@ class Hungry(PaEGNN):
         torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError('Failed to allocate 123 bytes'),
+        RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`'),
         MemoryError(),
     ],
 )

@@ -371,6 +371,20 @@ def as_given(structures, **settings):
     return Structures(pairs, frozenset(range(1, 119)), 'hostile', **settings)
 
 
+@pytest.mark.parametrize('kind', ['bulk', 'fixed-cell', 'slab'])
+def test_given_structures_of_another_kind_are_named(kind):
+    crystal, layer = bulk('Cu'), fcc111('Cu', (1, 1, 4), vacuum=8)
+    given = [Given('crystal', crystal), Given('layer', layer)]
+    series = Structures(given, frozenset({29}), 'given', kind=kind)
+    problems = [problem for _, _, problem in (series[0], series[1])]
+    if kind == 'slab':
+        assert 'not a layer, which the kind slab is' in problems[0]
+        assert problems[1] == ''
+    else:
+        assert problems[0] == ''
+        assert f'a layer, which the kind {kind} is not' in problems[1]
+
+
 @pytest.mark.parametrize('kind', sorted(KINDS))
 @pytest.mark.filterwarnings('ignore:invalid value')
 def test_bad_inputs_end_only_themselves(tmp_path, kind):

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase_deeprelax.data.formula import composition
 from ase_deeprelax.data.pair import Pair
 from ase_deeprelax.errors import ConfigError, StructureError
-from ase_deeprelax.geometry.vacuum import find_layer
+from ase_deeprelax.geometry.vacuum import find_layer, layer_or_none
 from ase_deeprelax.predict.structure_checks import check_cell
 from ase_deeprelax.train.inputs.series import KINDS, needs_hubbard
 
@@ -92,6 +92,8 @@ def _not_of_kind(atoms: Atoms, kind: str) -> str:
             return str(error)
         if layer is None:
             return f'not a layer, which the kind {kind} is; use the kind bulk or fixed-cell'
+    elif layer_or_none(atoms) is not None:
+        return f'a layer, which the kind {kind} is not; use the kind monolayer or slab'
     for constraint in atoms.constraints:
         known = isinstance(constraint, (FixAtoms, FixScaled, FixCartesian, FixSymmetry))
         if not known or not np.all(getattr(constraint, 'mask', True)):
