@@ -262,8 +262,9 @@ print(*sorted(path.name for path in folder.glob('*.html')))
 # `webbrowser.open(report.as_uri())`. From a shell, all of the above is
 #
 # ```bash
-# deeprelax compare unrelaxed/*.cif --calculators chgnet --optimizers FIRE,BFGS \
-#     --phonons --html report.html --json result.json --out runs
+# deeprelax compare unrelaxed/*.cif --calculators chgnet \
+#     --optimizers FIRE,BFGS,ElasticBFGS --phonons \
+#     --html report.html --json result.json --out runs
 # ```
 #
 # With `--batched` (in Python `batched=True`) many structures are relaxed together, in

@@ -191,7 +191,7 @@ plot_curves('scratch')
 # %% [markdown]
 # ## From the shipped model
 #
-# The shipped model has seen 84,000 DFT relaxations, and more by a potential, of everything
+# The shipped model has seen 82,000 DFT relaxations, and more by a potential, of everything
 # from oxides to alloys. It knows bonds and volumes as DFT gives them, but not as EMT does;
 # in the same way it does not know another functional, pressure, or your kind of defect. A
 # training that starts from its weights needs fewer pairs and fewer steps. The learning rate

@@ -42,9 +42,10 @@ def calibrate(
 ) -> None:
     """Fit expected errors and intervals of a model to pairs.
 
-    PAIRS have known answers, and the intervals hold 90 % of them. A copy of the model with
-    the new calibration is written to --out. The table says how often the intervals hold the
-    true values, when each half of a file is compared with a fit to the other half.
+    The intervals are fitted so that they hold 90 % of the true values of PAIRS. A copy of
+    the model with the new calibration is written to --out. The table says how often the
+    intervals hold the true values, when each half of a file is compared with a fit to the
+    other half.
     """
     from dataclasses import replace
 

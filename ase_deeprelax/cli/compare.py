@@ -37,7 +37,7 @@ def compare(
         str, typer.Option(help='NAME or NAME:WEIGHTS of calculators, with commas between.')
     ] = 'chgnet',
     optimizers: Annotated[
-        str, typer.Option(help="ASE's optimizers by name, with commas between.")
+        str, typer.Option(help='Optimizers of ASE, or ElasticBFGS, with commas between.')
     ] = 'FIRE,BFGS,ElasticBFGS',
     model: ModelOption = 'default',
     cell: CellOption = 'free',

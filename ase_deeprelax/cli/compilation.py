@@ -20,8 +20,8 @@ def compile_(
 
     It takes some minutes. From then on all that predicts with this model on the CPU uses
     the machine code, in Python and on the command line. Answers differ by rounding errors
-    only. Another release of torch or of this package, and another kind of processor, want
-    their own.
+    only. After an update of torch or of this package, and on another kind of processor,
+    give the command again.
     """
     import shutil
     import time

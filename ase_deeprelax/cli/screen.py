@@ -50,7 +50,11 @@ def screen(
         ),
     ] = None,
     pack: Annotated[
-        int, typer.Option(min=1, help='Structures per pack; a kill loses one at most.')
+        int,
+        typer.Option(
+            min=1,
+            help='Structures per pack; if the process is killed, one pack is lost at most.',
+        ),
     ] = PACK,
     quiet: Annotated[
         bool, typer.Option('--quiet', '-q', help='No summary and no progress bar.')
