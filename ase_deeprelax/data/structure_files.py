@@ -59,6 +59,8 @@ READ_SUFFIXES = (
 READ_NAMES = ('POSCAR', 'CONTCAR')
 # How compressed files are opened.
 OPENERS: dict[str, Any] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+# So begin files of gzip, bzip2, xz, zip and SQLite.
+BINARY = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'PK\x03\x04', b'SQLite format 3')
 # Formats that are databases: their columns are kept.
 DATABASES = ('db', 'json')
 # The names under which a database's own columns, and the further data of a row, are in
@@ -293,6 +295,10 @@ def _read_regular(path: Path, index: str, form: str | None) -> list[Read]:
     except Exception as error:
         if isinstance(error, (IndexError, StopIteration)) and index != ':':
             raise StructureError(f'holds no structure {index}') from None
+        if form == 'vasp' and 'chemical symbols' in str(error):
+            raise StructureError(
+                'names no elements; add a line of their symbols above that of their counts'
+            ) from error
         raise StructureError(
             f'cannot be read as {form} ({_reason(error)}); it may be cut, or be of another '
             'format'
@@ -316,6 +322,10 @@ def _check_expansion(path: Path) -> None:
 def _read_stdin(form: str | None) -> list[Read]:
     """Standard input, through a file, because some readers look at it twice."""
     content = without_mark(sys.stdin.buffer.read())
+    if content.startswith(BINARY):
+        raise StructureError(
+            'is compressed, an archive or a database; save it to a file, and give its name'
+        )
     is_json = content.lstrip()[:1] in (b'{', b'[')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ('stdin.json' if is_json else 'stdin')

@@ -559,3 +559,18 @@ def test_standard_input_may_begin_with_a_mark_of_byte_order(relaxed, tmp_path, e
     marked = (tmp_path / 'a.cif').read_text().encode(encoding)
     _, out = relaxed('-', input=marked)
     assert len(read(out / 'stdin.cif')) == 2
+
+
+def test_a_poscar_without_elements_says_what_to_add(run, tmp_path):
+    lines = ['salt', '1.0', '5.6 0 0', '0 5.6 0', '0 0 5.6', '1 1', 'Direct']
+    (tmp_path / 'POSCAR').write_text('\n'.join([*lines, '0 0 0', '0.5 0.5 0.5', '']))
+    shown = run('relax', tmp_path / 'POSCAR', '--out', tmp_path / 'out')
+    assert shown.exit_code == 1
+    assert 'names no elements; add a line of their symbols' in shown.stderr
+
+
+def test_compressed_standard_input_is_refused_by_what_it_is(run, tmp_path):
+    content = gzip.compress(b'2\nPbc="F F F"\nNa 0 0 0\nCl 0 0 2.8\n')
+    shown = run('relax', '-', '--out', tmp_path / 'out', input=content)
+    assert shown.exit_code == 1
+    assert 'is compressed, an archive or a database; save it to a file' in shown.stderr
