@@ -51,7 +51,7 @@ def check_checkpoint(path: str | Path, config: TrainConfig) -> None:
             f'optimize.val_every_steps steps, on SIGTERM and on Ctrl-C{hint}'
         )
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         missing = {'state_dict', 'loops', 'elapsed'} - set(content)
     except Exception as error:  # anything can be in such a file
         raise ConfigError(
