@@ -26,6 +26,8 @@ from ase_deeprelax.errors import StructureError
 UNKNOWN = ('?', '.')
 SYMBOL, LABEL = '_atom_site_type_symbol', '_atom_site_label'
 OCCUPANCY = '_atom_site_occupancy'
+# What is no atom, and atoms without a place.
+FLAG, HYDROGENS = '_atom_site_calc_flag', '_atom_site_attached_hydrogens'
 FRACTIONAL, CARTESIAN = (
     [f'_atom_site_{kind}_{axis}' for axis in 'xyz'] for kind in ('fract', 'cartn')
 )
@@ -127,7 +129,17 @@ def _check_sites(tags: Mapping[str, Any]) -> None:
     kinds = tags.get(SYMBOL, tags.get(LABEL, []))
     if not all((kinds, *columns)):
         raise StructureError('its sites have no elements or no coordinates')
-    for label, kind, *place in zip(tags.get(LABEL, kinds), kinds, *columns, strict=True):
+    labels = tags.get(LABEL, kinds)
+    for label, flag in zip(labels, tags.get(FLAG, ()), strict=False):
+        if flag == 'dum':
+            raise StructureError(f'site {label} is a dummy ({FLAG}); leave it out')
+    for label, more in zip(labels, tags.get(HYDROGENS, ()), strict=False):
+        if str(more) not in ('0', *UNKNOWN):
+            raise StructureError(
+                f'site {label}: {more} atoms of hydrogen are attached to it ({HYDROGENS}), '
+                'and have no places; add their sites'
+            )
+    for label, kind, *place in zip(labels, kinds, *columns, strict=True):
         _check_element(str(kind), label, by_symbol=SYMBOL in tags)
         for value in place:
             if isinstance(value, str):

@@ -173,6 +173,11 @@ def test_listed_operations_need_no_name_of_the_group():
         (cif(symmetry='_space_group_name_Schoenflies Oh^5'), 'schoenflies alone, which is'),
         (cif(symmetry="_space_group_name_Hall 'F 4 2'"), "'F 4 2' is no space group"),
         (cif(symmetry=MAGNETIC), 'magn_operation_xyz alone, which is not read'),
+        (
+            cif('O1 O 0 0 0 1\nNa1 Na 0.5 0.5 0.5 0', columns=['attached_hydrogens']),
+            'site O1: 1 atoms of hydrogen are attached',
+        ),
+        (cif('Na1 Na 0 0 0 d\nX1 O 0 0.5 0 dum', columns=['calc_flag']), 'X1 is a dummy'),
         (cif(cell=('?', *CUBE[1:])), 'its cell is incomplete'),
         (cif('').strip(), 'no elements or no coordinates'),
         (cif()[:-8], 'the CIF file is damaged .*incomplete row'),
