@@ -203,7 +203,7 @@ def _find_weights(text: str, weights: str) -> str | Path:
 
 @contextmanager
 def _single_precision() -> Generator[None]:
-    """Another package, as MACE, may have made float64 torch's default for the process."""
+    """Make a network in float32, where MACE may have made float64 the default of torch."""
     import torch
 
     before = torch.get_default_dtype()
