@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,14 +125,22 @@ class ElasticBFGS(BFGS):
         if isinstance(self.atoms, UnitCellFilter):
             self.atoms.orig_cell = data[4]
 
+    def run(self, *args: Any, **kwargs: Any) -> bool:
+        """As ASE does. Energies of an earlier run with another calculator do not count."""
+        self._compare_with_last_run()
+        return super().run(*args, **kwargs)
+
+    def irun(self, *args: Any, **kwargs: Any) -> Iterator[bool]:
+        """See `run`."""
+        self._compare_with_last_run()
+        return super().irun(*args, **kwargs)
+
     def step(self, gradient: np.ndarray | None = None) -> None:
         """Take one step, or undo the last one and take a shorter one."""
         if not self._has_model:
             super().step(gradient)
             return
         gradient = np.ravel(self._get_gradient(gradient))
-        if self._asks_anew():
-            self.reached = None  # the energy before cannot be compared with the one here
         x, energy = np.ravel(self.optimizable.get_x()), self.optimizable.get_value()
         longest = self.maxstep / 2 if self.pos0 is None else self.maxstep
         if self._climbed(x, energy):
@@ -196,14 +205,17 @@ class ElasticBFGS(BFGS):
         known = isinstance(self.atoms, (Atoms, UnitCellFilter))
         return known and self.alpha is None
 
-    def _asks_anew(self) -> bool:
-        """Whether calculator, moments or charges are others than at the last step."""
+    def _compare_with_last_run(self) -> None:
+        """Forget the last step where calculator, moments or charges are others now."""
+        if not self._has_model:
+            return
         before, atoms = self.asked, getattr(self.atoms, 'atoms', self.atoms)
         moments = atoms.get_initial_magnetic_moments()
         now = self.asked = atoms.calc, moments, atoms.get_initial_charges()
         if before is None:
-            return False
-        return now[0] is not before[0] or not all(map(np.array_equal, now[1:], before[1:]))
+            return
+        if now[0] is not before[0] or not all(map(np.array_equal, now[1:], before[1:])):
+            self.reached = None  # the energy before it cannot be compared
 
     def _climbed(self, x: np.ndarray, energy: float) -> bool:
         """Whether the last step, and nobody else, led from a lower energy to here."""

@@ -256,22 +256,24 @@ class StageRun(Optimizable):
     def begin_here(self, target: Target) -> None:
         """Forget where it began: what was measured was changed by something else."""
         self.start = self.best = None
-        if not self._filter_fits:
+        if not self._fits:
             self._target = target
             self._aim()
 
     @property
-    def _filter_fits(self) -> bool:
-        """Whether cell and constraints are those that the filter was made for."""
-        same_cell = 'cell' not in compare_atoms(self.measured, self.atoms)
-        return same_cell and self.atoms.constraints == self._constraints
+    def _fits(self) -> bool:
+        """Whether filter and optimizer are of this cell, constraints, moments, charges."""
+        changed = set(compare_atoms(self.measured, self.atoms))
+        same = changed.isdisjoint(('cell', 'initial_magmoms', 'initial_charges'))
+        return same and self.atoms.constraints == self._constraints
 
     def take_over(self, former: StageRun) -> None:
         """Go on with filter and optimizer of a run of this stage.
 
-        Where that failed, or cell or constraints were changed since, they are made anew.
+        Where that failed, or something else than places was changed since, they are made
+        anew.
         """
-        if former.status != 'failed' and former._filter_fits:
+        if former.status != 'failed' and former._fits:
             self.moving, self.live = former.moving, former.live
             self.guarded = former.guarded
         self._goes_on = former.status == 'converged' and not former.disturbed

@@ -787,3 +787,26 @@ def test_forces_that_ase_gets_wrong_under_fixscaled_are_warned_of(tiny_model):
         warnings.filterwarnings('error', '.*is fixed along some')
         stages([1, 1, 1], [[2, 0, 0], [2, 2, 0], [0, 2, 2]])
         stages([1, 0, 0], [[-1, 1, 1], [1, -1, 1], [1, 1, -1]])  # right angles
+
+
+class MomentsShift(EMT):
+    """EMT whose zero of energy depends on the initial moments."""
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        shift = self.atoms.get_initial_magnetic_moments().sum()
+        self.results['energy'] += shift
+        self.results['free_energy'] += shift
+
+
+def test_other_moments_in_the_next_run_are_no_rise(tiny_model):
+    atoms, energies = alloy(), []
+    optimizer = DeepRelaxOptimizer(
+        atoms, model=tiny_model, refine=MomentsShift(), logfile=None
+    )
+    optimizer.run(fmax=0.01, steps=3)
+    atoms.set_initial_magnetic_moments([10.0] * len(atoms))
+    optimizer.attach(lambda: energies.append(atoms.get_potential_energy()))
+    assert optimizer.run(fmax=0.01)
+    assert len(energies) > 2
+    assert max(energies) == energies[0]
