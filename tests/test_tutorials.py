@@ -160,7 +160,7 @@ def screen_keeps_its_promises(namespace):
         assert rows.a[rows.name == name].item() == pytest.approx(pbe, rel=0.015)
     assert set(best.name) < set(rows.name[namespace['trusted']])
     assert len(namespace['kept']) > len(best) / 2
-    assert (best.mismatch - best.after).abs().quantile(0.8) < 0.02
+    assert (best.mismatch - best.after).abs().nlargest(2).iloc[1] < 0.02  # all but one
     text = namespace['page'].read_text()
     HTMLParser().feed(text)
     assert f'{len(rows):,} structures relaxed' in text

@@ -120,13 +120,13 @@ class OneShot:
 
     def _verified(self, atoms: Atoms) -> str:
         """The verdict of the potential on a prediction, or the error that it raised."""
-        from ase_deeprelax.optimize.verify import verify
+        from ase_deeprelax.optimize.verify import failure, verify
 
         name, calibration = self._name, self.predictor.model.calibration
         try:
             return str(verify(atoms, self._potential, name, calibration, self.relax_cell))
         except Exception as error:  # noqa: BLE001 - potentials raise anything
-            return ' '.join(f'{name} failed: {type(error).__name__}: {error}'.split())
+            return failure(name, error)
 
     def _record(self, result: Relaxation) -> dict[str, Any]:
         return {

@@ -26,7 +26,7 @@ from ase_deeprelax.errors import StructureError
 UNKNOWN = ('?', '.')
 SYMBOL, LABEL = '_atom_site_type_symbol', '_atom_site_label'
 OCCUPANCY = '_atom_site_occupancy'
-# What is no atom, and atoms without a place.
+# These columns tell sites that are no atoms, and hydrogen atoms that have no site.
 FLAG, HYDROGENS = '_atom_site_calc_flag', '_atom_site_attached_hydrogens'
 FRACTIONAL, CARTESIAN = (
     [f'_atom_site_{kind}_{axis}' for axis in 'xyz'] for kind in ('fract', 'cartn')
@@ -87,7 +87,7 @@ def _known_tags(block: Mapping[str, Any]) -> dict[str, Any]:
     tags: dict[str, Any] = {}
     for tag, value in block.items():
         name = tag.replace('.', '_', 1)
-        # That a name is not known says that there is a symmetry.
+        # A space group whose name is '?' is there, but not known.
         if value not in UNKNOWN or name in NAME:
             tags.setdefault(name, value)
     return tags

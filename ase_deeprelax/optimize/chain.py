@@ -14,7 +14,7 @@ from ase.optimize import RestartError
 
 from ase_deeprelax import keys
 from ase_deeprelax.calculators.attached import has_calculator
-from ase_deeprelax.errors import reason_of, warn
+from ase_deeprelax.errors import warn
 from ase_deeprelax.geometry.degrees_of_freedom import unwrap
 from ase_deeprelax.geometry.free_strain import RelaxCell
 from ase_deeprelax.geometry.snapshot import assign
@@ -32,7 +32,7 @@ from ase_deeprelax.optimize.same_structure import near, same_structure
 from ase_deeprelax.optimize.stage import Stage, StageRecord, bare
 from ase_deeprelax.optimize.stage_run import StageRun
 from ase_deeprelax.optimize.target import Target, find_target, get_origin, put_origin
-from ase_deeprelax.optimize.verify import Verification, known_error, verify
+from ase_deeprelax.optimize.verify import Verification, failure, known_error, verify
 
 
 class Chain:
@@ -302,8 +302,7 @@ class Chain:
             )
             said = str(self.verification)
         except Exception as error:  # noqa: BLE001 - potentials raise anything
-            # In one line, or extended XYZ with it cannot be read.
-            said = ' '.join(f'{judge.name} failed: {reason_of(error)}'.split())
+            said = failure(judge.name, error)
             warn(f'the prediction was not verified: {said}')
         self.atoms.info[keys.VERIFIED] = said
         self.lines.append(said)

@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
 from ase.filters import Filter
 
-from ase_deeprelax.errors import ConfigError
+from ase_deeprelax.errors import ConfigError, reason_of
 from ase_deeprelax.geometry.cell_filter import FreeCellFilter, free_cell
 from ase_deeprelax.geometry.constraints import constraint_labels
 from ase_deeprelax.geometry.degrees_of_freedom import find_freedom, unwrap
@@ -92,6 +92,17 @@ def verify(
     atoms = unwrap(moving)
     atoms.calc = calculator
     return Verification(potential, mean_newton_step(moving), limit)
+
+
+def failure(potential: str, error: Exception) -> str:
+    r"""The text that stands for the verdict of a potential that failed.
+
+    It is one line, because a line break would make an extended XYZ file unreadable.
+
+    >>> failure('chgnet', RuntimeError('first line\nsecond line'))
+    'chgnet failed: RuntimeError: first line second line'
+    """
+    return ' '.join(f'{potential} failed: {reason_of(error)}'.split())
 
 
 def _twin(target: Atoms | Filter, relax_cell: RelaxCell | None) -> Atoms | Filter:
